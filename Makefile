@@ -1,0 +1,38 @@
+# The two commands of this project: `make demo` and `make test`. Both set up .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+DEMO := demo-output
+
+.PHONY: demo test lint clean
+
+# The package is installed as users get it, from a wheel of the checkout, and again when a file of it has changed.
+SOURCES := setup.cfg pyproject.toml constraints.txt $(shell find . -path ./$(VENV) -prune -o -path ./build -prune -o \
+	-path ./tests -prune -o \( -name '*.py' -o -name '*.json' \) -print)
+
+$(VENV)/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -rf build
+	$(PIP) install -c constraints.txt "setuptools>=77" wheel
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir build/dist .
+	$(PIP) install -c constraints.txt "$$(ls build/dist/*.whl)[test]"
+	$(PIP) install --force-reinstall --no-deps build/dist/*.whl
+	rm -rf build vitrail.egg-info
+	touch $@
+
+# Converts a checkpoint and runs the main job on a photograph, offline; see $(DEMO)/summary.md.
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py $(DEMO)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(PIP) install -c constraints.txt ruff mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p vitrail
+
+clean:
+	rm -rf $(VENV) $(DEMO) build vitrail.egg-info
