@@ -1,0 +1,209 @@
+"""Configuration of the one Vision Transformer that covers the DINO, DINOv2, Google and timm families."""
+
+from typing import TYPE_CHECKING, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+if TYPE_CHECKING:
+    Size = tuple[int, int]  # as the config keeps it
+else:
+    Size = int | list[int] | tuple[int, int]  # as it may be given
+
+
+@strict
+class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""The architecture of a Vision Transformer, and everything in which the published families differ.
+
+    The defaults are DINO's ViT-B/16. `image_size` and `patch_size` may be given as one number; they are kept as (height, width).
+
+    Size:
+        hidden_size (`int`, defaults to 768): width D of the tokens.
+        num_hidden_layers (`int`, defaults to 12): number of blocks.
+        num_attention_heads (`int`, defaults to 12): number of heads A; it divides `hidden_size`.
+        intermediate_size (`int`, defaults to 3072): width inside the MLP; for SwiGLU, the width after gating.
+        image_size (`int` or pair, defaults to 224): height and width, in pixels, that the positions were trained for.
+        patch_size (`int` or pair, defaults to 16): height and width of a patch, in pixels.
+        num_channels (`int`, defaults to 3): channels of the image.
+
+    Tokens (their order in the sequence is [CLS], registers, patches):
+        use_cls_token (`bool`, defaults to `True`)
+        num_register_tokens (`int`, defaults to 0): registers (arXiv 2309.16588), put in after the positions are added.
+        use_mask_token (`bool`, defaults to `False`): a learned token that stands in for masked patches.
+
+    Positions:
+        position_embedding_type (`str`, defaults to `"absolute"`): `"absolute"` (one learned vector for each token),
+            `"relative_table"` (a learned bias for each offset and head, as in Swin and BEiT) or `"relative_mlp"` (that bias
+            computed from log-spaced offsets by a small MLP, timm's "cr" form of Swin v2).
+        use_cls_position (`bool`, defaults to `True`): whether absolute positions hold one for [CLS] too.
+        share_relative_position (`bool`, defaults to `False`): one relative bias for all blocks, instead of one for each.
+        relative_position_hidden_size (`int`, defaults to 128): width of the relative MLP.
+        position_interpolation_mode (`str`, defaults to `"bicubic"`): how absolute positions become those of another grid.
+        position_interpolation_offset (`float`, defaults to 0.0): added to the target grid when the scale is computed: 0.1 in DINO
+            and in DINOv2 without registers.
+        position_interpolation_antialias (`bool`, defaults to `False`)
+        position_interpolation_align_corners (`bool`, defaults to `False`): corners stay corners; with `"bilinear"`, Google's rule.
+
+    Blocks:
+        norm_position (`str`, defaults to `"pre"`): `"pre"`, x + f(norm(x)), or `"residual_post"`, x + norm(f(x)).
+        qkv_bias (`bool`, defaults to `True`)
+        mlp_type (`str`, defaults to `"mlp"`): `"mlp"` or `"swiglu"` (arXiv 2002.05202).
+        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP; flax's GELU is `"gelu_pytorch_tanh"`.
+        layer_scale_init_value (`float`, *optional*): initial LayerScale (arXiv 2103.17239); without it there is no LayerScale.
+        layer_norm_eps (`float`, defaults to 1e-6)
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, defaults to 0.0)
+        drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382) of the last block, growing linearly from 0.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the truncated normal of fresh weights.
+
+    Output:
+        pooling (`str`, defaults to `"cls"`): what `pooler_output` is made of: `"cls"`, `"avg"` (mean patch) or `"cls+avg"`.
+        norm_before_pooling (`bool`, defaults to `True`): the final norm acts on the tokens, or else on the pooled vector
+            (timm's fc_norm).
+        representation_size (`int`, *optional*): width of a tanh layer after pooling (Google's pre_logits).
+        classifier_cls_layers (`int`, defaults to 1): from how many last blocks the classifier reads the normed [CLS], oldest first.
+        classifier_mean_patch (`bool`, defaults to `False`): whether the last block's mean patch follows. With 1 and `False` the
+            classifier reads `pooler_output`.
+
+    Backbone (`ViTBackbone`):
+        out_features, out_indices: the stages to return, as in every backbone of transformers.
+        apply_layernorm (`bool`, defaults to `True`): whether the final norm is applied to feature maps.
+        reshape_hidden_states (`bool`, defaults to `True`): (B, D, h, w) feature maps, or else (B, L, D) sequences.
+
+    Raises:
+        StrictDataclassError: a field has the wrong type, or two fields contradict each other.
+    """
+
+    model_type = "vitrail"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    image_size: Size = (224, 224)
+    patch_size: Size = (16, 16)
+    num_channels: int = 3
+
+    use_cls_token: bool = True
+    num_register_tokens: int = 0
+    use_mask_token: bool = False
+
+    position_embedding_type: Literal["absolute", "relative_table", "relative_mlp"] = "absolute"
+    use_cls_position: bool = True
+    share_relative_position: bool = False
+    relative_position_hidden_size: int = 128
+    position_interpolation_mode: Literal["bicubic", "bilinear"] = "bicubic"
+    position_interpolation_offset: float | int = 0.0
+    position_interpolation_antialias: bool = False
+    position_interpolation_align_corners: bool = False
+
+    norm_position: Literal["pre", "residual_post"] = "pre"
+    qkv_bias: bool = True
+    mlp_type: Literal["mlp", "swiglu"] = "mlp"
+    hidden_act: str = "gelu"
+    layer_scale_init_value: float | int | None = None
+    layer_norm_eps: float = 1e-6
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+
+    pooling: Literal["cls", "avg", "cls+avg"] = "cls"
+    norm_before_pooling: bool = True
+    representation_size: int | None = None
+    classifier_cls_layers: int = 1
+    classifier_mean_patch: bool = False
+
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+
+    def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]  # transformers' own signature
+        self.image_size = _as_pair("image_size", self.image_size)
+        self.patch_size = _as_pair("patch_size", self.patch_size)
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, (h, w), at `image_size`."""
+        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens stand before the patches: [CLS] and registers."""
+        return int(self.use_cls_token) + self.num_register_tokens
+
+    @property
+    def classifier_input_size(self) -> int:
+        """Width of what the classifier reads."""
+        if self.classifier_reads_tokens:
+            return self.hidden_size * (self.classifier_cls_layers + int(self.classifier_mean_patch))
+        return self.representation_size or self.hidden_size * (2 if self.pooling == "cls+avg" else 1)
+
+    @property
+    def classifier_reads_tokens(self) -> bool:
+        """Whether the classifier reads [CLS] tokens of several blocks or the mean patch, instead of `pooler_output`."""
+        return self.classifier_cls_layers > 1 or self.classifier_mean_patch
+
+    def validate_architecture(self) -> None:
+        """Called by `@strict` after construction: fields that contradict each other are named, with what to write instead."""
+        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        if height % patch_height or width % patch_width:
+            raise ValueError(
+                f"image_size {height}x{width} is not a multiple of patch_size {patch_height}x{patch_width}: write image_size="
+                f"({_nearest_multiple(height, patch_height)}, {_nearest_multiple(width, patch_width)})."
+            )
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} cannot be split into num_attention_heads={self.num_attention_heads} equal heads: "
+                "choose a number of heads that divides it (published ViTs have heads 64 wide, ViT-H/14 has 80)."
+            )
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens is {self.num_register_tokens}: it must be 0 or more.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate is {self.drop_path_rate}: it must be at least 0 and less than 1.")
+        if self.num_register_tokens and self.position_embedding_type != "absolute":
+            raise ValueError("Registers need absolute positions: no family gives them a relative bias. Set num_register_tokens=0.")
+        if "cls" in self.pooling and not self.use_cls_token:
+            raise ValueError(f'pooling="{self.pooling}" needs a [CLS] token: set use_cls_token=True or pooling="avg".')
+        if self.pooling == "cls+avg" and not self.norm_before_pooling:
+            raise ValueError('pooling="cls+avg" joins two vectors, which one norm cannot follow: set norm_before_pooling=True.')
+        if not 1 <= self.classifier_cls_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"classifier_cls_layers is {self.classifier_cls_layers}, but the model has {self.num_hidden_layers} blocks: "
+                "it must lie between 1 and that number."
+            )
+        if self.classifier_reads_tokens and not (self.use_cls_token and self.norm_before_pooling):
+            raise ValueError(
+                "classifier_cls_layers > 1 and classifier_mean_patch read normed [CLS] tokens: they need use_cls_token=True and "
+                "norm_before_pooling=True."
+            )
+        if self.classifier_reads_tokens and self.representation_size is not None:
+            raise ValueError(
+                "A classifier that reads tokens bypasses the representation layer: set representation_size=None, or "
+                "classifier_cls_layers=1 and classifier_mean_patch=False."
+            )
+        super().validate_architecture()
+
+
+def _as_pair(name: str, size: "int | list[int] | tuple[int, int]") -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{name} is {size}: write one positive number of pixels or a (height, width) pair.")
+    return pair[0], pair[1]
+
+
+def _nearest_multiple(length: int, divisor: int) -> int:
+    return max(divisor, round(length / divisor) * divisor)
+
+
+__all__ = ["ViTConfig"]

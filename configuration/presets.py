@@ -1,0 +1,42 @@
+"""Sizes of the published Vision Transformers: one table, each row with the place it is defined.
+
+`ViTConfig(**SIZES["small"], patch_size=8)` is DINO's ViT-S/8.
+"""
+
+from typing import TypedDict
+
+from .configuration_vit import ViTConfig
+
+
+class Size(TypedDict):
+    """What the name of a size stands for, in the words of `ViTConfig`."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+
+
+def _size(hidden_size: int, num_hidden_layers: int, num_attention_heads: int, intermediate_size: int) -> Size:
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads,
+        "intermediate_size": intermediate_size,
+    }
+
+
+SIZES: dict[str, Size] = {
+    "tiny": _size(192, 12, 3, 768),  # DeiT-Ti: Touvron et al., arXiv 2012.12877, table 1
+    "small": _size(384, 12, 6, 1536),  # DeiT-S, DINO's ViT-S: arXiv 2012.12877, table 1; arXiv 2104.14294, table 1
+    "medium": _size(512, 12, 8, 2048),  # timm, models/vision_transformer_relpos.py: vit_relpos_medium_patch16_224
+    "base": _size(768, 12, 12, 3072),  # ViT-B: Dosovitskiy et al., arXiv 2010.11929, table 1
+    "large": _size(1024, 24, 16, 4096),  # ViT-L: arXiv 2010.11929, table 1
+    "huge": _size(1280, 32, 16, 5120),  # ViT-H: arXiv 2010.11929, table 1
+    "giant": _size(1536, 40, 24, 4096),  # DINOv2's ViT-g, SwiGLU after gating: Oquab et al., arXiv 2304.07193, table 16
+}
+
+
+def size_name(config: ViTConfig) -> str | None:
+    """The name in `SIZES` of a configuration's size, or None."""
+    return next((name for name, size in SIZES.items() if all(getattr(config, k) == v for k, v in size.items())), None)

@@ -1,0 +1,833 @@
+"""The whole model: one Vision Transformer for the DINO, DINOv2, Google and timm families, read from top to bottom.
+
+    pixels -> patches -> [CLS], positions, registers -> blocks of attention and MLP -> final norm -> pooling -> classifier
+
+Everything in which the families differ is a field of `ViTConfig`. Shape letters: B batch, C channels, H W pixels, h w patches
+(rows, columns), N = h * w patches, L tokens (prefix + N), D hidden size, A heads, d = D / A, K classes.
+"""
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration.configuration_vit import ViTConfig
+
+RELATIVE_MLP_DROPOUT = 0.125  # timm 1.0, layers/pos_embed_rel.py, RelPosMlp
+LARGEST_KEPT_BIAS = 2**24  # elements; a larger relative bias (64 MiB in float32, for each block) is made anew at each call
+
+
+# --------------------------------------------------------------------------------------------------------------- positions
+
+
+class PerSizeCache:
+    """Keeps the last tensor that follows from some parameters and a patch grid alone, as long as neither has changed.
+
+    Used without gradients only. Inside `torch.compile` and `torch.export` nothing is kept: there the compiler sees constants.
+    """
+
+    def __init__(self) -> None:
+        self.parameters: tuple[nn.Parameter, ...] = ()
+        self.key: tuple | None = None
+        self.value: torch.Tensor | None = None
+
+    def get(self, grid: tuple[int, int], parameters: Sequence[nn.Parameter], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or any(p.is_inference() for p in parameters):
+            return compute()
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            return compute()
+        # An in-place change raises `_version`; `model.to(...)` changes device or dtype; loading may put in other objects.
+        autocast = torch.is_autocast_enabled(parameters[0].device.type)
+        key = (grid, autocast, *((p._version, p.device, p.dtype) for p in parameters))
+        same = len(self.parameters) == len(parameters) and all(map(lambda a, b: a is b, self.parameters, parameters))
+        if self.value is not None and same and key == self.key:
+            return self.value
+        value = compute()
+        if value.numel() <= LARGEST_KEPT_BIAS and not value.is_inference():
+            self.parameters, self.key, self.value = tuple(parameters), key, value
+        return value
+
+    def __deepcopy__(self, memo: dict) -> "PerSizeCache":
+        return PerSizeCache()
+
+    def __reduce__(self) -> tuple:
+        return PerSizeCache, ()
+
+
+def interpolate_positions(positions: torch.Tensor, grid: tuple[int, int], config: ViTConfig) -> torch.Tensor:
+    """Resizes patch positions from the grid they were trained on to another, by the rule of the family they come from.
+
+    Args:
+        positions: (1, N, D), without the position of [CLS].
+        grid: the target (h, w).
+
+    Returns:
+        (1, h * w, D), computed in float32 whatever the dtype of `positions`, which the result has.
+    """
+    height, width = config.patch_grid
+    image = positions.float().reshape(1, height, width, -1).permute(0, 3, 1, 2)  # (1, D, height, width)
+    # DINO gives the scale, computed with an offset, instead of the size: the sampling points move a little
+    offset = config.position_interpolation_offset
+    image = F.interpolate(
+        image,
+        size=None if offset else grid,
+        scale_factor=((grid[0] + offset) / height, (grid[1] + offset) / width) if offset else None,
+        mode=config.position_interpolation_mode,
+        antialias=config.position_interpolation_antialias,
+        align_corners=config.position_interpolation_align_corners,
+    )
+    assert tuple(image.shape[-2:]) == tuple(grid)
+    return image.flatten(2).transpose(1, 2).to(positions.dtype)
+
+
+def relative_position_index(grid: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """For each pair of patches, the row of a ((2h-1) * (2w-1))-row table that holds their offset: (N * N,) integers."""
+    height, width = grid
+    rows = torch.arange(height, device=device)
+    columns = torch.arange(width, device=device)
+    row_offset = rows[:, None] - rows[None, :] + height - 1  # (h, h)
+    column_offset = columns[:, None] - columns[None, :] + width - 1  # (w, w)
+    return (row_offset[:, None, :, None] * (2 * width - 1) + column_offset[None, :, None, :]).flatten()
+
+
+class ViTRelativePositionTable(nn.Module):
+    """A learned bias for each offset between two patches and each head (Swin, arXiv 2103.14030; [CLS] as in BEiT).
+
+    The table is `((2h-1) * (2w-1) [+ 3], A)`; the last three rows, there with [CLS], are [CLS]->patch, patch->[CLS], [CLS]->[CLS].
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.grid = config.patch_grid
+        self.use_cls_token = config.use_cls_token
+        num_offsets = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1)
+        self.table = nn.Parameter(torch.zeros(num_offsets + 3 * self.use_cls_token, config.num_attention_heads))
+        self.cache = PerSizeCache()
+
+    def forward(self, grid: tuple[int, int]) -> torch.Tensor:
+        """The bias for a patch grid, (1, A, L, L)."""
+        return self.cache.get(grid, (self.table,), lambda: self._bias(grid))
+
+    def _bias(self, grid: tuple[int, int]) -> torch.Tensor:
+        num_offsets = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1)
+        offsets, cls_rows = self.table[:num_offsets], self.table[num_offsets:]
+        if grid != self.grid:
+            offsets = self._resize(offsets, grid)
+        num_patches = grid[0] * grid[1]
+        index = relative_position_index(grid, self.table.device)
+        bias = offsets.t().index_select(1, index).view(1, -1, num_patches, num_patches)  # (1, A, N, N)
+        if not self.use_cls_token:
+            return bias
+        to_patch, to_cls, itself = cls_rows.view(3, 1, -1, 1, 1).unbind(0)  # each (1, A, 1, 1)
+        first_row = torch.cat((itself, to_patch.expand(-1, -1, -1, num_patches)), dim=3)
+        return torch.cat((first_row, torch.cat((to_cls.expand(-1, -1, num_patches, -1), bias), dim=3)), dim=2)
+
+    def _resize(self, offsets: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Linear interpolation between geometrically spaced offsets: BEiT's rule, in timm's linear form."""
+        (height, width), (new_height, new_width) = self.grid, grid
+        table = offsets.float().view(2 * height - 1, 2 * width - 1, -1)
+        row_weights = _geometric_resize_weights(height, new_height).to(table)  # (2h'-1, 2h-1)
+        column_weights = _geometric_resize_weights(width, new_width).to(table)
+        table = torch.einsum("ri,ijA,cj->rcA", row_weights, table, column_weights)
+        return table.flatten(0, 1).to(offsets.dtype)
+
+
+def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
+    """Interpolation matrix (2 * new_length - 1, 2 * length - 1): old offsets, geometrically spaced, span the new ones."""
+    if length == new_length:
+        return torch.eye(2 * length - 1)
+    reach, new_reach = length - 1, new_length - 1
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:  # the ratio whose series of `reach` terms sums to `new_reach`
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if (1 - ratio**reach) / (1 - ratio) > new_reach else (ratio, high)
+    steps = torch.tensor([ratio**power for power in range(reach)], dtype=torch.float64).cumsum(0)
+    known = torch.cat((-steps.flip(0), torch.zeros(1, dtype=torch.float64), steps))
+    wanted = torch.arange(-new_reach, new_reach + 1, dtype=torch.float64).clamp(known[0].item(), known[-1].item())
+    right = torch.searchsorted(known, wanted, right=True).clamp(1, 2 * length - 2)
+    share = (wanted - known[right - 1]) / (known[right] - known[right - 1])
+    weights = torch.zeros(len(wanted), len(known), dtype=torch.float64)
+    row = torch.arange(len(wanted))
+    weights[row, right - 1] = 1 - share
+    weights[row, right] = share
+    return weights.float()
+
+
+class ViTRelativePositionMLP(nn.Module):
+    """A bias for each offset and head, made from log-spaced offsets by a small MLP (Swin v2, arXiv 2111.09883; timm's "cr" form).
+
+    It works at any grid as it is. Pairs with [CLS] have no bias.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.fc1 = nn.Linear(2, config.relative_position_hidden_size)
+        self.dropout = nn.Dropout(RELATIVE_MLP_DROPOUT)
+        self.fc2 = nn.Linear(config.relative_position_hidden_size, config.num_attention_heads)
+        self.cache = PerSizeCache()
+
+    def forward(self, grid: tuple[int, int]) -> torch.Tensor:
+        """The bias for a patch grid, (1, A, L, L)."""
+        if self.training:
+            return self._bias(grid)
+        return self.cache.get(grid, tuple(self.parameters()), lambda: self._bias(grid))
+
+    def _bias(self, grid: tuple[int, int]) -> torch.Tensor:
+        height, width = grid
+        device = self.fc1.weight.device
+        rows = torch.arange(1 - height, height, device=device, dtype=torch.float32)
+        columns = torch.arange(1 - width, width, device=device, dtype=torch.float32)
+        offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)  # ((2h-1)(2w-1), 2)
+        offsets = (offsets.sign() * offsets.abs().log1p()).to(self.fc1.weight.dtype)
+        table = self.fc2(self.dropout(F.relu(self.fc1(offsets))))  # ((2h-1)(2w-1), A)
+        num_patches = height * width
+        bias = table.t().index_select(1, relative_position_index(grid, device)).view(1, -1, num_patches, num_patches)
+        return F.pad(bias, (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
+
+
+RELATIVE_POSITIONS = {"relative_table": ViTRelativePositionTable, "relative_mlp": ViTRelativePositionMLP}
+
+
+# -------------------------------------------------------------------------------------------------------------- embeddings
+
+
+class ViTPatchEmbeddings(nn.Module):
+    """Cuts images into patches and projects each one: (B, C, H, W) -> (B, N, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, stride=self.patch_size)
+
+    def grid_of(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of patches, (h, w), of a batch of images."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values has the shape {tuple(pixel_values.shape)}, but this model takes (batch, {self.num_channels}, "
+                "height, width): prepare the images with its image processor, or load the model with another num_channels."
+            )
+        (height, width), (patch_height, patch_width) = pixel_values.shape[-2:], self.patch_size
+        if height % patch_height or width % patch_width or not height or not width:
+            floor = f"{max(height // patch_height, 1) * patch_height}x{max(width // patch_width, 1) * patch_width}"
+            ceil = f"{-(-height // patch_height) * patch_height}x{-(-width // patch_width) * patch_width}"
+            raise ValueError(
+                f"Images of {height}x{width} pixels cannot be cut into patches of {patch_height}x{patch_width}: resize or crop "
+                f'them to {floor}, or pad them to {ceil} (the image processor can, see its preset "full-image").'
+            )
+        return height // patch_height, width // patch_width
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
+        return patches.flatten(2).transpose(1, 2)  # (B, N, D)
+
+
+class ViTEmbeddings(nn.Module):
+    """Patches, mask token, [CLS], positions and registers: the sequence that enters the first block."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden_size = config.hidden_size
+        self.patch_embeddings = ViTPatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size)) if config.use_cls_token else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, hidden_size)) if config.use_mask_token else None
+        self.register_tokens = (
+            nn.Parameter(torch.zeros(1, config.num_register_tokens, hidden_size)) if config.num_register_tokens else None
+        )
+        self.cls_has_position = config.use_cls_token and config.use_cls_position
+        num_positions = config.patch_grid[0] * config.patch_grid[1] + int(self.cls_has_position)
+        self.position_embeddings = (
+            nn.Parameter(torch.zeros(1, num_positions, hidden_size)) if config.position_embedding_type == "absolute" else None
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.cache = PerSizeCache()
+
+    def positions(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Absolute positions of a patch grid, (1, N, D), with that of [CLS] first where it has one."""
+        assert self.position_embeddings is not None
+        if grid == self.config.patch_grid:
+            return self.position_embeddings
+        return self.cache.get(grid, (self.position_embeddings,), lambda: self._interpolate(grid))
+
+    def _interpolate(self, grid: tuple[int, int]) -> torch.Tensor:
+        assert self.position_embeddings is not None
+        if not self.cls_has_position:
+            return interpolate_positions(self.position_embeddings, grid, self.config)
+        cls_position, patch_positions = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
+        return torch.cat((cls_position, interpolate_positions(patch_positions, grid, self.config)), dim=1)
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        grid = self.patch_embeddings.grid_of(pixel_values)
+        hidden_states = self.patch_embeddings(pixel_values)  # (B, N, D)
+        batch_size = hidden_states.shape[0]
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError(
+                    "bool_masked_pos needs a mask token, which this model has not: set use_mask_token=True in its config."
+                )
+            mask = bool_masked_pos.reshape(batch_size, -1, 1).to(torch.bool)
+            hidden_states = torch.where(mask, self.mask_token.to(hidden_states.dtype), hidden_states)
+        positions = None if self.position_embeddings is None else self.positions(grid)
+        if positions is not None and not self.cls_has_position:
+            hidden_states = hidden_states + positions
+        if self.cls_token is not None:
+            hidden_states = torch.cat((self.cls_token.expand(batch_size, -1, -1), hidden_states), dim=1)
+        if positions is not None and self.cls_has_position:
+            hidden_states = hidden_states + positions
+        if self.register_tokens is not None:  # registers have no position
+            registers = self.register_tokens.expand(batch_size, -1, -1)
+            num_cls = int(self.cls_token is not None)
+            hidden_states = torch.cat((hidden_states[:, :num_cls], registers, hidden_states[:, num_cls:]), dim=1)
+        return self.dropout(hidden_states)  # (B, L, D)
+
+
+# ------------------------------------------------------------------------------------------------------------------ blocks
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain tensor operations, for those who want its weights: (B, A, L, d) -> (B, L, A, d) and (B, A, L, L)."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if position_bias is not None:
+        scores = scores + position_bias
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    output = torch.matmul(F.dropout(weights, p=dropout, training=module.training), value)
+    return output.transpose(1, 2).contiguous(), weights
+
+
+class ViTAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for query, key and value."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        per_block = config.position_embedding_type != "absolute" and not config.share_relative_position
+        self.relative_position = RELATIVE_POSITIONS[config.position_embedding_type](config) if per_block else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None,
+        grid: tuple[int, int],
+        output_attentions: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, num_tokens, hidden_size = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, L, d)
+        if self.relative_position is not None:
+            position_bias = self.relative_position(grid)
+        attend: Callable = eager_attention_forward
+        if not output_attentions:  # only the plain form has weights to show
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if position_bias is not None:
+            if "flash" in str(self.config._attn_implementation) and not output_attentions:
+                raise ValueError(
+                    "flash attention takes no bias, which relative positions need: load this model with "
+                    'attn_implementation="sdpa" or "flex_attention".'
+                )
+            kwargs["position_bias"] = position_bias.to(query.dtype)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            None,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = self.proj(output.reshape(batch_size, num_tokens, hidden_size))
+        return output, weights if output_attentions else None
+
+
+class ViTMLP(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class ViTSwiGLU(nn.Module):
+    """An MLP whose hidden layer is silu(gate) * up, gate and up in one projection (arXiv 2002.05202)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """Stochastic depth (arXiv 1603.09382): drops the whole branch for some images of the batch and scales the others up."""
+    if not training or rate == 0.0:
+        return hidden_states
+    keep = torch.empty(hidden_states.shape[0], 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
+    return hidden_states * keep.bernoulli_(1 - rate).div_(1 - rate)
+
+
+class ViTLayer(GradientCheckpointingLayer):
+    """A block: attention and MLP, each with its norm, LayerScale and stochastic depth, added to what came in."""
+
+    def __init__(self, config: ViTConfig, drop_path_rate: float) -> None:
+        super().__init__()
+        self.pre_norm = config.norm_position == "pre"
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = ViTAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ViTSwiGLU(config) if config.mlp_type == "swiglu" else ViTMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        scaled = config.layer_scale_init_value is not None
+        self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if scaled else None
+        self.layer_scale2 = nn.Parameter(torch.ones(config.hidden_size)) if scaled else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None,
+        grid: tuple[int, int],
+        output_attentions: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        branch = self.norm1(hidden_states) if self.pre_norm else hidden_states
+        branch, attentions = self.attention(branch, position_bias, grid, output_attentions, **kwargs)
+        hidden_states = hidden_states + self._finish(branch, self.norm1, self.layer_scale1)
+        branch = self.mlp(self.norm2(hidden_states) if self.pre_norm else hidden_states)
+        hidden_states = hidden_states + self._finish(branch, self.norm2, self.layer_scale2)
+        return hidden_states, attentions
+
+    def _finish(self, branch: torch.Tensor, norm: nn.LayerNorm, layer_scale: nn.Parameter | None) -> torch.Tensor:
+        branch = self.dropout(branch)
+        if not self.pre_norm:
+            branch = norm(branch)
+        if layer_scale is not None:
+            branch = branch * layer_scale
+        return drop_path(branch, self.drop_path_rate, self.training)
+
+
+# ------------------------------------------------------------------------------------------------------------------ models
+
+
+@dataclass
+class ViTModelOutput(BaseModelOutputWithPooling):
+    """What `ViTModel` returns.
+
+    last_hidden_state: (B, L, D), after the final norm where that norm acts on tokens (`norm_before_pooling`).
+    pooler_output: what the family pools, (B, D), (B, 2 D) for "cls+avg", or (B, representation_size).
+    hidden_states: with `output_hidden_states=True`, num_hidden_layers + 1 tensors (B, L, D): what enters the first block, then what
+        leaves each block, before the final norm.
+    attentions: with `output_attentions=True`, num_hidden_layers tensors (B, A, L, L).
+    patch_grid: rows and columns of patches, (h, w): the last h * w tokens of a sequence, row by row.
+    """
+
+    patch_grid: tuple[int, int] | None = None
+
+
+class ViTPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and saving of all our models."""
+
+    config: ViTConfig
+    config_class = ViTConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]  # noqa: RUF012  # transformers' own form
+    _input_embed_layer = "patch_embeddings"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ViTEmbeddings):
+            for parameter in (module.cls_token, module.register_tokens, module.position_embeddings):
+                if parameter is not None:
+                    init.trunc_normal_(parameter, std=std)
+            if module.mask_token is not None:
+                init.zeros_(module.mask_token)
+        elif isinstance(module, ViTRelativePositionTable):
+            init.trunc_normal_(module.table, std=std)
+        elif isinstance(module, ViTLayer):
+            for parameter in (module.layer_scale1, module.layer_scale2):
+                if parameter is not None:
+                    init.constant_(parameter, self.config.layer_scale_init_value)
+
+
+class ViTModel(ViTPreTrainedModel):
+    """The encoder, from pixels to tokens and the pooled vector. Any H and W that the patch size divides can be given.
+
+    Source: Dosovitskiy et al., arXiv 2010.11929; Caron et al., arXiv 2104.14294; Oquab et al., arXiv 2304.07193; timm.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        num_layers = config.num_hidden_layers
+        self.embeddings = ViTEmbeddings(config)
+        shared = config.position_embedding_type != "absolute" and config.share_relative_position
+        self.relative_position = RELATIVE_POSITIONS[config.position_embedding_type](config) if shared else None
+        self.layers = nn.ModuleList(
+            ViTLayer(config, drop_path_rate=config.drop_path_rate * index / max(num_layers - 1, 1)) for index in range(num_layers)
+        )
+        pooled_size = config.hidden_size * (2 if config.pooling == "cls+avg" else 1)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.representation = None if config.representation_size is None else nn.Linear(pooled_size, config.representation_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ViTModelOutput:
+        """Runs the encoder.
+
+        Args:
+            pixel_values: (B, C, H, W), as the image processor makes them.
+            bool_masked_pos: (B, N), true where the mask token takes the place of a patch.
+            output_hidden_states: also return what leaves every block; or only what these indices of `hidden_states` select, the
+                others being None.
+            output_attentions: also return attention weights; works with every attention implementation.
+
+        Raises:
+            ValueError: another number of channels, or a size that the patch size does not divide.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        every_layer = range(len(self.layers))
+        kept_layers = _selected_hidden_states(output_hidden_states, len(self.layers) + 1)
+        hidden_states, kept, attentions = self._run_blocks(
+            pixel_values,
+            bool_masked_pos,
+            hidden_layers=kept_layers,
+            attention_layers=every_layer if output_attentions else (),
+            **kwargs,
+        )
+        last_hidden_state = self._norm_tokens(hidden_states)
+        return ViTModelOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=self.pool(last_hidden_state),
+            hidden_states=tuple(kept.get(index) for index in range(len(self.layers) + 1)) if kept else None,
+            attentions=tuple(attentions.values()) if output_attentions else None,
+            patch_grid=self.embeddings.patch_embeddings.grid_of(pixel_values),
+        )
+
+    def _run_blocks(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        *,
+        depth: int | None = None,
+        hidden_layers: Collection[int] = (),
+        attention_layers: Collection[int] = (),
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+        """Runs the first `depth` blocks; keeps the chosen hidden states (0 enters the first block) and attention weights."""
+        grid = self.embeddings.patch_embeddings.grid_of(pixel_values)
+        hidden_states = self.embeddings(pixel_values, bool_masked_pos)
+        position_bias = None if self.relative_position is None else self.relative_position(grid)
+        kept = {0: hidden_states} if 0 in hidden_layers else {}
+        attentions = {}
+        for index, layer in enumerate(self.layers[:depth]):
+            hidden_states, weights = layer(hidden_states, position_bias, grid, index in attention_layers, **kwargs)
+            if index + 1 in hidden_layers:
+                kept[index + 1] = hidden_states
+            if weights is not None:
+                attentions[index] = weights
+        return hidden_states, kept, attentions
+
+    def _norm_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.layernorm(hidden_states) if self.config.norm_before_pooling else hidden_states
+
+    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """The pooled vector of a sequence (B, L, D), as the family makes it: `pooler_output`."""
+        cls_token = last_hidden_state[:, 0]
+        if self.config.pooling == "cls":
+            pooled = cls_token
+        else:
+            mean_patch = last_hidden_state[:, self.config.num_prefix_tokens :].mean(dim=1)
+            pooled = mean_patch if self.config.pooling == "avg" else torch.cat((cls_token, mean_patch), dim=-1)
+        if not self.config.norm_before_pooling:
+            pooled = self.layernorm(pooled)
+        return pooled if self.representation is None else torch.tanh(self.representation(pooled))
+
+    def get_intermediate_layers(
+        self,
+        pixel_values: torch.Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[torch.Tensor, ...] | tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Patch tokens that leave the last `n` blocks, or the blocks with the given indices: DINOv2's method of that name.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            n: a number of last blocks, or indices of blocks (0 is the first, negative ones count from the last).
+            reshape: (B, D, h, w) maps instead of (B, N, D) sequences.
+            return_class_token: pairs of patch tokens and [CLS] (B, D) instead of patch tokens alone.
+            norm: apply the final norm, where it acts on tokens.
+
+        Raises:
+            ValueError: there is no such block, or no [CLS] to return.
+        """
+        num_layers = self.config.num_hidden_layers
+        if return_class_token and not self.config.use_cls_token:
+            raise ValueError("return_class_token=True, but this model has no [CLS] token.")
+        indices = self._layer_indices(range(num_layers - n, num_layers) if isinstance(n, int) else n)
+        _, kept, _ = self._run_blocks(pixel_values, depth=max(indices) + 1, hidden_layers=[index + 1 for index in indices])
+        outputs = [kept[index + 1] for index in indices]
+        if norm:
+            outputs = [self._norm_tokens(output) for output in outputs]
+        patches = [output[:, self.config.num_prefix_tokens :] for output in outputs]
+        if reshape:
+            height, width = self.embeddings.patch_embeddings.grid_of(pixel_values)
+            patches = [patch.transpose(1, 2).unflatten(2, (height, width)).contiguous() for patch in patches]
+        if not return_class_token:
+            return tuple(patches)
+        return tuple((patch, output[:, 0]) for patch, output in zip(patches, outputs, strict=True))
+
+    def attention_maps(self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)) -> torch.Tensor:
+        """How much [CLS] attends to each patch, in each head of the chosen blocks; the other blocks stay on the fast path.
+
+        Without [CLS], how much attention each patch receives from all patches, on average.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            layers: indices of blocks (0 is the first, negative ones count from the last).
+
+        Returns:
+            (B, len(layers), A, h, w); what a row misses to a sum of 1 goes to [CLS] and registers.
+        """
+        indices = self._layer_indices(layers)
+        _, _, attentions = self._run_blocks(pixel_values, depth=max(indices) + 1, attention_layers=indices)
+        prefix = self.config.num_prefix_tokens
+        chosen = torch.stack([attentions[index] for index in indices], dim=1)  # (B, layers, A, L, L)
+        rows = chosen[..., 0, prefix:] if self.config.use_cls_token else chosen[..., prefix:, prefix:].mean(dim=-2)
+        return rows.unflatten(-1, self.embeddings.patch_embeddings.grid_of(pixel_values))
+
+    def _layer_indices(self, layers: Sequence[int]) -> list[int]:
+        num_layers = self.config.num_hidden_layers
+        missing = [index for index in layers if not -num_layers <= index < num_layers]
+        if missing or not len(layers):
+            raise ValueError(
+                f"There is no block {missing or 'in an empty list'}: choose among 0 to {num_layers - 1}, or -{num_layers} to -1."
+            )
+        return [index % num_layers for index in layers]
+
+
+def _selected_hidden_states(output_hidden_states: bool | int | Sequence[int] | None, number: int) -> set[int]:
+    if isinstance(output_hidden_states, bool) or output_hidden_states is None:
+        return set(range(number)) if output_hidden_states else set()
+    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    return {index % number for index in indices if -number <= index < number}
+
+
+class ViTForImageClassification(ViTPreTrainedModel):
+    """The encoder and a linear classifier, which reads `pooler_output`, or [CLS] of the last blocks and the mean patch."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vit = ViTModel(config)
+        self.classifier = nn.Linear(config.classifier_input_size, config.num_labels) if config.num_labels else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Logits (B, K) and, with `labels`, the loss of the config's `problem_type`.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            labels: (B,) class numbers, (B, K) 0 or 1 for multi-label classification, or numbers for regression.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        needed = range(-self.config.classifier_cls_layers, -1)  # the last one is in last_hidden_state
+        outputs: ViTModelOutput = self.vit(
+            pixel_values,
+            output_hidden_states=output_hidden_states or list(needed),
+            output_attentions=output_attentions,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(self.classifier_input(outputs))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+    def classifier_input(self, outputs: ViTModelOutput) -> torch.Tensor:
+        """What the classifier reads, (B, classifier_input_size), oldest block first and the mean patch last."""
+        if not self.config.classifier_reads_tokens:
+            return outputs.pooler_output
+        tokens = outputs.last_hidden_state
+        features = [tokens[:, 0]]
+        if self.config.classifier_cls_layers > 1:
+            earlier = outputs.hidden_states[-self.config.classifier_cls_layers : -1]
+            features = [self.vit.layernorm(hidden_states[:, 0]) for hidden_states in earlier] + features
+        if self.config.classifier_mean_patch:
+            features.append(tokens[:, self.config.num_prefix_tokens :].mean(dim=1))
+        return torch.cat(features, dim=-1)
+
+
+class ViTForMaskedImageModeling(ViTPreTrainedModel):
+    """The encoder and SimMIM's one-layer decoder (arXiv 2111.09886), which paints each patch from its token."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        if not config.use_mask_token:
+            config = copy.copy(config)
+            config.use_mask_token = True
+        super().__init__(config)
+        self.vit = ViTModel(config)
+        patch_height, patch_width = self.vit.embeddings.patch_embeddings.patch_size
+        self.decoder = nn.Conv2d(config.hidden_size, config.num_channels * patch_height * patch_width, kernel_size=1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedImageModelingOutput:
+        """The reconstruction (B, C, H, W) and, with `bool_masked_pos` (B, N), the mean absolute error over the masked pixels."""
+        outputs: ViTModelOutput = self.vit(pixel_values, bool_masked_pos, return_dict=True, **kwargs)
+        height, width = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
+        patch_height, patch_width = self.vit.embeddings.patch_embeddings.patch_size
+        patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
+        painted = self.decoder(patches.transpose(1, 2).unflatten(2, (height, width)))  # (B, C * ph * pw, h, w)
+        painted = painted.unflatten(1, (self.config.num_channels, patch_height, patch_width))
+        reconstruction = painted.permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)  # (B, C, H, W)
+        loss = None
+        if bool_masked_pos is not None:
+            mask = bool_masked_pos.reshape(-1, 1, height, width).to(reconstruction.dtype)
+            mask = mask.repeat_interleave(patch_height, 2).repeat_interleave(patch_width, 3)  # (B, 1, H, W)
+            error = (reconstruction - pixel_values.to(reconstruction.dtype)).abs()
+            loss = (error * mask).sum() / (mask.sum() + 1e-5) / self.config.num_channels
+        return MaskedImageModelingOutput(
+            loss=loss, reconstruction=reconstruction, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
+    """The encoder as a backbone of detection and segmentation frameworks: feature maps of the stages in `out_features`."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.vit = ViTModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
+        """Feature maps (B, D, h, w), or (B, L, D) with `reshape_hidden_states=False`, of the stages ("stem" is block 1's input)."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        outputs: ViTModelOutput = self.vit(
+            pixel_values,
+            output_hidden_states=output_hidden_states or self.out_indices,
+            output_attentions=output_attentions,
+            return_dict=True,
+            **kwargs,
+        )
+        feature_maps = []
+        for stage, hidden_states in zip(self.stage_names, outputs.hidden_states, strict=True):
+            if stage not in self.out_features:
+                continue
+            if self.config.apply_layernorm:
+                hidden_states = self.vit._norm_tokens(hidden_states)
+            if self.config.reshape_hidden_states:
+                patches = hidden_states[:, self.config.num_prefix_tokens :].transpose(1, 2)
+                hidden_states = patches.unflatten(2, outputs.patch_grid).contiguous()
+            feature_maps.append(hidden_states)
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps),
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "ViTBackbone",
+    "ViTForImageClassification",
+    "ViTForMaskedImageModeling",
+    "ViTModel",
+    "ViTModelOutput",
+    "ViTPreTrainedModel",
+]
