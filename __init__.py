@@ -1,0 +1,47 @@
+"""Vitrail: one model for every published Vision Transformer of the DINO, DINOv2, Google and timm families.
+
+Importing it registers the classes with transformers' Auto classes: a folder that `vitrail convert` wrote then loads with
+`AutoModel.from_pretrained` and `AutoImageProcessor.from_pretrained`.
+"""
+
+from .auto import register
+from .configuration.configuration_vit import ViTConfig
+from .configuration.presets import SIZES
+from .convert.load import ConversionReport, load
+from .errors import VitrailError
+from .hub.save import convert_checkpoint, save
+from .modeling.complexity import complexity
+from .modeling.modeling_vit import (
+    ViTBackbone,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTModel,
+    ViTPreTrainedModel,
+)
+from .processing.image_processing_vit import VitrailImageProcessor
+from .processing.presets import make_image_processor
+from .version import __version__
+
+register()
+
+__all__ = [
+    "__version__",
+    # the model
+    "ViTConfig",
+    "SIZES",
+    "ViTPreTrainedModel",
+    "ViTModel",
+    "ViTForImageClassification",
+    "ViTForMaskedImageModeling",
+    "ViTBackbone",
+    "complexity",
+    # images
+    "VitrailImageProcessor",
+    "make_image_processor",
+    # checkpoints
+    "load",
+    "save",
+    "convert_checkpoint",
+    "ConversionReport",
+    "VitrailError",
+]

@@ -1,0 +1,5 @@
+"""`python -m vitrail`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,36 @@
+"""Makes our classes known to transformers' Auto classes, without a change for any other model."""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+)
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING
+
+from .configuration.configuration_vit import ViTConfig
+from .modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from .processing.image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
+
+
+def register() -> None:
+    """Registers every class; calling it again changes nothing.
+
+    transformers looks some things up by the NAME of the config class, and its own ViT's is ViTConfig too. So every mapping that knows
+    that name gets ours as well (or it would build transformers' model from our config), with `exist_ok=True`; and the image processors
+    are put into their mapping directly, because `AutoImageProcessor.register` would first look up, and change, transformers' entry.
+    """
+    AutoConfig.register(ViTConfig.model_type, ViTConfig, exist_ok=True)
+    AutoModel.register(ViTConfig, ViTModel, exist_ok=True)
+    AutoModelForImageClassification.register(ViTConfig, ViTForImageClassification, exist_ok=True)
+    AutoModelForMaskedImageModeling.register(ViTConfig, ViTForMaskedImageModeling, exist_ok=True)
+    AutoBackbone.register(ViTConfig, ViTBackbone, exist_ok=True)
+    MODEL_FOR_IMAGE_MAPPING.register(ViTConfig, ViTModel, exist_ok=True)  # encoders of images, for multimodal models
+    image_processors = {
+        "pil": VitrailImageProcessor,
+        "torchvision": VitrailImageProcessor,  # what AutoImageProcessor asks for where torchvision is installed
+        "torch": VitrailImageProcessorTorch,
+    }
+    IMAGE_PROCESSOR_MAPPING.register(ViTConfig, image_processors, exist_ok=True)

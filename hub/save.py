@@ -1,0 +1,63 @@
+"""Writes a model as a folder that `AutoModel` and `AutoImageProcessor` load: complete, or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..convert.load import ConversionReport, load
+from ..errors import VitrailError
+from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+
+REPORT_NAME = "conversion.json"
+
+
+def save(
+    model: ViTPreTrainedModel,
+    image_processor: VitrailImageProcessor,
+    output_dir: str | os.PathLike,
+    *,
+    report: ConversionReport | None = None,
+) -> None:
+    """Saves weights (safetensors), config, image processor and, where there is one, the conversion report.
+
+    The files are written into a temporary folder beside `output_dir` first. A new folder is then renamed into place; in an existing
+    one each file is replaced by a rename.
+
+    Raises:
+        VitrailError: `output_dir` is a file, or a folder that holds other things than a model.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise VitrailError(f"{output_dir} is a file: give the name of a folder to write the model into.")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / "config.json").is_file():
+        raise VitrailError(f"{output_dir} is a folder with other things in it, and no model: give the name of a new folder.")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    try:
+        model.save_pretrained(temporary)
+        image_processor.save_pretrained(temporary)
+        if report is not None:
+            (temporary / REPORT_NAME).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        if not output_dir.exists():
+            temporary.rename(output_dir)
+            return
+        for file in temporary.iterdir():
+            file.replace(output_dir / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def convert_checkpoint(source: str | os.PathLike, output_dir: str | os.PathLike, **load_options: Any) -> ConversionReport:
+    """Loads a checkpoint and saves it as a folder; takes the keywords of `vitrail.load`.
+
+    Returns:
+        The report, which is also kept as `output_dir/conversion.json`.
+    """
+    model, image_processor, report = load(source, **load_options)
+    save(model, image_processor, output_dir, report=report)
+    return report
