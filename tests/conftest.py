@@ -1,0 +1,98 @@
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+
+@dataclass
+class Page:
+    """What the server answers at one path.
+
+    cut: close the connection after so many bytes of the body; `ranges`: answer Range requests, and `if_range`: only while the
+    ETag or date that the client names is still the file's.
+    """
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    ranges: bool = True
+    if_range: bool = True
+    chunked: bool = False
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+class HttpServer:
+    """A server on this machine that answers `pages` and remembers `requests`."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Page] = {}
+        self.requests: list[Request] = []
+
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.answer(self)
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}"
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        path = handler.path.partition("?")[0]
+        wanted = {name.lower(): value for name, value in handler.headers.items()}
+        self.requests.append(Request(handler.command, path, wanted))
+        page = self.pages.get(path, Page(b"nothing here", status=404))
+        status, body, headers = page.status, page.body, dict(page.headers)
+        same_version = wanted.get("if-range") in (None, headers.get("ETag"), headers.get("Last-Modified"))
+        if page.ranges and "range" in wanted and (same_version or not page.if_range):
+            start = int(wanted["range"].removeprefix("bytes=").removesuffix("-"))
+            if start < len(body):
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                status, body = 206, body[start:]
+            else:
+                status, body = 416, b""
+        if page.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+            handler.protocol_version = "HTTP/1.1"
+        else:
+            headers["Content-Length"] = str(len(body))
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command == "GET":
+            body = body[: page.cut]
+            if page.chunked:
+                body = b"%x\r\n%b\r\n" % (len(body), body) + (b"0\r\n\r\n" if page.cut is None else b"")
+            handler.wfile.write(body)
+        handler.close_connection = True
+
+
+@pytest.fixture
+def http_server() -> Iterator[HttpServer]:
+    server = HttpServer()
+    thread = threading.Thread(target=server.httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.httpd.shutdown()
+    server.httpd.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def page() -> type[Page]:
+    return Page
