@@ -1,0 +1,564 @@
+"""Images of any kind to the `pixel_values` of a Vision Transformer, with Pillow and torch alone.
+
+This file is uploaded with a model, so it imports nothing of the package and raises `ValueError`.
+
+An image passes through one function after the other: `_read` opens files, `_convert` gives it the channels of the model,
+`_resize_with_pil` or `_resize_with_torch` and `_center_crop` its size, and `_pixel_values` its scale. In between it is a
+Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalisation.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import PIL
+import torch
+import torch.nn.functional as F
+from huggingface_hub.utils import httpx
+from PIL import Image, ImageCms, ImageOps
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import ChannelDimension, SizeDict, load_image
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+Pixels: TypeAlias = Image.Image | torch.Tensor
+Batch: TypeAlias = tuple[list[int], torch.Tensor]
+
+BACKENDS = ("pil", "torch")
+SIZE_KEYS = ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
+
+# The largest value that an array of each type can hold; bool arrays become uint8 levels of 0 and 255.
+FULL_RANGE = {"bool": 1, "uint8": 255, "uint16": 65535, "float16": 1, "bfloat16": 1, "float32": 1, "float64": 1}
+
+# torch's antialiased kernels, and the devices on which they take uint8.
+TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+UINT8_KERNELS = {"cpu"}
+
+# Since version 13 Pillow shrinks some images vertically first (python-pillow/Pillow#9549): see _resize_with_torch.
+PILLOW_MAY_SHRINK_HEIGHT_FIRST = int(PIL.__version__.split(".")[0]) >= 13
+
+# What Pillow's decoders raise on broken files.
+DECODE_ERRORS = (
+    OSError,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class VitrailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """What VitrailImageProcessor takes beyond the arguments of every image processor; see there."""
+
+    backend: str | None
+    num_channels: int | None
+    size_divisor: int | list[int] | tuple[int, ...] | None
+
+
+class VitrailImageProcessor(BaseImageProcessor):
+    """Resizes, crops, rescales and normalises images. The defaults are DINO's evaluation (arXiv:2104.14294, `eval_knn.py`).
+
+    Every field can be given to the constructor, to `from_pretrained` and to a call, and is kept in preprocessor_config.json:
+
+    - backend: "pil" resizes with Pillow and equals torchvision's PIL transforms bit for bit. "torch" resizes uint8 tensors
+      with torch's antialiased kernels, images of one shape as one batch, on `device` if one is given: bilinear and bicubic
+      only, within 2 levels of Pillow, and under 1 % of the values differ.
+    - num_channels: of the model. 3 converts Pillow images to RGB, 1 to greyscale; with another number an image must have
+      that many channels, which are processed one by one. Greyscale is repeated for a model of 3 channels.
+    - do_resize, size, resample: `{"shortest_edge": s}` keeps the aspect, with a bound if there is a "longest_edge";
+      `{"height": h, "width": w}` squashes. `resample` is Pillow's filter number.
+    - size_divisor: a patch size, int or (height, width). Each side becomes a multiple of it: the nearest, by resizing, or
+      with do_pad the next, by padding right and bottom with zeros after the normalisation, which are the mean colour.
+    - do_center_crop, crop_size: what lies outside of a smaller image becomes black.
+    - do_rescale, rescale_factor: 8-bit levels times the factor; 16-bit levels (0 to 65535) and floats (0 to 1) become the
+      same values without being rounded to 8 bits. Without do_rescale the numbers stay as they are.
+    - do_normalize, image_mean, image_std: per channel.
+
+    A call takes one image, or lists of them: Pillow images of any mode, arrays and tensors of uint8, uint16, bool or float,
+    (H, W), (H, W, C) or (C, H, W) or a batch with one more axis in front, paths, URLs and bytes. Modes I and I;16 hold 16-bit
+    levels, mode F floats. The channel axis is the one that has num_channels entries; where both the first and the last
+    have, it is the last in arrays and the first in tensors, unless `input_data_format` says otherwise. The EXIF orientation
+    is applied to files, not to Pillow images.
+
+    It returns `pixel_values`, float32 (B, C, H, W), or a list of (C, H, W) without `return_tensors`; (H, W, C) if
+    `data_format` is "channels_last". Raises ValueError for a file that does not decode, naming it, and for images and
+    arguments that do not fit.
+    """
+
+    valid_kwargs = VitrailImageProcessorKwargs
+
+    backend = "pil"
+    num_channels = 3
+    do_resize = True
+    size = SizeDict(shortest_edge=256)
+    resample = Image.Resampling.BICUBIC
+    size_divisor = None
+    do_pad = False
+    do_center_crop = True
+    crop_size = SizeDict(height=224, width=224)
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = (0.485, 0.456, 0.406)
+    image_std = (0.229, 0.224, 0.225)
+
+    def __init__(self, **kwargs: Unpack[VitrailImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Also reads the files of transformers' ViT: those squash, to an int `size` in old ones, and know of no crop."""
+        size = image_processor_dict.get("size")
+        if isinstance(size, int | list | tuple) or (isinstance(size, Mapping) and "height" in size):
+            image_processor_dict = {"do_center_crop": False, **image_processor_dict}
+        return super().from_dict(image_processor_dict, **kwargs)
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        for name in ("image_mean", "image_std"):
+            if isinstance(kwargs[name], int | float):
+                kwargs[name] = (float(kwargs[name]),) * kwargs["num_channels"]
+        if isinstance(kwargs["size_divisor"], list):
+            kwargs["size_divisor"] = tuple(kwargs["size_divisor"])
+        if kwargs["resample"] is not None:
+            kwargs["resample"] = int(kwargs["resample"])
+        return kwargs
+
+    def _validate_preprocess_kwargs(self, **settings: Any) -> None:
+        _validate_geometry(**settings)
+        _validate_values(**settings)
+
+    def _preprocess_image_like_inputs(self, images: Any, **settings: Any) -> BatchFeature:
+        sources = list(_flatten(images))
+        if not sources:
+            raise ValueError("found no image; pass at least one")
+        full_scale = 255 * settings["rescale_factor"] if settings["do_rescale"] else None
+        converted = (_convert(_read(source), full_scale=full_scale, **settings) for source in sources)
+        if settings["backend"] == "pil":  # one by one, so that a batch never holds more than one image in full
+            pixels = [_center_crop(_resize_with_pil(image, full_scale, **settings), **settings) for image in converted]
+        else:
+            pixels = _in_order(
+                (indices, _center_crop(_resize_with_torch(batch, full_scale, **settings), **settings))
+                for indices, batch in _batches(converted)
+            )
+        batches = [(indices, _pixel_values(batch, **settings)) for indices, batch in _batches(pixels)]
+        if settings["return_tensors"] is None:
+            return BatchFeature({"pixel_values": _in_order(batches)})
+        pixel_values = _one_batch(batches)
+        if settings["return_tensors"] != "pt":
+            pixel_values = pixel_values.cpu()
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=settings["return_tensors"])
+
+
+class VitrailImageProcessorTorch(VitrailImageProcessor):
+    """What `AutoImageProcessor.from_pretrained(..., backend="torch")` finds: it makes a VitrailImageProcessor of that backend.
+
+    transformers uses the argument up to choose a class, so it takes a class to carry it.
+    """
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A VitrailImageProcessor with `backend="torch"`, whatever the file says."""
+        return VitrailImageProcessor.from_dict(image_processor_dict, **(kwargs | {"backend": "torch"}))
+
+
+def _validate_geometry(
+    *,
+    backend: str,
+    do_resize: bool,
+    size: SizeDict,
+    resample: int,
+    size_divisor: int | tuple[int, ...] | None,
+    do_pad: bool,
+    pad_size: SizeDict | None,
+    do_center_crop: bool,
+    crop_size: SizeDict,
+    **_: Any,
+) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"found backend={backend!r}; write 'pil' (exact) or 'torch' (fast, within 2 levels)")
+    if do_resize:
+        if size is None or set(dict(size)) not in SIZE_KEYS or min(dict(size).values()) < 1:
+            raise ValueError(
+                f"found size={None if size is None else dict(size)}; write positive numbers of pixels as "
+                '{"shortest_edge": s}, {"shortest_edge": s, "longest_edge": l} or {"height": h, "width": w}'
+            )
+        if size.longest_edge is not None and size.longest_edge < size.shortest_edge:
+            raise ValueError(f"found size={dict(size)}; the longest_edge cannot be below the shortest_edge")
+    if do_resize or (size_divisor is not None and not do_pad):
+        if resample not in set(Image.Resampling):
+            raise ValueError(f"found resample={resample}; write a filter of Pillow, as 2 (bilinear) or 3 (bicubic)")
+        if backend == "torch" and resample not in TORCH_FILTERS:
+            raise ValueError(
+                f"found resample={resample} ({Image.Resampling(resample).name}) with backend='torch', which has 2 (bilinear) "
+                "and 3 (bicubic); write one of these, or backend='pil'"
+            )
+    if do_center_crop:
+        if crop_size is None or set(dict(crop_size)) != {"height", "width"} or min(dict(crop_size).values()) < 1:
+            found = None if crop_size is None else dict(crop_size)
+            raise ValueError(f'found crop_size={found}; write positive numbers of pixels as {{"height": h, "width": w}}')
+        if size_divisor is not None:
+            raise ValueError(
+                f"found size_divisor={size_divisor} with do_center_crop=True, but the crop alone makes the size; write "
+                "do_center_crop=False, or size_divisor=None"
+            )
+    if size_divisor is not None:
+        sides = _pair(size_divisor)
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"found size_divisor={size_divisor}; write a positive int, or a (height, width) of such")
+    elif do_pad:
+        raise ValueError("found do_pad=True without a size_divisor to pad to; write size_divisor=<patch size>")
+    if pad_size is not None:
+        raise ValueError(f"found pad_size={dict(pad_size)}; padding goes to multiples of size_divisor, write that")
+
+
+def _validate_values(
+    *,
+    num_channels: int,
+    do_rescale: bool,
+    rescale_factor: float,
+    do_normalize: bool,
+    image_mean: tuple[float, ...],
+    image_std: tuple[float, ...],
+    **_: Any,
+) -> None:
+    if not isinstance(num_channels, int) or num_channels < 1:
+        raise ValueError(f"found num_channels={num_channels!r}; write the number of channels of the model, as 3")
+    if do_rescale and (rescale_factor is None or rescale_factor <= 0):
+        raise ValueError(f"found rescale_factor={rescale_factor}; write 1 / 255, or do_rescale=False")
+    if do_normalize:
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if values is None or len(values) != num_channels:
+                raise ValueError(
+                    f"found {name}={values} with num_channels={num_channels}; write {num_channels} numbers, or do_normalize=False"
+                )
+        if 0 in image_std:
+            raise ValueError(f"found image_std={image_std}; write numbers above 0")
+
+
+def _flatten(images: Any) -> Iterator[Any]:
+    """One image after the other out of nested lists and of batches with four axes."""
+    if isinstance(images, list | tuple):
+        for image in images:
+            yield from _flatten(image)
+    elif isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        yield from images
+    else:
+        yield images
+
+
+def _read(source: Any) -> Image.Image | np.ndarray | torch.Tensor:
+    """Open what is not an image yet: a path, a URL or bytes."""
+    if isinstance(source, Image.Image | np.ndarray | torch.Tensor):
+        return source
+    if isinstance(source, bytes):
+        return _decode(BytesIO(source), f"in {len(source)} bytes")
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        try:
+            return load_image(source)
+        except (*DECODE_ERRORS, httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ValueError(f"cannot read the image {source}: {error}") from error
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        try:
+            with open(name, "rb") as stream:
+                return _decode(stream, name)
+        except FileNotFoundError as error:
+            raise ValueError(f"the image {name} does not exist") from error
+        except OSError as error:
+            raise ValueError(f"cannot read the image {name}: {error.strerror}") from error
+    raise ValueError(
+        f"found {type(source).__name__} in place of an image; pass a Pillow image, an array, a tensor, a path, a URL or bytes"
+    )
+
+
+def _decode(stream: BinaryIO, name: str) -> Image.Image:
+    """The image in a stream, its EXIF orientation applied."""
+    try:
+        with Image.open(stream) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except Image.UnidentifiedImageError as error:
+        reason = "Pillow knows no such format" if stream.seek(0, os.SEEK_END) else "it is empty"
+        raise ValueError(f"cannot read the image {name}: {reason}") from error
+    except DECODE_ERRORS as error:
+        raise ValueError(f"cannot read the image {name}: {error}") from error
+
+
+def _convert(
+    image: Image.Image | np.ndarray | torch.Tensor,
+    *,
+    backend: str,
+    num_channels: int,
+    input_data_format: ChannelDimension | str | None,
+    full_scale: float | None,
+    **_: Any,
+) -> Pixels:
+    """The image with the channels of the model. `full_scale` is what the largest possible value becomes by rescaling."""
+    if isinstance(image, Image.Image):
+        image = _convert_mode(image, num_channels)
+        if isinstance(image, Image.Image):
+            return image
+        input_data_format = ChannelDimension.LAST
+    habit = ChannelDimension.LAST if isinstance(image, np.ndarray) else ChannelDimension.FIRST
+    dtype = image.dtype.name if isinstance(image, np.ndarray) else str(image.dtype).removeprefix("torch.")
+    if dtype not in FULL_RANGE:
+        raise ValueError(f"found an image of type {dtype}; convert it to uint8 (0 to 255), uint16 (0 to 65535) or float (0 to 1)")
+    if isinstance(image, np.ndarray):  # torch takes neither foreign byte orders nor negative strides nor read-only memory
+        image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["C", "W"]))
+    image = _channels_first(image.detach(), num_channels, input_data_format, habit)
+    if backend == "pil":
+        image = image.cpu()
+    if dtype == "bool":
+        return image.to(torch.uint8) * 255
+    if dtype == "uint8":
+        return image
+    return _rescale(image.to(torch.float32), FULL_RANGE[dtype], full_scale)
+
+
+def _convert_mode(image: Image.Image, num_channels: int) -> Image.Image | np.ndarray:
+    """An 8-bit Pillow image in RGB or L, or an array (H, W[, C]) of what these cannot hold."""
+    if image.mode == "I":
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(
+                f"found values from {levels.min()} to {levels.max()} in an image of mode I, expected 16-bit levels, 0 to "
+                '65535; for other ranges pass image.convert("F") and do_rescale=False'
+            )
+        return levels.astype(np.uint16)
+    if image.mode == "F" or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if num_channels not in (1, 3):
+        if len(image.getbands()) != num_channels or image.mode == "PA":
+            raise ValueError(
+                f"found an image of mode {image.mode}, but num_channels={num_channels}; pass an array of {num_channels} "
+                "channels, or make the image processor and the model with num_channels=3"
+            )
+        return np.asarray(image)
+    mode = "RGB" if num_channels == 3 else "L"
+    if image.mode == mode:
+        return image
+    if image.mode == "LAB":  # has no direct conversion, as La; transparency per palette entry is warned about
+        image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    elif image.mode == "La":
+        image = image.convert("LA")
+    elif isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _channels_first(
+    image: torch.Tensor, num_channels: int, input_data_format: ChannelDimension | str | None, habit: ChannelDimension
+) -> torch.Tensor:
+    """(C, H, W) of an (H, W), (H, W, C) or (C, H, W); `habit` decides where the first and the last axis both fit."""
+    shape = tuple(image.shape)
+    if image.ndim not in (2, 3) or 0 in shape:
+        raise ValueError(f"found an image of shape {shape}, expected (H, W), (H, W, C), (C, H, W) or a batch of those")
+    if image.ndim == 2:
+        image = image[None]
+    else:
+        if input_data_format is None:
+            input_data_format = _channel_axis(shape, num_channels, habit)
+        if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+            image = image.permute(2, 0, 1)
+    if image.shape[0] == 1 and num_channels == 3:
+        return image.expand(3, -1, -1)
+    if image.shape[0] != num_channels:
+        raise ValueError(
+            f"found an image of shape {shape}, so of {image.shape[0]} channels, but num_channels={num_channels}; pass "
+            f"{num_channels} channels, or make the image processor and the model with num_channels={image.shape[0]}"
+        )
+    return image
+
+
+def _channel_axis(shape: tuple[int, ...], num_channels: int, habit: ChannelDimension) -> ChannelDimension:
+    other = ChannelDimension.FIRST if habit == ChannelDimension.LAST else ChannelDimension.LAST
+    length = {ChannelDimension.FIRST: shape[0], ChannelDimension.LAST: shape[-1]}
+    for channels in (num_channels, 1):
+        for axis in (habit, other):
+            if length[axis] == channels:
+                return axis
+    raise ValueError(
+        f"found an image of shape {shape}, but num_channels={num_channels} and neither the first nor the last axis has so "
+        f"many; pass {num_channels} channels, or make the image processor and the model with another num_channels"
+    )
+
+
+def _rescale(values: torch.Tensor, full_range: float, full_scale: float | None) -> torch.Tensor:
+    """Values of 0 to `full_range` to 0 to `full_scale`, or as they are if that is None."""
+    if full_scale is None:
+        return values
+    low, high = (bound.item() for bound in values.aminmax())
+    if not 0 <= low <= high <= full_range:  # also true of NaN
+        raise ValueError(
+            f"found values from {low:g} to {high:g} in an image of floats, expected 0 to 1; divide by 255 if they are 8-bit "
+            "levels, or pass do_rescale=False to use them as they are"
+        )
+    return values if full_range == full_scale else values.div(full_range / full_scale)
+
+
+def _size_of(image: Pixels) -> tuple[int, int]:
+    """(height, width)."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])
+
+
+def _resized_size(
+    height: int,
+    width: int,
+    *,
+    do_resize: bool,
+    size: SizeDict,
+    size_divisor: int | tuple[int, int] | None,
+    do_pad: bool,
+    **_: Any,
+) -> tuple[int, int]:
+    """The (height, width) to resize to; the longer side is rounded down, as in torchvision's Resize."""
+    if do_resize and size.height is not None:
+        height, width = size.height, size.width
+    elif do_resize:
+        short, long = size.shortest_edge, int(size.shortest_edge * max(height, width) / min(height, width))
+        if size.longest_edge is not None and long > size.longest_edge:
+            short, long = max(int(size.longest_edge * short / long), 1), size.longest_edge
+        height, width = (short, long) if height <= width else (long, short)
+    if size_divisor is not None and not do_pad:
+        height, width = (
+            max((side + divisor // 2) // divisor, 1) * divisor
+            for side, divisor in zip((height, width), _pair(size_divisor), strict=True)
+        )
+    return height, width
+
+
+def _pair(size_divisor: Any) -> tuple[int, int]:
+    return size_divisor if isinstance(size_divisor, tuple) else (size_divisor, size_divisor)
+
+
+def _resize_with_pil(image: Pixels, full_scale: float | None, *, resample: int, **settings: Any) -> Pixels:
+    height, width = _resized_size(*_size_of(image), **settings)
+    if (height, width) == _size_of(image):
+        return image
+    if isinstance(image, Image.Image):
+        return image.resize((width, height), resample)
+    # Channel by channel: as modes L and F these are resized without alpha and without rounding floats.
+    channels = [np.asarray(Image.fromarray(channel.numpy()).resize((width, height), resample)) for channel in image]
+    return _clamp(torch.from_numpy(np.stack(channels)), full_scale)
+
+
+def _resize_with_torch(
+    batch: torch.Tensor,
+    full_scale: float | None,
+    *,
+    resample: int,
+    device: torch.device | str | int | None,
+    **settings: Any,
+) -> torch.Tensor:
+    """Resize (B, C, H, W) one axis at a time, in Pillow's order, because Pillow rounds to 8 bits in between."""
+    batch = batch.to(device)
+    (height, width), target = _size_of(batch), _resized_size(*_size_of(batch), **settings)
+    shrinks_height_first = target[0] < height and height - target[0] > 2 * (width - target[1])
+    halfway = (target[0], width) if PILLOW_MAY_SHRINK_HEIGHT_FIRST and shrinks_height_first else (height, target[1])
+    for size in (halfway, target):
+        if size == _size_of(batch):
+            continue
+        if batch.dtype == torch.uint8 and batch.device.type not in UINT8_KERNELS:
+            resized = F.interpolate(batch.float(), size, mode=TORCH_FILTERS[resample], antialias=True)
+            batch = resized.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)  # halves go up, as in Pillow
+        else:
+            batch = F.interpolate(batch, size, mode=TORCH_FILTERS[resample], antialias=True)
+    return _clamp(batch, full_scale)
+
+
+def _clamp(values: torch.Tensor, full_scale: float | None) -> torch.Tensor:
+    """Cut off what a bicubic filter overshoots, as happens to 8-bit levels by themselves."""
+    return values if full_scale is None or values.dtype == torch.uint8 else values.clamp(0, full_scale)
+
+
+def _center_crop(image: Pixels, *, do_center_crop: bool, crop_size: SizeDict, **_: Any) -> Any:
+    """Cut out, or fill up with black, as torchvision's CenterCrop does, to the pixel."""
+    if not do_center_crop:
+        return image
+    height, width = _size_of(image)
+    top, left = _crop_offset(height, crop_size.height), _crop_offset(width, crop_size.width)
+    bottom, right = top + crop_size.height, left + crop_size.width
+    if isinstance(image, Image.Image):
+        return image.crop((left, top, right, bottom))
+    return F.pad(image, (-left, right - width, -top, bottom - height))
+
+
+def _crop_offset(length: int, cropped: int) -> int:
+    return round((length - cropped) / 2) if length >= cropped else -((cropped - length) // 2)
+
+
+def _batches(images: Iterable[Pixels]) -> Iterator[Batch]:
+    """All images of one shape and type as one (B, C, H, W), in memory of its own, with their places among the images."""
+    groups: dict[Any, tuple[list[int], list[Any]]] = {}
+    for index, image in enumerate(images):
+        key = (image.mode, image.size) if isinstance(image, Image.Image) else (image.shape, image.dtype, image.device)
+        indices, group = groups.setdefault(key, ([], []))
+        indices.append(index)
+        group.append(image)
+    for indices, group in groups.values():
+        yield indices, _stack(group)
+
+
+def _in_order(batches: Iterable[Batch]) -> list[torch.Tensor]:
+    """The images of the batches, each in its place."""
+    images = {index: image for indices, batch in batches for index, image in zip(indices, batch, strict=True)}
+    return [images[index] for index in range(len(images))]
+
+
+def _one_batch(batches: list[Batch]) -> torch.Tensor:
+    shapes = sorted({tuple(batch.shape[1:]) for _, batch in batches})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"found pixel_values of the shapes {', '.join(map(str, shapes))}, which make no batch; pass return_tensors=None "
+            "for a list, images of one shape, or a fixed size (a crop, or height and width)"
+        )
+    return batches[0][1] if len(batches) == 1 else torch.stack(_in_order(batches))
+
+
+def _stack(images: list[Any]) -> torch.Tensor:
+    if isinstance(images[0], torch.Tensor):
+        return torch.stack(images)
+    levels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return levels[:, None] if levels.ndim == 3 else levels.permute(0, 3, 1, 2)
+
+
+def _pixel_values(
+    batch: torch.Tensor,
+    *,
+    do_rescale: bool,
+    rescale_factor: float,
+    do_normalize: bool,
+    image_mean: tuple[float, ...],
+    image_std: tuple[float, ...],
+    size_divisor: int | tuple[int, int] | None,
+    do_pad: bool,
+    data_format: ChannelDimension | str | None,
+    device: torch.device | str | int | None,
+    **_: Any,
+) -> torch.Tensor:
+    """float32 (B, C, H, W) of a batch, in its memory where the type allows."""
+    values = batch.contiguous().to(torch.float32)
+    if do_rescale and batch.dtype == torch.uint8:
+        values.div_(1 / rescale_factor)  # divided by 255, not multiplied by 1/255: the last bit differs
+    if do_normalize:
+        for function, numbers in ((values.sub_, image_mean), (values.div_, image_std)):
+            function(torch.tensor(numbers, device=values.device).view(-1, 1, 1))
+    if do_pad:
+        height, width = _pair(size_divisor)
+        values = F.pad(values, (0, -values.shape[-1] % width, 0, -values.shape[-2] % height))
+    if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
+        values = values.permute(0, 2, 3, 1).contiguous()
+    return values.to(device)

@@ -1,0 +1,127 @@
+"""How each published family prepares images for evaluation, as one table."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from ..errors import VitrailError
+from .image_processing_vit import VitrailImageProcessor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of PRESETS.
+
+    layout: "crop" resizes the shorter side to floor(image_size / crop_pct) and cuts the centre out; "squash" resizes to
+        image_size and drops the aspect; "keep-aspect" resizes the shorter side to image_size, then both sides to the nearest
+        multiples of the patch; "full-image" does only the latter.
+    resample: Pillow's filter number.
+    image_mean, image_std: per channel, of values from 0 to 1.
+    """
+
+    layout: Literal["crop", "squash", "keep-aspect", "full-image"]
+    resample: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    crop_pct: float | None = None
+
+
+PRESETS = {
+    # facebookresearch/dino, eval_knn.py and eval_linear.py: 256, crop 224. Caron et al. 2021, arXiv:2104.14294.
+    "dino": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
+    # facebookresearch/dinov2, dinov2/data/transforms.py, make_classification_eval_transform. Oquab et al. 2023, arXiv:2304.07193.
+    "dinov2": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
+    # google-research/vision_transformer, vit_jax/input_pipeline.py, test images; bilinear is the default of the tf.image.resize
+    # there, which does not antialias, as Pillow does. Dosovitskiy et al. 2020, arXiv:2010.11929.
+    "google": Preset("squash", BILINEAR, HALF, HALF),
+    # Hub, google/vit-base-patch16-224 and its siblings, preprocessor_config.json; bilinear is transformers' ViTImageProcessor's.
+    "google-hub": Preset("squash", BILINEAR, HALF, HALF),
+    # Hub, facebook/dino-vits8 and its siblings, preprocessor_config.json.
+    "dino-hub": Preset("squash", BILINEAR, IMAGENET_MEAN, IMAGENET_STD),
+    # huggingface/pytorch-image-models, timm/models/vision_transformer.py, default config; timm/data/transforms_factory.py.
+    "timm": Preset("crop", BICUBIC, HALF, HALF, crop_pct=0.9),
+    # The same, for the entries with ImageNet's mean and std, as vit_base_patch8_224.dino.
+    "timm-imagenet": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.9),
+    # For dense features, with what DINO and DINOv2 normalise by.
+    "full-image": Preset("full-image", BICUBIC, IMAGENET_MEAN, IMAGENET_STD),
+    "keep-aspect": Preset("keep-aspect", BICUBIC, IMAGENET_MEAN, IMAGENET_STD),
+}
+
+
+def make_image_processor(
+    preset: str,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    patch_size: int | Sequence[int] | None = None,
+    crop_pct: float | None = None,
+    num_channels: int = 3,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    backend: str = "pil",
+) -> VitrailImageProcessor:
+    """The image processor of a published family, scaled to a model.
+
+    preset: a name in PRESETS.
+    image_size: of the model in pixels, int or (height, width); 224 by default, of no meaning to "full-image".
+    patch_size: of the model in pixels, int or (height, width); what "full-image" and "keep-aspect" make multiples of.
+    crop_pct: in place of the row's, as timm's configs have it: image_size / crop_pct is the shorter side before the crop.
+    num_channels: of the model; for another number than 3, every channel gets the average of the row's mean and std.
+    image_mean, image_std: in place of the row's.
+    backend: "pil" or "torch", see VitrailImageProcessor.
+
+    Raises VitrailError for an unknown preset, and where a row lacks what it needs or cannot do what is asked.
+    """
+    if preset not in PRESETS:
+        raise VitrailError(f"found preset={preset!r}; write one of {', '.join(PRESETS)}")
+    row = PRESETS[preset]
+    if crop_pct is not None and row.layout != "crop":
+        raise VitrailError(f"found crop_pct={crop_pct} with the preset {preset!r}, which does not crop; leave crop_pct out")
+    height, width = _pair("image_size", 224 if image_size is None else image_size)
+    options: dict[str, object] = {"do_center_crop": row.layout == "crop"}
+    if row.layout == "crop":
+        shorter_side = _shorter_side(preset, height, width, row.crop_pct if crop_pct is None else crop_pct)
+        options |= {"size": {"shortest_edge": shorter_side}, "crop_size": {"height": height, "width": width}}
+    elif row.layout == "squash":
+        options |= {"size": {"height": height, "width": width}}
+    else:
+        if patch_size is None:
+            raise VitrailError(f"the preset {preset!r} resizes to multiples of the patch; pass patch_size=, as 16")
+        options |= {"size_divisor": _pair("patch_size", patch_size)}
+        options |= {"do_resize": False} if row.layout == "full-image" else {"size": {"shortest_edge": min(height, width)}}
+    return VitrailImageProcessor(
+        backend=backend,
+        num_channels=num_channels,
+        resample=row.resample,
+        image_mean=_per_channel(row.image_mean, num_channels) if image_mean is None else tuple(image_mean),
+        image_std=_per_channel(row.image_std, num_channels) if image_std is None else tuple(image_std),
+        **options,
+    )
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise VitrailError(f"found {name}={value}; write a positive int, or a (height, width) of such")
+    return sides[0], sides[1]
+
+
+def _shorter_side(preset: str, height: int, width: int, crop_pct: float | None) -> int:
+    if height != width:
+        raise VitrailError(
+            f"found image_size=({height}, {width}) with the preset {preset!r}, which crops a square; write image_size={height}, or "
+            "take a preset that resizes to any shape: google, google-hub or dino-hub"
+        )
+    if crop_pct is None or not 0 < crop_pct <= 1:
+        raise VitrailError(f"found crop_pct={crop_pct}; write a number above 0 and up to 1, as 0.9")
+    return math.floor(height / crop_pct)
+
+
+def _per_channel(values: tuple[float, ...], num_channels: int) -> tuple[float, ...]:
+    return values if num_channels == len(values) else (sum(values) / len(values),) * num_channels
