@@ -1,0 +1,114 @@
+"""The command line as a user meets it: in a process of its own, or in this one where only the words matter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import deterministic
+from vitrail.cli import main
+
+PHOTO = Path(__file__).parent.parent / "images" / "chelsea.jpg"
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    deterministic.write_checkpoint(deterministic.dino_vits16(), folder / "dino_deitsmall16_pretrain.pth")
+    head = {"module.linear.weight": torch.randn(10, 4 * 384), "module.linear.bias": torch.zeros(10)}
+    torch.save({"state_dict": head}, folder / "linear.pth")
+    run("convert", folder / "dino_deitsmall16_pretrain.pth", folder / "dino-vits16")
+    run("convert", folder / "dino_deitsmall16_pretrain.pth", folder / "classifier", "--head", folder / "linear.pth")
+    return folder / "dino-vits16"
+
+
+def end_of(*words):
+    """Runs the command line in this process and gives its exit code."""
+    arguments, sys.argv = sys.argv, ["vitrail", *map(str, words)]
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        sys.argv = arguments
+    return end.value.code
+
+
+def run(*words):
+    assert not end_of(*words)
+
+
+def fail(capsys, *words):
+    """Runs a command that must end with exit code 2, and gives its one message."""
+    assert end_of(*words) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_convert_says_what_it_did(model_dir, capsys):
+    run("convert", model_dir.parent / "dino_deitsmall16_pretrain.pth", model_dir.parent / "again")
+    printed = capsys.readouterr().out
+    assert "dino, 150 tensors converted" in printed
+    assert "conversion.json" in printed
+
+
+def test_info(model_dir, capsys):
+    run("info", model_dir)
+    printed = " ".join(capsys.readouterr().out.split())
+    # by hand: 12 blocks of 197 tokens x 12 x 384^2 products, and 12 x 2 x 197^2 x 384 in attention
+    for part in ("small: 12 blocks, 384 wide, 6 heads", "21.7 M", "4.3 (with the products of attention 4.6)", "196 patches"):
+        assert part in printed
+
+
+def test_embed_writes_one_row_for_each_image_in_order(model_dir, tmp_path, capsys):
+    upside_down = tmp_path / "upside down.png"
+    Image.open(PHOTO).transpose(Image.Transpose.ROTATE_180).save(upside_down)
+    run("embed", model_dir, PHOTO, upside_down, PHOTO, "--output", tmp_path / "features.safetensors", "--batch-size", 2)
+    with safe_open(tmp_path / "features.safetensors", "pt") as file:
+        features, images = file.get_tensor("features"), file.metadata()["images"]
+    assert features.shape == (3, 384)
+    torch.testing.assert_close(features[0], features[2], atol=1e-4, rtol=0)
+    assert (features[0] - features[1]).abs().max() > 1e-2
+    assert "upside down.png" in images
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.safetensors", upside_down.name]
+
+
+def test_attention_draws_a_picture(model_dir, tmp_path):
+    run("attention", model_dir, PHOTO, "--output", tmp_path / "attention.png", "--layer", 3)
+    with Image.open(tmp_path / "attention.png") as picture:
+        assert picture.size == (3 * 230 + 6, 3 * 246 + 6)  # the image and six heads, in cells of 224 pixels
+
+
+def test_classify_prints_labels_with_their_probabilities(model_dir, capsys):
+    run("classify", model_dir.parent / "classifier", PHOTO, "--top", 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all("LABEL_" in line and "%" in line for line in lines)
+
+
+def test_bad_input_is_one_message_and_exit_code_2(model_dir, tmp_path, capsys):
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "cut.pth").write_bytes((model_dir.parent / "dino_deitsmall16_pretrain.pth").read_bytes()[:9999])
+    assert "nothing.pth" in fail(capsys, "convert", tmp_path / "nothing.pth", tmp_path / "out")
+    assert "cut.pth" in fail(capsys, "convert", tmp_path / "cut.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "empty.jpg" in fail(capsys, "embed", model_dir, tmp_path / "empty.jpg", "--output", tmp_path / "f.safetensors")
+    assert not (tmp_path / "f.safetensors").exists()
+    assert "no classifier" in fail(capsys, "classify", model_dir, PHOTO)
+    assert "There is no block [12]" in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "a.png", "--layer", 12)
+    assert ".png" in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "a.txt")
+    assert "Missing argument" in fail(capsys, "convert")
+
+
+def test_the_installed_program_ends_with_exit_code_2(tmp_path):
+    program = Path(sys.executable).with_name("vitrail")
+    for command in ([str(program)], [sys.executable, "-m", "vitrail"]):
+        ended = subprocess.run([*command, "info", "no-such-model"], capture_output=True, text=True, cwd=tmp_path)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith("vitrail: ")
+        assert "no-such-model" in ended.stderr
+        assert "Traceback" not in ended.stderr

@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+import vitrail
+from vitrail.errors import ConversionError, UnsupportedCheckpointError, VitrailError
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def small(model_class=vitrail.ViTModel, **fields):
+    torch.manual_seed(0)
+    return model_class(vitrail.ViTConfig(**SMALL, **fields)).eval(), vitrail.make_image_processor("dino", image_size=32)
+
+
+@pytest.mark.parametrize("model_class", [vitrail.ViTModel, vitrail.ViTForImageClassification])
+def test_what_is_saved_loads_with_the_auto_classes_and_with_load(tmp_path, model_class):
+    model, processor = small(model_class, num_labels=3)
+    vitrail.save(model, processor, tmp_path / "model")
+    auto = {vitrail.ViTModel: AutoModel, vitrail.ViTForImageClassification: AutoModelForImageClassification}[model_class]
+    loaded, loaded_processor, report = vitrail.load(tmp_path / "model")
+    pixel_values = torch.randn(2, 3, 32, 32)
+    for other in (auto.from_pretrained(tmp_path / "model"), loaded):
+        assert type(other) is model_class
+        with torch.no_grad():
+            assert torch.equal(other(pixel_values)[0], model(pixel_values)[0])
+    assert report.format == "vitrail"
+    for other in (AutoImageProcessor.from_pretrained(tmp_path / "model"), loaded_processor):
+        assert other.to_dict() == processor.to_dict()
+
+
+def test_nothing_but_the_folder_is_left(tmp_path):
+    vitrail.save(*small(), tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+
+
+def test_a_model_can_be_saved_over_another(tmp_path):
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("mine")
+    model, processor = small(num_register_tokens=2)
+    vitrail.save(model, processor, tmp_path / "model")
+    assert AutoModel.from_pretrained(tmp_path / "model").config.num_register_tokens == 2
+    assert (tmp_path / "model" / "README.md").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+    model, processor = small()
+    vitrail.save(model, processor, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+    def full_disk(folder):
+        raise OSError(28, "No space left on device")
+
+    other, _ = small(num_register_tokens=2)
+    monkeypatch.setattr(processor, "save_pretrained", full_disk)
+    for name in ("model", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            vitrail.save(other, processor, tmp_path / name)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_peoples_files_are_not_mixed_with_a_model(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(VitrailError, match="new folder"):
+        vitrail.save(*small(), tmp_path / "photos")
+    with pytest.raises(VitrailError, match="is a file"):
+        vitrail.save(*small(), tmp_path / "file")
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
+    with pytest.raises(UnsupportedCheckpointError, match="swin"):
+        vitrail.load(tmp_path)
+
+
+def test_a_folder_with_a_parameter_missing_is_refused(tmp_path):
+    model, processor = small()
+    vitrail.save(model, processor, tmp_path / "model")
+    state_dict = {name: tensor for name, tensor in model.state_dict().items() if "layers.1.norm1" not in name}
+    model.save_pretrained(tmp_path / "model", state_dict=state_dict)
+    with pytest.raises(ConversionError, match=r"layers\.1\.norm1\.bias, layers\.1\.norm1\.weight"):
+        vitrail.load(tmp_path / "model")
+
+
+def test_conversion_keeps_its_report(tmp_path):
+    import deterministic
+
+    deterministic.write_checkpoint(deterministic.dino_vits16(), tmp_path / "dino.pth")
+    report = vitrail.convert_checkpoint(tmp_path / "dino.pth", tmp_path / "model")
+    kept = json.loads((tmp_path / "model" / "conversion.json").read_text())
+    assert kept == report.to_dict()
+    assert kept["format"] == "dino"
+    assert kept["source"]["name"] == "dino.pth"
+    assert str(tmp_path) not in json.dumps(kept), "a report that is published must not tell where its author keeps files"
+    assert AutoModel.from_pretrained(tmp_path / "model").config.patch_size == (16, 16)

@@ -1,0 +1,42 @@
+"""The package as it is installed."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import vitrail
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def test_the_tests_run_on_the_installed_package():
+    """Not on the checkout, which would hide a file that is missing in the wheel."""
+    assert CHECKOUT not in Path(vitrail.__file__).parents
+
+
+def test_every_package_of_the_checkout_is_installed():
+    """setup.cfg lists packages one by one; none may be forgotten."""
+    not_packages = {"tests", "examples", "benchmarks", "model_cards", "build", "dist"}
+    for file in CHECKOUT.glob("*/__init__.py"):
+        if file.parent.name not in not_packages:
+            assert (Path(vitrail.__file__).parent / file.parent.name / "__init__.py").is_file(), file.parent.name
+
+
+def test_versions_agree():
+    assert vitrail.__version__ == importlib.metadata.version("vitrail")
+
+
+def test_public_names_exist():
+    assert all(hasattr(vitrail, name) for name in vitrail.__all__)
+
+
+def test_torchvision_is_not_needed(tmp_path):
+    program = (
+        "import sys; sys.modules['torchvision'] = None\n"  # an import of it raises
+        "import vitrail, numpy\n"
+        "processor = vitrail.make_image_processor('dino')\n"
+        "assert processor(numpy.zeros((300, 200, 3), 'uint8'), return_tensors='pt')['pixel_values'].shape == (1, 3, 224, 224)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
