@@ -135,10 +135,10 @@ def _container(path: Path) -> str:
             raise CorruptFileError(f"{path} is {found}: {remedy}.")
     if head.startswith(b"PK\x03\x04"):
         return _zip_container(path)
-    if head.startswith(b"\x80"):
-        return "torch pickle"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:  # header length, at most 100 MB
         return "safetensors"
+    if head.startswith(b"\x80"):
+        return "torch pickle"
     if head.lstrip().startswith(b"{"):
         return "index"
     if head[257:262] == b"ustar":
@@ -250,6 +250,11 @@ def _load_torch(path: Path, source: Path | IO[bytes], *, mmap: bool) -> Any:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None and "Unsupported operand" in str(error):
             raise  # no pickle at all
+        if asked is not None and asked[1].startswith("torch.distributed."):
+            raise UnsupportedCheckpointError(
+                f"{path} is one shard of a distributed run (FSDP): it asks for {asked[1]}. Use the file that holds the whole state dict; a "
+                "run of DINOv2 writes it as teacher_checkpoint.pth when it evaluates."
+            ) from error
         raise UnsafeFileError(
             f"{path} asks for {asked[1] if asked else 'a call that no weights need'}, which is not on the list of names that "
             f"weights need; nothing of it was executed. {_TRUSTED}"

@@ -13,11 +13,11 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import ConversionError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.presets import make_image_processor
 from ..version import __version__
-from .detect import StateDict, find_family, find_state_dict
-from .family import Family
-from .files import read_checkpoint
+from .adapt import adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
+from .detect import find_family, open_checkpoint
+from .family import Family, RawCheckpoint
+from .files import find_weights
 from .rules import Coverage, convert_tensors
 from .sources import ResolvedSource, resolve, sha256
 
@@ -28,6 +28,7 @@ class SourceFile:
 
     name: str
     url: str | None
+    hub_id: str | None
     bytes: int
     sha256: str
 
@@ -38,13 +39,15 @@ class ConversionReport:
 
     format: the family that was recognised.
     source, head: the files, with their SHA-256.
+    checkpoint: the name in the catalogue, if it has one.
     root: the key of the file under which the weights stood ("teacher", …).
     coverage: how many tensors were converted, and which were ignored.
     notices: what a person should know.
     """
 
     format: str
-    source: SourceFile | None = None
+    source: SourceFile
+    checkpoint: str | None = None
     head: SourceFile | None = None
     root: str | None = None
     coverage: dict[str, Any] = field(default_factory=dict)
@@ -69,18 +72,32 @@ def load(
     format: str = "auto",
     branch: str = "teacher",
     head: str | os.PathLike | None = None,
+    head_name: str | None = None,
     num_heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    num_channels: int | None = None,
+    channel_rule: str | None = None,
+    num_labels: int | None = None,
+    revision: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
     """Loads a checkpoint, whatever it is, so that the model behaves as the original did.
 
     Args:
-        source: a file, a folder that vitrail wrote, a URL, or a name of the catalogue ("dino-vits16").
+        source: a file, a folder as the Hub has them, a URL, a Hub id ("timm/vit_base_patch8_224.dino") or a name of the catalogue.
         format: the family, where names and shapes should not decide it.
         branch: the network of a full training checkpoint, "teacher" or "student".
-        head: the file (path, URL) of a linear classifier that goes with the backbone.
+        head: the file (path, URL) of a linear classifier that goes with the backbone; or the name of one that was published with the
+            checkpoint of the catalogue that `source` names ("linear").
+        head_name: which classifier of a head file that holds many.
         num_heads: number of attention heads, where the width does not tell it.
+        image_size: height and width, in pixels, that positions are resized to. Without it they stay as they are, and are
+            interpolated when the model runs.
+        num_channels, channel_rule: another number of channels, and how the patch projection becomes one for it: "sum", "repeat" or
+            "average" (`vitrail.convert.adapt.adapt_num_channels`).
+        num_labels: puts a fresh, untrained classifier for so many classes in the place of the checkpoint's.
+        revision: branch, tag or commit of a Hub repository.
         dtype: of the model; without it, that of the file.
         device: where to put the model.
 
@@ -91,97 +108,66 @@ def load(
     Raises:
         VitrailError: one of `vitrail.errors`, which says what was found and what to do.
     """
-    resolved = resolve(source)
-    if resolved.path.is_dir():
-        return _load_folder(resolved, head=head, dtype=dtype, device=device)
-    state_dict = find_state_dict(read_checkpoint(resolved.path).content, branch=branch)
-    family = find_family(state_dict, format)
-    report = ConversionReport(format=family.name, source=_source_file(resolved), root=state_dict.root)
-    if state_dict.left_out:
-        report.notices.append(f"not weights of the model, left out: {', '.join(state_dict.left_out)}")
+    resolved = resolve(source, revision=revision)
+    raw = open_checkpoint(resolved.path, branch=branch)
+    family = find_family(raw, format)
+    report = ConversionReport(family.name, _source_file(resolved), root=raw.root)
+    report.checkpoint = resolved.checkpoint.name if resolved.checkpoint else None
+    if raw.left_out:
+        report.notices.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
 
-    shapes = {name: tensor.shape for name, tensor in state_dict.tensors.items()}
-    fields = family.configure(shapes, num_heads)
-    tensors, coverage = convert_tensors(state_dict.tensors, family.rules, family.ignored)
-    if head is None:
-        config = ViTConfig(**fields)
-        model: ViTPreTrainedModel = _empty_model(ViTModel, config, tensors, dtype)
-    else:
-        resolved_head = resolve(head)
-        head_tensors, head_fields = _read_head(resolved_head, family, fields["hidden_size"], coverage)
+    fields = family.configure(raw, num_heads)
+    tensors, coverage = convert_family(raw, family, report.notices)
+    if head is not None:
+        resolved_head = resolve(_head_source(resolved, head))
+        head_tensors, head_fields = _read_head(open_checkpoint(resolved_head.path, head_name=head_name), family, fields, coverage)
+        tensors |= head_tensors
+        fields |= head_fields
         report.head = _source_file(resolved_head)
-        config = ViTConfig(**fields, **head_fields)
-        tensors = {f"vit.{name}": tensor for name, tensor in tensors.items()} | head_tensors
-        model = _empty_model(ViTForImageClassification, config, tensors, dtype)
-    _fill(model, tensors, coverage, resolved.name)
+    if image_size is not None:
+        pair = (image_size, image_size) if isinstance(image_size, int) else image_size
+        report.notices += adapt_image_size(tensors, fields, pair)
+    if num_channels is not None:
+        report.notices += adapt_num_channels(tensors, fields, num_channels, channel_rule)
+    if num_labels is not None:
+        report.notices += fresh_classifier(tensors, fields, num_labels)
+    elif "classifier.weight" in tensors:
+        report.notices += with_labels(fields, len(tensors["classifier.weight"]))
+
+    config = ViTConfig(**fields)
+    image_processor = family.image_processor(raw, config)
+    del raw  # or what the conversion copied (q, k and v become one tensor) would stay in memory twice
+    model = build_model(config, tensors, coverage, resolved.name, dtype)
     report.coverage = coverage.to_dict()
-    image_processor = make_image_processor(
-        family.image_processor, image_size=config.image_size, patch_size=config.patch_size, num_channels=config.num_channels
-    )
     return model.to(device).eval(), image_processor, report
 
 
-def _load_folder(
-    resolved: ResolvedSource, *, head: object, dtype: torch.dtype | None, device: object
-) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
-    config_dict, _ = ViTConfig.get_config_dict(resolved.path)
-    if config_dict.get("model_type") != ViTConfig.model_type:
-        raise UnsupportedCheckpointError(
-            f'{resolved.name} is a folder of model_type "{config_dict.get("model_type")}", but only "{ViTConfig.model_type}" can be loaded '
-            "from a folder: give the checkpoint file itself."
-        )
-    if head is not None:
-        raise UnsupportedCheckpointError(
-            f"{resolved.name} is converted already: give head= when the original backbone file is converted."
-        )
-    classes: dict[str, type[ViTPreTrainedModel]] = {"ViTForImageClassification": ViTForImageClassification}
-    model_class = classes.get((config_dict.get("architectures") or ["ViTModel"])[0], ViTModel)
-    model, loading = model_class.from_pretrained(resolved.path, dtype=dtype or "auto", output_loading_info=True)
-    coverage = Coverage(
-        unexpected=sorted(loading["unexpected_keys"]),
-        missing=sorted(loading["missing_keys"]),
-        mismatched=[str(key) for key in loading["mismatched_keys"]],
-    )
-    coverage.raise_unless_complete(resolved.name)
-    image_processor = VitrailImageProcessor.from_pretrained(resolved.path)
-    return model.to(device).eval(), image_processor, ConversionReport(format=ViTConfig.model_type)
+def convert_family(raw: RawCheckpoint, family: Family, notices: list[str]) -> tuple[dict[str, torch.Tensor], Coverage]:
+    """Applies a family's table to a checkpoint, without what the family drops, which is noted."""
+    drops = family.drops(raw)
+    notices += dict.fromkeys(drops.values())
+    kept = {name: tensor for name, tensor in raw.tensors.items() if name not in drops}
+    tensors, coverage = convert_tensors(kept, family.rules(raw), family.ignored)
+    coverage.ignored += drops
+    return tensors, coverage
 
 
-def _source_file(resolved: ResolvedSource) -> SourceFile:
-    return SourceFile(Path(resolved.path).name, resolved.url, Path(resolved.path).stat().st_size, sha256(resolved.path))
-
-
-def _read_head(
-    resolved: ResolvedSource, family: Family, hidden_size: int, coverage: Coverage
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The classifier of a head file, and the config fields that say what it reads."""
-    state_dict: StateDict = find_state_dict(read_checkpoint(resolved.path).content)
-    rules, fields = family.head_rules({name: tensor.shape for name, tensor in state_dict.tensors.items()}, hidden_size)
-    tensors, head_coverage = convert_tensors(state_dict.tensors, rules)
-    coverage.converted += head_coverage.converted
-    coverage.unexpected += head_coverage.unexpected
-    return tensors, fields | {"num_labels": len(tensors["classifier.weight"])}
-
-
-def _empty_model(
-    model_class: type[ViTPreTrainedModel], config: ViTConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None
+def build_model(
+    config: ViTConfig, tensors: dict[str, torch.Tensor], coverage: Coverage, source: str, dtype: torch.dtype | None = None
 ) -> ViTPreTrainedModel:
-    """A model without values (meta device), in the dtype that was asked for or that of the file."""
-    if dtype is None:
-        dtypes = {tensor.dtype for tensor in tensors.values()}
-        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    if not dtype.is_floating_point:
-        raise UnsupportedCheckpointError(
-            f"The weights are {dtype}, but a model computes with floating point numbers: is it quantized?"
-        )
+    """A model of these tensors, copied into its own memory after every name and shape was found to match.
+
+    Each tensor is taken out of `tensors` as it is copied, so that its memory can go.
+
+    Raises:
+        ConversionError: a name is too much or missing, a shape is another, or a number is not finite.
+    """
+    dtype = dtype or _common_dtype(tensors)
     config.dtype = dtype
+    classifies = "classifier.weight" in tensors
     with torch.device("meta"):
-        return model_class(config).to(dtype)
-
-
-def _fill(model: ViTPreTrainedModel, tensors: dict[str, torch.Tensor], coverage: Coverage, source: str) -> None:
-    """Copies the tensors into the model's own memory, after every name and shape was found to match."""
-    parameters = dict(model.named_parameters())
+        model: ViTPreTrainedModel = (ViTForImageClassification if classifies else ViTModel)(config).to(dtype)
+    parameters = {name.removeprefix("vit."): parameter for name, parameter in model.named_parameters()}
     coverage.missing += sorted(parameters.keys() - tensors.keys())
     coverage.unexpected += sorted(tensors.keys() - parameters.keys())
     coverage.mismatched += [
@@ -193,6 +179,43 @@ def _fill(model: ViTPreTrainedModel, tensors: dict[str, torch.Tensor], coverage:
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not torch.isfinite(tensors[name]).all():
+            parameter.copy_(tensors.pop(name.removeprefix("vit.")))
+            if not torch.isfinite(parameter).all():
                 raise ConversionError(f"{source} holds numbers that are not finite, in what becomes {name}: the file is damaged.")
-            parameter.copy_(tensors[name])
+    return model
+
+
+def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    if not dtype.is_floating_point:
+        raise UnsupportedCheckpointError(
+            f"The weights are {dtype}, but a model computes with floating point numbers: is it quantized?"
+        )
+    return dtype
+
+
+def _source_file(resolved: ResolvedSource) -> SourceFile:
+    file = find_weights(resolved.path) if resolved.path.is_dir() else Path(resolved.path)
+    return SourceFile(file.name, resolved.url, resolved.hub_id, file.stat().st_size, sha256(file))
+
+
+def _head_source(resolved: ResolvedSource, head: str | os.PathLike) -> str | os.PathLike:
+    """A head that is published with the checkpoint may be called by its short name."""
+    published = (resolved.checkpoint.head_urls or {}) if resolved.checkpoint else {}
+    return published.get(os.fspath(head), head)
+
+
+def _read_head(
+    raw: RawCheckpoint, family: Family, fields: dict[str, Any], coverage: Coverage
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The classifier of a head file, and the config fields that say what it reads."""
+    if family.head_rules is None:
+        raise UnsupportedCheckpointError(
+            f"Checkpoints of the family {family.name} hold their classifier themselves: leave head= out."
+        )
+    rules, head_fields = family.head_rules(raw, fields["hidden_size"])
+    tensors, head_coverage = convert_tensors(raw.tensors, rules)
+    coverage.converted += head_coverage.converted
+    coverage.unexpected += head_coverage.unexpected
+    return tensors, head_fields

@@ -89,6 +89,86 @@ class Interleave:
         return Deinterleave(self.parts)
 
 
+@dataclass(frozen=True)
+class Transpose:
+    """Linear layers of flax keep (in, out), those of PyTorch (out, in)."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return [tensor.t() for tensor in tensors]
+
+    @property
+    def inverse(self) -> "Transpose":
+        return self
+
+
+@dataclass(frozen=True)
+class Permute:
+    """The axes in another order."""
+
+    axes: tuple[int, ...]
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return [tensor.permute(self.axes) for tensor in tensors]
+
+    @property
+    def inverse(self) -> "Permute":
+        return Permute(tuple(self.axes.index(axis) for axis in range(len(self.axes))))
+
+
+@dataclass(frozen=True)
+class FlattenHeads:
+    """The axes (heads, width of a head), of which the first is `axis`, become one."""
+
+    num_heads: int
+    axis: int
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return [tensor.flatten(self.axis, self.axis + 1) for tensor in tensors]
+
+    @property
+    def inverse(self) -> "UnflattenHeads":
+        return UnflattenHeads(self.num_heads, self.axis)
+
+
+@dataclass(frozen=True)
+class UnflattenHeads:
+    """The inverse of `FlattenHeads`."""
+
+    num_heads: int
+    axis: int
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return [tensor.unflatten(self.axis, (self.num_heads, -1)) for tensor in tensors]
+
+    @property
+    def inverse(self) -> FlattenHeads:
+        return FlattenHeads(self.num_heads, self.axis)
+
+
+@dataclass(frozen=True)
+class Unsqueeze:
+    """A first axis of length 1 is added."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return [tensor.unsqueeze(0) for tensor in tensors]
+
+    @property
+    def inverse(self) -> "Squeeze":
+        return Squeeze()
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """The inverse of `Unsqueeze`."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return [tensor.squeeze(0) for tensor in tensors]
+
+    @property
+    def inverse(self) -> Unsqueeze:
+        return Unsqueeze()
+
+
 # ----------------------------------------------------------------------------------------------------------------- rules
 
 

@@ -129,7 +129,7 @@ class ViTRelativePositionTable(nn.Module):
         num_offsets = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1)
         offsets, cls_rows = self.table[:num_offsets], self.table[num_offsets:]
         if grid != self.grid:
-            offsets = self._resize(offsets, grid)
+            offsets = resize_relative_table(offsets, self.grid, grid)
         num_patches = grid[0] * grid[1]
         index = relative_position_index(grid, self.table.device)
         bias = offsets.t().index_select(1, index).view(1, -1, num_patches, num_patches)  # (1, A, N, N)
@@ -139,14 +139,18 @@ class ViTRelativePositionTable(nn.Module):
         first_row = torch.cat((itself, to_patch.expand(-1, -1, -1, num_patches)), dim=3)
         return torch.cat((first_row, torch.cat((to_cls.expand(-1, -1, num_patches, -1), bias), dim=3)), dim=2)
 
-    def _resize(self, offsets: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Linear interpolation between geometrically spaced offsets: BEiT's rule, in timm's linear form."""
-        (height, width), (new_height, new_width) = self.grid, grid
-        table = offsets.float().view(2 * height - 1, 2 * width - 1, -1)
-        row_weights = _geometric_resize_weights(height, new_height).to(table)  # (2h'-1, 2h-1)
-        column_weights = _geometric_resize_weights(width, new_width).to(table)
-        table = torch.einsum("ri,ijA,cj->rcA", row_weights, table, column_weights)
-        return table.flatten(0, 1).to(offsets.dtype)
+
+def resize_relative_table(offsets: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """Resizes a table of biases, ((2h-1) * (2w-1), A), from one patch grid to another.
+
+    Linear interpolation between geometrically spaced offsets, which keeps near ones sharp: BEiT's rule, in timm's linear form.
+    """
+    (height, width), (new_height, new_width) = grid, new_grid
+    table = offsets.float().view(2 * height - 1, 2 * width - 1, -1)
+    row_weights = _geometric_resize_weights(height, new_height).to(table)  # (2h'-1, 2h-1)
+    column_weights = _geometric_resize_weights(width, new_width).to(table)
+    table = torch.einsum("ri,ijA,cj->rcA", row_weights, table, column_weights)
+    return table.flatten(0, 1).to(offsets.dtype)
 
 
 def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
@@ -610,6 +614,14 @@ class ViTModel(ViTPreTrainedModel):
             pooled = self.layernorm(pooled)
         return pooled if self.representation is None else torch.tanh(self.representation(pooled))
 
+    def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`last_hidden_state`, (B, L, D): timm's method of that name."""
+        return self(pixel_values, return_dict=True).last_hidden_state
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """The pooled vector of what `forward_features` gave: timm's method, for a model without a classifier."""
+        return self.pool(features)
+
     def get_intermediate_layers(
         self,
         pixel_values: torch.Tensor,
@@ -725,6 +737,18 @@ class ViTForImageClassification(ViTPreTrainedModel):
             hidden_states=outputs.hidden_states if output_hidden_states else None,
             attentions=outputs.attentions,
         )
+
+    def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The tokens before pooling, (B, L, D): timm's method of that name."""
+        return self.vit.forward_features(pixel_values)
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Logits (B, K), or with `pre_logits` the pooled vector (B, D), of what `forward_features` gave: timm's method of that name."""
+        if pre_logits:
+            return self.vit.pool(features)
+        if self.config.classifier_cls_layers > 1:
+            raise ValueError("This classifier reads several blocks, and forward_head has the last one only: call the model itself.")
+        return self.classifier(self.classifier_input(ViTModelOutput(features, self.vit.pool(features))))
 
     def classifier_input(self, outputs: ViTModelOutput) -> torch.Tensor:
         """What the classifier reads, (B, classifier_input_size), oldest block first and the mean patch last."""

@@ -1,0 +1,278 @@
+"""Proof that a converted model is what its source was: three independent checks, each a row of numbers.
+
+1. Written back to the source's format, every tensor equals the source's bit for bit.
+2. The same weights in another implementation that is installed here (transformers' own ViT and DINOv2, or timm) answer alike, at the
+   model's size and at another one that is no square.
+3. Saved and loaded again, the model answers identically.
+"""
+
+import importlib.metadata
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from ..configuration.configuration_vit import ViTConfig
+from ..errors import UnsupportedCheckpointError
+from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+from .detect import find_family, open_checkpoint
+from .export import INTERPOLATION, Exported, to_format, write_exported
+from .load import convert_family
+from .rules import convert_tensors, reverse
+from .sources import resolve
+
+TOLERANCE = 1e-4  # of float32 answers of two implementations, absolute
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """A row of the table.
+
+    name: what was compared; `against`: with what.
+    difference: the largest absolute difference, or None where it was not computed.
+    passed: None where the row is for information, or could not be computed; `note` says which.
+    """
+
+    name: str
+    against: str
+    difference: float | None
+    passed: bool | None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON."""
+        return asdict(self)
+
+
+def verify(
+    model: ViTPreTrainedModel,
+    image_processor: VitrailImageProcessor,
+    *,
+    against: str | Path | None = None,
+    branch: str = "teacher",
+    image: str | Path | Image.Image | None = None,
+) -> list[Check]:
+    """Runs the three checks on a model.
+
+    Args:
+        model: in evaluation mode.
+        image_processor: the model's own.
+        against: the checkpoint it was converted from, for the first check.
+        branch: the network of that checkpoint, where it is one of a training run.
+        image: a photograph to prepare and run; noise without it.
+    """
+    checks = []
+    if against is None:
+        checks.append(Check("round trip", "the source", None, None, "not done: give the source with --against"))
+    else:
+        checks.append(_round_trip(model, against, branch))
+    if image is None:
+        noise = np.random.default_rng(SEED).integers(0, 256, (300, 400, model.config.num_channels), dtype=np.uint8)
+        image = Image.fromarray(noise.squeeze()) if model.config.num_channels in (1, 3) else None
+    checks += _other_implementation(model, image_processor, image)
+    checks.append(_reload(model, image_processor))
+    return checks
+
+
+def _pixel_values(config: ViTConfig, size: tuple[int, int]) -> torch.Tensor:
+    return torch.randn(2, config.num_channels, *size, generator=torch.Generator().manual_seed(SEED))
+
+
+def _off_grid(config: ViTConfig) -> tuple[int, int]:
+    """A size that is no square and not the model's."""
+    (rows, columns), (patch_height, patch_width) = config.patch_grid, config.patch_size
+    return (rows + 2) * patch_height, max(columns - 3, 1) * patch_width
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return (found - expected).abs().max().item()
+
+
+# ----------------------------------------------------------------------------------------------------------- 1. round trip
+
+
+def _round_trip(model: ViTPreTrainedModel, against: str | Path, branch: str) -> Check:
+    resolved = resolve(against)
+    raw = open_checkpoint(resolved.path, branch=branch)
+    family = find_family(raw)
+    _, coverage = convert_family(raw, family, [])
+    ours = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
+    if family.head_rules is not None:  # a classifier from another file
+        ours = {name: tensor for name, tensor in ours.items() if not name.startswith("classifier.")}
+    back, _ = convert_tensors(ours, reverse(family.rules(raw)))
+    different = [
+        name
+        for name in coverage.converted
+        if name not in back or back[name].dtype != raw.tensors[name].dtype or not torch.equal(back[name], raw.tensors[name])
+    ]
+    surplus = sorted(back.keys() - set(coverage.converted))
+    if different or surplus:
+        examples = ", ".join((different + surplus)[:3])
+        note = f"{len(different)} tensors differ and {len(surplus)} are too many, such as {examples}"
+        return Check("round trip", f"{resolved.name} ({family.name})", None, False, note)
+    return Check("round trip", f"{resolved.name} ({family.name})", 0.0, True, f"{len(back)} tensors equal bit for bit")
+
+
+# ------------------------------------------------------------------------------------------------- 2. other implementation
+
+
+def _other_implementation(
+    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: str | Path | Image.Image | None
+) -> list[Check]:
+    """The first implementation that can hold the model: transformers' own, or timm."""
+    candidates = [(name, whole) for whole in _wholes(model) for name in PEERS]
+    refusals = []
+    for name, whole in candidates:
+        try:
+            exported = to_format(whole, image_processor, name)
+        except UnsupportedCheckpointError as refusal:
+            refusals.append(str(refusal))
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            written = write_exported(exported, Path(folder) / name)[0]
+            peer = PEERS[name](written, exported)
+            if peer is None:
+                refusals.append(f"{name} is not installed.")
+                continue
+            checks = [_pixels(image_processor, image, written)] if name == "transformers" and image is not None else []
+            without = "" if whole is model else ", without the classifier"
+            return checks + _same_answers(whole, peer, exported, f"{name} {importlib.metadata.version(name)}{without}")
+    return [Check("answers", "another implementation", None, None, f"not done: {' '.join(dict.fromkeys(refusals))}")]
+
+
+def _wholes(model: ViTPreTrainedModel) -> list[ViTPreTrainedModel]:
+    """The model and, where no other implementation holds its classifier, its encoder alone."""
+    return [model, model.vit] if isinstance(model, ViTForImageClassification) else [model]
+
+
+Peer = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+
+
+def _in_transformers(folder: Path, exported: Exported) -> Peer:
+    """Transformers' own class, which must find every name and no other."""
+    config = exported.config
+    assert config is not None
+    model_class = getattr(transformers, config["architectures"][0])
+    peer, loading = model_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
+    classifies = hasattr(peer, "classifier")
+    options = {"interpolate_pos_encoding": True} if config["model_type"] == "vit" else {}
+
+    def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = peer(pixel_values, output_hidden_states=classifies, **options)
+        if not classifies:
+            pools = config["model_type"] != "vit" or "pooler_output_size" in config
+            return {"features": outputs.last_hidden_state} | ({"pooled": outputs.pooler_output} if pools else {})
+        layernorm = peer.base_model.layernorm
+        return {"features": layernorm(outputs.hidden_states[-1]), "logits": outputs.logits}
+
+    peer.eval()
+    return run
+
+
+def _in_timm(folder: Path, exported: Exported) -> Peer | None:
+    """Timm's own class, where timm is installed."""
+    try:
+        import timm
+    except ImportError:
+        return None
+    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().float()
+    native = tuple(exported.config["pretrained_cfg"]["input_size"][1:]) if exported.config else None
+
+    def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        if tuple(pixel_values.shape[-2:]) != native:
+            peer.set_input_size(img_size=tuple(pixel_values.shape[-2:]))
+        features = peer.forward_features(pixel_values)
+        answers = {"features": features, "pooled": peer.forward_head(features, pre_logits=True)}
+        return answers | ({"logits": peer.forward_head(features)} if peer.num_classes else {})
+
+    return run
+
+
+PEERS: dict[str, Callable[[Path, Exported], Peer | None]] = {"transformers": _in_transformers, "timm": _in_timm}
+
+
+def _pixels(image_processor: VitrailImageProcessor, image: str | Path | Image.Image, folder: Path) -> Check:
+    """The same photograph, prepared by transformers' own image processor on Pillow."""
+    opened = Image.open(image) if isinstance(image, str | Path) else image
+    theirs = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(opened.convert("RGB"), return_tensors="pt")
+    ours = image_processor(opened, return_tensors="pt")
+    difference = _difference(ours["pixel_values"], theirs["pixel_values"])
+    passed: bool | None = difference <= TOLERANCE
+    note = ""
+    if not passed and image_processor.do_center_crop and _has_odd_margin(image_processor, opened.size):
+        passed, note = None, "known: transformers rounds the place of the crop down, torchvision to even; here it is one pixel off"
+    return Check("pixels", f"transformers {transformers.__version__}", difference, passed, note)
+
+
+def _has_odd_margin(image_processor: VitrailImageProcessor, size: tuple[int, int]) -> bool:
+    shorter = dict(image_processor.size)["shortest_edge"]
+    longer = int(shorter * max(size) / min(size))
+    crop = dict(image_processor.crop_size)["height"]
+    return (shorter - crop) % 2 == 1 or (longer - crop) % 2 == 1
+
+
+@torch.no_grad()
+def _same_answers(model: ViTPreTrainedModel, peer: Peer, exported: Exported, name: str) -> list[Check]:
+    checks = []
+    reference = type(model)(model.config).eval()
+    reference.load_state_dict({key: tensor.float() for key, tensor in model.state_dict().items()})
+    for size in (model.config.image_size, _off_grid(model.config)):
+        pixel_values = _pixel_values(model.config, size)
+        expected = peer(pixel_values)
+        different_rule = (
+            [notice for notice in exported.notices if "by its own rule" in notice] if size != model.config.image_size else []
+        )
+        for key, value in _answers(reference, pixel_values).items():
+            if key not in expected:
+                continue
+            difference = _difference(value, expected[key])
+            passed = None if different_rule else difference <= TOLERANCE
+            note = f"known: {different_rule[0]}" if different_rule else ""
+            checks.append(Check(f"{key} at {size[0]}x{size[1]}", name, difference, passed, note))
+        if different_rule:  # with the other's rule in our model, the rest must agree
+            fields = exported.family.configure(exported.raw, model.config.num_attention_heads)
+            rule = {key: getattr(ViTConfig(**fields), key) for key in model.config.to_dict() if key.startswith(INTERPOLATION)}
+            twin = type(model)(ViTConfig(**model.config.to_dict() | rule)).eval()
+            twin.load_state_dict(reference.state_dict())
+            for key, value in _answers(twin, pixel_values).items():
+                if key in expected:
+                    difference = _difference(value, expected[key])
+                    checks.append(
+                        Check(
+                            f"{key} at {size[0]}x{size[1]}", name, difference, difference <= TOLERANCE, "with its rule in our model"
+                        )
+                    )
+    return checks
+
+
+def _answers(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    if not isinstance(model, ViTForImageClassification):
+        outputs = model(pixel_values)
+        return {"features": outputs.last_hidden_state, "pooled": outputs.pooler_output}
+    outputs = model.vit(pixel_values)
+    return {"features": outputs.last_hidden_state, "pooled": outputs.pooler_output, "logits": model(pixel_values).logits}
+
+
+# --------------------------------------------------------------------------------------------------------------- 3. reload
+
+
+@torch.no_grad()
+def _reload(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor) -> Check:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+        again = type(model).from_pretrained(folder, dtype=model.dtype).eval()
+        same_images = VitrailImageProcessor.from_pretrained(folder).to_dict() == image_processor.to_dict()
+    pixel_values = _pixel_values(model.config, model.config.image_size)
+    difference = _difference(again(pixel_values)[0].float(), model(pixel_values)[0].float())
+    note = "" if same_images else "the image processor's settings changed"
+    return Check("saved and loaded again", "this model", difference, difference == 0 and same_images, note)
