@@ -7,7 +7,9 @@ Importing it registers the classes with transformers' Auto classes: a folder tha
 from .auto import register
 from .configuration.configuration_vit import ViTConfig
 from .configuration.presets import SIZES
+from .convert.export import export_model
 from .convert.load import ConversionReport, load
+from .convert.verify import verify
 from .errors import VitrailError
 from .hub.save import convert_checkpoint, save
 from .modeling.complexity import complexity
@@ -42,6 +44,8 @@ __all__ = [
     "load",
     "save",
     "convert_checkpoint",
+    "export_model",
+    "verify",
     "ConversionReport",
     "VitrailError",
 ]

@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(convert.convert)
+app.command()(convert.verify)
+app.command()(convert.export)
 app.command()(inspect.info)
 app.command()(images.embed)
 app.command()(images.attention)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.load import ConversionReport, load
+from ..convert.verify import Check
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -50,6 +51,16 @@ def save(
             file.replace(output_dir / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def keep_verification(folder: str | os.PathLike, checks: list[Check]) -> None:
+    """Puts the table of `verify` into a folder's conversion.json."""
+    path = Path(folder) / REPORT_NAME
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    report["verification"] = [check.to_dict() for check in checks]
+    temporary = path.with_name(f".{REPORT_NAME}.part")
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def convert_checkpoint(source: str | os.PathLike, output_dir: str | os.PathLike, **load_options: Any) -> ConversionReport:

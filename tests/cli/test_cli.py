@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own, or in this one where only the words matter."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,29 @@ def test_the_installed_program_ends_with_exit_code_2(tmp_path):
         assert ended.stderr.startswith("vitrail: ")
         assert "no-such-model" in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+def test_verify_prints_a_table_and_keeps_it(model_dir, capsys):
+    source = model_dir.parent / "dino_deitsmall16_pretrain.pth"
+    run("verify", model_dir, "--against", source, "--image", PHOTO)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "round trip" in printed
+    assert "FAILED" not in printed
+    kept = json.loads((model_dir / "conversion.json").read_text())["verification"]
+    assert kept[0]["note"] == "150 tensors equal bit for bit"
+
+
+def test_verify_ends_with_1_when_a_check_fails(model_dir, tmp_path, capsys):
+    tensors = torch.load(model_dir.parent / "dino_deitsmall16_pretrain.pth", weights_only=True)
+    tensors["norm.bias"] += 1e-3
+    torch.save(tensors, tmp_path / "other.pth")
+    assert end_of("verify", model_dir, "--against", tmp_path / "other.pth") == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_export(model_dir, tmp_path, capsys):
+    run("export", model_dir, tmp_path / "timm", "--to", "timm")
+    assert "interpolates positions by its own rule" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "timm").iterdir()} == {"config.json", "model.safetensors"}
+    assert "cannot say" in fail(capsys, "export", model_dir, tmp_path / "google.npz", "--to", "google")
+    assert not (tmp_path / "google.npz").exists()

@@ -51,7 +51,8 @@ def write_checkpoint(case: dict, path: Path) -> None:
     if case["file"]["kind"] == "torch":
         torch.save({root: tensors} if root else tensors, path)
     elif case["file"]["kind"] == "npz":
-        np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        with path.open("wb") as file:  # given a name, np.savez would add .npz to it
+            np.savez(file, **{name: tensor.numpy() for name, tensor in tensors.items()})
     else:
         save_file(tensors, path)
 

@@ -86,9 +86,10 @@ def test_other_peoples_files_are_not_mixed_with_a_model(tmp_path):
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
-    with pytest.raises(UnsupportedCheckpointError, match="swin"):
-        vitrail.load(tmp_path)
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "swin"}))
+    with pytest.raises(UnsupportedCheckpointError, match=r'Its config\.json says "swin"'):
+        vitrail.load(tmp_path / "model")
 
 
 def test_a_folder_with_a_parameter_missing_is_refused(tmp_path):
