@@ -71,11 +71,11 @@ class VitrailImageProcessor(BaseImageProcessor):
 
     - backend: "pil" resizes with Pillow and equals torchvision's PIL transforms bit for bit. "torch" resizes uint8 tensors
       with torch's antialiased kernels, images of one shape as one batch, on `device` if one is given: bilinear and bicubic
-      only, within 2 levels of Pillow, and under 1 % of the values differ.
+      only, within 2 levels of Pillow, and typically under 1 % of the values differ.
     - num_channels: of the model. 3 converts Pillow images to RGB, 1 to greyscale; with another number an image must have
       that many channels, which are processed one by one. Greyscale is repeated for a model of 3 channels.
     - do_resize, size, resample: `{"shortest_edge": s}` keeps the aspect, with a bound if there is a "longest_edge";
-      `{"height": h, "width": w}` squashes. `resample` is Pillow's filter number.
+      `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter number.
     - size_divisor: a patch size, int or (height, width). Each side becomes a multiple of it: the nearest, by resizing, or
       with do_pad the next, by padding right and bottom with zeros after the normalisation, which are the mean colour.
     - do_center_crop, crop_size: what lies outside of a smaller image becomes black.
@@ -308,6 +308,8 @@ def _convert(
 ) -> Pixels:
     """The image with the channels of the model. `full_scale` is what the largest possible value becomes by rescaling."""
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"found an image of {image.width} x {image.height} pixels; pass one with pixels")
         image = _convert_mode(image, num_channels)
         if isinstance(image, Image.Image):
             return image

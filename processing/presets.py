@@ -69,7 +69,8 @@ def make_image_processor(
     """The image processor of a published family, scaled to a model.
 
     preset: a name in PRESETS.
-    image_size: of the model in pixels, int or (height, width); 224 by default, of no meaning to "full-image".
+    image_size: of the model in pixels, int or (height, width); 224 by default, of no meaning to "full-image". To a rectangle
+        images are squashed, where a square would be cropped.
     patch_size: of the model in pixels, int or (height, width); what "full-image" and "keep-aspect" make multiples of.
     crop_pct: in place of the row's, as timm's configs have it: image_size / crop_pct is the shorter side before the crop.
     num_channels: of the model; for another number than 3, every channel gets the average of the row's mean and std.
@@ -84,11 +85,12 @@ def make_image_processor(
     if crop_pct is not None and row.layout != "crop":
         raise VitrailError(f"found crop_pct={crop_pct} with the preset {preset!r}, which does not crop; leave crop_pct out")
     height, width = _pair("image_size", 224 if image_size is None else image_size)
-    options: dict[str, object] = {"do_center_crop": row.layout == "crop"}
-    if row.layout == "crop":
-        shorter_side = _shorter_side(preset, height, width, row.crop_pct if crop_pct is None else crop_pct)
+    crops = row.layout == "crop" and height == width  # no family says how to crop a rectangle: images are squashed to it
+    options: dict[str, object] = {"do_center_crop": crops}
+    if crops:
+        shorter_side = _shorter_side(height, row.crop_pct if crop_pct is None else crop_pct)
         options |= {"size": {"shortest_edge": shorter_side}, "crop_size": {"height": height, "width": width}}
-    elif row.layout == "squash":
+    elif row.layout in ("crop", "squash"):
         options |= {"size": {"height": height, "width": width}}
     else:
         if patch_size is None:
@@ -112,15 +114,10 @@ def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _shorter_side(preset: str, height: int, width: int, crop_pct: float | None) -> int:
-    if height != width:
-        raise VitrailError(
-            f"found image_size=({height}, {width}) with the preset {preset!r}, which crops a square; write image_size={height}, or "
-            "take a preset that resizes to any shape: google, google-hub or dino-hub"
-        )
+def _shorter_side(length: int, crop_pct: float | None) -> int:
     if crop_pct is None or not 0 < crop_pct <= 1:
         raise VitrailError(f"found crop_pct={crop_pct}; write a number above 0 and up to 1, as 0.9")
-    return math.floor(height / crop_pct)
+    return math.floor(length / crop_pct)
 
 
 def _per_channel(values: tuple[float, ...], num_channels: int) -> tuple[float, ...]:

@@ -105,7 +105,6 @@ def test_other_numbers_of_channels():
         ("full-image", {}, "pass patch_size="),
         ("keep-aspect", {}, "pass patch_size="),
         ("google", {"crop_pct": 0.9}, "'google', which does not crop"),
-        ("dino", {"image_size": (224, 448)}, r"image_size=\(224, 448\) with the preset 'dino', which crops a square"),
         ("dino", {"image_size": 0}, "found image_size=0; write a positive int"),
         ("google", {"image_size": (224,)}, r"found image_size=\(224,\)"),
         ("timm", {"crop_pct": 0.0}, "found crop_pct=0.0"),
@@ -118,3 +117,9 @@ def test_refusals(preset, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_image_processor(preset, **options)
     assert "backend" in options or isinstance(caught.value, VitrailError)
+
+
+def test_no_family_crops_a_rectangle():
+    processor = make_image_processor("dino", image_size=(224, 448))
+    assert dict(processor.size) == {"height": 224, "width": 448}
+    assert not processor.do_center_crop

@@ -1,0 +1,39 @@
+"""What README says of checkpoints is what the catalogue holds."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from vitrail.convert.catalog import checkpoints
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def group(checkpoint):
+    """The row of README's table to which a checkpoint belongs."""
+    architecture = checkpoint.architecture
+    if checkpoint.family == "timm":
+        if architecture["position"] != "absolute":
+            return "timm, relative positions"
+        return "timm, DINOv2" if "dinov2" in checkpoint.name else "timm, plain"
+    if checkpoint.family == "transformers":
+        return f"transformers, {architecture['model_type']}"
+    if checkpoint.family == "google":
+        return "Google, ImageNet-21k with pre_logits" if architecture["pre_logits"] else "Google, augreg and fine-tuned"
+    return {"dino": "DINO", "dinov2": "DINOv2"}[checkpoint.family]
+
+
+def test_the_table_counts_every_checkpoint():
+    counts = {name: int(number) for name, number in re.findall(r"^\| ([^|]+?) \| (\d+) \|", README, flags=re.MULTILINE)}
+    assert counts == Counter(map(group, checkpoints()))
+    assert f"All {len(checkpoints())}, by the names that load them" in README
+
+
+def test_the_list_names_every_checkpoint_in_its_family():
+    listed = {
+        name: set(re.findall(r"`([^`]+)`", names)) for name, names in re.findall(r"^- \*\*(.+?)\*\*: (.+)$", README, flags=re.M)
+    }
+    expected = {}
+    for checkpoint in checkpoints():
+        expected.setdefault(group(checkpoint), set()).add(checkpoint.hub_id or checkpoint.name)
+    assert listed == expected
