@@ -8,6 +8,7 @@ from torch import nn
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import interpolate_positions, resize_relative_table
+from ..processing.image_processing_vit import VitrailImageProcessor
 from .labels import imagenet_labels
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
@@ -39,9 +40,12 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
     """Changes the patch projection (D, C, ph, pw) to another number of channels.
 
     "sum" adds up the channels' weights (for one channel: the answer to a grey image stays the same); "repeat" takes them in turn and
-    "average" gives each new channel their mean, both scaled so that equal channels are answered as before. timm's rule: "sum" for
-    one channel, else "repeat" (timm/models/_manipulate.py, adapt_input_conv).
+    "average" gives each new channel their mean, both times old / new, so that equal channels are answered as before (by "repeat", only
+    where the new number is a multiple of the old). timm's rule: "sum" for one channel, else "repeat" (timm/models/_manipulate.py,
+    adapt_input_conv).
     """
+    if num_channels < 1:
+        raise UnsupportedCheckpointError(f"num_channels is {num_channels}: it must be at least 1.")
     weight = tensors[PROJECTION]
     old = weight.shape[1]
     if num_channels == old:
@@ -63,8 +67,30 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
     return [f"patch projection of {old} channels made one of {num_channels}, by the rule {rule}"]
 
 
+def adapt_image_processor(
+    image_processor: VitrailImageProcessor, *, image_size: tuple[int, int] | None, num_channels: int | None
+) -> VitrailImageProcessor:
+    """The same preparation for another size (a crop keeps its share of the shorter side) or number of channels."""
+    options = image_processor.to_dict()
+    if image_size is not None and image_processor.size_divisor is None:
+        height, width = image_size
+        crops = image_processor.do_center_crop and height == width
+        options |= {"do_center_crop": crops, "crop_size": {"height": height, "width": width}}
+        if crops and "shortest_edge" in options["size"]:
+            old_crop = dict(image_processor.crop_size)["height"]
+            options["size"] = {"shortest_edge": height * options["size"]["shortest_edge"] // old_crop}
+        else:
+            options["size"] = {"height": height, "width": width}
+    if num_channels is not None and num_channels != image_processor.num_channels:
+        mean, std = (torch.tensor(options[name]).mean().item() for name in ("image_mean", "image_std"))
+        options |= {"num_channels": num_channels, "image_mean": [mean] * num_channels, "image_std": [std] * num_channels}
+    return VitrailImageProcessor.from_dict(options)
+
+
 def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_labels: int) -> list[str]:
     """Puts an untrained classifier in the place of the one in the checkpoint, if there is one."""
+    if num_labels < 1:
+        raise UnsupportedCheckpointError(f"num_labels is {num_labels}: it must be at least 1; leave it out to keep what the file holds.")
     had = tensors.pop("classifier.weight", None)
     tensors.pop("classifier.bias", None)
     for name in ("id2label", "label2id"):

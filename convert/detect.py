@@ -79,9 +79,12 @@ def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
     if folder is None or not (folder / name).is_file():
         return None
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise CorruptFileError(f"{folder / name} is no JSON ({error}): download it again.") from error
+    if not isinstance(content, dict):
+        raise CorruptFileError(f"{folder / name} holds a {type(content).__name__} where an object is expected: download it again.")
+    return content
 
 
 def find_state_dict(content: Any, *, branch: str = "teacher") -> tuple[dict[str, torch.Tensor], str | None, list[str]]:
@@ -130,7 +133,7 @@ def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
     for pattern, feature, remedy in UNSUPPORTED:
         if found := [name for name in raw.tensors if re.fullmatch(pattern, name)]:
             raise UnsupportedCheckpointError(
-                f"The checkpoint has {feature}, which the model cannot represent: {group_names(found)[0]}. {remedy}."
+                f"The checkpoint has {feature} ({group_names(found)[0]}), which the model cannot represent: {remedy}."
             )
     for family in FAMILIES:
         if format in (family.name, "auto") and (format != "auto" or raw.container in family.containers) and family.recognises(raw):

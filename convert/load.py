@@ -14,12 +14,13 @@ from ..errors import ConversionError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..version import __version__
-from .adapt import adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
+from .adapt import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
 from .detect import find_family, open_checkpoint
+from .download import sha256
 from .family import Family, RawCheckpoint
 from .files import find_weights
 from .rules import Coverage, convert_tensors
-from .sources import ResolvedSource, resolve, sha256
+from .sources import ResolvedSource, resolve
 
 
 @dataclass
@@ -124,9 +125,10 @@ def load(
         tensors |= head_tensors
         fields |= head_fields
         report.head = _source_file(resolved_head)
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
     if image_size is not None:
-        pair = (image_size, image_size) if isinstance(image_size, int) else image_size
-        report.notices += adapt_image_size(tensors, fields, pair)
+        report.notices += adapt_image_size(tensors, fields, image_size)
     if num_channels is not None:
         report.notices += adapt_num_channels(tensors, fields, num_channels, channel_rule)
     if num_labels is not None:
@@ -135,7 +137,7 @@ def load(
         report.notices += with_labels(fields, len(tensors["classifier.weight"]))
 
     config = ViTConfig(**fields)
-    image_processor = family.image_processor(raw, config)
+    image_processor = adapt_image_processor(family.image_processor(raw, config), image_size=image_size, num_channels=num_channels)
     del raw  # or what the conversion copied (q, k and v become one tensor) would stay in memory twice
     model = build_model(config, tensors, coverage, resolved.name, dtype)
     report.coverage = coverage.to_dict()

@@ -1,37 +1,24 @@
 """Where weights come from: a path, a URL, a name of the catalogue or a Hub repository becomes a local file or folder.
 
-Downloads lie in `vitrail/` under the Hub's own cache folder (HF_HOME), each URL in a folder of its own, and Hub repositories in
-the Hub's cache. HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_DOWNLOAD_TIMEOUT hold here as everywhere on the Hub.
+Hub repositories lie in the Hub's own cache; HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold here as everywhere on the Hub.
 """
 
-import contextlib
 import difflib
-import hashlib
-import http.client
-import json
 import os
 import re
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import constants, is_offline_mode, snapshot_download
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
 from huggingface_hub.utils import tqdm as hub_tqdm
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError
 from ..version import __version__
 from .catalog import Checkpoint, checkpoint_names, checkpoints, find_checkpoint
-
-CHUNK = 1 << 20  # bytes
+from .download import download, https_url
 
 # A name that ends like this is a file that is not there, not a Hub repository: the Hub is not asked.
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".npz", ".safetensors", ".json", ".tar")
@@ -82,7 +69,7 @@ def resolve(
     hub_page = re.fullmatch(re.escape(constants.ENDPOINT) + r"/(\w[\w.-]*/\w[\w.-]*)/?", text)
     name = hub_page[1] if hub_page else text
     if "://" in name:
-        url = _https(name)
+        url = https_url(name)
         known = (row for row in checkpoints() if row.hub_id is None and url in (row.url, row.full_checkpoint_url))
         return _downloaded(url, next(known, None), cache_dir=cache_dir, progress=progress)
 
@@ -99,33 +86,6 @@ def resolve(
     return ResolvedSource(path=folder, name=checkpoint.name if checkpoint else hub_id, hub_id=hub_id, checkpoint=checkpoint)
 
 
-def download(url: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Path:
-    """The file at an http(s) or gs URL, from the cache or fetched into it.
-
-    A download that breaks off is kept and goes on where it stopped, unless the file has changed on the server. Beside the file
-    lies NAME.json with its url, size in bytes, etag and SHA-256. Raises DownloadError where it cannot be fetched whole.
-    """
-    url = _https(url)
-    name = unquote(urlsplit(url).path).rpartition("/")[2]
-    folder = Path(cache_dir or Path(constants.HF_HOME, "vitrail")) / hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = folder / (name if name.strip(".") else "checkpoint")
-    if _is_complete(path):
-        return path
-    if is_offline_mode():
-        raise DownloadError(f"{url} is not in the cache ({folder}), and HF_HUB_OFFLINE is set: unset it to download the file.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder / ".lock"):
-        if not _is_complete(path):  # another process may have fetched it while this one waited
-            _fetch(url, path, progress=progress)
-    return path
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _downloaded(
     url: str, checkpoint: Checkpoint | None, *, cache_dir: str | os.PathLike[str] | None, progress: bool
 ) -> ResolvedSource:
@@ -133,140 +93,11 @@ def _downloaded(
     return ResolvedSource(path=path, name=checkpoint.name if checkpoint else path.name, url=url, checkpoint=checkpoint)
 
 
-def _https(url: str) -> str:
-    """The same URL over https where it is a Google Storage URI."""
-    scheme, _, rest = url.partition("://")
-    if scheme == "gs":
-        return f"https://storage.googleapis.com/{rest}"
-    if scheme not in ("http", "https"):
-        raise SourceNotFoundError(
-            f"{url} begins with {scheme}://, which is not fetched here; expected http, https or gs. "
-            "Download the file and give its path."
-        )
-    return url
-
-
 def _close_names(text: str) -> str:
     closest: dict[str, str] = {}  # of each checkpoint the closest name
     for name in difflib.get_close_matches(text, checkpoint_names(), n=12, cutoff=0.5):
         closest.setdefault(checkpoint_names()[name].name, name)
     return f" Close names: {', '.join(list(closest.values())[:5])}." if closest else ""
-
-
-# A file over HTTP -----------------------------------------------------------------------------------------------------
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """What is known of a download: url, size, etag, last_modified, and sha256 once it is complete."""
-    try:
-        return json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    path.with_name(f"{path.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _is_complete(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size == _read_record(path).get("size")
-
-
-def _fetch(url: str, path: Path, *, progress: bool) -> None:
-    """Downloads into NAME.part, from where an earlier attempt stopped, and renames it when it is whole."""
-    part = path.with_name(f"{path.name}.part")
-    known = _read_record(path)
-    validator = _validator(known)
-    offset = 0
-    headers = {"User-Agent": f"vitrail/{__version__}"}
-    if validator and part.is_file() and (offset := part.stat().st_size):
-        headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
-
-    with _open(url, headers) as response:
-        resumed = offset > 0 and response.status == 206
-        if response.status == 416 or (
-            resumed and response.headers["Content-Range"] != f"bytes {offset}-{known['size'] - 1}/{known['size']}"
-        ):  # the file became another one, and the server does not know If-Range
-            part.unlink()
-            return _fetch(url, path, progress=progress)
-        if response.headers.get_content_type() == "text/html":
-            raise DownloadError(f"{url} answers with an HTML page instead of a file; open it in a browser to see why.")
-        if not resumed:
-            length = response.headers["Content-Length"]
-            known = {
-                "url": url,
-                "size": int(length) if length else None,
-                "etag": response.headers["ETag"],
-                "last_modified": response.headers["Last-Modified"],
-            }
-            _write_record(path, known)
-
-        try:
-            with part.open("r+b" if resumed else "w+b") as file:
-                digest = hashlib.file_digest(file, "sha256")  # of what is there already; leaves the file at its end
-                with _progress_bar(path.name, total=known["size"], completed=file.tell(), wanted=progress) as advance:
-                    while chunk := response.read(CHUNK):
-                        file.write(chunk)
-                        digest.update(chunk)
-                        advance(len(chunk))
-        except (OSError, http.client.HTTPException) as error:
-            raise _broken_off(part, known, reason=str(error) or type(error).__name__) from error
-
-    size = part.stat().st_size
-    if known["size"] not in (None, size):
-        raise _broken_off(part, known, reason="the server closed the connection")
-    _write_record(path, known | {"size": size, "sha256": digest.hexdigest()})
-    part.replace(path)
-    return None
-
-
-def _validator(known: dict[str, Any]) -> str | None:
-    """What tells the server which version of the file a part belongs to; None where it cannot be resumed."""
-    if not known.get("size"):
-        return None
-    etag = known["etag"]
-    return etag if etag and not etag.startswith("W/") else known["last_modified"]  # If-Range takes no weak tag
-
-
-def _broken_off(part: Path, known: dict[str, Any], *, reason: str) -> DownloadError:
-    outlook = f"What arrived is kept in {part}: run again to go on from there." if _validator(known) else "Run it again."
-    return DownloadError(
-        f"the download of {known['url']} broke off after {part.stat().st_size} of {known['size'] or 'unknown'} bytes "
-        f"({reason}). {outlook}"
-    )
-
-
-def _open(url: str, headers: dict[str, str]) -> Any:
-    """The response to a GET; a refused range (416) is a response too."""
-    request = urllib.request.Request(url, headers=headers)
-    try:
-        return urllib.request.urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and "Range" in headers:
-            return error
-        error.close()
-        meaning = {
-            401: "it is not public: download it where you are logged in and give its path",
-            403: "the server does not hand it out: open it in a browser to see why, or give the path of a copy",
-            404: "there is no such file: check the address",
-        }.get(error.code, "try again later, or give the path of a copy")
-        raise DownloadError(f"{url} was refused with {error.code} {error.reason}; {meaning}.") from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise DownloadError(
-            f"{url} cannot be reached ({reason}). Check the network, or download the file elsewhere and give its path."
-        ) from error
-
-
-@contextlib.contextmanager
-def _progress_bar(name: str, *, total: int | None, completed: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, if that is a terminal; yields the function that advances it by a number of bytes."""
-    console = Console(stderr=True)
-    shown = wanted and console.is_terminal and not are_progress_bars_disabled()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not shown) as bar:
-        task = bar.add_task(name, total=total, completed=completed)
-        yield lambda received: bar.advance(task, received)
 
 
 # A repository of the Hub ----------------------------------------------------------------------------------------------

@@ -308,3 +308,14 @@ def test_npz_of_text(tmp_path):
     np.savez(tmp_path / "a.npz", label=np.array(["cat", "dog"]))
     with pytest.raises(UnsupportedCheckpointError, match="label is no array of numbers"):
         read_checkpoint(tmp_path / "a.npz")
+
+
+def test_safetensors_whose_header_begins_as_a_pickle(tmp_path):
+    """The first byte of a safetensors file is the low byte of its header's length, and may be a pickle's first byte, 0x80."""
+    for length in range(1, 400):
+        tensors = {"x" * length: torch.ones(2)}
+        safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+        if (tmp_path / "model.safetensors").read_bytes()[0] == 0x80:
+            assert read_checkpoint(tmp_path / "model.safetensors").container == "safetensors"
+            return
+    raise AssertionError("no such header was made")

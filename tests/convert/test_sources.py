@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from vitrail.convert import download as download_module
 from vitrail.convert import sources
 from vitrail.convert.catalog import checkpoints, find_checkpoint
-from vitrail.convert.sources import download, resolve, sha256
+from vitrail.convert.download import download, sha256
+from vitrail.convert.sources import resolve
 from vitrail.errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError
+
+pytestmark = pytest.mark.usefixtures("no_network")
 
 BODY = bytes(range(256)) * 12_000  # three chunks
 OTHER = BODY[::-1] + b"and more"
@@ -23,17 +27,6 @@ DINO_URL = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_de
 @pytest.fixture
 def offline(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch, tmp_path):
-    """Nothing here may reach beyond this machine or read the user's own cache and token."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
 
 
 # Files over HTTP ------------------------------------------------------------------------------------------------------
@@ -129,7 +122,7 @@ def test_a_full_disk_is_told(http_server, page, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     http_server.pages["/w.pth"] = page(BODY)
-    monkeypatch.setattr(sources.hashlib, "file_digest", Full)
+    monkeypatch.setattr(download_module.hashlib, "file_digest", Full)
     with pytest.raises(DownloadError, match="No space left on device"):
         download(f"{http_server.url}/w.pth")
 
@@ -260,32 +253,6 @@ def test_nothing_of_that_name(source, message):
 
 
 # The Hub --------------------------------------------------------------------------------------------------------------
-
-COMMIT = "5f1b2c3d" * 5
-
-
-@pytest.fixture
-def hub(http_server, page, monkeypatch):
-    """Lets the real client talk to a server of ours; returns what puts a repository there."""
-    monkeypatch.setattr(constants, "ENDPOINT", http_server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", http_server.url + "/{repo_id}/resolve/{revision}/{filename}")
-
-    def put(hub_id: str, files: dict[str, bytes], *, revision: str = "main") -> None:
-        def json_page(content: object):
-            return page(json.dumps(content).encode(), headers={"Content-Type": "application/json"})
-
-        api = f"/api/models/{hub_id}"
-        blobs = {name: hashlib.sha1(content).hexdigest() for name, content in files.items()}
-        http_server.pages[f"{api}/revision/{revision}"] = json_page({"id": hub_id, "sha": COMMIT, "siblings": []})
-        http_server.pages[f"{api}/tree/{COMMIT}"] = json_page(
-            [{"type": "file", "path": name, "size": len(files[name]), "oid": blob} for name, blob in blobs.items()]
-        )
-        for name, content in files.items():
-            headers = {"ETag": f'"{blobs[name]}"', "X-Repo-Commit": COMMIT}
-            http_server.pages[f"/{hub_id}/resolve/{COMMIT}/{name}"] = page(content, headers=headers)
-
-    return put
-
 
 SAFETENSORS = {"config.json": b"{}", "preprocessor_config.json": b"{ }", "model.safetensors": BODY}
 
