@@ -90,7 +90,9 @@ def adapt_image_processor(
 def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_labels: int) -> list[str]:
     """Puts an untrained classifier in the place of the one in the checkpoint, if there is one."""
     if num_labels < 1:
-        raise UnsupportedCheckpointError(f"num_labels is {num_labels}: it must be at least 1; leave it out to keep what the file holds.")
+        raise UnsupportedCheckpointError(
+            f"num_labels is {num_labels}: it must be at least 1; leave it out to keep what the file holds."
+        )
     had = tensors.pop("classifier.weight", None)
     tensors.pop("classifier.bias", None)
     for name in ("id2label", "label2id"):

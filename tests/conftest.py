@@ -1,9 +1,15 @@
+import hashlib
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
+
+COMMIT = "5f1b2c3d" * 5
 
 
 @dataclass
@@ -96,3 +102,37 @@ def http_server() -> Iterator[HttpServer]:
 @pytest.fixture
 def page() -> type[Page]:
     return Page
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing reaches beyond this machine, or reads the user's own cache and token."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+
+
+@pytest.fixture
+def hub(no_network: None, http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets the real client talk to a server of ours; returns what puts a repository there."""
+    monkeypatch.setattr(constants, "ENDPOINT", http_server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", http_server.url + "/{repo_id}/resolve/{revision}/{filename}")
+
+    def put(hub_id: str, files: dict[str, bytes], *, revision: str = "main") -> None:
+        def json_page(content: object) -> Page:
+            return Page(json.dumps(content).encode(), headers={"Content-Type": "application/json"})
+
+        api = f"/api/models/{hub_id}"
+        blobs = {name: hashlib.sha1(content).hexdigest() for name, content in files.items()}
+        http_server.pages[f"{api}/revision/{revision}"] = json_page({"id": hub_id, "sha": COMMIT, "siblings": []})
+        http_server.pages[f"{api}/tree/{COMMIT}"] = json_page(
+            [{"type": "file", "path": name, "size": len(files[name]), "oid": blob} for name, blob in blobs.items()]
+        )
+        for name, content in files.items():
+            headers = {"ETag": f'"{blobs[name]}"', "X-Repo-Commit": COMMIT}
+            http_server.pages[f"/{hub_id}/resolve/{COMMIT}/{name}"] = Page(content, headers=headers)
+
+    return put

@@ -1,0 +1,66 @@
+"""`python -m benchmarks SUITE [--json FILE]`: runs one suite and prints what it measured, on which machine, with which versions."""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+# Each is a module beside this one, imported when it is chosen, with `run() -> list of rows`; rows are dicts that JSON can hold
+SUITES = {
+    "convert": "peak memory and time of converting ViT-L/16, against the size of its file (goal: under 2.2 times)",
+}
+LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
+
+
+def machine() -> dict[str, str | int]:
+    """The processor, how many of its cores this process may use, and the memory."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": platform.platform(terse=True),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, vitrail and what the time goes into."""
+    import vitrail  # not above: a suite that measures memory needs this process small while it runs
+
+    return {"python": platform.python_version(), "vitrail": vitrail.__version__} | {
+        name: importlib.metadata.version(name) for name in LIBRARIES
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows, all of the same keys, as a table."""
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suite", choices=SUITES, help="; ".join(f"{name}: {what}" for name, what in SUITES.items()))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    arguments = parser.parse_args()
+
+    rows = importlib.import_module(f"{__package__}.{arguments.suite}").run()
+    result = {"suite": arguments.suite, "machine": machine(), "versions": versions(), "rows": rows}
+    print(SUITES[arguments.suite] + "\n\n" + markdown(rows) + "\n")
+    for about in (result["machine"], result["versions"]):
+        print(", ".join(f"{name} {value}" for name, value in about.items()))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
