@@ -7,6 +7,7 @@ import sys
 
 import typer
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import enable_progress_bars
 from rich.console import Console
 from transformers.utils import logging
 
@@ -30,7 +31,8 @@ app.command()(images.classify)
 
 def main() -> None:
     """Runs the command line; errors of the user's making become one message and exit code 2."""
-    logging.disable_progress_bar()  # of reading and writing weights, which takes a moment
+    logging.disable_progress_bar()  # of reading and writing weights, which takes a moment,
+    enable_progress_bars()  # but not of downloads, which it switches off too
     try:
         app()
     except (ValueError, OSError, StrictDataclassError) as error:

@@ -128,6 +128,11 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
+    def __setattr__(self, name: str, value: object) -> None:  # also what `from_pretrained(…, image_size=…)` sets later
+        if name in ("image_size", "patch_size") and isinstance(value, int | list):
+            value = _as_pair(name, value)
+        super().__setattr__(name, value)
+
     @property
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of patches, (h, w), at `image_size`."""

@@ -37,38 +37,52 @@ LARGEST_KEPT_BIAS = 2**24  # elements; a larger relative bias (64 MiB in float32
 # --------------------------------------------------------------------------------------------------------------- positions
 
 
-class PerSizeCache:
+class PerSizeCache(nn.Module):
     """Keeps the last tensor that follows from some parameters and a patch grid alone, as long as neither has changed.
 
-    Used without gradients only. Inside `torch.compile` and `torch.export` nothing is kept: there the compiler sees constants.
+    Used in evaluation and without gradients only; a change of mode and a forward pass with gradients empty it, because fused optimizers
+    change parameters without raising their version. Inside `torch.compile` and `torch.export` nothing is kept.
     """
 
     def __init__(self) -> None:
-        self.parameters: tuple[nn.Parameter, ...] = ()
+        super().__init__()
+        self.clear()
+
+    def clear(self) -> None:
+        self.kept: tuple[torch.Tensor, ...] = ()  # aliases of the parameters, so that their memory is not used for others
         self.key: tuple | None = None
         self.value: torch.Tensor | None = None
 
+    def train(self, mode: bool = True) -> "PerSizeCache":
+        self.clear()
+        return super().train(mode)
+
     def get(self, grid: tuple[int, int], parameters: Sequence[nn.Parameter], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or any(p.is_inference() for p in parameters):
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or any(p.is_inference() or p.is_meta for p in parameters):
             return compute()
-        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters)):
+            self.clear()
             return compute()
-        # An in-place change raises `_version`; `model.to(...)` changes device or dtype; loading may put in other objects.
-        autocast = torch.is_autocast_enabled(parameters[0].device.type)
-        key = (grid, autocast, *((p._version, p.device, p.dtype) for p in parameters))
-        same = len(self.parameters) == len(parameters) and all(map(lambda a, b: a is b, self.parameters, parameters))
-        if self.value is not None and same and key == self.key:
+        device = parameters[0].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        key = (grid, autocast, *((p._version, p.data_ptr(), p.device, p.dtype) for p in parameters))
+        if self.value is not None and key == self.key:
             return self.value
-        value = compute()
-        if value.numel() <= LARGEST_KEPT_BIAS and not value.is_inference():
-            self.parameters, self.key, self.value = tuple(parameters), key, value
+        with torch.inference_mode(False), torch.no_grad():
+            value = compute()
+        if value.numel() <= LARGEST_KEPT_BIAS:
+            self.kept, self.key, self.value = tuple(p.detach() for p in parameters), key, value
         return value
 
     def __deepcopy__(self, memo: dict) -> "PerSizeCache":
-        return PerSizeCache()
+        return PerSizeCache().train(self.training)
 
     def __reduce__(self) -> tuple:
-        return PerSizeCache, ()
+        return _new_cache, (self.training,)
+
+
+def _new_cache(training: bool) -> PerSizeCache:
+    return PerSizeCache().train(training)
 
 
 def interpolate_positions(positions: torch.Tensor, grid: tuple[int, int], config: ViTConfig) -> torch.Tensor:
@@ -157,6 +171,8 @@ def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
     """Interpolation matrix (2 * new_length - 1, 2 * length - 1): old offsets, geometrically spaced, span the new ones."""
     if length == new_length:
         return torch.eye(2 * length - 1)
+    if length == 1:
+        return torch.ones(2 * new_length - 1, 1)
     reach, new_reach = length - 1, new_length - 1
     low, high = 1.01, 1.5
     while high - low > 1e-6:  # the ratio whose series of `reach` terms sums to `new_reach`
@@ -269,6 +285,8 @@ class ViTEmbeddings(nn.Module):
         """Absolute positions of a patch grid, (1, N, D), with that of [CLS] first where it has one."""
         assert self.position_embeddings is not None
         if grid == self.config.patch_grid:
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                self.cache.clear()
             return self.position_embeddings
         return self.cache.get(grid, (self.position_embeddings,), lambda: self._interpolate(grid))
 
@@ -364,6 +382,8 @@ class ViTAttention(nn.Module):
                     "flash attention takes no bias, which relative positions need: load this model with "
                     'attn_implementation="sdpa" or "flex_attention".'
                 )
+            if "flex" in str(self.config._attn_implementation):  # indexes the batch, too
+                position_bias = position_bias.expand(batch_size, -1, -1, -1)
             kwargs["position_bias"] = position_bias.to(query.dtype)
         output, weights = attend(
             self,
@@ -645,7 +665,9 @@ class ViTModel(ViTPreTrainedModel):
         num_layers = self.config.num_hidden_layers
         if return_class_token and not self.config.use_cls_token:
             raise ValueError("return_class_token=True, but this model has no [CLS] token.")
-        indices = self._layer_indices(range(num_layers - n, num_layers) if isinstance(n, int) else n)
+        if isinstance(n, int):
+            n = range(num_layers - n, num_layers) if n <= num_layers else [-n]
+        indices = self._layer_indices(n)
         _, kept, _ = self._run_blocks(pixel_values, depth=max(indices) + 1, hidden_layers=[index + 1 for index in indices])
         outputs = [kept[index + 1] for index in indices]
         if norm:
@@ -694,6 +716,10 @@ def _selected_hidden_states(output_hidden_states: bool | int | Sequence[int] | N
     return {index % number for index in indices if -number <= index < number}
 
 
+def _only(selected: set[int], hidden_states: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...] | None:
+    return tuple(tensor if index in selected else None for index, tensor in enumerate(hidden_states)) if selected else None
+
+
 class ViTForImageClassification(ViTPreTrainedModel):
     """The encoder and a linear classifier, which reads `pooler_output`, or [CLS] of the last blocks and the mean patch."""
 
@@ -721,10 +747,12 @@ class ViTForImageClassification(ViTPreTrainedModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        needed = range(-self.config.classifier_cls_layers, -1)  # the last one is in last_hidden_state
+        number = self.config.num_hidden_layers + 1
+        needed = {number - index for index in range(2, self.config.classifier_cls_layers + 1)}
+        selected = _selected_hidden_states(output_hidden_states, number)
         outputs: ViTModelOutput = self.vit(
             pixel_values,
-            output_hidden_states=output_hidden_states or list(needed),
+            output_hidden_states=sorted(needed | selected),
             output_attentions=output_attentions,
             return_dict=True,
             **kwargs,
@@ -734,7 +762,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss,
             logits=logits,
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            hidden_states=_only(selected, outputs.hidden_states),
             attentions=outputs.attentions,
         )
 
@@ -823,9 +851,10 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
         """Feature maps (B, D, h, w), or (B, L, D) with `reshape_hidden_states=False`, of the stages ("stem" is block 1's input)."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        selected = _selected_hidden_states(output_hidden_states, len(self.stage_names))
         outputs: ViTModelOutput = self.vit(
             pixel_values,
-            output_hidden_states=output_hidden_states or self.out_indices,
+            output_hidden_states=sorted(selected | _selected_hidden_states(self.out_indices, len(self.stage_names))),
             output_attentions=output_attentions,
             return_dict=True,
             **kwargs,
@@ -842,7 +871,7 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
             feature_maps.append(hidden_states)
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            hidden_states=_only(selected, outputs.hidden_states),
             attentions=outputs.attentions,
         )
 

@@ -12,7 +12,8 @@ CHECKOUT = Path(__file__).parent.parent
 
 def test_the_tests_run_on_the_installed_package():
     """Not on the checkout, which would hide a file that is missing in the wheel."""
-    assert CHECKOUT not in Path(vitrail.__file__).parents
+    assert Path(vitrail.__file__).resolve().parent != CHECKOUT
+    assert Path(vitrail.__file__).parent.parent.name == "site-packages"
 
 
 def test_every_package_of_the_checkout_is_installed():
