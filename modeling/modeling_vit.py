@@ -49,9 +49,8 @@ class PerSizeCache(nn.Module):
         self.clear()
 
     def clear(self) -> None:
-        self.kept: tuple[torch.Tensor, ...] = ()  # aliases of the parameters, so that their memory is not used for others
-        self.key: tuple | None = None
-        self.value: torch.Tensor | None = None
+        # Key, value, and aliases of the parameters, so that their memory is not used for others: one tuple, which threads swap whole
+        self.entry: tuple[tuple, torch.Tensor, tuple[torch.Tensor, ...]] | None = None
 
     def train(self, mode: bool = True) -> "PerSizeCache":
         self.clear()
@@ -66,12 +65,13 @@ class PerSizeCache(nn.Module):
         device = parameters[0].device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (grid, autocast, *((p._version, p.data_ptr(), p.device, p.dtype) for p in parameters))
-        if self.value is not None and key == self.key:
-            return self.value
+        entry = self.entry
+        if entry is not None and entry[0] == key:
+            return entry[1]
         with torch.inference_mode(False), torch.no_grad():
             value = compute()
         if value.numel() <= LARGEST_KEPT_BIAS:
-            self.kept, self.key, self.value = tuple(p.detach() for p in parameters), key, value
+            self.entry = (key, value, tuple(p.detach() for p in parameters))
         return value
 
     def __deepcopy__(self, memo: dict) -> "PerSizeCache":

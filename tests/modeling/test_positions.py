@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,6 @@ from vitrail.modeling.modeling_vit import (
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "timm_relative_positions.safetensors"
 PATCH = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors this small are slower on several threads."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
 
 
 def make_config(grid=(4, 6), **fields):
@@ -506,16 +498,57 @@ def test_two_sizes_in_turn():
 
 
 @every_kind
-def test_each_model_and_each_module_has_its_own_cache(kind):
+def test_each_model_and_each_module_has_its_own_cache(kind, computed):
     model = make_model(**KINDS[kind])
     run(model, GRID)
-    models = [model, make_model(**KINDS[kind]), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]  # noqa: S301
-    caches = [module.cache for model in models for module in model.modules() if hasattr(module, "cache")]
-    number = 1 + (MODULES[kind] if kind != "absolute" else 0)
-    assert len({id(cache) for cache in caches}) == len(caches) == 4 * number
-    assert all(isinstance(cache, PerSizeCache) for cache in caches)
-    kept = [cache.value for cache in caches if cache.value is not None]
-    assert len(kept) == MODULES[kind]  # those of the model that has run
+    others = [make_model(**KINDS[kind]), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]  # noqa: S301
+    caches = [module for owner in (model, *others) for module in owner.modules() if isinstance(module, PerSizeCache)]
+    assert len(caches) == 4 * (MODULES[kind] + (kind != "absolute"))  # `modules` gives each one once
+    for other in others:
+        computed.clear()
+        run(other, GRID)
+        assert computed == [GRID] * MODULES[kind]
+    computed.clear()
+    run(model, GRID)
+    assert not computed
+
+
+@torch.no_grad()
+def test_threads_that_share_a_model_get_each_their_own_size():
+    """A server may run one model in several threads. Here another call cuts in after each bytecode instruction of a call in turn."""
+    cache, weight = PerSizeCache().eval(), torch.nn.Parameter(torch.zeros(1))
+
+    def get(grid):
+        return cache.get(grid, (weight,), lambda: torch.tensor(grid)).tolist()
+
+    def cut_in_after(number):
+        """Makes the trace function, which counts the instructions of `PerSizeCache.get`."""
+        instructions = itertools.count()
+
+        def trace(frame, event, argument):
+            if frame.f_code is PerSizeCache.get.__code__:
+                frame.f_trace_opcodes = True
+                if event == "opcode" and next(instructions) == number:
+                    get((5, 3))
+            return trace
+
+        return trace, instructions
+
+    before = sys.gettrace()
+    for known in ((3, 5), (5, 3)):  # what the first call finds
+        for number in itertools.count():
+            get(known)
+            trace, instructions = cut_in_after(number)
+            sys.settrace(trace)
+            try:
+                answer = get((3, 5))
+            finally:
+                sys.settrace(before)
+            assert answer == [3, 5]
+            assert get((3, 5)) == [3, 5]
+            if next(instructions) <= number:  # the call was over before
+                break
+        assert number > 20
 
 
 @torch.no_grad()

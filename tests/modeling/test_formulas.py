@@ -1,0 +1,158 @@
+"""The whole forward pass against its formulas, for a list of small models."""
+
+import dataclasses
+import itertools
+import math
+import typing
+
+import torch
+
+from small_models import CONFIGS, SMALL, every_config, make_config, make_images, make_model
+from vitrail.configuration.configuration_vit import ViTConfig
+from vitrail.modeling.modeling_vit import (
+    ViTForImageClassification,
+)
+
+
+def test_the_list_covers_every_field_and_every_choice():
+    elsewhere = {"apply_layernorm", "reshape_hidden_states", "initializer_range"}  # test_backbone_*, test_fresh_weights
+    elsewhere |= {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"}  # test_dropout_*, test_drop_path_*
+    for field in dataclasses.fields(ViTConfig):
+        if field.name not in ViTConfig.__annotations__ or field.name.startswith("_") or field.name in elsewhere:
+            continue
+        values = {getattr(make_config(name), field.name) for name in CONFIGS}
+        assert len(values) > 1 or field.name in SMALL, field.name
+        annotation = ViTConfig.__annotations__[field.name]
+        if typing.get_origin(annotation) is typing.Literal:
+            assert values == set(typing.get_args(annotation)), field.name
+
+
+def layer_norm(tokens, weights, name, eps):
+    centred = tokens - tokens.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + eps).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def linear(tokens, weights, name):
+    bias = weights.get(f"{name}.bias")
+    return tokens @ weights[f"{name}.weight"].T + (0 if bias is None else bias)
+
+
+def relative_bias(config, weights, name):
+    """One pair of patches after the other."""
+    height, width = config.patch_grid
+    prefix, num_patches = config.num_prefix_tokens, height * width
+    num_tokens = prefix + num_patches
+    bias = torch.zeros(config.num_attention_heads, num_tokens, num_tokens, dtype=torch.float64)
+    for query, key in itertools.product(range(num_patches), repeat=2):
+        rows, columns = query // width - key // width, query % width - key % width
+        if config.position_embedding_type == "relative_table":
+            value = weights[f"{name}.table"][(rows + height - 1) * (2 * width - 1) + columns + width - 1]
+        else:
+            offset = torch.tensor([math.copysign(math.log(1 + abs(x)), x) for x in (rows, columns)], dtype=torch.float64)
+            value = linear(linear(offset, weights, f"{name}.fc1").clamp(min=0), weights, f"{name}.fc2")
+        bias[:, prefix + query, prefix + key] = value
+    if prefix and config.position_embedding_type == "relative_table":
+        to_patch, to_cls, itself = weights[f"{name}.table"][-3:]
+        bias[:, 0, 1:], bias[:, 1:, 0], bias[:, 0, 0] = to_patch[:, None], to_cls[:, None], itself
+    return bias
+
+
+def attention(tokens, config, weights, name, bias):
+    size = config.hidden_size // config.num_attention_heads
+    qkv = linear(tokens, weights, f"{name}.qkv")
+    heads = []
+    for head in range(config.num_attention_heads):
+        start = head * size
+        query, key, value = (
+            qkv[..., part * config.hidden_size + start : part * config.hidden_size + start + size] for part in range(3)
+        )
+        scores = query @ key.transpose(1, 2) / math.sqrt(size)
+        if bias is not None:
+            scores = scores + bias[head]
+        scores = scores.exp()
+        heads.append(scores / scores.sum(-1, keepdim=True) @ value)
+    return linear(torch.cat(heads, dim=-1), weights, f"{name}.proj")
+
+
+def feed_forward(tokens, config, weights, name):
+    if config.mlp_type == "swiglu":
+        hidden = linear(tokens, weights, f"{name}.gate_up_proj")
+        gate, up = hidden[..., : config.intermediate_size], hidden[..., config.intermediate_size :]
+        return linear(gate / (1 + (-gate).exp()) * up, weights, f"{name}.down_proj")
+    hidden = linear(tokens, weights, f"{name}.fc1")
+    if config.hidden_act == "gelu":
+        hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+    else:
+        hidden = hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3))) / 2
+    return linear(hidden, weights, f"{name}.fc2")
+
+
+def formulas(config, weights, images):
+    """The forward pass at the config's own size, written down a second time: hidden states, tokens, pooled vector and logits."""
+    eps, (height, width), (patch_height, patch_width) = config.layer_norm_eps, config.patch_grid, config.patch_size
+    patches = [
+        images[:, :, row : row + patch_height, column : column + patch_width].flatten(1)
+        for row in range(0, height * patch_height, patch_height)
+        for column in range(0, width * patch_width, patch_width)
+    ]
+    projection = weights["embeddings.patch_embeddings.projection.weight"].flatten(1)
+    patches = torch.stack(patches, dim=1) @ projection.T + weights["embeddings.patch_embeddings.projection.bias"]
+    prefix = torch.zeros(len(images), 0, config.hidden_size, dtype=images.dtype)
+    if config.use_cls_token:
+        prefix = weights["embeddings.cls_token"].expand(len(images), -1, -1)
+    if config.position_embedding_type == "absolute":
+        positions = weights["embeddings.position_embeddings"]
+        if config.use_cls_token and config.use_cls_position:
+            prefix, positions = prefix + positions[:, :1], positions[:, 1:]
+        patches = patches + positions
+    if config.num_register_tokens:
+        prefix = torch.cat([prefix, weights["embeddings.register_tokens"].expand(len(images), -1, -1)], dim=1)
+    tokens = torch.cat([prefix, patches], dim=1)
+    hidden_states, bias = [tokens], None
+    for index in range(config.num_hidden_layers):
+        name = f"layers.{index}"
+        if config.position_embedding_type != "absolute":
+            owner = "" if config.share_relative_position else f"{name}.attention."
+            bias = relative_bias(config, weights, f"{owner}relative_position")
+        for part in (1, 2):
+            branch = tokens
+            if config.norm_position == "pre":
+                branch = layer_norm(branch, weights, f"{name}.norm{part}", eps)
+            if part == 1:
+                branch = attention(branch, config, weights, f"{name}.attention", bias)
+            else:
+                branch = feed_forward(branch, config, weights, f"{name}.mlp")
+            if config.norm_position == "residual_post":
+                branch = layer_norm(branch, weights, f"{name}.norm{part}", eps)
+            tokens = tokens + branch * weights.get(f"{name}.layer_scale{part}", 1)
+        hidden_states.append(tokens)
+    normed = [layer_norm(hidden, weights, "layernorm", eps) for hidden in hidden_states]
+    tokens = normed[-1] if config.norm_before_pooling else tokens
+    mean_patch = tokens[:, config.num_prefix_tokens :].sum(1) / (height * width)
+    pooled = {"cls": tokens[:, 0], "avg": mean_patch, "cls+avg": torch.cat([tokens[:, 0], mean_patch], dim=1)}[config.pooling]
+    if not config.norm_before_pooling:
+        pooled = layer_norm(pooled, weights, "layernorm", eps)
+    if config.representation_size:
+        pooled = linear(pooled, weights, "representation").tanh()
+    if config.classifier_cls_layers > 1 or config.classifier_mean_patch:
+        features = [hidden[:, 0] for hidden in normed[-config.classifier_cls_layers :]]
+        features = torch.cat(features + [mean_patch] * config.classifier_mean_patch, dim=1)
+    else:
+        features = pooled
+    return hidden_states, tokens, pooled, linear(features, weights, "classifier")
+
+
+@every_config
+@torch.no_grad()
+def test_equals_the_formulas(name):
+    model = make_model(ViTForImageClassification, name).double()
+    images = make_images(model.config).double()
+    weights = {key.removeprefix("vit."): value for key, value in model.state_dict().items()}
+    hidden_states, tokens, pooled, logits = formulas(model.config, weights, images)
+    output = model.vit(images, output_hidden_states=True)
+    close = {"atol": 1e-6, "rtol": 1e-6}
+    torch.testing.assert_close(list(output.hidden_states), hidden_states, **close)
+    torch.testing.assert_close(output.last_hidden_state, tokens, **close)
+    torch.testing.assert_close(output.pooler_output, pooled, **close)
+    torch.testing.assert_close(model(images).logits, logits, **close)
