@@ -68,7 +68,7 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
 
 
 def adapt_image_processor(
-    image_processor: VitrailImageProcessor, *, image_size: tuple[int, int] | None, num_channels: int | None
+    image_processor: VitrailImageProcessor, *, image_size: tuple[int, int] | None, num_channels: int
 ) -> VitrailImageProcessor:
     """The same preparation for another size (a crop keeps its share of the shorter side) or number of channels."""
     options = image_processor.to_dict()
@@ -81,7 +81,7 @@ def adapt_image_processor(
             options["size"] = {"shortest_edge": height * options["size"]["shortest_edge"] // old_crop}
         else:
             options["size"] = {"height": height, "width": width}
-    if num_channels is not None and num_channels != image_processor.num_channels:
+    if num_channels != image_processor.num_channels:
         mean, std = (torch.tensor(options[name]).mean().item() for name in ("image_mean", "image_std"))
         options |= {"num_channels": num_channels, "image_mean": [mean] * num_channels, "image_std": [std] * num_channels}
     return VitrailImageProcessor.from_dict(options)

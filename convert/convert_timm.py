@@ -17,7 +17,10 @@ ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}  # where timm's name is another
 BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_base_patch16_rpn_\d+", {"norm_position": "residual_post"}),
     (r"vit_base_patch16_gap_\d+|vit_giantopt_.*", {"num_attention_heads": 16}),
-    (r"vit_(base_patch32|large_patch16|so400m_patch16|giantopt_patch16)_siglip_gap_\d+", {"hidden_act": "gelu_pytorch_tanh"}),
+    (
+        r"vit_(base_patch32_siglip_gap_256|large_patch16_siglip_gap_512|(so400m|giantopt)_patch16_siglip_gap_\d+)",
+        {"hidden_act": "gelu_pytorch_tanh"},
+    ),
 )
 
 
@@ -149,8 +152,8 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
             "timm", image_size=config.image_size, num_channels=config.num_channels, crop_pct=cfg.get("crop_pct") or 0.9
         )
     options = processor.to_dict() | {"resample": INTERPOLATIONS[interpolation]}
-    if "mean" in cfg and config.num_channels == len(cfg["mean"]):
-        options |= {"image_mean": cfg["mean"], "image_std": cfg["std"]}
+    if "mean" in cfg:
+        options |= {"image_mean": cfg["mean"], "image_std": cfg["std"], "num_channels": len(cfg["mean"])}
     return VitrailImageProcessor(**options)
 
 

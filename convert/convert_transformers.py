@@ -152,8 +152,8 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "image_size": config.get("image_size", 224),
         "use_mask_token": "embeddings.mask_token" in raw.tensors,
     }
-    if "id2label" in config:
-        fields |= {"id2label": config["id2label"], "label2id": config.get("label2id")}
+    if labels := config.get("id2label"):
+        fields |= {"id2label": labels, "label2id": config.get("label2id") or {label: int(index) for index, label in labels.items()}}
     if model_type(raw) in VIT_TYPES:
         dropped = drops(raw)
         has_pooler = "pooler.dense.weight" in raw.tensors and "pooler.dense.weight" not in dropped
@@ -203,8 +203,9 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
         keeps_aspect = any(kind in str(saved.get(key)) for kind in ("Bit", "CLIP", "ConvNext") for key in KIND_KEYS)
         size = {"shortest_edge": size} if keeps_aspect else {"height": size, "width": size}
     crop_size = saved.get("crop_size", {"height": 224, "width": 224})
+    image_mean, image_std = (saved.get(name) or [0.5, 0.5, 0.5] for name in ("image_mean", "image_std"))
     return VitrailImageProcessor(
-        num_channels=config.num_channels,
+        num_channels=len(image_mean),
         do_resize=saved.get("do_resize", True),
         size=size,
         resample=saved.get("resample", 2),
@@ -213,8 +214,8 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
         do_rescale=saved.get("do_rescale", True),
         rescale_factor=saved.get("rescale_factor", 1 / 255),
         do_normalize=saved.get("do_normalize", True),
-        image_mean=saved.get("image_mean", [0.5, 0.5, 0.5]),
-        image_std=saved.get("image_std", [0.5, 0.5, 0.5]),
+        image_mean=image_mean,
+        image_std=image_std,
     )
 
 

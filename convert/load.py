@@ -137,7 +137,9 @@ def load(
         report.notices += with_labels(fields, len(tensors["classifier.weight"]))
 
     config = ViTConfig(**fields)
-    image_processor = adapt_image_processor(family.image_processor(raw, config), image_size=image_size, num_channels=num_channels)
+    image_processor = adapt_image_processor(
+        family.image_processor(raw, config), image_size=image_size, num_channels=config.num_channels
+    )
     del raw  # or what the conversion copied (q, k and v become one tensor) would stay in memory twice
     model = build_model(config, tensors, coverage, resolved.name, dtype)
     report.coverage = coverage.to_dict()

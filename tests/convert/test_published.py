@@ -1,0 +1,282 @@
+"""Every row of the catalogue loads: its names and shapes, from a source that is not this package's rules, go through detection, config,
+rules and model on the meta device, which costs no memory.
+
+Names and shapes of transformers' repositories come from transformers' own classes; of timm's from timm 1.0.31
+(tests/golden/timm_shapes.json); of DINO's, DINOv2's and Google's files from the golden cases, which list those of one size.
+"""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.core_model_loading import revert_weight_conversion
+
+import deterministic
+from vitrail.configuration.configuration_vit import ViTConfig
+from vitrail.convert import detect
+from vitrail.convert.catalog import Checkpoint, checkpoints
+from vitrail.convert.family import Family, RawCheckpoint
+from vitrail.convert.files import CheckpointFile
+from vitrail.convert.load import convert_family
+from vitrail.convert.rules import Coverage
+from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
+from vitrail.processing.image_processing_vit import VitrailImageProcessor
+
+Shapes = dict[str, list[int]]
+
+FORMATS = {
+    "dino-pth": "dino",
+    "dinov2-pth": "dinov2",
+    "google-npz": "google",
+    "timm-hub": "timm",
+    "transformers-hub": "transformers",
+}
+CONTAINERS = {
+    "dino-pth": "torch",
+    "dinov2-pth": "torch",
+    "google-npz": "npz",
+    "timm-hub": "safetensors",
+    "transformers-hub": "safetensors",
+}
+
+# ------------------------------------------------------------------------------------------------- names and shapes of the files
+
+
+def resized(case: str, sizes: dict[int, int], depth: int) -> Shapes:
+    """The names and shapes of a golden case, for another size: each length of an axis is replaced, and the first block repeated."""
+    shapes: Shapes = {}
+    for name, spec in deterministic.case(case)["checkpoint"].items():
+        block = re.search(r"(?<=blocks\.|rblock_)\d+", name)
+        shape = [sizes.get(length, length) for length in spec["shape"]]
+        if block is None:
+            shapes[name] = shape
+        elif block[0] == "0":
+            shapes |= {name[: block.start()] + str(index) + name[block.end() :]: shape for index in range(depth)}
+    return shapes
+
+
+def sizes_of(architecture: dict[str, Any], case: dict[str, int]) -> dict[int, int]:
+    """What the lengths of a case's axes, by what they stand for, become."""
+    width, mlp, heads = (architecture[name] for name in ("embed_dim", "mlp_dim", "heads"))
+    grid = architecture["image_size"] // architecture["patch"]
+    lengths = {"width": width, "qkv": 3 * width, "mlp": mlp, "gate and up": 2 * mlp, "heads": heads, "head": width // heads}
+    lengths |= {"patch": architecture["patch"], "positions": grid**2 + 1, "classes": architecture["num_classes"]}
+    return {length: lengths[what] for what, length in case.items()}
+
+
+def dino_file(row: Checkpoint) -> Shapes:
+    case = {"width": 384, "qkv": 1152, "mlp": 1536, "patch": 8, "positions": 785}
+    return resized("dino_vits8", sizes_of(dict(row.architecture), case), row.architecture["depth"])
+
+
+def dinov2_file(row: Checkpoint) -> Shapes:
+    a = dict(row.architecture)
+    if a["ffn"] == "swiglu":
+        case = {"width": 128, "qkv": 384, "mlp": 344, "gate and up": 688, "positions": 1370}
+        shapes = resized("dinov2_swiglu_tiny", sizes_of(a, case), a["depth"])
+        return shapes | ({"register_tokens": [1, a["registers"], a["embed_dim"]]} if a["registers"] else {})
+    case = {"width": 384, "qkv": 1152, "mlp": 1536, "positions": 1370}
+    return resized("dinov2_vits14_reg4" if a["registers"] else "dinov2_vits14", sizes_of(a, case), a["depth"])
+
+
+def google_file(row: Checkpoint) -> Shapes:
+    a = dict(row.architecture)
+    if a["pre_logits"]:
+        case = {"width": 768, "mlp": 3072, "patch": 32, "positions": 50, "heads": 12, "head": 64, "classes": 218}
+        return resized("google_b32_in21k", sizes_of(a, case), a["depth"])
+    case = {"width": 384, "mlp": 1536, "patch": 16, "positions": 197, "heads": 6, "head": 64, "classes": 1000}
+    return resized("google_s16_augreg", sizes_of(a, case), a["depth"])
+
+
+TIMM = deterministic.case("timm_shapes")
+
+
+def timm_file(row: Checkpoint) -> Shapes:
+    entry = TIMM["rows"][row.hub_id]
+    shapes: Shapes = {}
+    for name, shape in zip(TIMM["names"][entry["names"]], entry["shapes"], strict=True):
+        shapes |= {name.format(index): shape for index in range(entry["depth"] if "{}" in name else 1)}
+    return shapes
+
+
+def transformers_model(row: Checkpoint) -> transformers.PreTrainedModel:
+    """transformers' own model of a row, on the meta device."""
+    a = row.architecture
+    sizes = {"hidden_size": a["embed_dim"], "num_hidden_layers": a["depth"], "num_attention_heads": a["heads"]}
+    sizes |= {"image_size": a["image_size"], "patch_size": a["patch"], "layer_norm_eps": a["layer_norm_eps"]}
+    sizes |= {"num_labels": a["num_classes"]} if a["num_classes"] else {}
+    with torch.device("meta"):
+        if a["model_type"] == "vit":
+            vit = transformers.ViTConfig(**sizes, intermediate_size=a["mlp_dim"])
+            if a["num_classes"]:
+                return transformers.ViTForImageClassification(vit)
+            return transformers.ViTModel(vit, add_pooling_layer=a["pre_logits"])
+        swiglu = {"use_swiglu_ffn": a["ffn"] == "swiglu"}
+        if a["model_type"] == "dinov2":
+            dinov2 = transformers.Dinov2Config(**sizes, **swiglu)
+            return (transformers.Dinov2ForImageClassification if a["num_classes"] else transformers.Dinov2Model)(dinov2)
+        registers = transformers.Dinov2WithRegistersConfig(**sizes, **swiglu, num_register_tokens=a["registers"])
+        if a["num_classes"]:
+            return transformers.Dinov2WithRegistersForImageClassification(registers)
+        return transformers.Dinov2WithRegistersModel(registers)
+
+
+FILES = {"dino-pth": dino_file, "dinov2-pth": dinov2_file, "google-npz": google_file, "timm-hub": timm_file}
+# Tensors whose numbers decide something; these hold one number, seen everywhere
+LOOKED_AT = ("head/kernel", "head/bias", "pooler.dense.bias")
+
+
+def stand_in(name: str, shape: list[int], value: float) -> torch.Tensor:
+    return torch.full((), value).expand(shape) if name in LOOKED_AT else torch.empty(shape, device="meta")
+
+
+def has_zero_head(row: Checkpoint) -> bool:
+    return "head is zero" in (row.notes or "")
+
+
+# -------------------------------------------------------------------------------------------------------------------- loading
+
+
+@dataclasses.dataclass
+class Published:
+    """A row, and what became of its file."""
+
+    row: Checkpoint
+    raw: RawCheckpoint
+    family: Family
+    config: ViTConfig
+    tensors: dict[str, torch.Tensor]
+    coverage: Coverage
+    notices: list[str]
+    image_processor: VitrailImageProcessor
+    model: ViTPreTrainedModel
+
+
+@pytest.fixture(scope="module", params=checkpoints(), ids=lambda row: row.name)
+def published(request, tmp_path_factory):
+    row: Checkpoint = request.param
+    folder = tmp_path_factory.mktemp("published")
+    config: dict | None = None
+    if row.format == "transformers-hub":
+        theirs = transformers_model(row)
+        config = json.loads(theirs.config.to_json_string())
+        shapes = {name: list(tensor.shape) for name, tensor in revert_weight_conversion(theirs, theirs.state_dict()).items()}
+    else:
+        shapes = FILES[row.format](row)
+        config = TIMM["rows"][row.hub_id]["config"] if row.format == "timm-hub" else None
+    content = {name: stand_in(name, shape, 0.0 if has_zero_head(row) else 1.0) for name, shape in shapes.items()}
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    file = folder / "model.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detect, "read_checkpoint", lambda path: CheckpointFile(path, CONTAINERS[row.format], content))
+        raw = detect.open_checkpoint(file)
+    family = detect.find_family(raw)
+    fields, notices = family.configure(raw, None), []
+    tensors, coverage = convert_family(raw, family, notices)
+    if "classifier.weight" in tensors:
+        fields["num_labels"] = len(tensors["classifier.weight"])
+    vit_config = ViTConfig(**fields)
+    with torch.device("meta"):
+        model = (ViTForImageClassification if "classifier.weight" in tensors else ViTModel)(vit_config)
+    return Published(row, raw, family, vit_config, tensors, coverage, notices, family.image_processor(raw, vit_config), model)
+
+
+def test_the_family_is_found(published):
+    assert published.family.name == FORMATS[published.row.format]
+
+
+def test_the_architecture_is_that_of_the_catalogue(published):
+    a, config = published.row.architecture, published.config
+    expected = {
+        "hidden_size": a["embed_dim"],
+        "num_hidden_layers": a["depth"],
+        "num_attention_heads": a["heads"],
+        "intermediate_size": a["mlp_dim"],
+        "mlp_type": a["ffn"],
+        "patch_size": (a["patch"], a["patch"]),
+        "image_size": (a["image_size"], a["image_size"]),
+        "num_register_tokens": a["registers"],
+        "use_cls_token": a["class_token"],
+        "use_mask_token": a.get("mask_token", False),
+        "use_cls_position": "position embedding covers patches only" not in (published.row.notes or ""),
+        "position_embedding_type": "absolute" if a["position"] == "absolute" else "relative_mlp",
+        "share_relative_position": a["position"].endswith("shared"),
+        "norm_position": {"pre-norm": "pre", "residual post-norm": "residual_post"}[a.get("block", "pre-norm")],
+        "norm_before_pooling": not a.get("fc_norm", False),
+        "pooling": "avg" if a["pooling"] == "avg" else "cls",
+        "classifier_mean_patch": a["pooling"] == "cls+avg",
+        "classifier_cls_layers": 1,
+        "representation_size": a["embed_dim"] if a["pre_logits"] else None,
+        "layer_norm_eps": a["layer_norm_eps"],
+        "hidden_act": "gelu_pytorch_tanh" if published.row.family == "google" else "gelu",
+    }
+    if "rel_pos_hidden" in a:
+        expected["relative_position_hidden_size"] = a["rel_pos_hidden"]
+    for ours, theirs in (("offset", "pos_interpolate_offset"), ("antialias", "pos_interpolate_antialias")):
+        if a[theirs] is not None:
+            expected[f"position_interpolation_{ours}"] = a[theirs]
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert (config.layer_scale_init_value is not None) == a["layer_scale"]
+
+
+def test_every_name_finds_its_place(published):
+    coverage, row = published.coverage, published.row
+    assert (coverage.unexpected, coverage.missing) == ([], [])
+    assert len(coverage.converted) + len(coverage.ignored) == len(published.raw.tensors)
+    assert coverage.ignored == (["head/kernel", "head/bias"] if has_zero_head(row) else [])
+    assert any("zeros" in notice for notice in published.notices) == has_zero_head(row)
+    assert isinstance(published.model, ViTForImageClassification) == (
+        row.architecture["num_classes"] > 0 and not has_zero_head(row)
+    )
+
+
+def test_every_tensor_fits_the_model(published):
+    model = published.model
+    prefix = "vit." if isinstance(model, ViTForImageClassification) else ""
+    converted = {
+        name if name.startswith("classifier.") else prefix + name: tuple(tensor.shape) for name, tensor in published.tensors.items()
+    }
+    assert converted == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def test_the_model_has_the_parameters_of_the_catalogue(published):
+    row = published.row
+    head = (row.architecture["embed_dim"] + 1) * row.architecture["num_classes"] if has_zero_head(row) else 0
+    assert sum(parameter.numel() for parameter in published.model.parameters()) == row.params - head
+
+
+def test_images_are_prepared_as_the_catalogue_says(published):
+    row, processor = published.row, published.image_processor
+    if row.name.startswith("facebook-dino-"):
+        return  # these repositories say in preprocessor_config.json what no config.json tells
+    expected = row.preprocessing
+    square = {"height": expected["crop_size"], "width": expected["crop_size"]}
+    if expected["resize_mode"] == "shortest_edge":
+        assert dict(processor.size) == {"shortest_edge": expected["size"]}
+        assert (processor.do_center_crop, dict(processor.crop_size)) == (True, square)
+    else:
+        assert dict(processor.size) == {"height": expected["size"], "width": expected["size"]}
+        assert not processor.do_center_crop
+    assert processor.resample == {"bilinear": 2, "bicubic": 3}[expected["interpolation"]]
+    assert (list(processor.image_mean), list(processor.image_std)) == (expected["mean"], expected["std"])
+
+
+@pytest.mark.parametrize("row", [row for row in checkpoints() if row.head_urls], ids=lambda row: row.name)
+def test_published_heads_read_what_the_catalogue_says(row):
+    family = next(family for family in detect.FAMILIES if family.name == row.family)
+    width, before = row.architecture["embed_dim"], "linear." if row.family == "dino" else ""
+    for recipe in row.head_recipe.values():
+        head = {f"{before}weight": torch.empty(1000, recipe["in_features"], device="meta"), f"{before}bias": torch.empty(1000)}
+        _, fields = family.head_rules(RawCheckpoint(head, "torch"), width)
+        reads = fields.get("classifier_cls_layers", 1), fields.get("classifier_mean_patch", False)
+        assert reads == (recipe["n_last_blocks"], recipe["avgpool"])
+
+
+def test_all_rows_are_covered():
+    assert len(checkpoints()) == 127
+    assert {row.hub_id for row in checkpoints() if row.format == "timm-hub"} == TIMM["rows"].keys()
