@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ..convert.export import export_model
 from ..convert.load import load
@@ -74,6 +73,7 @@ def export(
 def verify(
     model: Source,
     against: Annotated[str | None, typer.Option(help="The checkpoint that the model was converted from.")] = None,
+    head: Annotated[str | None, typer.Option(help="The file of its classifier, where that is a separate one.")] = None,
     branch: Branch = "teacher",
     image: Annotated[Path | None, typer.Option(help="A photograph to prepare with both image processors.")] = None,
 ) -> None:
@@ -81,12 +81,15 @@ def verify(
     loaded, image_processor, report = load(model, branch=branch)
     converted = Path(model).is_dir() and report.format == "vitrail"
     source = against if against is not None or converted else model
-    checks = run_checks(loaded, image_processor, against=source, branch=branch, image=image)
-    table = Table("check", "against", "difference", "", "note", box=None, pad_edge=False)
+    checks = run_checks(loaded, image_processor, against=source, head=head, branch=branch, image=image)
+    console = Console(highlight=False, soft_wrap=True)
+    width = max(len(check.name) for check in checks)
     for check in checks:
+        status = {True: "ok", False: "FAILED", None: "-"}[check.passed]
         difference = "" if check.difference is None else f"{check.difference:.1e}"
-        table.add_row(check.name, check.against, difference, {True: "ok", False: "FAILED", None: "-"}[check.passed], check.note)
-    Console(highlight=False).print(table, markup=False)
+        console.print(f"{status:6}  {check.name:{width}}  {difference:7}  {check.against}", markup=False)
+        if check.note:
+            console.print(f"{'':8}{check.note}", markup=False)
     if converted:
         keep_verification(model, checks)
     if any(check.passed is False for check in checks):

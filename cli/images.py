@@ -17,6 +17,19 @@ from ..modeling.modeling_vit import ViTForImageClassification
 ModelArgument = Annotated[str, typer.Argument(help="A folder that vitrail wrote, or any checkpoint.")]
 
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def check_output(output: Path, suffixes: tuple[str, ...]) -> None:
+    """Says before any work is done that a file cannot be written."""
+    if output.suffix.lower() not in suffixes:
+        raise VitrailError(f"{output} ends in none of {', '.join(suffixes)}: choose a name that does.")
+    if output.is_dir():
+        raise VitrailError(f"{output} is a folder: give the name of a file.")
+    if not output.parent.is_dir():
+        raise VitrailError(f"There is no folder {output.parent} to write {output.name} into: make it first.")
+
+
 def embed(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -24,6 +37,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(help="Images that run at a time.", min=1)] = 8,
 ) -> None:
     """Write the pooled features of images."""
+    check_output(output, (".safetensors",))
     loaded, image_processor, _ = load(model)
     features = extract_features(loaded, image_processor, images, batch_size=batch_size)
     temporary = output.with_name(f".{output.name}.part")
@@ -40,14 +54,15 @@ def attention(
     layer: Annotated[int, typer.Option(help="The block: 0 is the first, -1 the last.")] = -1,
 ) -> None:
     """Draw what each head of a block attends to, over the image."""
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise VitrailError(f"{output} ends in none of .png, .jpg, .jpeg, .webp: choose one of these kinds of picture.")
+    check_output(output, PICTURES)
     loaded, image_processor, _ = load(model)
     maps, picture = attention_picture(loaded, image_processor, image, layer=layer)
     temporary = output.with_name(f".{output.stem}.part{output.suffix}")
     picture.save(temporary)
     temporary.replace(output)
-    Console(highlight=False, soft_wrap=True).print(f"{output}: {len(maps)} heads of block {layer}", markup=False)
+    Console(highlight=False, soft_wrap=True).print(
+        f"{output}: {len(maps)} heads of block {layer % loaded.config.num_hidden_layers}", markup=False
+    )
 
 
 def classify(

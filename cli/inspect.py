@@ -19,7 +19,7 @@ def info(model: Annotated[str, typer.Argument(help="A folder that vitrail wrote,
     (height, width), (patch_height, patch_width) = config.image_size, config.patch_size
     positions = config.position_embedding_type.replace("_", " ")
     rows = {
-        "model": f"{type(loaded).__name__}, read from {report.format}",
+        "model": f"{type(loaded).__name__}, from a {report.format} checkpoint",
         "size": f"{size_name(config) or 'unnamed'}: {config.num_hidden_layers} blocks, {config.hidden_size} wide, "
         f"{config.num_attention_heads} heads, {config.mlp_type} {config.intermediate_size}",
         "image": f"{height} x {width}, patches of {patch_height} x {patch_width}, {config.num_channels} channels",

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -164,18 +165,24 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"image_size {height}x{width} is not a multiple of patch_size {patch_height}x{patch_width}: write image_size="
                 f"({_nearest_multiple(height, patch_height)}, {_nearest_multiple(width, patch_width)})."
             )
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
-            if getattr(self, name) < 1:
+        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels")
+        for name in (*counts, "relative_position_hidden_size", "representation_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} cannot be split into num_attention_heads={self.num_attention_heads} equal heads: "
                 "choose a number of heads that divides it (published ViTs have heads 64 wide, ViT-H/14 has 80)."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f'hidden_act "{self.hidden_act}" is no activation of transformers, such as "gelu" or "gelu_pytorch_tanh".'
+            )
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens is {self.num_register_tokens}: it must be 0 or more.")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate is {self.drop_path_rate}: it must be at least 0 and less than 1.")
+        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "position_interpolation_offset"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and less than 1.")
         if self.num_register_tokens and self.position_embedding_type != "absolute":
             raise ValueError("Registers need absolute positions: no family gives them a relative bias. Set num_register_tokens=0.")
         if "cls" in self.pooling and not self.use_cls_token:

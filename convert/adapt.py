@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import interpolate_positions, resize_relative_table
 from ..processing.image_processing_vit import VitrailImageProcessor
+from .family import make_config
 from .labels import imagenet_labels
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
@@ -17,7 +17,7 @@ CHANNEL_RULES = ("sum", "repeat", "average")
 
 def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], image_size: tuple[int, int]) -> list[str]:
     """Resizes position embeddings or relative bias tables to another image size, by the family's own rule."""
-    before, after = ViTConfig(**fields), ViTConfig(**fields | {"image_size": image_size})
+    before, after = make_config(fields), make_config(fields | {"image_size": image_size})
     if before.patch_grid == after.patch_grid:
         return []
     if POSITIONS in tensors:
@@ -26,12 +26,15 @@ def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], i
         tensors[POSITIONS] = torch.cat(
             (positions[:, :first], interpolate_positions(positions[:, first:], after.patch_grid, before)), dim=1
         )
-    for name in [name for name in tensors if name.endswith("relative_position.table")]:
+    tables = [name for name in tensors if name.endswith("relative_position.table")]
+    for name in tables:
         num_offsets = (2 * before.patch_grid[0] - 1) * (2 * before.patch_grid[1] - 1)
         table = tensors[name]
         resized = resize_relative_table(table[:num_offsets], before.patch_grid, after.patch_grid)
         tensors[name] = torch.cat((resized, table[num_offsets:]))
     fields["image_size"] = after.image_size
+    if POSITIONS not in tensors and not tables:  # the relative MLP works at any size as it is
+        return []
     (height, width), (new_height, new_width) = before.patch_grid, after.patch_grid
     return [f"positions of {height}x{width} patches resized to {new_height}x{new_width}, by the family's rule"]
 
@@ -53,7 +56,7 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
     rule = rule or ("sum" if num_channels == 1 else "repeat")
     if rule not in CHANNEL_RULES or (rule == "sum" and num_channels != 1):
         raise UnsupportedCheckpointError(
-            f'channel_rule="{rule}" gives no {num_channels} channels: choose among {", ".join(CHANNEL_RULES)} ("sum" gives 1).'
+            f'channel_rule="{rule}" cannot make {num_channels} channels: choose repeat or average, or, for one channel, sum.'
         )
     values = weight.float()
     if rule == "sum":
@@ -98,7 +101,7 @@ def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], n
     for name in ("id2label", "label2id"):
         fields.pop(name, None)
     fields["num_labels"] = num_labels
-    config = ViTConfig(**fields)
+    config = make_config(fields)
     dtype = tensors[PROJECTION].dtype
     weight = torch.empty(num_labels, config.classifier_input_size)
     tensors["classifier.weight"] = nn.init.trunc_normal_(weight, std=config.initializer_range).to(dtype)

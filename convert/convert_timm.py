@@ -12,7 +12,13 @@ from .family import LAYER_SCALE_RULES, VIT_RULES, Family, RawCheckpoint, plain_v
 from .rules import Rule
 
 INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
-ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}  # where timm's name is another than the config's
+ACTIVATIONS = {
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+}  # timm's, ours
 # What neither names nor shapes tell, by the architecture that config.json names: timm/models/vision_transformer.py
 BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_base_patch16_rpn_\d+", {"norm_position": "residual_post"}),
@@ -75,10 +81,31 @@ def recognises(raw: RawCheckpoint) -> bool:
     return "patch_embed.proj.weight" in raw.tensors and "blocks.0.attn.qkv.weight" in raw.tensors
 
 
+def _activation(act_layer: str | None, default: str) -> str:
+    if act_layer is None:
+        return default
+    if act_layer not in ACTIVATIONS:
+        raise UnsupportedCheckpointError(
+            f'timm\'s act_layer="{act_layer}" is none of those that are known to mean the same here: {", ".join(ACTIVATIONS)}.'
+        )
+    return ACTIVATIONS[act_layer]
+
+
+def _known_grid(config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of patches at the image size that config.json names; the weights may be of another."""
+    size = (config.get("model_args") or {}).get("img_size") or (_pretrained_cfg_of(config).get("input_size") or ())[1:]
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    return (pair[0] // patch_size[0], pair[1] // patch_size[1]) if len(pair) == 2 else None
+
+
+def _pretrained_cfg_of(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("pretrained_cfg") or config  # early files have its fields at the top
+
+
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """The fields of ViTConfig: from the shapes, and pooling and image size from config.json where there is one."""
     config = raw.config or {}
-    architecture, model_args = config.get("architecture", ""), config.get("model_args", {})
+    architecture, model_args = config.get("architecture", ""), config.get("model_args") or {}
     told: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu"}
     for pattern, particulars in BY_ARCHITECTURE:
         if re.fullmatch(pattern, architecture):
@@ -93,7 +120,7 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         raise UnsupportedCheckpointError(f'timm\'s global_pool="{global_pool}" cannot be represented: only "token" and "avg" can.')
     fields |= {
         "mlp_type": "swiglu" if is_swiglu(raw) else "mlp",
-        "hidden_act": {theirs: ours for ours, theirs in ACTIVATIONS.items()}.get(model_args.get("act_layer"), told["hidden_act"]),
+        "hidden_act": _activation(model_args.get("act_layer"), told["hidden_act"]),
         "intermediate_size": raw.shape("blocks.0.mlp.fc2.weight")[1],
         "use_cls_token": has_cls,
         "num_register_tokens": tokens["reg_token"].shape[1] if "reg_token" in tokens else 0,
@@ -102,22 +129,32 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "norm_before_pooling": not after_pooling,
         "representation_size": tokens["pre_logits.fc.weight"].shape[0] if "pre_logits.fc.weight" in tokens else None,
     }
-    if "pos_embed" in tokens:
-        num_positions = tokens["pos_embed"].shape[1]
-        cls_position = has_cls and math.isqrt(num_positions) ** 2 != num_positions  # without it in models with no_embed_class
-        grid = square_grid(num_positions - int(cls_position), "pos_embed")
-        # resampled when a checkpoint is loaded at another size: timm/layers/pos_embed.py, resample_abs_pos_embed
-        return fields | {
-            "image_size": tuple(grid * side for side in fields["patch_size"]),
-            "use_cls_position": cls_position or not has_cls,
-            "position_interpolation_antialias": True,
-        }
-    return fields | _relative_fields(raw, config, fields["patch_size"], has_cls)
+    known = _known_grid(config, fields["patch_size"])
+    if "pos_embed" not in tokens:
+        return fields | _relative_fields(raw, known, fields["patch_size"], has_cls)
+    num_positions = tokens["pos_embed"].shape[1]
+    if known and num_positions - known[0] * known[1] in (0, int(has_cls)):
+        grid = known
+    else:  # with a position for [CLS] the number is no square
+        side = square_grid(num_positions - int(has_cls and math.isqrt(num_positions) ** 2 != num_positions), "pos_embed")
+        grid = (side, side)
+    # resampled when a checkpoint is loaded at another size: timm/layers/pos_embed.py, resample_abs_pos_embed
+    return fields | {
+        "image_size": tuple(count * length for count, length in zip(grid, fields["patch_size"], strict=True)),
+        "use_cls_position": num_positions > grid[0] * grid[1] or not has_cls,
+        "position_interpolation_antialias": True,
+    }
 
 
-def _relative_fields(raw: RawCheckpoint, config: dict[str, Any], patch_size: tuple[int, int], has_cls: bool) -> dict[str, Any]:
+def _relative_fields(
+    raw: RawCheckpoint, known: tuple[int, int] | None, patch_size: tuple[int, int], has_cls: bool
+) -> dict[str, Any]:
     shared = any(name.startswith("shared_rel_pos.") for name in raw.tensors)
     prefix = "shared_rel_pos" if shared else "blocks.0.attn.rel_pos"
+    if not any(name.startswith(f"{prefix}.") for name in raw.tensors):
+        raise UnsupportedCheckpointError(
+            "The checkpoint has neither pos_embed nor rel_pos: positions of another kind cannot be represented."
+        )
     table = raw.tensors.get(f"{prefix}.relative_position_bias_table")
     fields: dict[str, Any] = {
         "position_embedding_type": "relative_mlp" if table is None else "relative_table",
@@ -125,19 +162,22 @@ def _relative_fields(raw: RawCheckpoint, config: dict[str, Any], patch_size: tup
         # LayerScale is in every block with a norm before it; the blocks with a norm after it have none (ResPostRelPosBlock)
         "norm_position": "pre" if "blocks.0.ls1.gamma" in raw.tensors else "residual_post",
     }
-    if table is not None:
-        side = square_grid(table.shape[0] - 3 * has_cls, "relative_position_bias_table")
-        return fields | {"image_size": tuple((side + 1) // 2 * length for length in patch_size)}
-    fields["relative_position_hidden_size"] = raw.shape(f"{prefix}.mlp.fc1.weight")[0]
-    # nothing in the weights tells the size: timm's published ones are 224, or in config.json
-    input_size = config.get("pretrained_cfg", config).get("input_size", (3, 224, 224))
-    return fields | {"image_size": tuple(input_size[1:])}
+    grid = known
+    if (
+        table is None
+    ):  # nothing in the weights tells the size: timm's published ones are of 224 pixels, where config.json does not say
+        fields["relative_position_hidden_size"] = raw.shape(f"{prefix}.mlp.fc1.weight")[0]
+        grid = known or (224 // patch_size[0], 224 // patch_size[1])
+    elif not known or (2 * known[0] - 1) * (2 * known[1] - 1) != table.shape[0] - 3 * has_cls:
+        side = (square_grid(table.shape[0] - 3 * has_cls, "relative_position_bias_table") + 1) // 2
+        grid = (side, side)
+    assert grid is not None
+    return fields | {"image_size": tuple(count * length for count, length in zip(grid, patch_size, strict=True))}
 
 
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
     """As `pretrained_cfg` of config.json says: timm/data/transforms_factory.py, transforms_imagenet_eval."""
-    raw_config = raw.config or {}
-    cfg = raw_config.get("pretrained_cfg", raw_config)
+    cfg = _pretrained_cfg_of(raw.config or {})
     mode, interpolation = cfg.get("crop_mode", "center"), cfg.get("interpolation", "bicubic")
     if mode not in ("center", "squash") or interpolation not in INTERPOLATIONS:
         raise UnsupportedCheckpointError(
@@ -176,8 +216,10 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         "class_token": config.use_cls_token,
         "fc_norm": not config.norm_before_pooling,
     }
-    if config.hidden_act in ACTIVATIONS:
-        arguments["act_layer"] = ACTIVATIONS[config.hidden_act]
+    if config.hidden_act != "gelu":
+        if config.hidden_act not in ACTIVATIONS.values():
+            raise UnsupportedCheckpointError(f"timm has no name for the activation {config.hidden_act}.")
+        arguments["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
     if relative:
         architecture = "vit_relpos_base_patch16_224" if config.norm_position == "pre" else "vit_relpos_medium_patch16_rpn_224"
         arguments |= {
@@ -204,10 +246,15 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
     height, width = config.image_size
     size = dict(image_processor.size)
     crops = image_processor.do_center_crop and "shortest_edge" in size
+    interpolation = next((name for name, number in INTERPOLATIONS.items() if number == int(image_processor.resample)), None)
+    if interpolation is None:
+        raise UnsupportedCheckpointError(
+            f"timm's config.json is written with {' or '.join(INTERPOLATIONS)}, not resample={image_processor.resample}."
+        )
     return {
         "input_size": [config.num_channels, height, width],
         "fixed_input_size": True,
-        "interpolation": {value: name for name, value in INTERPOLATIONS.items()}[int(image_processor.resample)],
+        "interpolation": interpolation,
         "crop_pct": dict(image_processor.crop_size)["height"] / size["shortest_edge"] if crops else 1.0,
         "crop_mode": "center" if crops else "squash",
         "mean": list(image_processor.image_mean),

@@ -141,10 +141,6 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     fields = {name: config.get(name, default) for name, default in defaults.items()}
     if num_heads is not None:
         fields["num_attention_heads"] = num_heads
-    if (activation := config.get("pooler_act", "tanh")) != "tanh":
-        raise UnsupportedCheckpointError(
-            f'The pooler\'s activation is "{activation}", but the representation layer knows only "tanh".'
-        )
     fields |= {
         "hidden_act": config.get("hidden_act", "gelu"),
         "hidden_dropout_prob": config.get("hidden_dropout_prob", 0.0),
@@ -152,11 +148,17 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "image_size": config.get("image_size", 224),
         "use_mask_token": "embeddings.mask_token" in raw.tensors,
     }
+    if config.get("problem_type"):
+        fields["problem_type"] = config["problem_type"]
     if labels := config.get("id2label"):
         fields |= {"id2label": labels, "label2id": config.get("label2id") or {label: int(index) for index, label in labels.items()}}
     if model_type(raw) in VIT_TYPES:
         dropped = drops(raw)
         has_pooler = "pooler.dense.weight" in raw.tensors and "pooler.dense.weight" not in dropped
+        if has_pooler and (activation := config.get("pooler_act", "tanh")) != "tanh":
+            raise UnsupportedCheckpointError(
+                f'The pooler\'s activation is "{activation}", but the representation layer knows only "tanh".'
+            )
         return fields | {
             "intermediate_size": config.get("intermediate_size", 3072),
             "patch_size": config.get("patch_size", 16),
@@ -197,10 +199,11 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
         if model_type(raw) in VIT_TYPES:
             return make_image_processor("google-hub", image_size=config.image_size, num_channels=config.num_channels)
         return make_image_processor("dinov2", image_size=224, num_channels=config.num_channels)
-    crops = saved.get("do_center_crop", "crop_size" in saved and "size" not in saved)
+    kind = "".join(str(saved.get(key)) for key in KIND_KEYS)
+    crops = saved.get("do_center_crop", any(name in kind for name in ("Bit", "CLIP", "DeiT")))  # the default of these
     size = saved.get("size", 224)
     if isinstance(size, int):  # an early form; a lone number is the shorter side where a processor keeps the aspect
-        keeps_aspect = any(kind in str(saved.get(key)) for kind in ("Bit", "CLIP", "ConvNext") for key in KIND_KEYS)
+        keeps_aspect = any(name in kind for name in ("Bit", "CLIP", "ConvNext"))
         size = {"shortest_edge": size} if keeps_aspect else {"height": size, "width": size}
     crop_size = saved.get("crop_size", {"height": 224, "width": 224})
     image_mean, image_std = (saved.get(name) or [0.5, 0.5, 0.5] for name in ("image_mean", "image_std"))
@@ -219,9 +222,6 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     )
 
 
-KIND_KEYS = ("image_processor_type", "feature_extractor_type")
-
-
 def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: bool) -> dict[str, Any]:
     """The config.json that transformers' own class reads."""
     kind = export_model_type(config)
@@ -234,7 +234,7 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
     }
     same = [
         *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "qkv_bias", "hidden_act", "layer_norm_eps"),
-        *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"),
+        *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "problem_type"),
     ]
     result |= {name: getattr(config, name) for name in same}
     if classifies:

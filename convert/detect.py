@@ -48,6 +48,7 @@ UNSUPPORTED = (
         "one shard of an FSDP run",
         "use the teacher_checkpoint.pth that the run writes when it evaluates",
     ),
+    (r".*\.gamma_[12]|.*\.lambda_[qk]\d", "LayerScale or attention of another kind (CaiT, differential attention)", "use timm"),
     (r"(.*\.)?relative_attention_bias.*|.*\.[qv]_bias", "BEiT's attention", "use transformers or timm"),
 )
 
@@ -72,7 +73,9 @@ def open_checkpoint(path: Path, *, branch: str = "teacher", head_name: str | Non
     tensors = _strip_prefixes(tensors, (*PREFIXES, base_prefix) if base_prefix else PREFIXES)
     if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in tensors):
         tensors = flatten_chunks(tensors)
-    return RawCheckpoint(choose_head(tensors, head_name), checkpoint.container, root, left_out, config, preprocessor_config)
+    return RawCheckpoint(
+        choose_head(tensors, head_name), checkpoint.container, root, left_out, config, preprocessor_config, checkpoint.files
+    )
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
@@ -116,7 +119,13 @@ def find_state_dict(content: Any, *, branch: str = "teacher") -> tuple[dict[str,
 def _strip_prefixes(tensors: dict[str, torch.Tensor], prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """Takes wrappers' prefixes off, in any order; one may stand before some names only (`backbone.`, beside `head.`)."""
     while prefix := next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        stripped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if len(stripped) < len(tensors):
+            twice = next(name for name in tensors if name.startswith(prefix) and name.removeprefix(prefix) in tensors)
+            raise UnsupportedCheckpointError(
+                f"The file holds {twice} and {twice.removeprefix(prefix)}: two models, of which one is wanted."
+            )
+        tensors = stripped
     return tensors
 
 

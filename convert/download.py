@@ -44,10 +44,13 @@ def download(url: str, *, cache_dir: str | os.PathLike[str] | None = None, progr
     return path
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, or of several one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def https_url(url: str) -> str:

@@ -92,6 +92,7 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
     if describe is not None:
         describe(result, model, config, image_processor)
     _check_read_back(result, config, to)
+    _compare_preparation(result, config, image_processor, to)
     return result
 
 
@@ -122,6 +123,35 @@ def _check_read_back(exported: Exported, config: ViTConfig, to: str) -> None:
     if rule:
         said = ", ".join(f"{name.removeprefix(INTERPOLATION)} {back} instead of {value}" for name, (value, back) in rule.items())
         exported.notices.append(f"at other image sizes, {to} interpolates positions by its own rule: {said}")
+
+
+def _compare_preparation(exported: Exported, config: ViTConfig, image_processor: VitrailImageProcessor, to: str) -> None:
+    """Notes where the format's own image processor would prepare images otherwise than the model's does."""
+    raw = RawCheckpoint({}, "", config=exported.config, preprocessor_config=exported.preprocessor_config)
+    ours, theirs = image_processor.to_dict(), exported.family.image_processor(raw, config).to_dict()
+    names = [
+        "do_resize",
+        "size",
+        "resample",
+        "do_center_crop",
+        "size_divisor",
+        "do_rescale",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+    ]
+    if image_processor.do_center_crop or theirs.get("do_center_crop"):
+        names.append("crop_size")
+    different = [
+        f"{name} {theirs.get(name)} instead of {ours.get(name)}" for name in names if _plain(ours, name) != _plain(theirs, name)
+    ]
+    if different:
+        exported.notices.append(f"{to} prepares images otherwise: {', '.join(different)}")
+
+
+def _plain(options: dict[str, Any], name: str) -> Any:
+    value = options.get(name)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def architecture(config: ViTConfig, family: Family) -> dict[str, Any]:
@@ -271,7 +301,10 @@ def write_exported(exported: Exported, output: str | os.PathLike) -> list[Path]:
     writer = next(known.write for known in FORMATS.values() if known.family is exported.family)
     try:
         written = writer(exported, temporary / output.name)
-        return [Path(path).rename(output.with_name(path.name)) for path in written]
+        targets = [output.with_name(path.name) for path in written]
+        if taken := [str(target) for target in targets if target.exists()]:
+            raise VitrailError(f"{', '.join(taken)} exists already: remove it, or give another name.")
+        return [path.rename(target) for path, target in zip(written, targets, strict=True)]
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

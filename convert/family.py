@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
@@ -51,6 +53,7 @@ class RawCheckpoint:
     root: the key of the file under which the state dict stood.
     left_out: what else the file holds, which is no weight of the model.
     config, preprocessor_config: config.json and preprocessor_config.json that lie beside the weights.
+    files: the files that hold the tensors; several, where the checkpoint is sharded.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -59,6 +62,7 @@ class RawCheckpoint:
     left_out: list[str] = field(default_factory=list)
     config: dict[str, Any] | None = None
     preprocessor_config: dict[str, Any] | None = None
+    files: tuple[Path, ...] = ()
 
     def shape(self, name: str) -> torch.Size:
         """The shape of a tensor; a name that is absent is the user's to mend."""
@@ -102,6 +106,18 @@ class Family:
     image_processor: Callable[[RawCheckpoint, ViTConfig], VitrailImageProcessor]
     head_rules: Callable[[RawCheckpoint, int], tuple[Sequence[Rule], dict[str, Any]]] | None = None
     drops: Callable[[RawCheckpoint], dict[str, str]] = lambda raw: {}
+
+
+def make_config(fields: dict[str, Any]) -> ViTConfig:
+    """A config of the fields that a checkpoint, or the caller, gave.
+
+    Raises:
+        UnsupportedCheckpointError: they contradict each other.
+    """
+    try:
+        return ViTConfig(**fields)
+    except StrictDataclassError as error:
+        raise UnsupportedCheckpointError(f"No model can be made of this: {error.__cause__ or error}") from error
 
 
 def attention_heads(hidden_size: int, num_heads: int | None) -> int:

@@ -79,12 +79,14 @@ class CheckpointFile:
 
     path: the file, or the index of a sharded one.
     container: `torch`, `npz` or `safetensors`.
+    files: the files that hold the tensors, in order: the path itself, or the shards.
     content: a flat dict of CPU tensors by name; for `torch` the object that was saved, usually nested dicts of tensors.
     """
 
     path: Path
     container: str
     content: Any
+    files: tuple[Path, ...] = ()
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
@@ -181,7 +183,7 @@ def _read_single(path: Path, container: str) -> CheckpointFile:
         raise CorruptFileError(
             f"{path} begins as a {container} file, but ends early or is damaged ({reason}). Download it again."
         ) from error
-    return CheckpointFile(path=path, container=container.partition(" ")[0], content=content)
+    return CheckpointFile(path=path, container=container.partition(" ")[0], content=content, files=(path,))
 
 
 def _read_torch_zip(path: Path) -> Any:
@@ -304,6 +306,7 @@ def _read_shards(index_path: Path) -> CheckpointFile:
             f"{index_path} is a JSON file without a `weight_map`, so it is no index of shards; expected {EXPECTED}."
         )
     tensors: dict[str, torch.Tensor] = {}
+    files = []
     container = "safetensors"
     for name in sorted(set(index["weight_map"].values())):
         if Path(name).name != name:
@@ -315,6 +318,7 @@ def _read_shards(index_path: Path) -> CheckpointFile:
         if kind == "index":
             raise CorruptFileError(f"{index_path} names {name} as a shard, which is an index itself.")
         shard = _read_single(shard_path, kind)
+        files.append(shard_path)
         tensors.update(shard.content)
         container = shard.container
     missing = sorted(index["weight_map"].keys() - tensors.keys())
@@ -323,7 +327,7 @@ def _read_shards(index_path: Path) -> CheckpointFile:
             f"the shards of {index_path} lack {len(missing)} of the tensors that it lists ({', '.join(missing[:3])}). "
             "Download index and shards again, from one revision."
         )
-    return CheckpointFile(path=index_path, container=container, content=tensors)
+    return CheckpointFile(path=index_path, container=container, content=tensors, files=tuple(files))
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {

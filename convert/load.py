@@ -3,7 +3,6 @@
 import os
 import platform
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +16,20 @@ from ..version import __version__
 from .adapt import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
 from .detect import find_family, open_checkpoint
 from .download import sha256
-from .family import Family, RawCheckpoint
-from .files import find_weights
+from .family import Family, RawCheckpoint, make_config
 from .rules import Coverage, convert_tensors
 from .sources import ResolvedSource, resolve
+
+# Said when no config.json lies beside weights of a layout that more than one origin has
+ASSUMED = {
+    "dino": 'taken for a DINO file; timm\'s plain ViTs have the same layout: if it is one, give format="timm"',
+    "timm": "no config.json beside the weights: pooling, activation and preprocessing (mean and std 0.5, crop 0.9) are timm's usual ones",
+}
 
 
 @dataclass
 class SourceFile:
-    """Where a tensor file came from."""
+    """Where a tensor file came from; of a sharded one, size and SHA-256 are of its shards one after the other."""
 
     name: str
     url: str | None
@@ -112,19 +116,22 @@ def load(
     resolved = resolve(source, revision=revision)
     raw = open_checkpoint(resolved.path, branch=branch)
     family = find_family(raw, format)
-    report = ConversionReport(family.name, _source_file(resolved), root=raw.root)
+    report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
     report.checkpoint = resolved.checkpoint.name if resolved.checkpoint else None
     if raw.left_out:
         report.notices.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
 
+    if raw.config is None and family.name in ASSUMED:
+        report.notices.append(ASSUMED[family.name])
     fields = family.configure(raw, num_heads)
     tensors, coverage = convert_family(raw, family, report.notices)
     if head is not None:
         resolved_head = resolve(_head_source(resolved, head))
-        head_tensors, head_fields = _read_head(open_checkpoint(resolved_head.path, head_name=head_name), family, fields, coverage)
+        raw_head = open_checkpoint(resolved_head.path, head_name=head_name)
+        head_tensors, head_fields = _read_head(raw_head, family, fields, coverage)
         tensors |= head_tensors
         fields |= head_fields
-        report.head = _source_file(resolved_head)
+        report.head = _source_file(resolved_head, raw_head)
     if isinstance(image_size, int):
         image_size = (image_size, image_size)
     if image_size is not None:
@@ -136,7 +143,7 @@ def load(
     elif "classifier.weight" in tensors:
         report.notices += with_labels(fields, len(tensors["classifier.weight"]))
 
-    config = ViTConfig(**fields)
+    config = make_config(fields)
     image_processor = adapt_image_processor(
         family.image_processor(raw, config), image_size=image_size, num_channels=config.num_channels
     )
@@ -199,9 +206,9 @@ def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
     return dtype
 
 
-def _source_file(resolved: ResolvedSource) -> SourceFile:
-    file = find_weights(resolved.path) if resolved.path.is_dir() else Path(resolved.path)
-    return SourceFile(file.name, resolved.url, resolved.hub_id, file.stat().st_size, sha256(file))
+def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
+    name = raw.files[0].name if len(raw.files) == 1 else f"{len(raw.files)} shards, {raw.files[0].name} the first"
+    return SourceFile(name, resolved.url, resolved.hub_id, sum(file.stat().st_size for file in raw.files), sha256(*raw.files))
 
 
 def _head_source(resolved: ResolvedSource, head: str | os.PathLike) -> str | os.PathLike:

@@ -249,7 +249,7 @@ def convert_tensors(
     coverage = Coverage()
     used: set[str] = set()
     for rule in rules:
-        for numbers in rule.bindings(tensors.keys() - used):
+        for numbers in rule.bindings([name for name in tensors if name not in used]):
             sources = [source.format(**numbers) for source in rule.sources]
             if absent := [name for name in sources if name not in tensors or name in used]:
                 coverage.missing.extend(absent)

@@ -5,6 +5,7 @@ ViT-S/16 and the deterministic weights of the golden tests. Features and attenti
 network, `vitrail convert dino-vits16 OUT` takes the official file instead.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -13,23 +14,26 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
+from transformers.utils import logging
 
 import vitrail
 
 ROOT = Path(__file__).resolve().parent.parent
-PHOTO = ROOT / "examples" / "chelsea.jpg"
+PHOTO = os.path.relpath(ROOT / "examples" / "chelsea.jpg")
 
 
 def run(*command: str) -> str:
     """Runs a command, shows it and gives what it printed."""
-    print("$", " ".join(command), flush=True)
+    shown = " ".join([Path(command[0]).name, *command[1:]])
+    print("$", shown, flush=True)
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     print(output, flush=True)
-    return f"    $ {' '.join(command)}\n" + "".join(f"    {line}\n" for line in output.splitlines())
+    return f"    $ {shown}\n" + "".join(f"    {line.rstrip()}\n" for line in output.splitlines())
 
 
 def main(output_dir: Path) -> None:
     start = time.perf_counter()
+    logging.disable_progress_bar()
     output_dir.mkdir(parents=True, exist_ok=True)
     checkpoint, model_dir = output_dir / "dino_deitsmall16_deterministic.pth", output_dir / "dino-vits16"
     features, picture = output_dir / "features.safetensors", output_dir / "attention.png"
@@ -38,16 +42,16 @@ def main(output_dir: Path) -> None:
     print(
         "No network is used: the checkpoint has DINO's format and architecture, and deterministic weights, which nobody trained.\n"
     )
-    run(sys.executable, str(ROOT / "tests" / "golden" / "deterministic.py"), "dino_vits16", str(checkpoint))
+    run(sys.executable, os.path.relpath(ROOT / "tests" / "golden" / "deterministic.py"), "dino_vits16", str(checkpoint))
     log = run(program, "convert", str(checkpoint), str(model_dir))
     log += run(program, "info", str(model_dir))
-    log += run(program, "embed", str(model_dir), str(PHOTO), "--output", str(features))
-    log += run(program, "attention", str(model_dir), str(PHOTO), "--output", str(picture))
+    log += run(program, "embed", str(model_dir), PHOTO, "--output", str(features))
+    log += run(program, "attention", str(model_dir), PHOTO, "--output", str(picture))
 
     model = AutoModel.from_pretrained(model_dir)
     image_processor = AutoImageProcessor.from_pretrained(model_dir)
     with torch.no_grad():
-        outputs = model(**image_processor(str(PHOTO), return_tensors="pt"))
+        outputs = model(**image_processor(PHOTO, return_tensors="pt"))
     difference = (outputs.pooler_output - load_file(features)["features"]).abs().max().item()
     summary = (
         f"# vitrail {vitrail.__version__}: the main job\n\n"

@@ -37,8 +37,9 @@ def attention_picture(
     """
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
     maps = encoder(model).attention_maps(pixel_values.to(model.device), layers=(layer,))[0, 0].float().cpu().numpy()
-    seen = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
-    photo = Image.fromarray(seen.transpose(1, 2, 0).round().astype(np.uint8).squeeze()).convert("RGB")
+    seen = image_processor(image, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    levels = (seen * 255).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    photo = Image.fromarray(levels if levels.shape[-1] == 3 else levels[..., 0]).convert("RGB")
     cells = [("image", photo)] + [(f"head {index}", overlay(photo, attention)) for index, attention in enumerate(maps)]
     return maps, contact_sheet(cells)
 

@@ -9,6 +9,7 @@ Everything in which the families differ is a field of `ViTConfig`. Shape letters
 import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -777,6 +778,14 @@ class ViTForImageClassification(ViTPreTrainedModel):
         if self.config.classifier_cls_layers > 1:
             raise ValueError("This classifier reads several blocks, and forward_head has the last one only: call the model itself.")
         return self.classifier(self.classifier_input(ViTModelOutput(features, self.vit.pool(features))))
+
+    def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> tuple:
+        """That of the encoder: `ViTModel.get_intermediate_layers`."""
+        return self.vit.get_intermediate_layers(*args, **kwargs)
+
+    def attention_maps(self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)) -> torch.Tensor:
+        """That of the encoder: `ViTModel.attention_maps`."""
+        return self.vit.attention_maps(pixel_values, layers)
 
     def classifier_input(self, outputs: ViTModelOutput) -> torch.Tensor:
         """What the classifier reads, (B, classifier_input_size), oldest block first and the mean patch last."""

@@ -239,3 +239,29 @@ def test_a_model_of_grey_images_takes_the_average_of_colour_statistics(tmp_path)
     torch.testing.assert_close(
         pixel_values[0, 0, 0, 0].item(), (1 - sum(CFG["mean"]) / 3) / (sum(CFG["std"]) / 3), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize(("img_size", "cls_position"), [((16, 72), True), ((40, 56), False), ((24, 48), True)])
+def test_a_rectangle_is_what_config_json_says(tmp_path, img_size, cls_position):
+    """2 x 9 + 1 positions, 5 x 7 (+ 1 would be a square), 3 x 6 + 1: counts that could be read as something else."""
+    grid = img_size[0] // 8, img_size[1] // 8
+    tensors = dict(PLAIN)
+    tensors["pos_embed"] = torch.randn(1, grid[0] * grid[1] + cls_position, tensors["cls_token"].shape[-1])
+    config = {"architecture": "vit_base_patch16_224", "model_args": {"img_size": list(img_size)}, "pretrained_cfg": {}}
+    write_folder(tmp_path, tensors, config)
+    model, _, _ = vitrail.load(tmp_path)
+    assert model.config.image_size == img_size
+    assert model.config.use_cls_position is cls_position
+
+
+def test_an_activation_that_is_not_known_is_refused(tmp_path):
+    config = {"architecture": "vit_base_patch16_224", "model_args": {"act_layer": "mish_mash"}}
+    write_folder(tmp_path, PLAIN, config)
+    with pytest.raises(UnsupportedCheckpointError, match='act_layer="mish_mash"'):
+        vitrail.load(tmp_path)
+
+
+def test_positions_of_no_known_kind_are_refused(tmp_path):
+    write_folder(tmp_path, {name: tensor for name, tensor in PLAIN.items() if name != "pos_embed"})
+    with pytest.raises(UnsupportedCheckpointError, match="neither pos_embed nor rel_pos"):
+        vitrail.load(tmp_path)

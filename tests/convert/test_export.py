@@ -272,3 +272,38 @@ def test_timm_config_names_what_the_model_is(tmp_path):
 
 def test_every_format_is_a_family():
     assert {name: known.family.name for name, known in FORMATS.items()} == {name: name for name in FORMATS}
+
+
+def test_an_exported_file_is_the_same_every_time(tmp_path):
+    """Its names stand in the order of the model, not in that of a set, which changes from process to process."""
+    model, processor = random_model(MODELS["dino"])
+    path, _ = export(model, processor, tmp_path, "dino")
+    names = list(open_checkpoint(path).tensors)
+    program = (
+        "from pathlib import Path\n"
+        "import vitrail\n"
+        "vitrail.export_model('saved model', 'again/model', to='dino')\n"
+        "assert Path('again/model').read_bytes() == Path('model').read_bytes()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert names.index("blocks.0.attn.qkv.weight") < names.index("blocks.1.attn.qkv.weight")
+
+
+def test_a_strangers_classifier_file_is_not_written_over(tmp_path):
+    model, processor = random_model(MODELS["dino"], num_labels=3)
+    (tmp_path / "model_linear.pth").write_text("mine")
+    vitrail.save(model, processor, tmp_path / "saved")
+    with pytest.raises(VitrailError, match=r"model_linear\.pth exists already"):
+        vitrail.export_model(tmp_path / "saved", tmp_path / "model.pth", to="dino")
+    assert (tmp_path / "model_linear.pth").read_text() == "mine"
+    assert not (tmp_path / "model.pth").exists()
+
+
+def test_another_preparation_of_images_is_said():
+    from vitrail.convert.export import to_format
+
+    model, processor = random_model(MODELS["dino"])
+    assert not any("prepares images" in notice for notice in to_format(model, processor, "dino").notices)
+    squash = vitrail.make_image_processor("google", image_size=32)
+    assert any("prepares images otherwise: size" in notice for notice in to_format(model, squash, "dino").notices)

@@ -112,3 +112,36 @@ def test_conversion_keeps_its_report(tmp_path):
     assert kept["source"]["name"] == "dino.pth"
     assert str(tmp_path) not in json.dumps(kept), "a report that is published must not tell where its author keeps files"
     assert AutoModel.from_pretrained(tmp_path / "model").config.patch_size == (16, 16)
+
+
+def test_a_folder_of_another_kind_is_not_written_over(tmp_path):
+    """Not even the source itself: `vitrail convert MODEL MODEL` would destroy it."""
+    vitrail.save(*small(), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"model_type": "vit"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VitrailError, match="other things"):
+        vitrail.save(*small(), tmp_path / "model")
+
+
+def test_what_belonged_to_the_model_before_is_removed(tmp_path):
+    vitrail.save(*small(), tmp_path / "model")
+    for name in ("conversion.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "mine.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    vitrail.save(*small(), tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        *("config.json", "model.safetensors", "preprocessor_config.json", "mine.safetensors")
+    }
+
+
+def test_the_size_and_hash_of_a_sharded_source_are_of_its_shards(tmp_path):
+    import hashlib
+
+    model, processor = small()
+    model.save_pretrained(tmp_path / "model", max_shard_size="50KB")
+    processor.save_pretrained(tmp_path / "model")
+    shards = sorted((tmp_path / "model").glob("*.safetensors"))
+    assert len(shards) > 1
+    report = vitrail.load(tmp_path / "model")[2]
+    content = b"".join(shard.read_bytes() for shard in shards)
+    assert report.source.bytes == len(content)
+    assert report.source.sha256 == hashlib.sha256(content).hexdigest()
