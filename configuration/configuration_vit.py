@@ -180,9 +180,12 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens is {self.num_register_tokens}: it must be 0 or more.")
-        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "position_interpolation_offset"):
+        for name in ("drop_path_rate", "position_interpolation_offset"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and less than 1.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1.")
         if self.num_register_tokens and self.position_embedding_type != "absolute":
             raise ValueError("Registers need absolute positions: no family gives them a relative bias. Set num_register_tokens=0.")
         if "cls" in self.pooling and not self.use_cls_token:

@@ -168,10 +168,6 @@ def architecture(config: ViTConfig, family: Family) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------- what formats cannot hold
 
 
-def _keep(config: ViTConfig, tensors: dict[str, torch.Tensor], notices: list[str]) -> ViTConfig:
-    return config
-
-
 def _without_mask_token(config: ViTConfig, tensors: dict[str, torch.Tensor], notices: list[str]) -> ViTConfig:
     if tensors.pop("embeddings.mask_token", None) is not None:
         notices.append("the mask token is left out: the format has none, and inference without a mask does not read it")

@@ -1,6 +1,7 @@
 """The command line as a user meets it: in a process of its own, or in this one where only the words matter."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,42 @@ def test_bad_input_is_one_message_and_exit_code_2(model_dir, tmp_path, capsys):
     assert "There is no block [12]" in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "a.png", "--layer", 12)
     assert ".png" in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "a.txt")
     assert "Missing argument" in fail(capsys, "convert")
+
+
+class Payload:
+    """A pickle that would create a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_bad_checkpoints_are_one_message_and_exit_code_2(model_dir, tmp_path, capsys):
+    source = model_dir.parent / "dino_deitsmall16_pretrain.pth"
+    tensors = torch.load(source, weights_only=True)
+    few = {name: tensor for name, tensor in tensors.items() if name != "blocks.3.norm1.bias"}
+    contents = {
+        "code": ({"cls_token": Payload(tmp_path / "executed")}, "system"),
+        "many": (tensors | {"extra": torch.zeros(1)}, "extra"),
+        "few": (few, "layers.3.norm1.bias"),
+    }
+    for name, (content, message) in contents.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        assert message in fail(capsys, "convert", tmp_path / f"{name}.pth", tmp_path / "out")
+    assert "multiple of patch_size" in fail(capsys, "convert", source, tmp_path / "out", "--image-size", 225, 225)
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_cannot_be_written_are_refused_first(model_dir, tmp_path, capsys):
+    assert "no folder" in fail(capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "none" / "f.safetensors")
+    assert "ends in none of .safetensors" in fail(capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "f.npy")
+    (tmp_path / "folder.png").mkdir()
+    assert "is a folder" in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "folder.png")
+    assert "folder to write into as well" in fail(capsys, "convert", model_dir, model_dir)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
 def test_the_installed_program_ends_with_exit_code_2(tmp_path):

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError, StrictDataclassFieldValidationError
 
 from vitrail.configuration.configuration_vit import ViTConfig
 
@@ -217,3 +217,19 @@ def test_a_field_of_the_wrong_type_is_named(name, value):
 def test_a_grid_of_any_shape_is_accepted(edges):
     rows, columns = edges
     assert ViTConfig(image_size=(14 * rows, 14 * columns), patch_size=14).patch_grid == edges
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"representation_size": 0},
+        {"relative_position_hidden_size": 0},
+        {"position_interpolation_offset": -0.1},
+        {"hidden_dropout_prob": -0.1},
+        {"attention_probs_dropout_prob": 1.5},
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range(fields):
+    with pytest.raises(StrictDataclassError, match=f"{next(iter(fields))} is .*: it must"):
+        ViTConfig(**fields)

@@ -11,15 +11,6 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "num_labels": 5}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors this small are slower on several threads."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
-
-
 def with_random_weights(model):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
