@@ -12,7 +12,13 @@ from .family import make_config
 from .labels import imagenet_labels
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
+RELATIVE_TABLE = "relative_position.table"
 CHANNEL_RULES = ("sum", "repeat", "average")
+
+
+def may_be_adapted(name: str) -> bool:
+    """Whether a tensor of ours is one that this file changes."""
+    return name in (POSITIONS, PROJECTION) or name.endswith(RELATIVE_TABLE) or name.startswith("classifier.")
 
 
 def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], image_size: tuple[int, int]) -> list[str]:
@@ -26,7 +32,7 @@ def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], i
         tensors[POSITIONS] = torch.cat(
             (positions[:, :first], interpolate_positions(positions[:, first:], after.patch_grid, before)), dim=1
         )
-    tables = [name for name in tensors if name.endswith("relative_position.table")]
+    tables = [name for name in tensors if name.endswith(RELATIVE_TABLE)]
     for name in tables:
         num_offsets = (2 * before.patch_grid[0] - 1) * (2 * before.patch_grid[1] - 1)
         table = tensors[name]

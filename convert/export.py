@@ -37,6 +37,10 @@ NOT_COMPARED = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range", "use_mask_token"),
     *("apply_layernorm", "reshape_hidden_states"),
 )
+# What an image processor does to an image; `crop_size` too, where it crops
+PREPARATION = (
+    *("do_resize", "size", "resample", "do_center_crop", "size_divisor", "do_rescale", "do_normalize", "image_mean", "image_std"),
+)
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Exported:
     tensors: the state dict by the format's names; `head`: that of a separate classifier file, for the formats that have one.
     config, preprocessor_config: the JSON files beside the weights, for the formats that are folders.
     base_prefix: what stands before every name but the classifier's, in the file.
+    interpolation: the fields in which the format's rule for positions at other sizes is another than the model's.
     notices: what a person should know.
     """
 
@@ -55,6 +60,7 @@ class Exported:
     config: dict[str, Any] | None = None
     preprocessor_config: dict[str, Any] | None = None
     base_prefix: str = ""
+    interpolation: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -116,12 +122,14 @@ def _check_read_back(exported: Exported, config: ViTConfig, to: str) -> None:
     wanted = architecture(config, exported.family)
     read = architecture(ViTConfig(**exported.family.configure(exported.raw, config.num_attention_heads)), exported.family)
     different = {name: (value, read[name]) for name, value in wanted.items() if read[name] != value}
-    rule = {name: different.pop(name) for name in list(different) if name.startswith(INTERPOLATION)}
+    exported.interpolation = {name: different.pop(name)[1] for name in list(different) if name.startswith(INTERPOLATION)}
     if different:
         said = "; ".join(f"{name} is {value}, and {to} would read {back}" for name, (value, back) in different.items())
         raise UnsupportedCheckpointError(f"The format {to} cannot say what this model is: {said}.")
-    if rule:
-        said = ", ".join(f"{name.removeprefix(INTERPOLATION)} {back} instead of {value}" for name, (value, back) in rule.items())
+    if exported.interpolation:
+        said = ", ".join(
+            f"{name.removeprefix(INTERPOLATION)} {back} instead of {wanted[name]}" for name, back in exported.interpolation.items()
+        )
         exported.notices.append(f"at other image sizes, {to} interpolates positions by its own rule: {said}")
 
 
@@ -129,17 +137,7 @@ def _compare_preparation(exported: Exported, config: ViTConfig, image_processor:
     """Notes where the format's own image processor would prepare images otherwise than the model's does."""
     raw = RawCheckpoint({}, "", config=exported.config, preprocessor_config=exported.preprocessor_config)
     ours, theirs = image_processor.to_dict(), exported.family.image_processor(raw, config).to_dict()
-    names = [
-        "do_resize",
-        "size",
-        "resample",
-        "do_center_crop",
-        "size_divisor",
-        "do_rescale",
-        "do_normalize",
-        "image_mean",
-        "image_std",
-    ]
+    names = list(PREPARATION)
     if image_processor.do_center_crop or theirs.get("do_center_crop"):
         names.append("crop_size")
     different = [

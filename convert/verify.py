@@ -8,7 +8,7 @@
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from .adapt import may_be_adapted
 from .detect import find_family, open_checkpoint
-from .export import INTERPOLATION, Exported, to_format, write_exported
+from .export import Exported, to_format, write_exported
 from .family import RawCheckpoint
 from .load import convert_family
 from .rules import convert_tensors, reverse
@@ -109,8 +110,10 @@ def _round_trip(model: ViTPreTrainedModel, against: str | Path, head: str | Path
     _, coverage = convert_family(raw, family, [])
     ours = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
     classifier = {name: ours.pop(name) for name in list(ours) if name.startswith("classifier.") and family.head_rules is not None}
-    back, _ = convert_tensors(ours, reverse(family.rules(raw)))
-    checks = [_bit_for_bit("round trip", f"{resolved.name} ({family.name})", back, raw, coverage.converted)]
+    rules_back = reverse(family.rules(raw))
+    back, _ = convert_tensors(ours, rules_back)
+    adaptable, _ = convert_tensors({name: tensor for name, tensor in ours.items() if may_be_adapted(name)}, rules_back)
+    checks = [_bit_for_bit("round trip", f"{resolved.name} ({family.name})", back, raw, coverage.converted, adaptable)]
     if classifier and head is None:
         checks.append(Check("round trip of the classifier", "its file", None, None, "not done: give the file with --head"))
     elif classifier and family.head_rules is not None and head is not None:
@@ -122,24 +125,28 @@ def _round_trip(model: ViTPreTrainedModel, against: str | Path, head: str | Path
     return checks
 
 
-def _bit_for_bit(name: str, against: str, back: dict[str, torch.Tensor], raw: RawCheckpoint, expected: list[str]) -> Check:
-    """Values are compared in the source's own dtype, to which a wider one leads back without loss."""
+def _bit_for_bit(
+    name: str,
+    against: str,
+    back: dict[str, torch.Tensor],
+    raw: RawCheckpoint,
+    expected: list[str],
+    adaptable: Collection[str] = (),
+) -> Check:
+    """Values are compared in the source's own dtype, to which a wider one leads back without loss.
+
+    Those of `adaptable` that have another shape were changed on purpose: `image_size=`, `num_channels=`, `num_labels=`.
+    """
     different = [
         key for key in expected if key not in back or not torch.equal(back[key].to(raw.tensors[key].dtype), raw.tensors[key])
     ]
     surplus = sorted(back.keys() - set(expected))
-    if different and not surplus and all(key in back and back[key].shape != raw.tensors[key].shape for key in different):
+    if different and not surplus and all(key in adaptable and back[key].shape != raw.tensors[key].shape for key in different):
         note = f"known: {', '.join(different[:3])} of another shape: changed on purpose when the model was converted"
         return Check(name, against, None, None, note)
     if different or surplus:
-        examples = ", ".join((different + surplus)[:3])
-        return Check(
-            name,
-            against,
-            None,
-            False,
-            f"{len(different)} of {len(expected)} tensors differ, {len(surplus)} are too many: {examples}",
-        )
+        note = f"{len(different)} of {len(expected)} tensors differ, {len(surplus)} are too many: "
+        return Check(name, against, None, False, note + ", ".join((different + surplus)[:3]))
     return Check(name, against, 0.0, True, f"{len(back)} tensors equal bit for bit")
 
 
@@ -251,40 +258,35 @@ def _has_odd_margin(image_processor: VitrailImageProcessor, size: tuple[int, int
 
 @torch.no_grad()
 def _same_answers(model: ViTPreTrainedModel, peer: Peer, exported: Exported, name: str) -> list[Check]:
-    checks = []
-    reference = type(model)(model.config).eval()
-    reference.load_state_dict({key: tensor.float() for key, tensor in model.state_dict().items()})
-    sizes = [model.config.image_size, _off_grid(model.config)]
     if name.startswith("transformers") and len(set(model.config.patch_grid)) > 1:
-        checks.append(Check("answers", name, None, None, "not done: it takes positions of a rectangle for those of a square"))
-        sizes = []
-    for size in sizes:
+        return [Check("answers", name, None, None, "not done: it takes positions of a rectangle for those of a square")]
+    weights = {key: tensor.float() for key, tensor in model.state_dict().items()}
+    reference = type(model)(model.config).eval()
+    reference.load_state_dict(weights)
+
+    def compare(ours: ViTPreTrainedModel, size: tuple[int, int], note: str = "") -> list[Check]:
         pixel_values = _pixel_values(model.config, size)
         expected = peer(pixel_values)
-        different_rule = (
-            [notice for notice in exported.notices if "by its own rule" in notice] if size != model.config.image_size else []
-        )
-        for key, value in _answers(reference, pixel_values).items():
-            if key not in expected:
-                continue
-            difference = _difference(value, expected[key])
-            passed = None if different_rule else difference <= TOLERANCE
-            note = f"known: {different_rule[0]}" if different_rule else ""
-            checks.append(Check(f"{key} at {size[0]}x{size[1]}", name, difference, passed, note))
-        if different_rule:  # with the other's rule in our model, the rest must agree
-            fields = exported.family.configure(exported.raw, model.config.num_attention_heads)
-            rule = {key: getattr(ViTConfig(**fields), key) for key in model.config.to_dict() if key.startswith(INTERPOLATION)}
-            twin = type(model)(ViTConfig(**model.config.to_dict() | rule)).eval()
-            twin.load_state_dict(reference.state_dict())
-            for key, value in _answers(twin, pixel_values).items():
-                if key in expected:
-                    difference = _difference(value, expected[key])
-                    checks.append(
-                        Check(
-                            f"{key} at {size[0]}x{size[1]}", name, difference, difference <= TOLERANCE, "with its rule in our model"
-                        )
-                    )
-    return checks
+        differences = {
+            key: _difference(value, expected[key]) for key, value in _answers(ours, pixel_values).items() if key in expected
+        }
+        return [
+            Check(f"{key} at {size[0]}x{size[1]}", name, value, None if note.startswith("known") else value <= TOLERANCE, note)
+            for key, value in differences.items()
+        ]
+
+    native, other = model.config.image_size, _off_grid(model.config)
+    if not exported.interpolation:
+        return compare(reference, native) + compare(reference, other)
+    twin = type(model)(ViTConfig(**model.config.to_dict() | exported.interpolation)).eval()
+    twin.load_state_dict(weights)
+    rule = next(notice for notice in exported.notices if "by its own rule" in notice)
+    # with the other's rule in our model, the rest must agree
+    return (
+        compare(reference, native)
+        + compare(reference, other, f"known: {rule}")
+        + compare(twin, other, "with its rule in our model")
+    )
 
 
 def _answers(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:

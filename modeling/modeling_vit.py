@@ -532,6 +532,16 @@ class ViTPreTrainedModel(PreTrainedModel):
                 if parameter is not None:
                     init.constant_(parameter, self.config.layer_scale_init_value)
 
+    def _selected_hidden_states(self, output_hidden_states: bool | int | Sequence[int] | None) -> set[int]:
+        """Which of the num_hidden_layers + 1 hidden states a caller, or else the config, asks for."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        number = self.config.num_hidden_layers + 1
+        if isinstance(output_hidden_states, bool) or output_hidden_states is None:
+            return set(range(number)) if output_hidden_states else set()
+        indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+        return {index % number for index in indices if -number <= index < number}
+
 
 class ViTModel(ViTPreTrainedModel):
     """The encoder, from pixels to tokens and the pooled vector. Any H and W that the patch size divides can be given.
@@ -574,16 +584,13 @@ class ViTModel(ViTPreTrainedModel):
         Raises:
             ValueError: another number of channels, or a size that the patch size does not divide.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         every_layer = range(len(self.layers))
-        kept_layers = _selected_hidden_states(output_hidden_states, len(self.layers) + 1)
         hidden_states, kept, attentions = self._run_blocks(
             pixel_values,
             bool_masked_pos,
-            hidden_layers=kept_layers,
+            hidden_layers=self._selected_hidden_states(output_hidden_states),
             attention_layers=every_layer if output_attentions else (),
             **kwargs,
         )
@@ -710,13 +717,6 @@ class ViTModel(ViTPreTrainedModel):
         return [index % num_layers for index in layers]
 
 
-def _selected_hidden_states(output_hidden_states: bool | int | Sequence[int] | None, number: int) -> set[int]:
-    if isinstance(output_hidden_states, bool) or output_hidden_states is None:
-        return set(range(number)) if output_hidden_states else set()
-    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
-    return {index % number for index in indices if -number <= index < number}
-
-
 def _only(selected: set[int], hidden_states: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...] | None:
     return tuple(tensor if index in selected else None for index, tensor in enumerate(hidden_states)) if selected else None
 
@@ -746,11 +746,8 @@ class ViTForImageClassification(ViTPreTrainedModel):
             pixel_values: (B, C, H, W).
             labels: (B,) class numbers, (B, K) 0 or 1 for multi-label classification, or numbers for regression.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        number = self.config.num_hidden_layers + 1
-        needed = {number - index for index in range(2, self.config.classifier_cls_layers + 1)}
-        selected = _selected_hidden_states(output_hidden_states, number)
+        needed = self._selected_hidden_states(range(-self.config.classifier_cls_layers, -1))  # the last is in last_hidden_state
+        selected = self._selected_hidden_states(output_hidden_states)
         outputs: ViTModelOutput = self.vit(
             pixel_values,
             output_hidden_states=sorted(needed | selected),
@@ -858,12 +855,10 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BackboneOutput:
         """Feature maps (B, D, h, w), or (B, L, D) with `reshape_hidden_states=False`, of the stages ("stem" is block 1's input)."""
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        selected = _selected_hidden_states(output_hidden_states, len(self.stage_names))
+        selected = self._selected_hidden_states(output_hidden_states)
         outputs: ViTModelOutput = self.vit(
             pixel_values,
-            output_hidden_states=sorted(selected | _selected_hidden_states(self.out_indices, len(self.stage_names))),
+            output_hidden_states=sorted(selected | self._selected_hidden_states(self.out_indices)),
             output_attentions=output_attentions,
             return_dict=True,
             **kwargs,

@@ -173,3 +173,14 @@ def test_a_size_that_was_changed_on_purpose_is_known(sources):
     check = vitrail.verify(model, processor, against=source)[0]
     assert check.passed is None
     assert "pos_embed" in check.note
+
+
+def test_another_source_is_not_taken_for_a_changed_size(sources, tmp_path):
+    """In a file of another width every tensor has another shape: that is no adaptation."""
+    source = sources / "dinov2_chunked_teacher_tiny"
+    tensors = torch.load(source, weights_only=True)["teacher"]
+    torch.save({"teacher": {name: torch.cat((tensor, tensor), -1) for name, tensor in tensors.items()}}, tmp_path / "wider.pth")
+    model, processor, _ = vitrail.load(source)
+    check = vitrail.verify(model, processor, against=tmp_path / "wider.pth")[0]
+    assert check.passed is False
+    assert "63 of 63 tensors differ" in check.note
