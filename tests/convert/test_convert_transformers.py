@@ -13,6 +13,7 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import vitrail
+from small_models import with_random_weights
 from vitrail.convert.convert_transformers import TRANSFORMERS
 from vitrail.convert.family import RawCheckpoint
 from vitrail.errors import ConversionError, UnsupportedCheckpointError
@@ -32,15 +33,6 @@ PREFIXES = {
     "dinov2": "dinov2.",
     "dinov2_with_registers": "dinov2_with_registers.",
 }
-
-
-def with_random_weights(model):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
-    return model.eval()
 
 
 def vit(**fields):

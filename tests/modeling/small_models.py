@@ -82,6 +82,16 @@ def randomize(model, seed=0):
     return model
 
 
+def with_random_weights(model):
+    """Noise everywhere, but norms around 1: for classes of transformers."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
+    return model.eval()
+
+
 def make_model(model_class, name, **fields):
     torch.manual_seed(0)
     return randomize(model_class(make_config(name, **fields))).eval()

@@ -4,20 +4,12 @@ import pytest
 import torch
 import transformers
 
+from small_models import with_random_weights
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "num_labels": 5}
-
-
-def with_random_weights(model):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
-    return model.eval()
 
 
 def make_images(height, width, batch_size=2):
