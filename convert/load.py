@@ -84,6 +84,8 @@ def load(
     channel_rule: str | None = None,
     num_labels: int | None = None,
     revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
@@ -102,7 +104,8 @@ def load(
         num_channels, channel_rule: another number of channels, and how the patch projection becomes one for it: "sum", "repeat" or
             "average" (`vitrail.convert.adapt.adapt_num_channels`).
         num_labels: puts a fresh, untrained classifier for so many classes in the place of the checkpoint's.
-        revision: branch, tag or commit of a Hub repository.
+        revision, token: branch, tag or commit of a Hub repository, and the token to read it with, as transformers takes them.
+        cache_dir: where downloads are kept, instead of the Hub's cache folder.
         dtype: of the model; without it, that of the file.
         device: where to put the model.
 
@@ -113,7 +116,7 @@ def load(
     Raises:
         VitrailError: one of `vitrail.errors`, which says what was found and what to do.
     """
-    resolved = resolve(source, revision=revision)
+    resolved = resolve(source, revision=revision, token=token, cache_dir=cache_dir)
     raw = open_checkpoint(resolved.path, branch=branch)
     family = find_family(raw, format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
@@ -126,7 +129,7 @@ def load(
     fields = family.configure(raw, num_heads)
     tensors, coverage = convert_family(raw, family, report.notices)
     if head is not None:
-        resolved_head = resolve(_head_source(resolved, head))
+        resolved_head = resolve(_head_source(resolved, head), token=token, cache_dir=cache_dir)
         raw_head = open_checkpoint(resolved_head.path, head_name=head_name)
         head_tensors, head_fields = _read_head(raw_head, family, fields, coverage)
         tensors |= head_tensors

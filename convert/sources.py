@@ -15,7 +15,7 @@ from huggingface_hub import constants, is_offline_mode, snapshot_download
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import tqdm as hub_tqdm
 
-from ..errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError
+from ..errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
 from ..version import __version__
 from .catalog import Checkpoint, checkpoint_names, checkpoints, find_checkpoint
 from .download import download, https_url
@@ -50,14 +50,15 @@ def resolve(
     source: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ResolvedSource:
     """Finds a source and fetches it if it is not on the disk: an existing path, a URL, a catalogue name or a Hub id, in this order.
 
-    `revision` is a branch, tag or commit of a Hub repository and says nothing about other sources. `cache_dir` replaces both
-    cache folders. Raises SourceNotFoundError where there is nothing of that name, DownloadError where it cannot be fetched, and
-    UnsupportedCheckpointError where a Hub repository holds no weights in the Hub's layout.
+    `revision` is a branch, tag or commit of a Hub repository, `token` one of the Hub's; they say nothing about other sources.
+    `cache_dir` replaces both cache folders. Raises SourceNotFoundError where there is nothing of that name, DownloadError where it
+    cannot be fetched, and UnsupportedCheckpointError where a Hub repository holds no weights in the Hub's layout.
     """
     text = os.fspath(source)
     path = Path(text).expanduser()
@@ -82,7 +83,7 @@ def resolve(
         raise SourceNotFoundError(
             f"{text!r} is no file or folder here, no URL, no name of the catalogue and no Hub id (user/name).{_close_names(text)}"
         )
-    folder = _snapshot(hub_id, revision=revision, cache_dir=cache_dir, progress=progress)
+    folder = _snapshot(hub_id, revision=revision, token=token, cache_dir=cache_dir, progress=progress)
     return ResolvedSource(path=folder, name=checkpoint.name if checkpoint else hub_id, hub_id=hub_id, checkpoint=checkpoint)
 
 
@@ -110,7 +111,14 @@ class _NoBar(hub_tqdm):
         super().__init__(*args, **{**kwargs, "disable": True})
 
 
-def _snapshot(hub_id: str, *, revision: str | None, cache_dir: str | os.PathLike[str] | None, progress: bool) -> Path:
+def _snapshot(
+    hub_id: str,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Path:
     """The folder of a repository's configuration and weights in the Hub's cache, fetched if need be."""
     page = f"{constants.ENDPOINT}/{hub_id}"
     try:
@@ -119,6 +127,7 @@ def _snapshot(hub_id: str, *, revision: str | None, cache_dir: str | os.PathLike
                 snapshot_download(
                     hub_id,
                     revision=revision,
+                    token=token,
                     cache_dir=None if cache_dir is None else Path(cache_dir),
                     library_name="vitrail",
                     library_version=__version__,
@@ -128,36 +137,44 @@ def _snapshot(hub_id: str, *, revision: str | None, cache_dir: str | os.PathLike
             )
             if any((folder / name).is_file() for name in weights):
                 return folder
-    except hub_errors.GatedRepoError as error:
-        raise DownloadError(
-            f"{hub_id} is gated: accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN)."
-        ) from error
-    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError) as error:
-        raise SourceNotFoundError(
-            f"{hub_id!r} is no file or folder here, no name of the catalogue, and no repository of the Hub that you may see; "
-            f"if it is private, log in with `hf auth login` (or set HF_TOKEN).{_close_names(hub_id)}"
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise SourceNotFoundError(f"{page} has no revision {revision!r}; its branches and tags are on that page.") from error
-    except hub_errors.LocalEntryNotFoundError as error:
-        raise DownloadError(
-            f"{hub_id} is not complete in the cache, and "
-            + (
-                "HF_HUB_OFFLINE is set: unset it to download it."
-                if is_offline_mode()
-                else f"{page} cannot be reached ({_one_line(error.__cause__ or error)}). Check the network, or copy the "
-                "repository here and give its path."
-            )
-        ) from error
-    except (hub_errors.HTTPError, OSError) as error:
-        raise DownloadError(
-            f"{page} could not be fetched ({_one_line(error)}). Try again later; if it is your token that the Hub refuses, run "
-            "`hf auth login`."
-        ) from error
+    except (hub_errors.HTTPError, hub_errors.HFValidationError, OSError) as error:
+        raise _not_fetched(error, hub_id, revision) from error
     raise UnsupportedCheckpointError(
         f"{page} holds neither model.safetensors nor pytorch_model.bin. If its weights are called otherwise, give the address of "
         f"the file: {page}/resolve/{revision or 'main'}/FILE."
     )
+
+
+def _not_fetched(error: Exception, hub_id: str, revision: str | None) -> VitrailError:
+    """What a person needs to know where a repository cannot be fetched."""
+    page = f"{constants.ENDPOINT}/{hub_id}"
+    if isinstance(error, hub_errors.LocalEntryNotFoundError) and isinstance(error.__cause__, hub_errors.HfHubHTTPError):
+        error = error.__cause__  # the Hub was reached, and said no
+    if isinstance(error, hub_errors.GatedRepoError):
+        return DownloadError(
+            f"{hub_id} is gated: accept its terms at {page}, with the account whose token you use (`hf auth login`, or HF_TOKEN)."
+        )
+    if isinstance(error, hub_errors.RepositoryNotFoundError | hub_errors.HFValidationError):
+        return SourceNotFoundError(
+            f"{hub_id!r} is no file or folder here, no name of the catalogue, and no repository of the Hub that you may see; if it is "
+            f"private, log in with an account that may see it: `hf auth login`, or HF_TOKEN.{_close_names(hub_id)}"
+        )
+    if isinstance(error, hub_errors.RevisionNotFoundError):
+        return SourceNotFoundError(f"{page} has no revision {revision!r}; its branches and tags are on that page.")
+    if isinstance(error, hub_errors.LocalEntryNotFoundError):
+        wanted = hub_id if revision is None else f"Revision {revision!r} of {hub_id}"
+        if is_offline_mode():
+            return DownloadError(f"{wanted} is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download it.")
+        return DownloadError(
+            f"{wanted} is not complete in the cache, and {page} cannot be reached ({_one_line(error.__cause__ or error)}). Check the "
+            "network, or copy the repository here and give its path."
+        )
+    status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
+    remedy = {
+        401: "Your token is not valid: log in anew with `hf auth login --force`; one that is given (token=, HF_TOKEN) comes before that",
+        403: "Your token may not read it",
+    }.get(status or 0, "Try again later")
+    return DownloadError(f"{page} could not be fetched ({_one_line(error)}). {remedy}.")
 
 
 def _one_line(error: BaseException) -> str:

@@ -336,7 +336,12 @@ def test_hub_without_weights_of_its_layout(hub, http_server):
             "no repository of the Hub that you may see; if it is private, log in",
         ),
         (404, {"X-Error-Code": "RevisionNotFound"}, SourceNotFoundError, "has no revision 'v9'"),
-        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, DownloadError, "401.*run `hf auth login`"),
+        (
+            401,
+            {"X-Error-Message": "Invalid credentials in Authorization header"},
+            DownloadError,
+            "401.*Your token is not valid: log in anew",
+        ),
         (403, {"X-Error-Code": "GatedRepo"}, DownloadError, "user/dino-vits8 is gated: accept its terms at http"),
         (
             403,
