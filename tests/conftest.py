@@ -1,13 +1,17 @@
 import hashlib
 import json
-import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants, hf_api
+
+from hub_server import HubServer
+from local_server import LocalServer, Request
 
 COMMIT = "5f1b2c3d" * 5
 
@@ -29,13 +33,6 @@ class Page:
     chunked: bool = False
 
 
-@dataclass
-class Request:
-    method: str
-    path: str
-    headers: dict[str, str]
-
-
 class HttpServer:
     """A server on this machine that answers `pages` and remembers `requests`."""
 
@@ -54,8 +51,8 @@ class HttpServer:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.httpd.server_port}"
+        self.httpd = LocalServer(Handler)
+        self.url = self.httpd.url
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = handler.path.partition("?")[0]
@@ -91,12 +88,8 @@ class HttpServer:
 @pytest.fixture
 def http_server() -> Iterator[HttpServer]:
     server = HttpServer()
-    thread = threading.Thread(target=server.httpd.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.httpd.shutdown()
-    server.httpd.server_close()
-    thread.join()
+    with server.httpd.running():
+        yield server
 
 
 @pytest.fixture
@@ -113,6 +106,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)  # where the client looks next
 
 
 @pytest.fixture
@@ -136,3 +130,27 @@ def hub(no_network: None, http_server: HttpServer, monkeypatch: pytest.MonkeyPat
             http_server.pages[f"/{hub_id}/resolve/{COMMIT}/{name}"] = Page(content, headers=headers)
 
     return put
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's client repeats what failed after waiting for up to 8 seconds; here it does not wait."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def hub_server(no_network: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A whole Hub for the real client, in this process and in others (`environment()`); `user` is logged in here."""
+    server = HubServer(tmp_path)
+    server.add_user("hf_of_the_test", "user")
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hf_api.api, "endpoint", server.url)  # of huggingface_hub's functions, which are its methods
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+    # The client uploads in a way that the HTTP library it is built on advises against
+    warnings.filterwarnings("ignore", "Use 'content=<...>' to upload raw bytes", DeprecationWarning)
+    with server.running():
+        yield server
+    close_session()
+    assert not server.unknown
