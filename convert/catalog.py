@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
+from ..configuration.configuration_vit import ViTConfig
+from ..processing.image_processing_vit import VitrailImageProcessor
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -28,7 +33,8 @@ class Checkpoint:
         one that is in the file itself.
     hub_safetensors: whether the Hub repository's main branch holds model.safetensors.
     same_weights_as: name of the row whose weights these are, in another format.
-    architecture: sizes and switches; `image_size` and `patch` in pixels, `embed_dim` and `mlp_dim` in features.
+    architecture: sizes and switches; `image_size` and `patch` in pixels, `embed_dim` and `mlp_dim` in features; `zero_head` where the
+        publisher says that the head in the file is zeros.
     params: number of parameters that the file holds, its mask token and classifier included.
     preprocessing: what the publisher evaluates with; `size` and `crop_size` in pixels, `mean` and `std` per RGB channel in [0, 1].
     metrics: ImageNet-1k accuracies that the publisher reports, in percent.
@@ -57,6 +63,11 @@ class Checkpoint:
     sources: Mapping[str, str | None]
     notes: str | None
 
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the file holds a classifier; a head that was published as zeros is none."""
+        return self.architecture["num_classes"] > 0 and not self.architecture.get("zero_head", False)
+
 
 @functools.cache
 def checkpoints() -> tuple[Checkpoint, ...]:
@@ -81,3 +92,67 @@ def checkpoint_names() -> Mapping[str, Checkpoint]:
 def find_checkpoint(name: str) -> Checkpoint | None:
     """The checkpoint with this catalogue name, Hub id or alias, or None."""
     return checkpoint_names().get(name)
+
+
+# How each format's own code resizes absolute positions; DINO's and DINOv2's rules stand in the rows
+POSITION_INTERPOLATION: Mapping[str, Mapping[str, Any]] = {
+    "dino-pth": {},
+    "dinov2-pth": {},
+    "google-npz": {"position_interpolation_mode": "bilinear", "position_interpolation_align_corners": True},
+    "timm-hub": {"position_interpolation_antialias": True},
+    "transformers-hub": {},
+}
+
+
+def official_config(checkpoint: Checkpoint) -> ViTConfig:
+    """The config of the model that `vitrail.load` makes of an official checkpoint, but for the names of its classes."""
+    a = checkpoint.architecture
+    absolute = a["position"] == "absolute"
+    fields: dict[str, Any] = {
+        "hidden_size": a["embed_dim"],
+        "num_hidden_layers": a["depth"],
+        "num_attention_heads": a["heads"],
+        "intermediate_size": a["mlp_dim"],
+        "mlp_type": a["ffn"],
+        "image_size": a["image_size"],
+        "patch_size": a["patch"],
+        "num_register_tokens": a["registers"],
+        "use_cls_token": a["class_token"],
+        "use_mask_token": a.get("mask_token", False),
+        # timm's files with registers have positions of patches only
+        "use_cls_position": not (checkpoint.format == "timm-hub" and a["registers"]),
+        "position_embedding_type": "absolute" if absolute else "relative_mlp",
+        "share_relative_position": a["position"].endswith("shared"),
+        "norm_position": "residual_post" if a.get("block") == "residual post-norm" else "pre",
+        "qkv_bias": a["qkv_bias"],
+        "hidden_act": "gelu_pytorch_tanh" if checkpoint.format == "google-npz" else "gelu",  # flax's GELU is the approximation
+        "layer_scale_init_value": 1.0 if a["layer_scale"] else None,
+        "layer_norm_eps": a["layer_norm_eps"],
+        "pooling": "avg" if a["pooling"] == "avg" else "cls",
+        "norm_before_pooling": not a.get("fc_norm", False),
+        "representation_size": a["embed_dim"] if a["pre_logits"] else None,
+        "classifier_mean_patch": a["pooling"] == "cls+avg",
+    }
+    if absolute:
+        registers = checkpoint.format == "transformers-hub" and a["registers"] > 0
+        fields |= {
+            "position_interpolation_offset": a["pos_interpolate_offset"] or 0.0,
+            "position_interpolation_antialias": bool(a["pos_interpolate_antialias"] or registers),
+        } | dict(POSITION_INTERPOLATION[checkpoint.format])
+    else:
+        fields["relative_position_hidden_size"] = a["rel_pos_hidden"]
+    return ViTConfig(**fields | ({"num_labels": a["num_classes"]} if checkpoint.has_classifier else {}))
+
+
+def official_image_processor(checkpoint: Checkpoint) -> VitrailImageProcessor:
+    """The image processor that prepares images as the publisher of an official checkpoint evaluates it."""
+    p = checkpoint.preprocessing
+    crops = p["resize_mode"] == "shortest_edge"
+    return VitrailImageProcessor(
+        size={"shortest_edge": p["size"]} if crops else {"height": p["size"], "width": p["size"]},
+        do_center_crop=crops,
+        crop_size={"height": p["crop_size"], "width": p["crop_size"]} if crops else None,
+        resample=Image.Resampling[p["interpolation"].upper()],
+        image_mean=p["mean"],
+        image_std=p["std"],
+    )

@@ -3,8 +3,18 @@ import json
 import re
 
 import pytest
+import torch
 
-from vitrail.convert.catalog import Checkpoint, checkpoint_names, checkpoints, find_checkpoint
+from vitrail.convert.catalog import (
+    Checkpoint,
+    checkpoint_names,
+    checkpoints,
+    find_checkpoint,
+    official_config,
+    official_image_processor,
+)
+from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
+from vitrail.processing.presets import make_image_processor
 
 ROWS = checkpoints()
 
@@ -147,3 +157,26 @@ def test_provenance_is_public(row):
     """A reader must be able to look it up: no private path, tool or machine."""
     text = json.dumps(dataclasses.asdict(row))
     assert not re.search(r"corpus|snapshot|find_string|\bseed\b|\bseen\b|\.txt\b|\.\./|[\s\"]/\w|file:|localhost", text)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_config_of_a_row_has_its_parameters(row):
+    with torch.device("meta"):
+        model = (ViTForImageClassification if row.has_classifier else ViTModel)(official_config(row))
+    head_of_zeros = 0 if row.has_classifier else (row.architecture["embed_dim"] + 1) * row.architecture["num_classes"]
+    assert model.num_parameters() == row.params - head_of_zeros
+
+
+def test_only_heads_that_are_published_as_zeros_are_no_classifiers():
+    without = {row.name for row in ROWS if row.architecture["num_classes"] and not row.has_classifier}
+    assert without == {row.name for row in ROWS if "head is zero" in (row.notes or "")}
+    assert len(without) == 5
+
+
+def test_the_image_processor_of_a_row():
+    """DINO's evaluation, and the Hub's preprocessor_config.json of google/vit-large-patch16-224."""
+    cropping = official_image_processor(find_checkpoint("dino-vits8"))
+    assert cropping.to_dict() == make_image_processor("dino").to_dict()
+    squashing = official_image_processor(find_checkpoint("google/vit-large-patch16-224"))
+    assert (dict(squashing.size), squashing.do_center_crop, int(squashing.resample)) == ({"height": 224, "width": 224}, False, 2)
+    assert list(squashing.image_mean) == list(squashing.image_std) == [0.5, 0.5, 0.5]

@@ -18,7 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 import deterministic
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.convert import detect
-from vitrail.convert.catalog import Checkpoint, checkpoints
+from vitrail.convert.catalog import Checkpoint, checkpoints, official_config
 from vitrail.convert.family import Family, RawCheckpoint
 from vitrail.convert.files import CheckpointFile
 from vitrail.convert.load import convert_family
@@ -222,6 +222,13 @@ def test_the_architecture_is_that_of_the_catalogue(published):
             expected[f"position_interpolation_{ours}"] = a[theirs]
     assert {name: getattr(config, name) for name in expected} == expected
     assert (config.layer_scale_init_value is not None) == a["layer_scale"]
+
+
+def test_the_catalogue_gives_the_config_of_the_file(published):
+    row, said = published.row, official_config(published.row).to_dict()
+    config = published.config.to_dict()
+    assert (said.pop("layer_scale_init_value") is None) == (config.pop("layer_scale_init_value") is None)  # of fresh weights only
+    assert said == config, row.name
 
 
 def test_every_name_finds_its_place(published):

@@ -1,0 +1,171 @@
+"""Model cards: what a model is, how to use it, what was verified of it, and where each fact comes from.
+
+The sentences stand in model_cards/template.md.jinja; this file and `sections.py` find what goes into them. A card is the same, byte for
+byte, wherever and whenever it is rendered.
+"""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..configuration.configuration_vit import ViTConfig
+from ..convert.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
+from ..convert.convert_vitrail import VITRAIL
+from ..convert.family import RawCheckpoint, make_config
+from ..errors import VitrailError
+from ..processing.image_processing_vit import VitrailImageProcessor
+from .citations import PAPERS
+from .conversion import conversion_table, converted_from, plain, verification
+from .descriptions import architecture, differences, has_named_classes, markdown_table, preparation
+from .folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, is_model_folder, read_report
+from .lineages import COMPARISONS, DATASETS, lineage_of
+from .provenance import checkpoint_link, eval_results, load_name
+from .sections import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
+
+TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md.jinja"
+# Which library loads a repository, by its layout: the word that the Hub knows
+LIBRARIES = {"official": "transformers", "vitrail": "transformers", "transformers": "transformers", "timm": "timm"}
+
+
+def official_card(checkpoint: Checkpoint) -> ModelCard:
+    """The card of an official checkpoint, from the catalogue alone: no weights are read."""
+    config, image_processor = official_config(checkpoint), official_image_processor(checkpoint)
+    name, classifies = load_name(checkpoint), checkpoint.has_classifier
+    facts = model_facts(config, image_processor, checkpoint, classifies=classifies, official=True)
+    facts |= usage_facts(config, image_processor, classifies=classifies, name=name, layout="official", carries_code=False)
+    facts |= checkpoint_facts(checkpoint) | original_facts(checkpoint) | published_facts(checkpoint)
+    facts["comparison"] = COMPARISONS[checkpoint.format]
+    data = _metadata(checkpoint, name, "official", classifies=classifies, carries_code=False, changed=False)
+    return _render(data, title=name, layout="official", facts=facts)
+
+
+def model_card(
+    config: ViTConfig,
+    image_processor: VitrailImageProcessor,
+    report: Mapping[str, Any] | None,
+    *,
+    classifies: bool,
+    name: str,
+    format: str = "vitrail",
+    carries_code: bool = True,
+    notices: Sequence[str] = (),
+) -> ModelCard:
+    """The card of a model of ours.
+
+    Args:
+        report: what conversion.json says: `ConversionReport.to_dict()`, and the table of `vitrail verify` under "verification" where it
+            was run. None for a model that was not converted.
+        classifies: whether the model has a classifier.
+        name: what the code in the card loads: "user/name" on the Hub, or else a folder.
+        format: what the repository is laid out for: "vitrail", "transformers" or "timm".
+        carries_code: whether the code of the model lies beside the weights.
+        notices: what an export to another layout does otherwise.
+    """
+    report = report or {}
+    carries_code = carries_code and format == "vitrail"
+    checkpoint = find_checkpoint(report.get("checkpoint") or "")
+    title = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    facts = model_facts(config, image_processor, checkpoint, classifies=classifies, official=False)
+    facts |= usage_facts(config, image_processor, classifies=classifies, name=name, layout=format, carries_code=carries_code)
+    facts |= {
+        "conversion_of": converted_from(report),
+        "conversion": conversion_table(report),
+        "verification": verification(report),
+        "against": shlex.quote(load_name(checkpoint)) if checkpoint else "SOURCE",
+        "export_notices": [plain(notice) for notice in notices],
+        "citations": PAPERS["2010.11929"].bibtex,
+    }
+    changes: list[tuple[str, str, str]] = []
+    if checkpoint is not None:
+        facts |= checkpoint_facts(checkpoint)
+        changes = _changes(config, image_processor, report, checkpoint, classifies)
+        if changes:
+            facts["changes"] = markdown_table(("Setting", "here", checkpoint_link(checkpoint)), changes)
+        else:
+            facts |= original_facts(checkpoint) | published_facts(checkpoint)
+    data = _metadata(checkpoint, title, format, classifies=classifies, carries_code=carries_code, changed=bool(changes))
+    return _render(data, title=title, layout=format, facts=facts)
+
+
+def folder_card(folder: str | os.PathLike, *, name: str | None = None) -> ModelCard:
+    """The card of a folder that vitrail wrote, from its JSON files: no weights are read.
+
+    Args:
+        folder: with config.json and preprocessor_config.json, and conversion.json if the model was converted.
+        name: what the code in the card loads; without it, the folder's own name.
+
+    Raises:
+        VitrailError: the folder is not one that vitrail wrote.
+    """
+    folder = Path(folder)
+    if not is_model_folder(folder):
+        raise VitrailError(
+            f"{folder} is no folder of a model that vitrail wrote: it has no {CONFIG_NAME} that says so. Convert the checkpoint first, "
+            "with `vitrail convert`."
+        )
+    if not (folder / PREPROCESSOR_CONFIG_NAME).is_file():
+        raise VitrailError(
+            f"{folder} has no {PREPROCESSOR_CONFIG_NAME}, so that its card could not say how images are prepared: save the image "
+            "processor there."
+        )
+    content, preprocessor = (json.loads((folder / file).read_text("utf-8")) for file in (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME))
+    raw = RawCheckpoint({}, "safetensors", config=content, preprocessor_config=preprocessor)
+    config = make_config(VITRAIL.configure(raw, None))
+    return model_card(
+        config,
+        VITRAIL.image_processor(raw, config),
+        read_report(folder),
+        classifies="ViTForImageClassification" in (content.get("architectures") or ()),
+        name=name or folder.resolve().name,
+        carries_code="auto_map" in content,
+    )
+
+
+def _render(data: ModelCardData, *, title: str, layout: str, facts: Mapping[str, Any]) -> ModelCard:
+    return ModelCard.from_template(data, template_path=str(TEMPLATE), **{**facts, "title": title, "layout": layout})
+
+
+def _metadata(
+    checkpoint: Checkpoint | None, title: str, layout: str, *, classifies: bool, carries_code: bool, changed: bool
+) -> ModelCardData:
+    """What the Hub reads: only what is known, and the publisher's results only for a model that nobody changed."""
+    tags = ["vitrail", "vit", "vision"] + ["custom_code"] * carries_code
+    datasets: list[str | None] = []
+    results = []
+    if checkpoint is not None:
+        tags += [*lineage_of(checkpoint).tags, *([checkpoint.family] if layout == "official" else [])]
+        datasets = [DATASETS[name].hub_id for name in checkpoint.training_data]
+        results = [] if changed else eval_results(checkpoint)
+    return ModelCardData(
+        license=checkpoint.license if checkpoint else None,
+        library_name=LIBRARIES[layout],
+        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        tags=tags,
+        datasets=[name for name in datasets if name] or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _changes(
+    config: ViTConfig,
+    image_processor: VitrailImageProcessor,
+    report: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    classifies: bool,
+) -> list[tuple[str, str, str]]:
+    """In what a model differs from the published checkpoint that it was made of: what, here, there."""
+    here = architecture(config, classifies=classifies, named_classes=has_named_classes(config)) | preparation(image_processor)
+    there = settings(checkpoint)
+    head = report.get("head")
+    if head and head["url"] in checkpoint.head_urls.values():
+        here["Classifier"] = there["Classifier"]  # published for this very backbone
+    if report.get("root") == "student":
+        here["Network of the training run"], there["Network of the training run"] = "student", "teacher"
+    return differences(here, there)
