@@ -1,4 +1,4 @@
-"""Makes our classes known to transformers' Auto classes, without a change for any other model."""
+"""Makes our classes known to transformers' Auto classes, and their code part of what they save, without a change for any other model."""
 
 from transformers import (
     AutoBackbone,
@@ -11,6 +11,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING
 
 from .configuration.configuration_vit import ViTConfig
+from .hub.remote_code import carry_code
 from .modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from .processing.image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
 
@@ -34,3 +35,4 @@ def register() -> None:
         "torch": VitrailImageProcessorTorch,
     }
     IMAGE_PROCESSOR_MAPPING.register(ViTConfig, image_processors, exist_ok=True)
+    carry_code()

@@ -119,6 +119,7 @@ class VitrailImageProcessor(BaseImageProcessor):
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Also reads the files of transformers' ViT: those squash, to an int `size` in old ones, and know of no crop."""
+        image_processor_dict = {name: value for name, value in image_processor_dict.items() if name != "auto_map"}  # no setting
         size = image_processor_dict.get("size")
         if isinstance(size, int | list | tuple) or (isinstance(size, Mapping) and "height" in size):
             image_processor_dict = {"do_center_crop": False, **image_processor_dict}

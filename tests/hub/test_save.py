@@ -5,8 +5,12 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import vitrail
+from vitrail.convert.verify import Check
 from vitrail.errors import ConversionError, UnsupportedCheckpointError, VitrailError
+from vitrail.hub.save import keep_verification
 
+FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+FILES |= {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -41,11 +45,7 @@ def test_what_is_saved_loads_with_the_auto_classes_and_with_load(tmp_path, model
 def test_nothing_but_the_folder_is_left(tmp_path):
     vitrail.save(*small(), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    }
+    assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
 
 
 def test_a_model_can_be_saved_over_another(tmp_path):
@@ -128,9 +128,7 @@ def test_what_belonged_to_the_model_before_is_removed(tmp_path):
     for name in ("conversion.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "mine.safetensors"):
         (tmp_path / "model" / name).write_text("{}")
     vitrail.save(*small(), tmp_path / "model")
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {
-        *("config.json", "model.safetensors", "preprocessor_config.json", "mine.safetensors")
-    }
+    assert {path.name for path in (tmp_path / "model").iterdir()} == FILES | {"mine.safetensors"}
 
 
 def test_the_size_and_hash_of_a_sharded_source_are_of_its_shards(tmp_path):
@@ -145,3 +143,23 @@ def test_the_size_and_hash_of_a_sharded_source_are_of_its_shards(tmp_path):
     content = b"".join(shard.read_bytes() for shard in shards)
     assert report.source.bytes == len(content)
     assert report.source.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_an_edited_card_stays(tmp_path):
+    """One that was only rendered is rendered anew, for instance when verify has numbers."""
+    vitrail.save(*small(), tmp_path / "model")
+    card = tmp_path / "model" / "README.md"
+    rendered = card.read_text()
+    card.write_text("of the model that was here before")
+    vitrail.save(*small(), tmp_path / "model")
+    assert card.read_text() == "of the model that was here before"
+    card.unlink()
+    vitrail.save(*small(), tmp_path / "model")
+    assert card.read_text() == rendered
+    card.write_text(rendered.replace("vitrail", "VITRAIL", 1))
+    keep_verification(tmp_path / "model", [Check("round trip", "a file", 0.0, True)])
+    assert card.read_text() == rendered.replace("vitrail", "VITRAIL", 1)
+    card.write_text(rendered)
+    keep_verification(tmp_path / "model", [Check("round trip", "file.pth", 0.0, True)])
+    assert "file.pth" in card.read_text()
+    assert "file.pth" not in rendered

@@ -1,0 +1,52 @@
+"""The card in a folder: rendered anew as more is known of the model, until someone edits it."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from ..convert.catalog import find_checkpoint
+from ..convert.load import load
+from ..modeling.modeling_vit import ViTForImageClassification
+from .card import folder_card, model_card, official_card
+from .folder import CARD_NAME, is_model_folder, write_text
+
+# The last line of a card that was rendered, by which an edited one is told from it
+SIGNATURE = "<!-- Rendered by vitrail, which renders it anew as long as nobody edits it. {} -->\n"
+
+
+def card_of(source: str | os.PathLike) -> ModelCard:
+    """The card of a folder of ours, of an official checkpoint by a name of the catalogue, which is not downloaded, or of any other source.
+
+    Raises:
+        VitrailError: there is no such source, or it is no model.
+    """
+    path = Path(source)
+    if path.is_dir() and is_model_folder(path):
+        return folder_card(path)
+    checkpoint = None if path.exists() else find_checkpoint(os.fspath(source))
+    if checkpoint is not None:
+        return official_card(checkpoint)
+    model, image_processor, report = load(source)
+    classifies = isinstance(model, ViTForImageClassification)
+    return model_card(model.config, image_processor, report.to_dict(), classifies=classifies, name=os.fspath(source))
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Writes a card as a folder's README.md, signed."""
+    text = str(card).rstrip("\n") + "\n"
+    write_text(folder / CARD_NAME, text + SIGNATURE.format(_digest(text)))
+
+
+def may_be_rendered(folder: Path) -> bool:
+    """Whether a folder's README.md is missing, or is as it was rendered."""
+    path = folder / CARD_NAME
+    if not path.is_file():
+        return True
+    text, _, signature = path.read_text(encoding="utf-8").rpartition("<!--")
+    return f"<!--{signature}" == SIGNATURE.format(_digest(text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

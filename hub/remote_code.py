@@ -1,0 +1,95 @@
+"""The code that goes with a model: three flat files, with which transformers loads it where vitrail is not installed.
+
+transformers copies the file that `auto_map` names and those it imports by `from .name import`, and nothing else. So the package's own
+files are written side by side, with the one import between them rewritten.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..configuration.configuration_vit import ViTConfig
+from ..processing.image_processing_vit import VitrailImageProcessor
+from ..version import __version__
+from .folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, write_text
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+# For each JSON file of a folder: the files of the package that it needs, and what it says of them to the Auto classes
+SOURCES = {
+    CONFIG_NAME: ("configuration/configuration_vit.py", "modeling/modeling_vit.py"),
+    PREPROCESSOR_CONFIG_NAME: ("processing/image_processing_vit.py",),
+}
+AUTO_MAPS: Mapping[str, Mapping[str, Any]] = {
+    CONFIG_NAME: {
+        "AutoConfig": "configuration_vit.ViTConfig",
+        "AutoModel": "modeling_vit.ViTModel",
+        "AutoModelForImageClassification": "modeling_vit.ViTForImageClassification",
+        "AutoModelForMaskedImageModeling": "modeling_vit.ViTForMaskedImageModeling",
+        "AutoBackbone": "modeling_vit.ViTBackbone",
+    },
+    PREPROCESSOR_CONFIG_NAME: {
+        "AutoImageProcessor": {
+            "pil": "image_processing_vit.VitrailImageProcessor",
+            "torch": "image_processing_vit.VitrailImageProcessorTorch",
+        }
+    },
+}
+CODE_NAMES = tuple(Path(source).name for sources in SOURCES.values() for source in sources)
+
+
+def flat_code(source: str) -> str:
+    """The text of a file of the package, as it lies beside the others in a model's folder."""
+    text = (PACKAGE / source).read_text(encoding="utf-8")
+    flat = re.sub(r"^from \.\.\w+\.(\w+) import ", r"from .\1 import ", text, flags=re.MULTILINE)
+    return f"# {source} of vitrail {__version__} (Apache-2.0), made flat for transformers' remote code: change it there, not here.\n{flat}"
+
+
+def add_code(folder: Path) -> None:
+    """Writes the code that a folder's JSON files need, and `auto_map` into these."""
+    for name, sources in SOURCES.items():
+        if (folder / name).is_file():
+            for source in sources:
+                write_text(folder / Path(source).name, flat_code(source))
+            _set_auto_map(folder / name, AUTO_MAPS[name])
+
+
+def remove_code(folder: Path) -> None:
+    """Takes away what `add_code` has put in."""
+    for name, sources in SOURCES.items():
+        if (folder / name).is_file():
+            _set_auto_map(folder / name, None)
+            for source in sources:
+                (folder / Path(source).name).unlink(missing_ok=True)
+
+
+def _set_auto_map(path: Path, auto_map: Mapping[str, Any] | None) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.pop("auto_map", None)
+    if auto_map is not None:
+        content["auto_map"] = auto_map
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def carry_code() -> None:
+    """Lets `save_pretrained` of our config and image processor add the code.
+
+    Saving a model saves its config, so `model.save_pretrained`, `push_to_hub` and the Trainer's carry the code as well, and the three
+    files that are uploaded need not know of it.
+    """
+    for owner in (ViTConfig, VitrailImageProcessor):
+        if not hasattr(owner.save_pretrained, "__wrapped__"):
+            owner.save_pretrained = _with_code(owner.save_pretrained)  # type: ignore[method-assign]
+
+
+def _with_code(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(save_pretrained)
+    def save_pretrained_with_code(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        result = save_pretrained(self, save_directory, *args, **kwargs)
+        add_code(Path(save_directory))
+        return result
+
+    return save_pretrained_with_code
