@@ -11,6 +11,8 @@ from .convert.export import export_model
 from .convert.load import ConversionReport, load
 from .convert.verify import verify
 from .errors import VitrailError
+from .hub.card import folder_card, official_card
+from .hub.push import push
 from .hub.save import convert_checkpoint, save
 from .modeling.complexity import complexity
 from .modeling.modeling_vit import (
@@ -46,6 +48,10 @@ __all__ = [
     "convert_checkpoint",
     "export_model",
     "verify",
+    # the Hub
+    "push",
+    "folder_card",
+    "official_card",
     "ConversionReport",
     "VitrailError",
 ]

@@ -21,6 +21,10 @@ class DownloadError(VitrailError):
     """A download failed, or what arrived is not what was announced."""
 
 
+class UploadError(VitrailError):
+    """The Hub refuses an upload, or could not be reached; nothing of it can be seen there."""
+
+
 class CorruptFileError(VitrailError):
     """A file ends early or is not of the format that its content claims."""
 
@@ -35,3 +39,15 @@ class UnsupportedCheckpointError(VitrailError):
 
 class ConversionError(VitrailError):
     """Names or shapes of a checkpoint and of the model do not match one to one."""
+
+
+class BadImageError(VitrailError):
+    """A file that should be an image does not decode. `path` names it, `reason` says why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)  # both, so that it comes whole out of another process
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot read the image {self.path}: {self.reason}"

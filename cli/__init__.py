@@ -11,7 +11,7 @@ from huggingface_hub.utils import enable_progress_bars
 from rich.console import Console
 from transformers.utils import logging
 
-from . import convert, images, inspect
+from . import convert, hub, images, inspect
 
 app = typer.Typer(
     name="vitrail",
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command()(convert.convert)
 app.command()(convert.verify)
 app.command()(convert.export)
+app.command()(hub.push)
+app.command()(hub.card)
 app.command()(inspect.info)
 app.command()(images.embed)
 app.command()(images.attention)

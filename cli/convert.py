@@ -9,7 +9,8 @@ from rich.console import Console
 from ..convert.export import export_model
 from ..convert.load import load
 from ..convert.verify import verify as run_checks
-from ..hub.save import REPORT_NAME, convert_checkpoint, keep_verification
+from ..hub.folder import REPORT_NAME
+from ..hub.save import convert_checkpoint, keep_verification
 
 Source = Annotated[
     str, typer.Argument(help="A checkpoint file or folder, a URL, a Hub id, or a name of the catalogue, such as dino-vits16.")
@@ -32,6 +33,9 @@ def convert(
     channel_rule: Annotated[str | None, typer.Option(help="How: sum, repeat or average.")] = None,
     num_labels: Annotated[int | None, typer.Option(help="Number of classes of a fresh, untrained classifier.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    code: Annotated[
+        bool, typer.Option("--code/--no-code", help="Put in the code that loads it where vitrail is not installed.")
+    ] = True,
 ) -> None:
     """Convert a checkpoint into a folder that AutoModel loads."""
     console = Console(highlight=False, soft_wrap=True)
@@ -48,6 +52,7 @@ def convert(
         channel_rule=channel_rule,
         num_labels=num_labels,
         revision=revision,
+        code=code,
     )
     under = f', under "{report.root}"' if report.root else ""
     console.print(f"{source}: {report.format}{under}, {report.coverage['converted']} tensors converted", markup=False)

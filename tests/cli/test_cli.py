@@ -176,3 +176,53 @@ def test_export(model_dir, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "timm").iterdir()} == {"config.json", "model.safetensors"}
     assert "cannot say" in fail(capsys, "export", model_dir, tmp_path / "google.npz", "--to", "google")
     assert not (tmp_path / "google.npz").exists()
+
+
+def test_push_prints_what_it_uploads(hub_server, model_dir, capsys):
+    run("push", model_dir, "user/name", "--private", "--dry-run")
+    printed = capsys.readouterr().out
+    weights = (model_dir / "model.safetensors").stat().st_size
+    assert f"{weights:,}  model.safetensors" in printed
+    assert "modeling_vit.py" in printed
+    assert "nothing was uploaded" in printed
+    assert not hub_server.requests
+    run("push", model_dir, "user/name", "--private")
+    commit = hub_server.repositories["user/name"].commit()
+    assert capsys.readouterr().out.endswith(f"uploaded: {hub_server.url}/user/name/commit/{commit.sha}\n")
+    assert hub_server.repositories["user/name"].private
+
+
+def test_push_options(hub_server, model_dir, capsys):
+    run("push", model_dir, "user/timm", "--as", "timm")
+    config = json.loads(hub_server.repositories["user/timm"].files()["config.json"])
+    assert config["model_args"]["embed_dim"] == 384
+    assert "by its own rule" in capsys.readouterr().out
+    run("push", model_dir, "user/name", "--no-code", "--revision", "draft")
+    assert "modeling_vit.py" not in hub_server.repositories["user/name"].files("draft")
+    hub_server.put("other/name", {})
+    run("push", model_dir, "other/name", "--create-pr")
+    assert f"uploaded: {hub_server.url}/other/name/discussions/1" in capsys.readouterr().out
+
+
+def test_push_refusals_are_one_message_and_exit_code_2(hub_server, model_dir, capsys):
+    assert "write user/name" in fail(capsys, "push", model_dir, "name")
+    assert "choose vitrail, transformers, timm" in fail(capsys, "push", model_dir, "user/name", "--as", "keras")
+    assert "'other' you or an organisation" in fail(capsys, "push", model_dir, "other/name")
+    assert "no file or folder here" in fail(capsys, "push", "nothing", "user/name")
+
+
+def test_card(model_dir, tmp_path, capsys):
+    """Of a folder, of an official checkpoint, which is not downloaded, and of a checkpoint file."""
+    run("card", model_dir)
+    assert capsys.readouterr().out in (model_dir / "README.md").read_text()
+    run("card", "dino-vits8")
+    official = (Path(__file__).parents[2] / "model_cards" / "dino-vits8.md").read_text()
+    assert capsys.readouterr().out == official
+    run("card", model_dir.parent / "dino_deitsmall16_pretrain.pth", "--output", tmp_path / "card.md")
+    assert "dino_deitsmall16_pretrain.pth" in (tmp_path / "card.md").read_text()
+    assert "ends in none of .md" in fail(capsys, "card", model_dir, "--output", tmp_path / "card.txt")
+
+
+def test_convert_without_code(model_dir, tmp_path):
+    run("convert", model_dir, tmp_path / "model", "--no-code")
+    assert not list((tmp_path / "model").glob("*.py"))

@@ -1,0 +1,339 @@
+"""A push, with the real client, to a Hub on this machine: what arrives, what is refused, and what can be loaded from it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import vitrail
+from hub_server import Fault
+from vitrail.convert.verify import Check
+from vitrail.errors import UploadError, VitrailError
+from vitrail.hub.save import keep_verification
+
+CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
+FILES = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "intermediate_size": 128,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+WITHOUT_VITRAIL = """
+import sys
+sys.modules["vitrail"] = None  # an import of it raises
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+pixel_values = torch.load(sys.argv[1])
+model = AutoModel.from_pretrained("user/name", trust_remote_code=True).eval()
+classifier = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True).eval()
+image_processor = AutoImageProcessor.from_pretrained("user/name", trust_remote_code=True)
+with torch.no_grad():
+    answers = model(pixel_values).pooler_output, classifier(pixel_values).logits
+torch.save((answers, {name: value for name, value in image_processor.to_dict().items() if name != "auto_map"}), sys.argv[2])
+
+exported = AutoModelForImageClassification.from_pretrained("user/exported").eval()
+assert type(exported).__module__.startswith("transformers.models."), type(exported)
+with torch.no_grad():
+    torch.save(exported(pixel_values[..., :32, :]).logits, sys.argv[3])
+"""
+
+
+def small(model_class=vitrail.ViTForImageClassification, seed=0, **fields):
+    torch.manual_seed(seed)
+    model = model_class(vitrail.ViTConfig(**SIZES, num_labels=3, **fields)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model, vitrail.make_image_processor("dino", image_size=32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    vitrail.save(*small(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def titles(hub_server, repo_id="user/name"):
+    return [commit.title for commit in hub_server.repositories[repo_id].commit().history()]
+
+
+def test_one_commit_with_everything_that_belongs_to_the_model(hub_server, folder):
+    """Checks included, and a card that calls the model by its name on the Hub."""
+    (folder / ".DS_Store").write_bytes(b"of this computer")
+    keep_verification(folder, [Check("round trip", "file.pth", 0.0, True)])
+    commit = vitrail.push(folder, "user/name")
+    assert commit.commit_url == f"{hub_server.url}/user/name/commit/{commit.oid}"
+    assert titles(hub_server) == [f"Upload model with vitrail {vitrail.__version__}", "initial commit"]
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES | {"conversion.json"}
+    for name in files.keys() - {"README.md"}:
+        assert files[name] == (folder / name).read_bytes(), name
+    card = files["README.md"].decode()
+    assert "user/name" in card
+    assert "file.pth" in card
+    assert hub_server.asked("POST", "validate-yaml")[0].json["content"] == card
+
+
+def test_what_was_pushed_loads_without_vitrail_in_another_process(hub_server, folder, tmp_path):
+    model, image_processor = small()
+    vitrail.push(folder, "user/name", private=True)
+    vitrail.push(folder, "user/exported", to="transformers")
+    pixel_values = torch.randn(2, 3, 40, 32)
+    torch.save(pixel_values, tmp_path / "pixels.pt")
+    paths = [str(tmp_path / name) for name in ("pixels.pt", "answers.pt", "exported.pt")]
+    environment = os.environ | hub_server.environment("hf_of_the_test")
+    command = [sys.executable, "-c", WITHOUT_VITRAIL, *paths]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    (pooled, logits), settings = torch.load(paths[1], weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(pooled, model.vit(pixel_values).pooler_output)
+        assert torch.equal(logits, model(pixel_values).logits)
+        native = model(pixel_values[..., :32, :]).logits
+    assert settings == {name: value for name, value in image_processor.to_dict().items() if name != "auto_map"}
+    torch.testing.assert_close(torch.load(paths[2]), native, rtol=0, atol=1e-5)
+
+
+def test_pushed_in_the_layout_of_transformers(hub_server, folder, tmp_path):
+    model, _ = small()
+    vitrail.push(folder, "user/name", to="transformers")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES - CODE
+    for name, content in files.items():
+        (tmp_path / "pulled" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "pulled" / name).write_bytes(content)
+    theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path / "pulled").eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-5)
+    assert "trust_remote_code" not in files["README.md"].decode()
+
+
+def test_pushed_in_the_layout_of_timm(hub_server, folder, tmp_path):
+    """With timm's own loader where timm is installed; its names and config in any case."""
+    model, _ = small()
+    vitrail.push(folder, "user/name", to="timm")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES - CODE - {"preprocessor_config.json"}
+    config = json.loads(files["config.json"])
+    assert config["architecture"].startswith("vit_")
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    (tmp_path / "model.safetensors").write_bytes(files["model.safetensors"])
+    assert "blocks.0.attn.qkv.weight" in load_file(tmp_path / "model.safetensors")
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("hf-hub:user/name", pretrained=True).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixel_values), model(pixel_values).logits, rtol=0, atol=1e-5)
+
+
+def test_what_is_no_folder_of_ours_is_converted_first(hub_server, tmp_path):
+    model, _ = small(vitrail.ViTModel)
+    vitrail.save(*small(vitrail.ViTModel), tmp_path / "model")
+    vitrail.export_model(tmp_path / "model", tmp_path / "original.pth", to="dino")
+    vitrail.push(tmp_path / "original.pth", "user/name")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES | {"conversion.json"}
+    assert json.loads(files["conversion.json"])["source"]["name"] == "original.pth"
+    loaded, _, _ = vitrail.load("user/name")
+    pixel_values = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixel_values)[0], model(pixel_values)[0])
+
+
+def test_a_second_push_sends_only_what_changed_and_removes_what_is_no_more(hub_server, folder, monkeypatch):
+    monkeypatch.setattr("vitrail.hub.save.MAX_SHARD_SIZE", "100KB")
+    vitrail.save(*small(), folder)
+    shards = {name for name in os.listdir(folder) if name.startswith("model")}
+    assert len(shards) > 2
+    vitrail.push(folder, "user/name")
+    assert hub_server.repositories["user/name"].files().keys() == FILES - {"model.safetensors"} | shards
+    loaded, _, _ = vitrail.load("user/name")
+    assert torch.equal(loaded.classifier.weight, small()[0].classifier.weight)
+
+    monkeypatch.setattr("vitrail.hub.save.MAX_SHARD_SIZE", "5GB")
+    vitrail.save(*small(seed=1), folder, code=False)
+    hub_server.put("user/name", {"samples/cat.png": b"a picture of the user's"})
+    vitrail.push(folder, "user/name", code=False)
+    assert hub_server.repositories["user/name"].files().keys() == FILES - CODE | {"samples/cat.png"}
+    assert "auto_map" not in json.loads(hub_server.repositories["user/name"].files()["config.json"])
+
+    sent = len(hub_server.asked("PUT"))
+    vitrail.push(folder, "user/name", code=False)
+    assert len(hub_server.asked("PUT")) == sent
+    assert len(titles(hub_server)) == 4  # the first, two pushes and the picture
+
+
+def test_the_code_is_put_in_whatever_the_folder_holds(hub_server, folder):
+    """A folder without code, or with another version of it, is pushed with the package's."""
+    vitrail.save(*small(), folder, code=False)
+    (folder / "modeling_vit.py").write_text("import os; os.remove('everything')")
+    vitrail.push(folder, "user/name")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES
+    assert b"everything" not in files["modeling_vit.py"]
+    assert b"class ViTModel" in files["modeling_vit.py"]
+    assert "auto_map" in json.loads(files["config.json"])
+
+
+@pytest.mark.parametrize("to", ["vitrail", "transformers"])
+def test_an_edited_card(hub_server, folder, to):
+    """Goes along; but not with another layout, whose usage it does not describe."""
+    (folder / "README.md").write_text("# Mine\n")
+    vitrail.push(folder, "user/name", to=to)
+    card = hub_server.repositories["user/name"].files()["README.md"].decode()
+    assert (card == "# Mine\n") == (to == "vitrail")
+
+
+def test_a_push_that_broke_off_goes_on(hub_server, folder, impatient):
+    """Nothing of it is seen, and what had arrived is not sent again."""
+    hub_server.faults = [Fault("POST", "/commit/", status=500, times=100)]
+    with pytest.raises(UploadError, match="the same command again goes on where it stopped"):
+        vitrail.push(folder, "user/name")
+    assert hub_server.repositories["user/name"].files() == {}
+    assert len(hub_server.asked("PUT", "/lfs/")) == 1
+    hub_server.faults = []
+    vitrail.push(folder, "user/name")
+    assert len(hub_server.asked("PUT", "/lfs/")) == 1
+    assert hub_server.repositories["user/name"].files().keys() == FILES
+
+
+def test_weights_that_broke_off_are_sent_again(hub_server, folder, impatient):
+    hub_server.faults = [Fault("PUT", "/lfs/", after=1000, times=100)]
+    with pytest.raises(UploadError, match="broke off"):
+        vitrail.push(folder, "user/name")
+    assert hub_server.repositories["user/name"].files() == {}
+    hub_server.faults = []
+    vitrail.push(folder, "user/name")
+    assert hub_server.repositories["user/name"].files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_branch_and_a_pull_request(hub_server, folder):
+    vitrail.push(folder, "user/name")
+    (folder / "README.md").write_text("# Mine\n")
+    vitrail.push(folder, "user/name", revision="draft")
+    repository = hub_server.repositories["user/name"]
+    assert repository.files("draft")["README.md"] == b"# Mine\n" != repository.files()["README.md"]
+    hub_server.put("other/name", {"README.md": b"theirs"})
+    commit = vitrail.push(folder, "other/name", create_pr=True)
+    assert commit.pr_url == f"{hub_server.url}/other/name/discussions/1"
+    assert hub_server.repositories["other/name"].files().keys() == {"README.md"}
+    assert hub_server.repositories["other/name"].files("refs/pr/1").keys() == FILES
+    with pytest.raises(VitrailError, match="leave revision out"):
+        vitrail.push(folder, "user/name", revision="draft", create_pr=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("pytorch_model.bin", b""), ("optimizer.pt", b""), ("checkpoint-500/x", b""), ("notes.py", b"")]
+)
+def test_stray_and_unsafe_files_are_refused(hub_server, folder, name, content):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    with pytest.raises(VitrailError, match=f"also holds {name.partition('/')[0]}"):
+        vitrail.push(folder, "user/name")
+    assert not hub_server.requests
+
+
+def test_a_folder_without_an_image_processor_is_refused(hub_server, folder):
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(VitrailError, match=r"has no preprocessor_config\.json"):
+        vitrail.push(folder, "user/name")
+    assert not hub_server.requests
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "message"), [("name", "write user/name"), ("a/b/c", "repository"), ("user/na me", "name of a")]
+)
+def test_names_that_cannot_be(hub_server, folder, repo_id, message):
+    with pytest.raises(VitrailError, match=message):
+        vitrail.push(folder, repo_id)
+    assert not hub_server.requests
+
+
+def test_a_layout_that_is_none_and_one_that_cannot_hold_the_model(hub_server, tmp_path):
+    with pytest.raises(VitrailError, match="choose vitrail, transformers, timm"):
+        vitrail.push(tmp_path, "user/name", to="keras")
+    vitrail.save(*small(position_embedding_type="relative_mlp"), tmp_path / "relative")
+    with pytest.raises(VitrailError, match="transformers"):
+        vitrail.push(tmp_path / "relative", "user/name", to="transformers")
+    assert not hub_server.requests
+
+
+def test_a_damaged_folder_is_not_pushed(hub_server, folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(VitrailError, match=r"model\.safetensors"):
+        vitrail.push(folder, "user/name")
+    assert not hub_server.requests
+
+
+def test_private_means_private(hub_server, folder):
+    vitrail.push(folder, "user/name", private=True)
+    assert hub_server.repositories["user/name"].private
+    hub_server.put("user/public", {})
+    with pytest.raises(UploadError, match="is public"):
+        vitrail.push(folder, "user/public", private=True)
+    assert hub_server.repositories["user/public"].files() == {}
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "options", "message"),
+    [
+        ("hf_wrong", "user/name", {}, "does not know you.*hf auth login"),
+        ("hf_of_the_test", "other/name", {}, "'other' you or an organisation"),
+        ("hf_of_the_test", "user/missing", {"create_pr": True}, "does not exist, or your token may not see it"),
+    ],
+)
+def test_refusals_say_what_to_do(hub_server, folder, token, repo_id, options, message):
+    with pytest.raises(UploadError, match=message):
+        vitrail.push(folder, repo_id, token=token, **options)
+
+
+def test_nobody_is_logged_in(hub_server, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UploadError, match="hf auth login"):
+        vitrail.push(folder, "user/name")
+
+
+def test_the_hub_finds_fault_with_the_card(hub_server, folder):
+    """Before the weights are sent."""
+    hub_server.card_errors = ['"license" must be one of [apache-2.0, …]']
+    with pytest.raises(UploadError, match=r'does not accept.*"license" must be'):
+        vitrail.push(folder, "user/name")
+    assert not hub_server.asked("PUT")
+
+
+def test_no_network(no_network, folder, monkeypatch, impatient):
+    with pytest.raises(UploadError, match="broke off"):
+        vitrail.push(folder, "user/name")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UploadError, match="HF_HUB_OFFLINE"):
+        vitrail.push(folder, "user/name")
+
+
+def test_transformers_own_push_to_hub_carries_the_code(hub_server):
+    model, image_processor = small()
+    model.push_to_hub("user/name")
+    image_processor.push_to_hub("user/name")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES
+    assert all("auto_map" in json.loads(files[name]) for name in ("config.json", "preprocessor_config.json"))
+
+
+def test_the_trainers_push_to_hub_carries_the_code(hub_server, tmp_path):
+    model, image_processor = small()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "run"), hub_model_id="user/name", push_to_hub=True, report_to="none", use_cpu=True
+    )
+    transformers.Trainer(model=model, args=arguments, processing_class=image_processor).push_to_hub()
+    assert hub_server.repositories["user/name"].files().keys() > FILES
