@@ -82,7 +82,7 @@ def carry_code() -> None:
     """
     for owner in (ViTConfig, VitrailImageProcessor):
         if not hasattr(owner.save_pretrained, "__wrapped__"):
-            owner.save_pretrained = _with_code(owner.save_pretrained)  # type: ignore[method-assign]
+            owner.save_pretrained = _with_code(owner.save_pretrained)
 
 
 def _with_code(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:

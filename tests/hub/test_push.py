@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import vitrail
 from hub_server import Fault
+from small_models import randomize
 from vitrail.convert.verify import Check
 from vitrail.errors import UploadError, VitrailError
 from vitrail.hub.save import keep_verification
@@ -51,10 +52,7 @@ with torch.no_grad():
 def small(model_class=vitrail.ViTForImageClassification, seed=0, **fields):
     torch.manual_seed(seed)
     model = model_class(vitrail.ViTConfig(**SIZES, num_labels=3, **fields)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model, vitrail.make_image_processor("dino", image_size=32)
+    return randomize(model), vitrail.make_image_processor("dino", image_size=32)
 
 
 @pytest.fixture

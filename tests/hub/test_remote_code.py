@@ -22,6 +22,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import vitrail
+from small_models import randomize
 from vitrail.hub.remote_code import CODE_NAMES, flat_code, remove_code
 
 PACKAGE = Path(vitrail.__file__).parent
@@ -87,10 +88,7 @@ torch.save(answers, root / "answers.pt")
 def small(**fields):
     torch.manual_seed(0)
     model = vitrail.ViTForImageClassification(vitrail.ViTConfig(**SIZES, num_labels=3, **fields)).eval()
-    with torch.no_grad():  # positions, biases and tokens begin at zero, and would not be seen
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model, vitrail.make_image_processor("dino", image_size=32)
+    return randomize(model), vitrail.make_image_processor("dino", image_size=32)
 
 
 @pytest.fixture
