@@ -1,5 +1,6 @@
 """`load`: any source becomes a model of ours with its image processor, and a report of what was done."""
 
+import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,8 @@ from .download import sha256
 from .family import Family, RawCheckpoint, make_config
 from .rules import Coverage, convert_tensors
 from .sources import ResolvedSource, resolve
+
+REPORT_NAME = "conversion.json"  # beside the weights that it reports on
 
 # Said when no config.json lies beside weights of a layout that more than one origin has
 ASSUMED = {
@@ -46,6 +49,7 @@ class ConversionReport:
     source, head: the files, with their SHA-256.
     checkpoint: the name in the catalogue, if it has one.
     root: the key of the file under which the weights stood ("teacher", …).
+    origin: for a folder of ours, the report that lies in it: what its weights were converted from.
     coverage: how many tensors were converted, and which were ignored.
     notices: what a person should know.
     """
@@ -55,6 +59,7 @@ class ConversionReport:
     checkpoint: str | None = None
     head: SourceFile | None = None
     root: str | None = None
+    origin: dict[str, Any] | None = None
     coverage: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(
@@ -120,7 +125,8 @@ def load(
     raw = open_checkpoint(resolved.path, branch=branch)
     family = find_family(raw, format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
-    report.checkpoint = resolved.checkpoint.name if resolved.checkpoint else None
+    report.origin = _origin(raw, report.source)
+    report.checkpoint = resolved.checkpoint.name if resolved.checkpoint else (report.origin or {}).get("checkpoint")
     if raw.left_out:
         report.notices.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
 
@@ -212,6 +218,16 @@ def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
 def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
     name = raw.files[0].name if len(raw.files) == 1 else f"{len(raw.files)} shards, {raw.files[0].name} the first"
     return SourceFile(name, resolved.url, resolved.hub_id, sum(file.stat().st_size for file in raw.files), sha256(*raw.files))
+
+
+def _origin(raw: RawCheckpoint, source: SourceFile) -> dict[str, Any] | None:
+    """The report beside weights of ours, if they are still those that it was written with; not what was verified of the folder."""
+    path = raw.files[0].with_name(REPORT_NAME)
+    if not path.is_file():
+        return None
+    origin: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    origin.pop("verification", None)
+    return origin if origin.get("weights_sha256") == source.sha256 else None
 
 
 def _head_source(resolved: ResolvedSource, head: str | os.PathLike) -> str | os.PathLike:

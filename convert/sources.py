@@ -24,7 +24,7 @@ from .download import download, https_url
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".npz", ".safetensors", ".json", ".tar")
 
 # What of a repository is fetched, in order of preference: the file, the index of a sharded one, its shards.
-HUB_CONFIGS = ["config.json", "preprocessor_config.json"]
+HUB_CONFIGS = ["config.json", "preprocessor_config.json", "conversion.json"]
 HUB_WEIGHTS = (
     ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"],
     ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"],

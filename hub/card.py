@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration.configuration_vit import ViTConfig
 from ..convert.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
@@ -21,10 +21,11 @@ from ..convert.family import RawCheckpoint, make_config
 from ..errors import VitrailError
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .citations import PAPERS
-from .conversion import conversion_table, converted_from, plain, verification
+from .conversion import conversion_table, converted_from, plain, reports, verification
 from .descriptions import architecture, differences, has_named_classes, markdown_table, preparation
-from .folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, is_model_folder, read_report
+from .folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, is_model_folder, read_report, read_results
 from .lineages import COMPARISONS, DATASETS, lineage_of
+from .measured import measured_facts, measured_results
 from .provenance import checkpoint_link, eval_results, load_name
 from .sections import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
 
@@ -55,6 +56,7 @@ def model_card(
     format: str = "vitrail",
     carries_code: bool = True,
     notices: Sequence[str] = (),
+    results: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """The card of a model of ours.
 
@@ -66,6 +68,7 @@ def model_card(
         format: what the repository is laid out for: "vitrail", "transformers" or "timm".
         carries_code: whether the code of the model lies beside the weights.
         notices: what an export to another layout does otherwise.
+        results: what results.json says, where vitrail has trained the classifier.
     """
     report = report or {}
     carries_code = carries_code and format == "vitrail"
@@ -80,16 +83,25 @@ def model_card(
         "against": shlex.quote(load_name(checkpoint)) if checkpoint else "SOURCE",
         "export_notices": [plain(notice) for notice in notices],
         "citations": PAPERS["2010.11929"].bibtex,
+        "measured": measured_facts(results, pictures=format == "vitrail") if results else None,
     }
     changes: list[tuple[str, str, str]] = []
     if checkpoint is not None:
         facts |= checkpoint_facts(checkpoint)
-        changes = _changes(config, image_processor, report, checkpoint, classifies)
+        changes = _changes(config, image_processor, report, checkpoint, classifies, results)
         if changes:
             facts["changes"] = markdown_table(("Setting", "here", checkpoint_link(checkpoint)), changes)
         else:
             facts |= original_facts(checkpoint) | published_facts(checkpoint)
-    data = _metadata(checkpoint, title, format, classifies=classifies, carries_code=carries_code, changed=bool(changes))
+    data = _metadata(
+        checkpoint,
+        title,
+        format,
+        classifies=classifies,
+        carries_code=carries_code,
+        changed=bool(changes),
+        measured=measured_results(results) if results else [],
+    )
     return _render(data, title=title, layout=format, facts=facts)
 
 
@@ -124,6 +136,7 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None) -> ModelC
         classifies="ViTForImageClassification" in (content.get("architectures") or ()),
         name=name or folder.resolve().name,
         carries_code="auto_map" in content,
+        results=read_results(folder),
     )
 
 
@@ -132,16 +145,23 @@ def _render(data: ModelCardData, *, title: str, layout: str, facts: Mapping[str,
 
 
 def _metadata(
-    checkpoint: Checkpoint | None, title: str, layout: str, *, classifies: bool, carries_code: bool, changed: bool
+    checkpoint: Checkpoint | None,
+    title: str,
+    layout: str,
+    *,
+    classifies: bool,
+    carries_code: bool,
+    changed: bool,
+    measured: Sequence[EvalResult] = (),
 ) -> ModelCardData:
     """What the Hub reads: only what is known, and the publisher's results only for a model that nobody changed."""
     tags = ["vitrail", "vit", "vision"] + ["custom_code"] * carries_code
     datasets: list[str | None] = []
-    results = []
+    results = list(measured)
     if checkpoint is not None:
         tags += [*lineage_of(checkpoint).tags, *([checkpoint.family] if layout == "official" else [])]
         datasets = [DATASETS[name].hub_id for name in checkpoint.training_data]
-        results = [] if changed else eval_results(checkpoint)
+        results += [] if changed else eval_results(checkpoint)
     return ModelCardData(
         license=checkpoint.license if checkpoint else None,
         library_name=LIBRARIES[layout],
@@ -159,13 +179,18 @@ def _changes(
     report: Mapping[str, Any],
     checkpoint: Checkpoint,
     classifies: bool,
+    results: Mapping[str, Any] | None,
 ) -> list[tuple[str, str, str]]:
     """In what a model differs from the published checkpoint that it was made of: what, here, there."""
     here = architecture(config, classifies=classifies, named_classes=has_named_classes(config)) | preparation(image_processor)
     there = settings(checkpoint)
-    head = report.get("head")
-    if head and head["url"] in checkpoint.head_urls.values():
+    heads = [report["head"] for report in reports(report) if report.get("head")]
+    if results is None and any(head["url"] in checkpoint.head_urls.values() for head in heads):
         here["Classifier"] = there["Classifier"]  # published for this very backbone
-    if report.get("root") == "student":
+    if any(report.get("root") == "student" for report in reports(report)):
         here["Network of the training run"], there["Network of the training run"] = "student", "teacher"
+    if results is not None and classifies:
+        here["Classifier"] += ", trained as measured below"
+    if results is not None and results["fine_tuning"] is not None:
+        here["Weights"], there["Weights"] = "fine-tuned", "as published"
     return differences(here, there)

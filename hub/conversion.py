@@ -20,11 +20,20 @@ def plain(text: str) -> str:
     return html.escape(" ".join(text.split()), quote=False)
 
 
+def reports(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A report and those of the folders that the model was in before, the first conversion last."""
+    chain = [report]
+    while chain[-1].get("origin"):
+        chain.append(chain[-1]["origin"])
+    return chain
+
+
 def converted_from(report: Mapping[str, Any]) -> str:
-    """From what a model was converted, and by which version; empty where it was not."""
-    if "source" not in report:
+    """From what a model was first converted, and by which version; empty where it was not."""
+    first = reports(report)[-1]
+    if "source" not in first:
         return ""
-    return f" (version {report['versions']['vitrail']}) from {code(report['source']['name'])}"
+    return f" (version {first['versions']['vitrail']}) from {code(first['source']['name'])}"
 
 
 def _file(file: Mapping[str, Any]) -> str:
@@ -33,15 +42,23 @@ def _file(file: Mapping[str, Any]) -> str:
     return f"{f'[{name}]({address})' if address else name}, {file['bytes']:,} bytes, SHA-256 `{file['sha256']}`"
 
 
+def _file_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    under = f', under "{report["root"]}" in the file' if report["root"] else ""
+    return [
+        ("File", _file(report["source"])),
+        *([("File of the classifier", _file(report["head"]))] if report["head"] else []),
+        ("Format", plain(f"{report['format']}{under}")),
+    ]
+
+
 def conversion_table(report: Mapping[str, Any]) -> str | None:
     """What was converted, and from what; None where the model was not converted."""
     if "source" not in report:
         return None
-    under = f', under "{report["root"]}" in the file' if report["root"] else ""
-    rows = [
-        ("File", _file(report["source"])),
-        *([("File of the classifier", _file(report["head"]))] if report["head"] else []),
-        ("Format", plain(f"{report['format']}{under}")),
+    rows = _file_rows(report)
+    for earlier in reports(report)[1:]:
+        rows += [(f"{name}, before", value) for name, value in _file_rows(earlier)]
+    rows += [
         ("Tensors", f"{report['coverage']['converted']} converted; every parameter of the model is filled"),
         *(("Left out", code(name)) for name in report["coverage"]["ignored"]),
         *(("Note", plain(notice)) for notice in report["notices"]),

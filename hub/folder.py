@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.configuration_vit import ViTConfig
+from ..convert.load import REPORT_NAME
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_CONFIG_NAME = "preprocessor_config.json"
-REPORT_NAME = "conversion.json"
 CARD_NAME = "README.md"
+RESULTS_NAME = "results.json"
+# What an evaluation leaves in the folder of the model that it has measured
+RESULT_NAMES = (RESULTS_NAME, "curves.png", "heads.png", "confusion.png")
 
 # Weights as transformers writes them, and the index of sharded ones
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -38,6 +41,12 @@ def write_text(path: Path, text: str) -> None:
 def read_report(folder: Path) -> dict[str, Any] | None:
     """What a folder's conversion.json says, or None."""
     path = folder / REPORT_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """What a folder's results.json says, or None."""
+    path = folder / RESULTS_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

@@ -22,9 +22,11 @@ from .folder import (
     CONFIG_NAME,
     PREPROCESSOR_CONFIG_NAME,
     REPORT_NAME,
+    RESULT_NAMES,
     WEIGHTS,
     is_model_folder,
     read_report,
+    read_results,
     write_report,
 )
 from .readme import may_be_rendered, write_card
@@ -33,7 +35,8 @@ from .save import save
 
 LAYOUTS = ("vitrail", "transformers", "timm")
 # What a model's folder may hold beside its weights
-MODEL_FILES = (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, REPORT_NAME, CARD_NAME, *CODE_NAMES, "LICENSE", "LICENSE.md", "LICENSE.txt")
+MODEL_FILES = (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, REPORT_NAME, CARD_NAME, *RESULT_NAMES, *CODE_NAMES)
+MODEL_FILES += ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
 @dataclass
@@ -133,6 +136,7 @@ def stage(
             name=repo_id,
             format=to,
             notices=exported.notices,
+            results=read_results(path) if ours else None,
         )
         write_card(folder, card)
         if ours and not may_be_rendered(path):
@@ -194,7 +198,7 @@ def send(
             name
             for name in api.list_repo_files(repo_id, revision=revision)
             if name not in upload.files
-            and (name in (REPORT_NAME, PREPROCESSOR_CONFIG_NAME, *CODE_NAMES) or WEIGHTS.fullmatch(name))
+            and (name in (REPORT_NAME, PREPROCESSOR_CONFIG_NAME, *RESULT_NAMES, *CODE_NAMES) or WEIGHTS.fullmatch(name))
         ]
         return api.create_commit(
             repo_id,

@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..convert.download import sha256
 from ..convert.load import ConversionReport, load
 from ..convert.verify import Check
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .card import folder_card
-from .folder import REPORT_NAME, WEIGHTS, is_model_folder, read_report, write_report
+from .folder import REPORT_NAME, RESULT_NAMES, WEIGHTS, is_model_folder, read_report, write_report
 from .readme import may_be_rendered, write_card
 from .remote_code import CODE_NAMES, remove_code
 
@@ -38,33 +39,42 @@ def save(
         VitrailError: `output_dir` is a file, or a folder that holds other things than a model.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise VitrailError(f"{output_dir} is a file: give the name of a folder to write the model into.")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not is_model_folder(output_dir):
-        raise VitrailError(f"{output_dir} is a folder with other things in it than a model of ours: give the name of a new folder.")
+    check_output_dir(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
     try:
         model.save_pretrained(temporary, max_shard_size=MAX_SHARD_SIZE)
         image_processor.save_pretrained(temporary)
+        weights = sorted(temporary.glob("*.safetensors"))
+        for file in weights:
+            file.chmod(0o644)  # safetensors makes them private, as mkdtemp does the folder
         if not code:
             remove_code(temporary)  # save_pretrained carries it
         if report is not None:
-            write_report(temporary, report.to_dict())
+            write_report(temporary, report.to_dict() | {"weights_sha256": sha256(*weights)})
         if may_be_rendered(output_dir):
             write_card(temporary, folder_card(temporary, name=output_dir.name))
-        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.chmod(0o755)
         if not output_dir.exists():
             temporary.rename(output_dir)
             return
         written = [file.name for file in temporary.iterdir()]
         for name in written:
             (temporary / name).replace(output_dir / name)
-        for stale in output_dir.iterdir():  # of the model that was here: its report, its shards, its code
-            if stale.name not in written and (stale.name in (REPORT_NAME, *CODE_NAMES) or WEIGHTS.fullmatch(stale.name)):
+        own = (REPORT_NAME, *RESULT_NAMES, *CODE_NAMES)
+        for stale in output_dir.iterdir():  # of the model that was here: its report, its results, its shards, its code
+            if stale.name not in written and (stale.name in own or WEIGHTS.fullmatch(stale.name)):
                 stale.unlink()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Refuses, before any work, a folder that `save` would not write into."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise VitrailError(f"{output_dir} is a file: give the name of a folder to write the model into.")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not is_model_folder(output_dir):
+        raise VitrailError(f"{output_dir} is a folder with other things in it than a model of ours: give the name of a new folder.")
 
 
 def keep_verification(folder: str | os.PathLike, checks: list[Check]) -> None:

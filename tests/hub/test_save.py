@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -46,6 +47,7 @@ def test_nothing_but_the_folder_is_left(tmp_path):
     vitrail.save(*small(), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "model").iterdir()), "others may read them"
 
 
 def test_a_model_can_be_saved_over_another(tmp_path):
@@ -107,6 +109,7 @@ def test_conversion_keeps_its_report(tmp_path):
     deterministic.write_checkpoint(deterministic.dino_vits16(), tmp_path / "dino.pth")
     report = vitrail.convert_checkpoint(tmp_path / "dino.pth", tmp_path / "model")
     kept = json.loads((tmp_path / "model" / "conversion.json").read_text())
+    assert kept.pop("weights_sha256") == hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
     assert kept == report.to_dict()
     assert kept["format"] == "dino"
     assert kept["source"]["name"] == "dino.pth"
@@ -132,7 +135,6 @@ def test_what_belonged_to_the_model_before_is_removed(tmp_path):
 
 
 def test_the_size_and_hash_of_a_sharded_source_are_of_its_shards(tmp_path):
-    import hashlib
 
     model, processor = small()
     model.save_pretrained(tmp_path / "model", max_shard_size="50KB")
@@ -163,3 +165,26 @@ def test_an_edited_card_stays(tmp_path):
     keep_verification(tmp_path / "model", [Check("round trip", "file.pth", 0.0, True)])
     assert "file.pth" in card.read_text()
     assert "file.pth" not in rendered
+
+
+def test_the_origin_goes_along_as_long_as_the_weights_are_the_same(tmp_path):
+    """From the file to a folder, to a second one; but not from weights that somebody has changed."""
+    model, processor = small()
+    vitrail.save(model, processor, tmp_path / "first")
+    vitrail.export_model(tmp_path / "first", tmp_path / "original.pth", to="dino")
+    vitrail.convert_checkpoint(tmp_path / "original.pth", tmp_path / "model", num_heads=4)
+    keep_verification(tmp_path / "model", [Check("round trip", "original.pth", 0.0, True)])
+    report = vitrail.convert_checkpoint(tmp_path / "model", tmp_path / "again")
+    assert report.origin["source"]["name"] == "original.pth"
+    assert "verification" not in report.origin  # which was of another folder
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "from `original.pth`" in card
+    assert "| File, before | `original.pth`" in card
+
+    _, _, report = vitrail.load(tmp_path / "again")
+    assert report.origin["origin"]["format"] == "dino"
+    changed = vitrail.ViTModel.from_pretrained(tmp_path / "again")
+    changed.layernorm.bias.data += 1
+    changed.save_pretrained(tmp_path / "again")
+    _, _, report = vitrail.load(tmp_path / "again")
+    assert report.origin is None
