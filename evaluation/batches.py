@@ -1,0 +1,107 @@
+"""What a Trainer reads: rows of cached features or of images, in the order of a schedule.
+
+An index is `epoch * number of rows + row`, so that a row can look different in each epoch.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ..processing.augmentation import rng_of, training_view
+from ..processing.image_processing_vit import VitrailImageProcessor
+from .datasets import open_image
+from .recipes import Schedule
+
+
+class UpdateSampler(Sampler[list[int]]):
+    """The batches that one process reads: each update is divided evenly among the processes and their accumulation steps.
+
+    The parts of an update may differ by one row, and some are empty where it has fewer rows than there are parts. What is summed
+    over all of them is the same however an update is divided.
+    """
+
+    def __init__(self, schedule: Schedule, *, num_processes: int, process: int, accumulation_steps: int) -> None:
+        self.schedule = schedule
+        self.num_parts = num_processes * accumulation_steps
+        self.own = range(process * accumulation_steps, (process + 1) * accumulation_steps)
+
+    def __len__(self) -> int:
+        return self.schedule.num_updates * len(self.own)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self.schedule.updates():
+            parts = np.array_split(rows, self.num_parts)
+            for part in self.own:
+                yield parts[part].tolist()
+
+
+class FeatureRows(Dataset):
+    """Rows of cached features; in epoch e those of view e, and of the first again after the last.
+
+    Args:
+        parts: (V, N, P, D), V views of N rows.
+        labels: (N,).
+    """
+
+    def __init__(self, parts: np.ndarray, labels: np.ndarray) -> None:
+        self.parts = parts
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`features` (B, P, D) and `labels` (B,)."""
+        epochs, rows = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
+        features = self.parts[epochs % len(self.parts), rows]
+        return {"features": torch.from_numpy(features), "labels": torch.from_numpy(self.labels[rows])}
+
+
+class ImageRows(Dataset):
+    """Rows of images; with a seed, each epoch draws a training view of its own.
+
+    Args:
+        dataset: with the column "image", as `load_images` makes it.
+        rows: (N,) which of its rows; all can be opened.
+        labels: (N,).
+        seed: of the training views; None for the one view of the image processor.
+        resample: Pillow's filter for training views.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_processor: VitrailImageProcessor,
+        *,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        seed: int | None,
+        resample: int,
+    ) -> None:
+        self.dataset = dataset
+        self.image_processor = image_processor
+        self.rows = rows
+        self.labels = labels
+        self.seed = seed
+        self.resample = resample
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`pixel_values` (B, C, H, W) and `labels` (B,)."""
+        pairs = [divmod(index, len(self)) for index in indices]
+        labels = torch.from_numpy(self.labels[[row for _, row in pairs]])
+        if not pairs:  # the shape is that of any
+            return {"pixel_values": self._pixel_values(0, 0)[None][:0], "labels": labels}
+        return {"pixel_values": torch.stack([self._pixel_values(*pair) for pair in pairs]), "labels": labels}
+
+    def _pixel_values(self, epoch: int, row: int) -> torch.Tensor:
+        row_of_dataset = int(self.rows[row])
+        image = open_image(self.dataset[row_of_dataset]["image"])
+        if self.seed is None:
+            return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        return training_view(image, self.image_processor, rng_of(self.seed, epoch, row_of_dataset), resample=self.resample)

@@ -1,0 +1,253 @@
+"""Labelled images from wherever they lie, as two halves: one to learn from, one to be measured on."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from PIL import Image, ImageOps
+
+from ..errors import BadImageError, VitrailError
+from ..processing.image_processing_vit import DECODE_ERRORS
+from .image_sources import read_splits, stratified_split
+
+# What a column of labels is called where no column has the type ClassLabel; `cls` is WebDataset's
+LABEL_NAMES = ("label", "labels", "cls", "class", "target")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Two halves of a labelled collection.
+
+    train, validation: with the columns "image", {"bytes", "path"} for `open_image`, and "label", int (a ClassLabel). The
+        `_fingerprint` of each is a digest of its own rows, stable between processes.
+    label_names: by label.
+    source: what the user gave.
+    fingerprint: of all of it. Differs when a row, a label, a name or a file differs; stable between processes. A file is known
+        by its path, size and time of change, an image in a Parquet or WebDataset file by the version of that file.
+    """
+
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    label_names: tuple[str, ...]
+    source: str
+    fingerprint: str
+
+
+def load_images(
+    source: str | Path,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    revision: str | None = None,
+) -> LabelledImages:
+    """Reads a labelled collection of images; no image is decoded yet.
+
+    Args:
+        source: "digits" (1797 real digits of 8 x 8 pixels, on board of scikit-learn, in two fixed halves); a folder with a folder
+            for each class, or with train/ and validation/ folders of such; a .parquet or .tar (WebDataset) file, a pattern of
+            such files, as "shards/*.tar", or a folder of them; the id of a dataset on the Hub.
+        image_column, label_column: their names; otherwise the column of type Image and that of type ClassLabel, or one called
+            label, labels, cls, class or target. A field of a structure is written with a dot, as "json.label".
+        train_split, validation_split: their names (of folders, in a folder); otherwise the usual ones. Where there is no
+            validation split, validation_fraction of every class of train becomes it, drawn with the seed, and at least one
+            image unless there is no other.
+        revision: of the dataset on the Hub.
+
+    Labels that are not of type ClassLabel may be strings or integers; their sorted values become the names.
+
+    Raises VitrailError, which says what was found; SourceNotFoundError where nothing was.
+    """
+    if not 0 < validation_fraction < 1:
+        raise VitrailError(f"found validation_fraction={validation_fraction}; write a number between 0 and 1, as 0.2")
+    train, validation = read_splits(str(source), train_split=train_split, validation_split=validation_split, revision=revision)
+    train, validation = _with_flat_columns(train), None if validation is None else _with_flat_columns(validation)
+    image_column, label_column = _columns(train, image_column, label_column)
+    feature = train.features[label_column]
+    train_values = train[label_column][:]
+    names = _label_names(feature, train_values, label_column)
+    train_labels = _labels(feature, train_values, names, "train")
+    train_images = _images(train, image_column)
+    if validation is None:
+        train_rows, validation_rows = stratified_split(train_labels, fraction=validation_fraction, seed=seed)
+        validation_images, validation_labels = train_images, train_labels
+    else:
+        _check_columns(validation, (image_column, label_column))
+        validation_labels = _labels(validation.features[label_column], validation[label_column][:], names, "validation")
+        validation_images = _images(validation, image_column)
+        train_rows, validation_rows = np.arange(len(train_labels)), np.arange(len(validation_labels))
+    halves = [
+        _half(train_images, train_labels, train_rows, names),
+        _half(validation_images, validation_labels, validation_rows, names),
+    ]
+    for name, half in zip(("train", "validation"), halves, strict=True):
+        if len(half) == 0:
+            raise VitrailError(f"{source} leaves no images for {name}; at least one class needs two images or more")
+    fingerprint = _digest([*(half._fingerprint.encode() for half in halves), *(name.encode() for name in names)])
+    return LabelledImages(halves[0], halves[1], names, str(source), fingerprint)
+
+
+def open_image(entry: Mapping[str, Any] | None) -> Image.Image:
+    """The image of a row, decoded, upright (its EXIF orientation applied), in the mode of its file.
+
+    entry: {"bytes", "path"}, one of which may be None.
+
+    Raises BadImageError for what is missing, empty, cut short, damaged, no image, or so large that it is taken for an attack.
+    """
+    entry = entry or {"bytes": None, "path": None}
+    path, content = entry["path"], entry["bytes"]
+    name = path or "without a path"
+    if path is None and content is None:
+        raise BadImageError(name, "the row holds no image")
+    try:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except FileNotFoundError as error:
+        raise BadImageError(name, "there is no such file") from error
+    except Image.UnidentifiedImageError as error:
+        empty = os.path.getsize(path) == 0 if content is None else not content
+        raise BadImageError(name, "it is empty" if empty else "Pillow knows no such format") from error
+    except DECODE_ERRORS as error:
+        raise BadImageError(name, str(error) or type(error).__name__) from error
+
+
+# Columns: from any to "image" and "label"
+
+
+def _columns(dataset: datasets.Dataset, image_column: str | None, label_column: str | None) -> tuple[str, str]:
+    features = dataset.features
+    _check_columns(dataset, [column for column in (image_column, label_column) if column is not None])
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    # Parquet that datasets has not written: the bytes alone, or the structure that flatten() has made two columns of
+    images = images or [name for name, feature in features.items() if feature == datasets.Value("binary")]
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labels = labels or [name for name in features if name.rpartition(".")[2] in LABEL_NAMES]
+    return (
+        image_column or _only("image", images, features),
+        label_column or _only("label", labels, features),
+    )
+
+
+def _only(kind: str, found: list[str], features: datasets.Features) -> str:
+    if len(found) == 1:
+        return found[0]
+    raise VitrailError(
+        f"found {len(found) or 'no'} columns that could hold the {kind}{'s' if not found else ': ' + ', '.join(found)}; name it with "
+        f"{kind}_column, among {_described(features)}"
+    )
+
+
+def _check_columns(dataset: datasets.Dataset, columns: Iterable[str]) -> None:
+    for column in columns:
+        if column not in dataset.features:
+            raise VitrailError(f"there is no column {column!r}; found {_described(dataset.features)}")
+
+
+def _described(features: datasets.Features) -> str:
+    return ", ".join(f"{name} ({getattr(feature, 'dtype', type(feature).__name__)})" for name, feature in features.items())
+
+
+def _with_flat_columns(dataset: datasets.Dataset) -> datasets.Dataset:
+    """A structure's fields become columns, as "json.label", unless it is an image that nobody has declared as one."""
+    for name, feature in dataset.features.items():
+        if isinstance(feature, dict) and "bytes" in feature and set(feature) <= {"bytes", "path"}:
+            dataset = dataset.cast_column(name, datasets.Image())
+    return dataset.flatten()
+
+
+def _images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The one column "image", not to be decoded, with a digest of its content as the fingerprint."""
+    feature = dataset.features[column]
+    if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", None) not in ("binary", "large_binary", "string"):
+        raise VitrailError(
+            f"the column {column!r} holds no images; name another with image_column, among {_described(dataset.features)}"
+        )
+    images = dataset.select_columns([column])
+    images = images if column == "image" else images.rename_column(column, "image")
+    images = images.cast_column("image", datasets.Image(decode=False))
+    return images.select(range(len(images)), new_fingerprint=_digest(_content(images)))
+
+
+def _label_names(feature: Any, values: list, column: str) -> tuple[str, ...]:
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    kinds = {type(value) for value in values}
+    if len(kinds) != 1 or not kinds <= {int, str, bool}:
+        found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise VitrailError(f"the labels in the column {column!r} are of the type {found}; expected one integer or string per image")
+    return tuple(str(value) for value in sorted(set(values)))
+
+
+def _labels(feature: Any, values: list, names: tuple[str, ...], split: str) -> np.ndarray:
+    if not isinstance(feature, datasets.ClassLabel):
+        indices = {name: index for index, name in enumerate(names)}
+        unknown = sorted({str(value) for value in values} - set(names))
+        if unknown:
+            raise VitrailError(
+                f"{split} has labels that train has not: {', '.join(unknown[:10])}; add them to train or remove them"
+            )
+        return np.array([indices[str(value)] for value in values], dtype=np.int64)
+    unlabelled = sum(value is None or value < 0 for value in values)
+    if unlabelled:
+        raise VitrailError(
+            f"{unlabelled} of {len(values)} images of {split} have no label; choose another with {split}_split, or remove them"
+        )
+    return np.array(values, dtype=np.int64)
+
+
+def _half(images: datasets.Dataset, labels: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> datasets.Dataset:
+    whole = images.add_column("label", labels, feature=datasets.ClassLabel(names=list(names)))
+    fingerprint = _digest([images._fingerprint.encode(), rows.tobytes(), labels[rows].tobytes()])
+    return whole.select(rows, new_fingerprint=fingerprint)
+
+
+# Fingerprints
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _content(images: datasets.Dataset) -> Iterator[bytes]:
+    """What tells one column of images from another, without reading what lies in files.
+
+    datasets keeps what it has read in files of its own; their path says which version of which files it was. Images in memory
+    count by their bytes, images in files by size and time of change.
+    """
+    cached = [Path(file["filename"]) for file in images.cache_files]
+    for file in cached:
+        yield "/".join([*file.parts[-5:], str(file.stat().st_size)]).encode()
+    for batch in images.with_format("arrow").iter(batch_size=10_000):
+        column = batch["image"]
+        contents = pc.struct_field(column, "bytes")
+        in_file = contents.is_null().to_pylist()
+        for index, path in enumerate(pc.struct_field(column, "path").to_pylist()):
+            yield (path or "").encode()
+            if in_file[index] and path is not None:
+                yield _version(path)
+            elif not cached:
+                yield contents[index].as_py() or b""
+
+
+def _version(path: str) -> bytes:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return b"not there"
+    return f"{status.st_size} {status.st_mtime_ns}".encode()

@@ -1,0 +1,135 @@
+"""Fine-tuning of a whole classifier, from a head that a linear probe has found, with a smaller learning rate for earlier blocks."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..modeling.modeling_vit import ViTForImageClassification
+from .batches import ImageRows
+from .linear_probe import top_classes
+from .metrics import TopKAccuracy, compute_metrics
+from .recipes import REFERENCE_BATCH, Schedule
+from .training import ScheduledTrainer, training_arguments
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a model is fine-tuned: AdamW, a linear warm-up, a cosine to 0, random resized crops and mirror images.
+
+    learning_rate: of the classifier, for 256 images.
+    layer_decay: the learning rate of a block over that of the next one; the embeddings come before the first.
+    weight_decay: of matrices and kernels; biases, norms, tokens and positions have none.
+    warmup: share of the updates.
+    """
+
+    source: str = "facebookresearch/mae, FINETUNE.md and main_finetune.py; without mixup, cutmix, erasing and stochastic depth"
+    learning_rate: float = 5e-4
+    layer_decay: float = 0.75
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class WarmupSchedule(Schedule):
+    """A schedule whose learning rate first grows from 0, for `warmup` updates."""
+
+    warmup: int = 0
+
+    def learning_rate_factor(self, update: int) -> float:
+        """Linear, then a cosine from 1 to 0."""
+        if update < self.warmup:
+            return update / self.warmup
+        rest = Schedule(self.num_rows, self.batch_size, self.seed, iterations=self.num_updates - self.warmup)
+        return rest.learning_rate_factor(update - self.warmup)
+
+
+def layerwise_groups(model: ViTForImageClassification, settings: FineTuning) -> list[dict[str, Any]]:
+    """Parameter groups, one for each learning rate and weight decay; `lr` is for 256 images.
+
+    The classifier and the norm before it have the whole learning rate, the last block `layer_decay` times that, and so on down to
+    the embeddings (BEiT, arXiv 2106.08254).
+    """
+    last = model.config.num_hidden_layers + 1
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        block = re.match(r"vit\.layers\.(\d+)\.", name)
+        depth = int(block[1]) + 1 if block else 0 if name.startswith("vit.embeddings.") else last
+        decays = name.endswith(".weight") and parameter.ndim > 1
+        groups.setdefault((depth, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": settings.learning_rate * settings.layer_decay ** (last - depth),
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (depth, decays), parameters in groups.items()
+    ]
+
+
+class FineTuner(ScheduledTrainer):
+    """Trains all parameters of a ViTForImageClassification."""
+
+    description = "fine-tuning"
+
+    def __init__(self, *, settings: FineTuning, **kwargs: Any) -> None:
+        super().__init__(compute_metrics=compute_metrics(TopKAccuracy(1)), preprocess_logits_for_metrics=top_classes, **kwargs)
+        self.settings = settings
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with layer-wise learning rates."""
+        if self.optimizer is None:
+            groups = layerwise_groups(self.model, self.settings)
+            for group in groups:
+                group["lr"] *= self.schedule.batch_size / REFERENCE_BATCH
+            self.optimizer = torch.optim.AdamW(groups)
+        return self.optimizer
+
+
+def finetune(
+    model: ViTForImageClassification,
+    train: ImageRows,
+    validation: ImageRows,
+    *,
+    epochs: int,
+    output_dir: Path,
+    settings: FineTuning | None = None,
+    seed: int = 0,
+    device_batch_size: int | None = None,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> FineTuner:
+    """Fine-tunes a model in place, in float32, and leaves it in evaluation mode; resumes from a checkpoint in `output_dir`.
+
+    Returns:
+        The Trainer, whose `predict` gives the best classes of images.
+    """
+    settings = settings or FineTuning()
+    if model.vit.embeddings.mask_token is not None:
+        model.vit.embeddings.mask_token.requires_grad_(False)  # no image is masked
+    updates = -(-epochs * len(train) // settings.batch_size)
+    schedule = WarmupSchedule(len(train), settings.batch_size, seed, iterations=updates, warmup=round(settings.warmup * updates))
+    trainer = FineTuner(
+        settings=settings,
+        schedule=schedule,
+        model=model.float(),
+        args=training_arguments(
+            output_dir,
+            schedule,
+            seed=seed,
+            device_batch_size=device_batch_size,
+            num_workers=num_workers,
+            evaluate_every=schedule.updates_per_epoch,
+        ),
+        train_dataset=train,
+        eval_dataset=validation,
+        progress=progress,
+    )
+    trainer.train_or_resume()
+    del model.config.use_cache  # which the Trainer has put there
+    model.eval()
+    return trainer

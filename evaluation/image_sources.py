@@ -1,0 +1,163 @@
+"""Where labelled images lie: digits, image folders, Parquet, WebDataset and the Hub, as `datasets` with their splits."""
+
+import glob
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..errors import SourceNotFoundError, VitrailError
+
+DIGITS = "digits"
+
+# What splits and the folders of splits are called, the preferred names first; capitals do not matter
+TRAIN_NAMES = ("train", "training")
+VALIDATION_NAMES = ("validation", "valid", "val", "test", "testing")
+
+# Kinds of files that datasets reads by itself. A folder with such files is one that datasets reads as a whole.
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+TABLES = ("*.parquet", "*.tar", "metadata.csv", "metadata.jsonl")
+
+# What datasets raises on damaged files, missing configurations and a network that does not answer
+LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError, LookupError, tarfile.TarError)
+
+
+def read_splits(
+    source: str, *, train_split: str | None, validation_split: str | None, revision: str | None
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The images to learn from and, where the source has such a split, to be measured on, with whatever columns they have.
+
+    The arguments are those of `load_images`.
+    """
+    path = Path(source).expanduser()
+    local = source == DIGITS or path.exists() or path.suffix in BUILDERS
+    if local and revision is not None:
+        raise VitrailError(f"found revision={revision!r} for {source}, which is not on the Hub; leave the revision out")
+    if source == DIGITS:
+        splits: Mapping[str, datasets.Dataset] = _digits()
+    elif path.is_dir() and not any(next(path.glob(f"{depth}{kind}"), None) for depth in ("", "*/") for kind in TABLES):
+        return _image_folder(path, train_split=train_split, validation_split=validation_split)
+    elif path.is_dir():
+        splits = _load_dataset(source, str(path))
+    elif path.suffix in BUILDERS:
+        files = sorted(glob.glob(str(path)))
+        if not files:
+            raise SourceNotFoundError(f"found no file at {source}; give an existing file, a pattern of files, or a folder")
+        splits = _load_dataset(source, BUILDERS[path.suffix], data_files=[str(Path(file).absolute()) for file in files])
+    elif path.exists():
+        raise VitrailError(
+            f"{source} is a file of a kind that holds no collection of images; give a folder, or a file that ends in "
+            f"{' or '.join(BUILDERS)}"
+        )
+    else:
+        splits = _load_dataset(source, source, revision=revision)
+    train, validation = _choose_splits(splits, train_split=train_split, validation_split=validation_split, source=source)
+    return splits[train], None if validation is None else splits[validation]
+
+
+def _load_dataset(source: str, *args: str, **kwargs: Any) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(*args, **kwargs)
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(
+            f"found neither a file or folder {source} nor such a dataset on the Hub ({error}); check the name, or log in with "
+            "`hf auth login` if it is private"
+        ) from error
+    except LOAD_ERRORS as error:
+        raise VitrailError(f"datasets cannot load {source}: {error.__cause__ or error}") from error
+
+
+def _choose_splits(
+    names: Iterable[str], *, train_split: str | None, validation_split: str | None, source: str
+) -> tuple[str, str | None]:
+    names = list(names)
+    for given in (train_split, validation_split):
+        if given is not None and given not in names:
+            raise VitrailError(f"{source} has no split {given!r}; found {', '.join(names)}")
+    train = train_split or _first_of(TRAIN_NAMES, names) or (names[0] if len(names) == 1 else None)
+    if train is None:
+        raise VitrailError(
+            f"{source} has the splits {', '.join(names)}, none of them called train; name the one to learn from with train_split"
+        )
+    return train, validation_split or _first_of(VALIDATION_NAMES, [name for name in names if name != train])
+
+
+def _first_of(preferred: Iterable[str], names: Iterable[str]) -> str | None:
+    found = {name.lower(): name for name in names}
+    return next((found[name] for name in preferred if name in found), None)
+
+
+def _digits() -> dict[str, datasets.Dataset]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    images = [{"bytes": _png(levels), "path": f"digit-{row:04d}.png"} for row, levels in enumerate(digits.images)]
+    return {
+        name: datasets.Dataset.from_dict({"image": [images[row] for row in rows], "label": digits.target[rows]}, features=features)
+        for name, rows in zip(("train", "validation"), stratified_split(digits.target, fraction=0.5, seed=0), strict=True)
+    }
+
+
+def _png(levels: np.ndarray) -> bytes:
+    """levels: (H, W) from 0 to 16."""
+    stream = io.BytesIO()
+    Image.fromarray((levels * (255 / 16)).round().astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _image_folder(
+    folder: Path, *, train_split: str | None, validation_split: str | None
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """A folder for each class, or split folders of such; a split folder holds folders, a class folder that is called so images."""
+    folder = folder.absolute()
+    splits = [inner.name for inner in _folders(folder) if _folders(inner)]
+    if train_split is None and validation_split is None and _first_of(TRAIN_NAMES, splits) is None:
+        return _class_folders(folder), None
+    train, validation = _choose_splits(splits, train_split=train_split, validation_split=validation_split, source=str(folder))
+    return _class_folders(folder / train), None if validation is None else _class_folders(folder / validation)
+
+
+def _class_folders(folder: Path) -> datasets.Dataset:
+    classes = _folders(folder)
+    if not classes:
+        raise VitrailError(f"{folder} holds no folders; put the images of each class into a folder that is called as the class")
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    paths, labels = [], []
+    for folder_of_class in classes:
+        files = sorted(
+            os.path.join(parent, name)
+            for parent, _, names in os.walk(folder_of_class, followlinks=True)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        )
+        if not files:
+            raise VitrailError(f"{folder_of_class} holds no images; add some, or remove the folder of that class")
+        paths += [{"bytes": None, "path": file} for file in files]
+        labels += [folder_of_class.name] * len(files)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+
+
+def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of two parts, ascending; the second has `fraction` of each class.
+
+    labels: (N,) int. A class of two images or more has at least one in each part; a single image goes to the first.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    second = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        second[rng.permutation(rows)[:count]] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)

@@ -1,0 +1,164 @@
+"""What a linear probe leaves behind beside its model: results.json and three pictures."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ..hub.card import folder_card
+from ..hub.folder import RESULT_NAMES, write_text
+from ..hub.readme import may_be_rendered, write_card
+
+# Okabe and Ito's colours, which colour-blind people can tell apart; with markers, so that grey copies can be read too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+MARKERS = ("o", "s", "^", "D")
+OTHERS = "#B8B8B8"  # what stands behind
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+}
+MOST_CLASSES = 30  # in a confusion matrix that can be read
+MOST_NUMBERED = 15  # whose cells also have room for numbers
+LONGEST_LABEL = 24  # characters
+
+
+def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray) -> None:
+    """Writes results.json, curves.png, heads.png and confusion.png, and what they say into the card, unless someone has edited that.
+
+    Args:
+        folder: of the model.
+        results: what `vitrail.evaluation.probe.probe` returns.
+        confusion: (K, K) counts; rows are the true classes, columns the predicted ones.
+    """
+    results_name, curves_name, heads_name, confusion_name = RESULT_NAMES
+    _save(learning_curves(results), folder / curves_name)
+    _save(accuracy_by_head(results), folder / heads_name)
+    _save(confusion_picture(confusion, results["data"]["labels"]), folder / confusion_name)
+    write_text(folder / results_name, json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if may_be_rendered(folder):
+        write_card(folder, folder_card(folder))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.stem}.part.png")
+    figure.savefig(temporary)
+    temporary.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def learning_curves(results: Mapping[str, Any]) -> Figure:
+    """Training loss and validation accuracy against time, the best head in front of the others."""
+    by_epoch = results["recipe"]["epochs"] is not None
+    names = [head["name"] for head in results["heads"]]
+    best = names.index(results["best_head"]["name"])
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        loss_axes, accuracy_axes = figure.subplots(1, 2)
+        for axes, key, scale in ((loss_axes, "losses", 1), (accuracy_axes, "accuracy", 100)):
+            points = [point for point in results["curves"] if key in point]
+            times = [point["epoch" if by_epoch else "update"] for point in points]
+            values = scale * np.array([[math.nan if value is None else value for value in point[key]] for point in points])
+            axes.plot(times, values, color=OTHERS, linewidth=0.7, zorder=1)
+            axes.plot(times, values[:, best], color=COLOURS[0], linewidth=2, zorder=2)
+            axes.set_xlabel("epoch" if by_epoch else "iteration")
+            axes.set_xlim(0, None)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if key == "losses":
+                axes.set_yscale("log")
+                chance = math.log(len(results["data"]["labels"]))
+                axes.set_ylim(None, 1.3 * np.nanmax([chance, *values[:, best]]))  # heads that diverge leave the picture
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.yaxis.set_minor_locator(NullLocator())
+            else:
+                axes.set_ylim(0, 101)
+        loss_axes.set_title("Training loss (cross entropy)")
+        accuracy_axes.set_title("Validation top-1 accuracy (%)")
+        others = f"; grey: the {len(names) - 1} others" if len(names) > 1 else ""
+        figure.supxlabel(f"blue: {names[best]}{others}", fontsize=9, color="#404040")
+    return figure
+
+
+def accuracy_by_head(results: Mapping[str, Any]) -> Figure:
+    """Validation accuracy of every head: learning rate against accuracy, one line for each choice of features."""
+    choices = list(dict.fromkeys(head["features"] for head in results["heads"]))
+    best = results["best_head"]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4), layout="constrained")
+        axes = figure.subplots()
+        for choice, colour, marker in zip(choices, COLOURS, MARKERS, strict=False):
+            heads = [head for head in results["heads"] if head["features"] == choice]
+            rates, accuracies = [head["learning_rate"] for head in heads], [100 * head["accuracy"] for head in heads]
+            axes.plot(rates, accuracies, color=colour, marker=marker, markersize=5, linewidth=1.4, label=choice)
+        axes.plot(
+            best["learning_rate"], 100 * best["accuracy"], "o", markersize=13, fillstyle="none", color="black", markeredgewidth=1.4
+        )
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate, for 256 images")
+        axes.set_ylim(max(-1, 100 * min(head["accuracy"] for head in results["heads"]) - 5), 102)
+        axes.set_title(f"Validation top-1 accuracy (%); best {100 * best['accuracy']:.1f}")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def confusion_picture(confusion: np.ndarray, label_names: Sequence[str]) -> Figure:
+    """The confusion matrix, each row as shares of its class; of many classes, those with the most errors."""
+    shown = np.arange(len(confusion))
+    title = "Predictions for the validation images, in % of each class"
+    if len(shown) > MOST_CLASSES:
+        errors = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
+        shown = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
+        title += f":\nthe {MOST_CLASSES} of {len(confusion)} classes with the most errors"
+    shares = 100 * confusion[shown][:, shown] / np.maximum(confusion[shown].sum(1, keepdims=True), 1)
+    names = [_short(label_names[number]) for number in shown.tolist()]
+    side = max(4.2, 2.2 + 0.28 * len(shown))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        _name_classes(axes, names)
+        if len(shown) <= MOST_NUMBERED:
+            for (row, column), share in np.ndenumerate(shares):
+                if share:
+                    colour = "white" if share > 55 else "black"
+                    text = f"{share:.0f}" if share >= 0.5 else "<1"
+                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        figure.suptitle(title, x=0.02, horizontalalignment="left", fontsize=11)
+        bar = figure.colorbar(image, shrink=0.7)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def _name_classes(axes: Axes, names: Sequence[str]) -> None:
+    upright = max(map(len, names)) <= 3
+    axes.set_xticks(range(len(names)), names, rotation=0 if upright else 90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+
+
+def _short(name: str) -> str:
+    short = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
+    return short.replace("$", r"\$")  # which would begin a formula

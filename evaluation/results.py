@@ -1,0 +1,76 @@
+"""What every evaluation says of itself: scores, data, model and versions, as results.json has them."""
+
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import EvalPrediction
+
+from ..convert.load import ConversionReport
+from ..version import __version__
+from .cache import Features
+from .datasets import LabelledImages
+from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
+
+
+def scores(classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy, top-5 accuracy and mean accuracy per class, from 0 to 1.
+
+    Args:
+        classes: (N, at most 5), the most probable ones, the first one first.
+        labels: (N,).
+    """
+    return compute_metrics(TopKAccuracy(1), TopKAccuracy(5), MeanPerClassAccuracy())(EvalPrediction(classes, labels))
+
+
+def described(
+    data: LabelledImages, halves: Mapping[str, Features], *, report: ConversionReport | None, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """What was evaluated, on what, and with which versions.
+
+    Args:
+        halves: the features of "train" and "validation".
+        report: what `vitrail.load` said of the model.
+        seconds: how long each part took.
+    """
+    return {
+        "model": None if report is None else {"format": report.format, "checkpoint": report.checkpoint, **asdict(report.source)},
+        "data": {
+            "source": public_name(data.source),
+            "fingerprint": data.fingerprint,
+            **{f"{half}_images": len(features.labels) for half, features in halves.items()},
+            "labels": list(data.label_names),
+        },
+        "bad_images": [
+            {"half": half, "row": image.row, "path": _below(data.source, image.path), "reason": image.reason}
+            for half, features in halves.items()
+            for image in features.bad
+        ],
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "versions": {
+            "vitrail": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+    }
+
+
+def public_name(source: str) -> str:
+    """What a source of images is called where others read it: a Hub id as it is, a file or folder without the path to it."""
+    path = Path(source)
+    if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        return source
+    return path.absolute().name
+
+
+def _below(source: str, path: str) -> str:
+    """A path inside a folder, without the path to that folder."""
+    folder = Path(source).absolute()
+    return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else path

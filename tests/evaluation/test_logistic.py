@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from vitrail.errors import VitrailError
+from vitrail.evaluation import logistic
+from vitrail.evaluation.logistic import C_GRID, fit_logistic
+
+SHORT_GRID = (1e-6, 1e-4, 1e-2, 0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine make small problems many times slower."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def halves():
+    digits = load_digits()
+    features = (digits.data / 16).astype(np.float32)
+    return features[::2], digits.target[::2], features[1::2], digits.target[1::2]
+
+
+@pytest.fixture(scope="module")
+def probe(halves):
+    return fit_logistic(halves[0], halves[1], grid=SHORT_GRID)
+
+
+def test_the_grid_is_the_published_one():
+    """45 powers of ten from 1e-6 to 1e5, evenly spaced in the exponent."""
+    assert len(C_GRID) == 45
+    assert C_GRID[0] == pytest.approx(1e-6)
+    assert C_GRID[-1] == pytest.approx(1e5)
+    np.testing.assert_allclose(np.diff(np.log10(C_GRID)), 0.25)
+
+
+def test_the_whole_grid_reaches_scikit_learn(halves):
+    features, labels, others, other_labels = halves
+    rows = np.arange(len(labels)) % 3 == 0  # fewer images, for speed
+    probe = fit_logistic(features[rows], labels[rows])
+    assert tuple(probe.scores) == C_GRID
+    assert max(probe.scores.values()) == probe.scores[probe.C] > 0.9 > 3 * probe.scores[C_GRID[0]]
+    reference = LogisticRegression(C=probe.C, max_iter=10_000, tol=1e-8).fit(features[rows].astype(np.float64), labels[rows])
+    accuracy = (probe.classify(others)[:, 0] == other_labels).mean()
+    assert accuracy == pytest.approx(reference.score(others.astype(np.float64), other_labels), abs=0.003)
+    assert accuracy > 0.9
+    assert probe.unconverged == ()
+
+
+def test_the_weights_minimise_the_penalised_loss(halves, probe):
+    """C times the summed cross entropy plus half of the squared weights, over all training images; bias unpenalised."""
+    features, labels = halves[0].astype(np.float64), halves[1]
+    targets = np.eye(10)[labels]
+
+    def loss(parameters):
+        weight, bias = parameters[:640].reshape(10, 64), parameters[640:]
+        logits = features @ weight.T + bias
+        logits -= logits.max(axis=1, keepdims=True)
+        probabilities = np.exp(logits)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        value = -probe.C * np.log((probabilities * targets).sum(axis=1)).sum() + (weight**2).sum() / 2
+        errors = probe.C * (probabilities - targets)
+        return value, np.concatenate([(errors.T @ features + weight).ravel(), errors.sum(axis=0)])
+
+    found = np.concatenate([probe.estimator.coef_.ravel(), probe.estimator.intercept_])
+    best = minimize(loss, np.zeros(650), jac=True, method="L-BFGS-B", options={"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-8})
+    np.testing.assert_allclose(found[:640], best.x[:640], atol=2e-3)
+    assert loss(found)[0] == pytest.approx(best.fun, rel=1e-6)
+
+
+def test_scores_are_of_images_that_were_not_learnt():
+    """Labels at random: learnt by heart they would give 1, held out they give chance."""
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(600, 700)), rng.integers(2, size=600)
+    probe = fit_logistic(features, labels, grid=(1.0,))
+    assert abs(probe.scores[1.0] - 0.5) < 0.25
+    assert (probe.classify(features)[:, 0] == labels).mean() > 0.95
+
+
+def test_a_tenth_chooses():
+    fits = []
+    features, labels = np.random.default_rng(0).normal(size=(205, 3)), np.arange(205) % 2
+
+    def fit(estimator, rows, targets):
+        fits.append((rows, targets))
+        estimator.fit(rows, targets)
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logistic, "_fit", fit)
+        fit_logistic(features, labels, grid=(1.0,), seed=0)
+        fit_logistic(features, labels, grid=(1.0,), seed=1)
+    assert [len(rows) for rows, _ in fits] == [185, 205, 185, 205]
+    np.testing.assert_array_equal(fits[1][0], features)
+    held_out = [{tuple(row) for row in features} - {tuple(row) for row in rows} for rows, _ in fits]
+    assert len(held_out[0]) == 20
+    assert held_out[0] != held_out[2]
+
+
+def test_of_equal_scores_the_smallest_c(halves):
+    """Two classes that are far apart: every C is right."""
+    features = np.concatenate([np.zeros((50, 1)), np.ones((50, 1))]) + 0.0
+    probe = fit_logistic(features, np.repeat([0, 1], 50), grid=(100.0, 1.0, 10.0))
+    assert set(probe.scores.values()) == {1.0}
+    assert probe.C == 1.0
+
+
+def test_every_fit_is_independent_of_where_it_began(halves):
+    features, labels = halves[:2]
+    together = fit_logistic(features, labels, grid=SHORT_GRID).scores
+    alone = {strength: fit_logistic(features, labels, grid=(strength,)).scores[strength] for strength in SHORT_GRID}
+    assert together == pytest.approx(alone, abs=0.012)  # an image of the 89
+
+
+def test_classes_come_by_their_own_numbers(halves):
+    """Also where a number does not occur in train, and with two classes, of which scikit-learn keeps one row of weights."""
+    features, labels, others, other_labels = halves
+    odd = (labels % 2 == 1, other_labels % 2 == 1)
+    ranked = fit_logistic(features[odd[0]], labels[odd[0]], grid=(1.0,)).classify(others[odd[1]])
+    assert set(ranked.ravel()) == {1, 3, 5, 7, 9}
+    assert (ranked[:, 0] == other_labels[odd[1]]).mean() > 0.9
+    two = (np.isin(labels, [3, 8]), np.isin(other_labels, [3, 8]))
+    ranked = fit_logistic(features[two[0]], labels[two[0]], grid=(1.0,)).classify(others[two[1]])
+    assert ranked.shape == (two[1].sum(), 2)
+    assert (ranked[:, 0] == other_labels[two[1]]).mean() > 0.9
+
+
+def test_fits_that_end_early_are_named(halves, monkeypatch):
+    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 3)
+    assert fit_logistic(halves[0], halves[1], grid=(1e-2, 1.0)).unconverged == (1e-2, 1.0)
+
+
+@pytest.mark.parametrize("labels", [[4] * 20, [4]])
+def test_one_class_is_nothing_to_learn(labels):
+    with pytest.raises(VitrailError, match=f"found {len(labels)} training images of 1 classes"):
+        fit_logistic(np.zeros((len(labels), 3)), np.array(labels))
