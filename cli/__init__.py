@@ -11,7 +11,7 @@ from huggingface_hub.utils import enable_progress_bars
 from rich.console import Console
 from transformers.utils import logging
 
-from . import convert, hub, images, inspect
+from . import convert, evaluate, hub, images, inspect
 
 app = typer.Typer(
     name="vitrail",
@@ -29,6 +29,9 @@ app.command()(inspect.info)
 app.command()(images.embed)
 app.command()(images.attention)
 app.command()(images.classify)
+app.command()(evaluate.probe)
+app.command()(evaluate.knn)
+app.command()(evaluate.logistic)
 
 
 def main() -> None:

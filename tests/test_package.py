@@ -41,3 +41,11 @@ def test_torchvision_is_not_needed(tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_what_only_the_evaluation_needs_is_not_imported(tmp_path):
+    """Neither by the package nor by the command line, until a command asks for it."""
+    extra = ("datasets", "evaluate", "matplotlib", "sklearn")
+    program = f"import sys, vitrail.cli; print([name for name in {extra} if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.stdout.strip() == "[]", ended.stderr
