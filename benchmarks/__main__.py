@@ -12,8 +12,9 @@ from typing import Any
 # Each is a module beside this one, imported when it is chosen, with `run() -> list of rows`; rows are dicts that JSON can hold
 SUITES = {
     "convert": "peak memory and time of converting ViT-L/16, against the size of its file (goal: under 2.2 times)",
+    "probe": "seconds of a linear probe: features taken once or backbone in the loop (goal: 20 times less); 52 heads or one (2 times)",
 }
-LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
+LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
 
 
 def machine() -> dict[str, str | int]:
