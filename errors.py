@@ -22,7 +22,7 @@ class DownloadError(VitrailError):
 
 
 class UploadError(VitrailError):
-    """The Hub refuses an upload, or could not be reached; nothing of it can be seen there."""
+    """The Hub refuses an upload, or could not be reached; no file of it can be seen there."""
 
 
 class CorruptFileError(VitrailError):

@@ -39,8 +39,13 @@ def push(
         if dry_run:
             console.print("nothing was uploaded (--dry-run)", markup=False)
             return
-        commit = send(upload, repo_id, private=private or None, revision=revision, create_pr=create_pr)
-    console.print(f"uploaded: {commit.pr_url or commit.commit_url}", markup=False)
+        sent = send(upload, repo_id, private=private or None, revision=revision, create_pr=create_pr)
+    for name in sent.removed:
+        console.print(f"  removed: {name}", markup=False)
+    if sent.kept_card:
+        console.print("  README.md was edited on the Hub and stays: edit the folder's own to replace it", markup=False)
+    done = "uploaded" if sent.is_new else "nothing has changed"
+    console.print(f"{done}: {sent.commit.pr_url or sent.commit.commit_url}", markup=False)
 
 
 def card(

@@ -1,6 +1,5 @@
 """Finds the state dict inside what a file holds, and the family that it is of: by names and shapes, never by the file's name."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CorruptFileError, UnsupportedCheckpointError
+from ..errors import UnsupportedCheckpointError
 from .convert_dino import DINO
 from .convert_dinov2 import DINOV2, choose_head, flatten_chunks
 from .convert_google import GOOGLE
@@ -16,7 +15,7 @@ from .convert_timm import TIMM
 from .convert_transformers import BASE_PREFIXES, TRANSFORMERS
 from .convert_vitrail import VITRAIL
 from .family import Family, RawCheckpoint
-from .files import WEIGHT_FILES, find_weights, read_checkpoint
+from .files import WEIGHT_FILES, find_weights, read_checkpoint, read_json
 from .rules import group_names
 
 # In the order in which they are tried: DINO's layout is also timm's, without what timm adds
@@ -79,15 +78,7 @@ def open_checkpoint(path: Path, *, branch: str = "teacher", head_name: str | Non
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
-    if folder is None or not (folder / name).is_file():
-        return None
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFileError(f"{folder / name} is no JSON ({error}): download it again.") from error
-    if not isinstance(content, dict):
-        raise CorruptFileError(f"{folder / name} holds a {type(content).__name__} where an object is expected: download it again.")
-    return content
+    return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
 
 
 def find_state_dict(content: Any, *, branch: str = "teacher") -> tuple[dict[str, torch.Tensor], str | None, list[str]]:

@@ -336,3 +336,20 @@ _READERS: dict[str, Callable[[Path], Any]] = {
     "npz": _read_npz,
     "safetensors": _read_safetensors,
 }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+        CorruptFileError: it is none, or holds no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is no JSON ({error}): download it again, or remove it.") from error
+    if not isinstance(content, dict):
+        raise CorruptFileError(
+            f"{path} holds a {type(content).__name__} where an object should be: download it again, or remove it."
+        )
+    return content

@@ -223,11 +223,13 @@ def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
 def _origin(raw: RawCheckpoint, source: SourceFile) -> dict[str, Any] | None:
     """The report beside weights of ours, if they are still those that it was written with; not what was verified of the folder."""
     path = raw.files[0].with_name(REPORT_NAME)
-    if not path.is_file():
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    origin: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    origin.pop("verification", None)
-    return origin if origin.get("weights_sha256") == source.sha256 else None
+    if not isinstance(origin, dict) or origin.get("weights_sha256") != source.sha256:  # another program's, or of other weights
+        return None
+    return {name: value for name, value in origin.items() if name != "verification"}
 
 
 def _head_source(resolved: ResolvedSource, head: str | os.PathLike) -> str | os.PathLike:

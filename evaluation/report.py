@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ..convert.download import sha256
 from ..hub.card import folder_card
-from ..hub.folder import RESULT_NAMES, write_text
+from ..hub.folder import RESULT_NAMES, weight_files, write_text
 from ..hub.readme import may_be_rendered, write_card
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; with markers, so that grey copies can be read too
@@ -46,9 +47,11 @@ def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray
     _save(learning_curves(results), folder / curves_name)
     _save(accuracy_by_head(results), folder / heads_name)
     _save(confusion_picture(confusion, results["data"]["labels"]), folder / confusion_name)
-    write_text(folder / results_name, json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    weights_sha256 = sha256(*weight_files(folder))
+    kept = _finite(results) | {"weights_sha256": weights_sha256}
+    write_text(folder / results_name, json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if may_be_rendered(folder):
-        write_card(folder, folder_card(folder))
+        write_card(folder, folder_card(folder, weights_sha256=weights_sha256))
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -4,7 +4,6 @@ The sentences stand in model_cards/template.md.jinja; this file and `sections.py
 byte, wherever and whenever it is rendered.
 """
 
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ from ..configuration.configuration_vit import ViTConfig
 from ..convert.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
 from ..convert.convert_vitrail import VITRAIL
 from ..convert.family import RawCheckpoint, make_config
+from ..convert.files import read_json
 from ..errors import VitrailError
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .citations import PAPERS
@@ -105,12 +105,13 @@ def model_card(
     return _render(data, title=title, layout=format, facts=facts)
 
 
-def folder_card(folder: str | os.PathLike, *, name: str | None = None) -> ModelCard:
-    """The card of a folder that vitrail wrote, from its JSON files: no weights are read.
+def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_sha256: str | None = None) -> ModelCard:
+    """The card of a folder that vitrail wrote, from its JSON files; what they say of other weights than lie there now is left out.
 
     Args:
         folder: with config.json and preprocessor_config.json, and conversion.json if the model was converted.
         name: what the code in the card loads; without it, the folder's own name.
+        weights_sha256: of the weights, where they lie elsewhere or it is known.
 
     Raises:
         VitrailError: the folder is not one that vitrail wrote.
@@ -126,22 +127,22 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None) -> ModelC
             f"{folder} has no {PREPROCESSOR_CONFIG_NAME}, so that its card could not say how images are prepared: save the image "
             "processor there."
         )
-    content, preprocessor = (json.loads((folder / file).read_text("utf-8")) for file in (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME))
+    content, preprocessor = (read_json(folder / file) for file in (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME))
     raw = RawCheckpoint({}, "safetensors", config=content, preprocessor_config=preprocessor)
     config = make_config(VITRAIL.configure(raw, None))
     return model_card(
         config,
         VITRAIL.image_processor(raw, config),
-        read_report(folder),
+        read_report(folder, weights_sha256),
         classifies="ViTForImageClassification" in (content.get("architectures") or ()),
         name=name or folder.resolve().name,
         carries_code="auto_map" in content,
-        results=read_results(folder),
+        results=read_results(folder, weights_sha256),
     )
 
 
 def _render(data: ModelCardData, *, title: str, layout: str, facts: Mapping[str, Any]) -> ModelCard:
-    return ModelCard.from_template(data, template_path=str(TEMPLATE), **{**facts, "title": title, "layout": layout})
+    return ModelCard.from_template(data, template_path=str(TEMPLATE), **{**facts, "title": plain(title), "layout": layout})
 
 
 def _metadata(

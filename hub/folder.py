@@ -1,4 +1,4 @@
-"""What the folder of a model holds, by name."""
+"""What the folder of a model holds, by name; and what its JSON files say, as long as it is of the weights beside them."""
 
 import json
 import re
@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.configuration_vit import ViTConfig
+from ..convert.download import sha256
+from ..convert.files import read_json
 from ..convert.load import REPORT_NAME
+from ..errors import CorruptFileError
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_CONFIG_NAME = "preprocessor_config.json"
@@ -15,8 +18,12 @@ RESULTS_NAME = "results.json"
 # What an evaluation leaves in the folder of the model that it has measured
 RESULT_NAMES = (RESULTS_NAME, "curves.png", "heads.png", "confusion.png")
 
+CODE_NAMES = ("configuration_vit.py", "modeling_vit.py", "image_processing_vit.py")
+LICENSE_NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+
 # Weights as transformers writes them, and the index of sharded ones
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+INDEX_NAME = "model.safetensors.index.json"
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -38,16 +45,38 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def read_report(folder: Path) -> dict[str, Any] | None:
-    """What a folder's conversion.json says, or None."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its weights, in the order in which they are read."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    return [path for path in [folder / "model.safetensors"] if path.is_file()]
+
+
+def read_report(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
+    """What a folder's conversion.json says; None where there is none, or it is of other weights than those that lie there now.
+
+    `weights_sha256` is that of the weights, where they lie elsewhere or it is known.
+    """
     path = folder / REPORT_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return _of_these_weights(read_json(path), folder, weights_sha256) if path.is_file() else None
 
 
-def read_results(folder: Path) -> dict[str, Any] | None:
-    """What a folder's results.json says, or None."""
-    path = folder / RESULTS_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_results(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
+    """What a folder's results.json says, as `read_report` reads; None also where it is somebody else's."""
+    return _of_these_weights(read_json(folder / RESULTS_NAME), folder, weights_sha256) if holds_results(folder) else None
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a folder's results.json is one that vitrail wrote."""
+    try:
+        return {"task", "weights_sha256"} <= read_json(folder / RESULTS_NAME).keys()
+    except (FileNotFoundError, CorruptFileError):
+        return False
+
+
+def _of_these_weights(content: dict[str, Any], folder: Path, weights_sha256: str | None) -> dict[str, Any] | None:
+    return content if content.get("weights_sha256") == (weights_sha256 or sha256(*weight_files(folder))) else None
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

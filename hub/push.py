@@ -1,11 +1,13 @@
 """Uploads a model to the Hub: everything that belongs to it, and nothing else, in one commit."""
 
+import itertools
 import os
 import re
 import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub import errors as hub_errors
@@ -19,7 +21,10 @@ from ..version import __version__
 from .card import folder_card, model_card
 from .folder import (
     CARD_NAME,
+    CODE_NAMES,
     CONFIG_NAME,
+    INDEX_NAME,
+    LICENSE_NAMES,
     PREPROCESSOR_CONFIG_NAME,
     REPORT_NAME,
     RESULT_NAMES,
@@ -27,16 +32,18 @@ from .folder import (
     is_model_folder,
     read_report,
     read_results,
+    weight_files,
     write_report,
 )
-from .readme import may_be_rendered, write_card
-from .remote_code import CODE_NAMES, add_code, remove_code
+from .readme import is_rendered, may_be_rendered, write_card
+from .remote_code import add_code, remove_code
 from .save import save
 
 LAYOUTS = ("vitrail", "transformers", "timm")
 # What a model's folder may hold beside its weights
-MODEL_FILES = (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, REPORT_NAME, CARD_NAME, *RESULT_NAMES, *CODE_NAMES)
-MODEL_FILES += ("LICENSE", "LICENSE.md", "LICENSE.txt")
+MODEL_NAMES = (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, REPORT_NAME, CARD_NAME, *RESULT_NAMES, *CODE_NAMES, *LICENSE_NAMES)
+# What a push may take away from a repository, with weights that are no more
+REMOVABLE_NAMES = (PREPROCESSOR_CONFIG_NAME, REPORT_NAME, *CODE_NAMES)
 
 
 @dataclass
@@ -45,6 +52,16 @@ class Upload:
 
     files: dict[str, Path]
     notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A commit as the Hub has it; whether it is a new one; the files that it took away; whether the Hub's own card was left."""
+
+    commit: CommitInfo
+    is_new: bool
+    removed: list[str]
+    kept_card: bool
 
 
 def push(
@@ -61,6 +78,8 @@ def push(
     """Uploads a model: weights (safetensors), config, image processor, code, card and conversion report, in one commit.
 
     Nothing is seen of it before all of it has arrived, and it may be repeated after it broke off: files that arrived are not sent again.
+    Weights and code of a model that was there before are taken away. A card that somebody has edited on the Hub stays, unless the
+    folder's own was edited too; every other file stays.
 
     Args:
         source: a folder that vitrail wrote, or anything else that `vitrail.load` takes, which is converted first.
@@ -83,7 +102,7 @@ def push(
     check_target(repo_id, to=to, revision=revision, create_pr=create_pr)
     with tempfile.TemporaryDirectory() as folder:
         upload = stage(source, Path(folder) / "model", repo_id=repo_id, to=to, code=code, token=token)
-        return send(upload, repo_id, private=private, revision=revision, create_pr=create_pr, token=token)
+        return send(upload, repo_id, private=private, revision=revision, create_pr=create_pr, token=token).commit
 
 
 def check_target(repo_id: str, *, to: str, revision: str | None, create_pr: bool) -> None:
@@ -96,6 +115,8 @@ def check_target(repo_id: str, *, to: str, revision: str | None, create_pr: bool
         raise VitrailError(f"{repo_id!r} does not say whose repository it is: write user/{repo_id}.")
     if to not in LAYOUTS:
         raise VitrailError(f"There is no layout {to!r} for a repository: choose {', '.join(LAYOUTS)}.")
+    if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or re.fullmatch(r"[0-9a-f]{40}", revision)):
+        raise VitrailError(f"{revision!r} cannot be the name of a branch: choose letters, digits, '.', '/' and '-'.")
     if create_pr and revision is not None:
         raise VitrailError("A pull request makes a branch of its own: leave revision out.")
 
@@ -120,8 +141,14 @@ def stage(
                 "processor there too, with image_processor.save_pretrained."
             )
     model, image_processor, report = load(source, token=token)  # sound, complete and finite, or an error
-    said = read_report(path) if ours else report.to_dict()
-    upload = Upload({})
+    upload, results = Upload({}), None
+    said: dict[str, Any] | None = report.to_dict()
+    if ours:
+        weights_sha256 = report.source.sha256
+        said, results = read_report(path, weights_sha256), read_results(path, weights_sha256)
+        stale = [REPORT_NAME] * (said is None) + list(RESULT_NAMES) * (results is None)
+        if stale := [name for name in stale if (path / name).exists()]:
+            upload.notices.append(f"left out, because it is not of these weights: {', '.join(stale)}")
     if to != "vitrail":
         exported = to_format(model, image_processor, to)
         write_exported(exported, folder)
@@ -136,21 +163,20 @@ def stage(
             name=repo_id,
             format=to,
             notices=exported.notices,
-            results=read_results(path) if ours else None,
+            results=results,
         )
         write_card(folder, card)
         if ours and not may_be_rendered(path):
             upload.notices.append(f"the folder's {CARD_NAME} was edited, and describes another layout: a new one is uploaded")
     elif ours:
         folder.mkdir()
-        for file in path.iterdir():
-            if WEIGHTS.fullmatch(file.name):
-                upload.files[file.name] = file
-            elif file.name in MODEL_FILES and file.name not in CODE_NAMES:
-                shutil.copyfile(file, folder / file.name)
+        upload.files = {file.name: file for file in weight_files(path)}
+        for name in (INDEX_NAME, *MODEL_NAMES):
+            if (path / name).is_file() and name not in (*stale, *CODE_NAMES):
+                shutil.copyfile(path / name, folder / name)
         (add_code if code else remove_code)(folder)
         if may_be_rendered(folder):
-            write_card(folder, folder_card(folder, name=repo_id))
+            write_card(folder, folder_card(folder, name=repo_id, weights_sha256=weights_sha256))
     else:
         save(model, image_processor, folder, report=report, code=code)
         write_card(folder, folder_card(folder, name=repo_id))
@@ -161,18 +187,17 @@ def stage(
 
 def refuse_strays(folder: Path) -> None:
     """Raises where a folder holds what is no part of a model; names that begin with a dot are never uploaded, and may be there."""
+    weights = weight_files(folder)
+    known = {*MODEL_NAMES, *(file.name for file in weights), *([INDEX_NAME] if (folder / INDEX_NAME).is_file() else [])}
     strays = sorted(
         file.name + "/" * file.is_dir()
         for file in folder.iterdir()
-        if not file.name.startswith(".")
-        and file.name != "__pycache__"
-        and file.name not in MODEL_FILES
-        and not WEIGHTS.fullmatch(file.name)
+        if not (file.name.startswith(".") or file.name == "__pycache__" or (file.is_file() and file.name in known))
     )
     if strays:
         raise VitrailError(
-            f"{folder} also holds {', '.join(strays)}, which the layout of a model does not know (a pickle could even run code where it is "
-            "read): move that elsewhere, and push again."
+            f"{folder} also holds {', '.join(strays)}, which the layout of a model does not know (a pickle could even run code where it "
+            "is read): move that elsewhere, and push again."
         )
 
 
@@ -184,30 +209,35 @@ def send(
     revision: str | None = None,
     create_pr: bool = False,
     token: str | bool | None = None,
-) -> CommitInfo:
+) -> Sent:
     """Makes the repository, if need be, and the commit, which also takes away weights and code of the model that was there before."""
     api = HfApi(library_name="vitrail", library_version=__version__, token=token)
     try:
         if not create_pr:
             api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not api.model_info(repo_id).private:
-            raise UploadError(f"{api.endpoint}/{repo_id} exists and is public: make it private there, or choose another name.")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        stale = [
-            name
-            for name in api.list_repo_files(repo_id, revision=revision)
-            if name not in upload.files
-            and (name in (REPORT_NAME, PREPROCESSOR_CONFIG_NAME, *RESULT_NAMES, *CODE_NAMES) or WEIGHTS.fullmatch(name))
-        ]
-        return api.create_commit(
+        there = api.model_info(repo_id, revision=revision)
+        if private and not there.private:
+            raise UploadError(f"{api.endpoint}/{repo_id} exists and is public: make it private there, or choose another name.")
+        names = api.list_repo_files(repo_id, revision=there.sha)
+        kept_card = (
+            CARD_NAME in names
+            and is_rendered(upload.files[CARD_NAME])
+            and not is_rendered(Path(api.hf_hub_download(repo_id, CARD_NAME, revision=there.sha)))
+        )
+        removable = REMOVABLE_NAMES if kept_card else (*REMOVABLE_NAMES, *RESULT_NAMES)  # which the card tells of
+        removed = [name for name in names if name not in upload.files and (name in removable or WEIGHTS.fullmatch(name))]
+        added = {name: path for name, path in upload.files.items() if not (kept_card and name == CARD_NAME)}
+        commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(name, path) for name, path in upload.files.items()]
-            + [CommitOperationDelete(name) for name in stale],
+            [*itertools.starmap(CommitOperationAdd, added.items()), *map(CommitOperationDelete, removed)],
             commit_message=f"Upload model with vitrail {__version__}",
             revision=revision,
             create_pr=create_pr,
+            parent_commit=there.sha,  # or another's commit could be mixed with this one
         )
+        return Sent(commit, is_new=commit.oid != there.sha, removed=removed, kept_card=kept_card)
     except (hub_errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # the client's own, of files that did not arrive
         if isinstance(error, VitrailError):
             raise
@@ -216,12 +246,12 @@ def send(
 
 def _why(error: Exception, page: str, repo_id: str) -> str:
     """What a person needs to know of a failed upload."""
+    status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
+    if isinstance(error, RuntimeError | ConnectionError) and (refused := re.search(r"\b40[13]\b", str(error))):
+        status = int(refused[0])  # the storage's client gives it in words only
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     reason = " ".join(str(error).split())
-    status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
-    if status is None and (refused := re.search(r"\b40[13]\b", reason)):  # the storage's client gives the status in words only
-        status = int(refused[0])
     if isinstance(error, hub_errors.OfflineModeIsEnabled):
         return f"{page} is not asked, because HF_HUB_OFFLINE is set: unset it to upload."
     if isinstance(error, hub_errors.GatedRepoError):
@@ -237,6 +267,8 @@ def _why(error: Exception, page: str, repo_id: str) -> str:
     if status == 403:
         owner = repo_id.split("/")[0]
         return f"You may not write to {page}: is {owner!r} you or an organisation of yours, and may your token write? ({reason})"
+    if status == 412:
+        return f"Somebody else has changed {page} meanwhile: look at it, then give the same command again."
     if isinstance(error, ValueError) and not isinstance(error, hub_errors.HTTPError):
         return f"The Hub does not accept what should be uploaded to {page}: {reason}"
-    return f"The upload to {page} broke off ({reason}). Nothing of it can be seen there; the same command again goes on where it stopped."
+    return f"The upload to {page} broke off ({reason}). No file of it can be seen there; the same command again goes on where it stopped."

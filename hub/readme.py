@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 
 from ..convert.catalog import find_checkpoint
 from ..convert.load import load
+from ..convert.sources import FILE_SUFFIXES
 from ..modeling.modeling_vit import ViTForImageClassification
 from .card import folder_card, model_card, official_card
 from .folder import CARD_NAME, is_model_folder, write_text
@@ -29,8 +30,11 @@ def card_of(source: str | os.PathLike) -> ModelCard:
     if checkpoint is not None:
         return official_card(checkpoint)
     model, image_processor, report = load(source)
+    name = os.path.basename(os.fspath(source).rstrip("/"))
+    if name.endswith(FILE_SUFFIXES):
+        name = os.path.splitext(name)[0]  # what the folder that it is converted into would be called
     classifies = isinstance(model, ViTForImageClassification)
-    return model_card(model.config, image_processor, report.to_dict(), classifies=classifies, name=os.fspath(source))
+    return model_card(model.config, image_processor, report.to_dict(), classifies=classifies, name=name)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -42,9 +46,12 @@ def write_card(folder: Path, card: ModelCard) -> None:
 def may_be_rendered(folder: Path) -> bool:
     """Whether a folder's README.md is missing, or is as it was rendered."""
     path = folder / CARD_NAME
-    if not path.is_file():
-        return True
-    text, _, signature = path.read_text(encoding="utf-8").rpartition("<!--")
+    return not path.is_file() or is_rendered(path)
+
+
+def is_rendered(path: Path) -> bool:
+    """Whether a card is as it was rendered."""
+    text, _, signature = path.read_bytes().decode("utf-8", errors="replace").rpartition("<!--")
     return f"<!--{signature}" == SIGNATURE.format(_digest(text))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.configuration_vit import ViTConfig
-from ..processing.image_processing_vit import VitrailImageProcessor
+from ..convert.files import read_json
+from ..processing.image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
 from ..version import __version__
 from .folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, write_text
 
@@ -38,7 +39,11 @@ AUTO_MAPS: Mapping[str, Mapping[str, Any]] = {
         }
     },
 }
-CODE_NAMES = tuple(Path(source).name for sources in SOURCES.values() for source in sources)
+# How to tell a file of ours: another model's config, or image processor, may lie in the same folder
+OURS = {
+    CONFIG_NAME: ("model_type", (ViTConfig.model_type,)),
+    PREPROCESSOR_CONFIG_NAME: ("image_processor_type", (VitrailImageProcessor.__name__, VitrailImageProcessorTorch.__name__)),
+}
 
 
 def flat_code(source: str) -> str:
@@ -49,9 +54,9 @@ def flat_code(source: str) -> str:
 
 
 def add_code(folder: Path) -> None:
-    """Writes the code that a folder's JSON files need, and `auto_map` into these."""
+    """Writes the code that a folder's JSON files need, and `auto_map` into these; files of other models are left as they are."""
     for name, sources in SOURCES.items():
-        if (folder / name).is_file():
+        if _is_ours(folder / name):
             for source in sources:
                 write_text(folder / Path(source).name, flat_code(source))
             _set_auto_map(folder / name, AUTO_MAPS[name])
@@ -60,14 +65,19 @@ def add_code(folder: Path) -> None:
 def remove_code(folder: Path) -> None:
     """Takes away what `add_code` has put in."""
     for name, sources in SOURCES.items():
-        if (folder / name).is_file():
+        if _is_ours(folder / name):
             _set_auto_map(folder / name, None)
             for source in sources:
                 (folder / Path(source).name).unlink(missing_ok=True)
 
 
+def _is_ours(path: Path) -> bool:
+    key, names = OURS[path.name]
+    return path.is_file() and read_json(path).get(key) in names
+
+
 def _set_auto_map(path: Path, auto_map: Mapping[str, Any] | None) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     content.pop("auto_map", None)
     if auto_map is not None:
         content["auto_map"] = auto_map
@@ -81,15 +91,16 @@ def carry_code() -> None:
     files that are uploaded need not know of it.
     """
     for owner in (ViTConfig, VitrailImageProcessor):
-        if not hasattr(owner.save_pretrained, "__wrapped__"):
+        if "save_pretrained" not in vars(owner):
             owner.save_pretrained = _with_code(owner.save_pretrained)
 
 
 def _with_code(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(save_pretrained)
-    def save_pretrained_with_code(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        result = save_pretrained(self, save_directory, *args, **kwargs)
+    def save_pretrained_with_code(self: Any, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        save_pretrained(self, save_directory, **({} if push_to_hub else kwargs))
         add_code(Path(save_directory))
-        return result
+        if push_to_hub:  # not before there is code
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     return save_pretrained_with_code

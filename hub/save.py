@@ -13,9 +13,20 @@ from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .card import folder_card
-from .folder import REPORT_NAME, RESULT_NAMES, WEIGHTS, is_model_folder, read_report, write_report
+from .folder import (
+    CODE_NAMES,
+    CONFIG_NAME,
+    REPORT_NAME,
+    RESULT_NAMES,
+    WEIGHTS,
+    holds_results,
+    is_model_folder,
+    read_report,
+    weight_files,
+    write_report,
+)
 from .readme import may_be_rendered, write_card
-from .remote_code import CODE_NAMES, remove_code
+from .remote_code import remove_code
 
 MAX_SHARD_SIZE = "5GB"  # the Hub asks for files that are not larger
 
@@ -32,41 +43,49 @@ def save(
 
     With the code, transformers loads the folder where vitrail is not installed, by `trust_remote_code=True`; `code=False` leaves it out.
 
-    The files are written into a temporary folder beside `output_dir` first. A new folder is then renamed into place; in an existing
-    one each file is replaced by a rename; only a card that someone has edited stays.
+    The files are written into a temporary folder beside `output_dir` first. A new folder is then renamed into place. In an existing one
+    each file is replaced by a rename, without a config.json meanwhile, so that nobody takes a mixture for a model; a card that someone
+    has edited stays.
 
     Raises:
         VitrailError: `output_dir` is a file, or a folder that holds other things than a model.
     """
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).resolve()
     check_output_dir(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
     try:
         model.save_pretrained(temporary, max_shard_size=MAX_SHARD_SIZE)
         image_processor.save_pretrained(temporary)
-        weights = sorted(temporary.glob("*.safetensors"))
-        for file in weights:
+        for file in temporary.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes them private, as mkdtemp does the folder
         if not code:
             remove_code(temporary)  # save_pretrained carries it
+        weights_sha256 = None
         if report is not None:
-            write_report(temporary, report.to_dict() | {"weights_sha256": sha256(*weights)})
+            weights_sha256 = sha256(*weight_files(temporary))
+            write_report(temporary, report.to_dict() | {"weights_sha256": weights_sha256})
         if may_be_rendered(output_dir):
-            write_card(temporary, folder_card(temporary, name=output_dir.name))
+            write_card(temporary, folder_card(temporary, name=output_dir.name, weights_sha256=weights_sha256))
         temporary.chmod(0o755)
-        if not output_dir.exists():
+        if output_dir.exists():
+            _replace_files(temporary, output_dir)
+        else:
             temporary.rename(output_dir)
-            return
-        written = [file.name for file in temporary.iterdir()]
-        for name in written:
-            (temporary / name).replace(output_dir / name)
-        own = (REPORT_NAME, *RESULT_NAMES, *CODE_NAMES)
-        for stale in output_dir.iterdir():  # of the model that was here: its report, its results, its shards, its code
-            if stale.name not in written and (stale.name in own or WEIGHTS.fullmatch(stale.name)):
-                stale.unlink()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_files(new: Path, folder: Path) -> None:
+    """Moves files over those of a folder, and removes what else belonged to the model that was there."""
+    written = sorted((file.name for file in new.iterdir()), key=lambda name: name == CONFIG_NAME)  # which comes last
+    own = (REPORT_NAME, *CODE_NAMES, *(RESULT_NAMES if holds_results(folder) else ()))
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    for file in list(folder.iterdir()):
+        if file.name not in written and (file.name in own or WEIGHTS.fullmatch(file.name)):
+            file.unlink()
+    for name in written:
+        (new / name).replace(folder / name)
 
 
 def check_output_dir(output_dir: Path) -> None:
@@ -80,9 +99,11 @@ def check_output_dir(output_dir: Path) -> None:
 def keep_verification(folder: str | os.PathLike, checks: list[Check]) -> None:
     """Puts the table of `verify` into a folder's conversion.json, and into its card, unless someone has edited that."""
     folder = Path(folder)
-    write_report(folder, (read_report(folder) or {}) | {"verification": [check.to_dict() for check in checks]})
+    weights_sha256 = sha256(*weight_files(folder))
+    report = read_report(folder, weights_sha256) or {"weights_sha256": weights_sha256}
+    write_report(folder, report | {"verification": [check.to_dict() for check in checks]})
     if may_be_rendered(folder):
-        write_card(folder, folder_card(folder))
+        write_card(folder, folder_card(folder, weights_sha256=weights_sha256))
 
 
 def convert_checkpoint(

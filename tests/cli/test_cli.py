@@ -190,6 +190,13 @@ def test_push_prints_what_it_uploads(hub_server, model_dir, capsys):
     commit = hub_server.repositories["user/name"].commit()
     assert capsys.readouterr().out.endswith(f"uploaded: {hub_server.url}/user/name/commit/{commit.sha}\n")
     assert hub_server.repositories["user/name"].private
+    hub_server.put("user/name", {"README.md": b"edited", "model-00001-of-00002.safetensors": b"of before"})
+    run("push", model_dir, "user/name", "--private")
+    printed = capsys.readouterr().out
+    assert "removed: model-00001-of-00002.safetensors" in printed
+    assert "README.md was edited on the Hub and stays" in printed
+    run("push", model_dir, "user/name", "--private")
+    assert "nothing has changed: " in capsys.readouterr().out
 
 
 def test_push_options(hub_server, model_dir, capsys):

@@ -1,6 +1,7 @@
 """The whole job: from images to a folder that transformers loads."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -158,6 +159,7 @@ def test_the_merged_model_gives_the_logits_of_the_head(finished, model, image_pr
 def test_results_say_everything(finished, colours):
     folder, results = finished
     written = json.loads((folder / "results.json").read_text())
+    assert written.pop("weights_sha256") == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert written == json.loads(json.dumps(results))
     assert written["recipe"] == json.loads(json.dumps(dataclasses.asdict(PLAIN))) | {"views": 0, "seed": 0}
     assert written["data"] == {

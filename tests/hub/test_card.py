@@ -22,9 +22,12 @@ from vitrail.hub.card import folder_card, model_card, official_card
 from vitrail.hub.citations import PAPERS
 from vitrail.hub.descriptions import counts, preparation
 from vitrail.hub.provenance import linked
+from vitrail.hub.save import keep_verification
 
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.jpg"
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 224}
+CONFIG = vitrail.ViTConfig(**SMALL)
+PROCESSOR = vitrail.make_image_processor("dino")
 
 
 def report_of(name, **fields):
@@ -452,14 +455,10 @@ def test_a_card_is_the_same_whenever_it_is_rendered():
 
 def test_a_folder_has_a_card(tmp_path):
     """From the file of a golden case to the card, with the numbers of verify."""
-    from vitrail.hub.save import keep_verification
-
     case = deterministic.case("dinov2_chunked_teacher_tiny")
     deterministic.write_checkpoint(case, tmp_path / "teacher.pth")
     vitrail.convert_checkpoint(tmp_path / "teacher.pth", tmp_path / "model")
     model, processor, _ = vitrail.load(tmp_path / "model")
-    for file in (tmp_path / "model").glob("*.safetensors"):
-        file.unlink()  # the card needs no weights
     before = folder_card(tmp_path / "model")
     assert before.text.startswith("\n# model\n")
     assert 'from_pretrained("model", trust_remote_code=True)' in before.text
@@ -470,6 +469,50 @@ def test_a_folder_has_a_card(tmp_path):
     assert rows(section(after, "Conversion"))["Format"] == [f'dinov2, under "{case["file"]["root"]}" in the file']
     preparations = rows(section(after, "Preparation of images"))
     assert {step: [value] for step, value in preparation(processor).items()}.items() <= preparations.items()
+
+
+def test_a_card_says_nothing_of_other_weights(tmp_path):
+    """Whoever changes the weights in a folder changes what is true of them: origin, checks, published results."""
+    deterministic.write_checkpoint(deterministic.dino_vits16(), tmp_path / "dino.pth")
+    model, processor, report = vitrail.load(tmp_path / "dino.pth")
+    report.checkpoint = "dino-vits16"
+    vitrail.save(model, processor, tmp_path / "model", report=report)
+    keep_verification(tmp_path / "model", [Check("round trip", "dino.pth", 0.0, True)])
+    before = folder_card(tmp_path / "model")
+    assert before.data.eval_results
+    assert "dino.pth" in before.text
+    with torch.no_grad():
+        model.layernorm.bias += 1
+    model.save_pretrained(tmp_path / "model")
+    after = folder_card(tmp_path / "model")
+    assert not after.data.eval_results
+    assert "dino.pth" not in after.text
+    keep_verification(tmp_path / "model", [Check("reload", "this model", 0.0, True)])
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "this model" in text
+    assert "dino.pth" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("conversion.json", b"{bad"), ("conversion.json", b"[]"), ("preprocessor_config.json", b'{"a": "\xe9"}')]
+)
+def test_damaged_files_are_named(tmp_path, name, content):
+    vitrail.save(vitrail.ViTModel(CONFIG), PROCESSOR, tmp_path / "model")
+    (tmp_path / "model" / name).write_bytes(content)
+    with pytest.raises(VitrailError, match=name.replace(".", r"\.")):
+        folder_card(tmp_path / "model")
+
+
+def test_results_of_somebody_else_are_not_read(tmp_path):
+    vitrail.save(vitrail.ViTModel(CONFIG), PROCESSOR, tmp_path / "model")
+    for content in ("{bad", "[]", '{"accuracy": 0.9}'):
+        (tmp_path / "model" / "results.json").write_text(content)
+        assert "Measured" not in folder_card(tmp_path / "model").text
+
+
+def test_titles_are_plain_text():
+    card = model_card(CONFIG, PROCESSOR, None, classifies=False, name="<b>a</b>/<script>alert(1)<script>")
+    assert "\n# &lt;script&gt;alert(1)&lt;script&gt;\n" in card.text
 
 
 def test_a_classifier_is_told_from_an_encoder(tmp_path):

@@ -104,9 +104,10 @@ def test_what_was_pushed_loads_without_vitrail_in_another_process(hub_server, fo
 
 def test_pushed_in_the_layout_of_transformers(hub_server, folder, tmp_path):
     model, _ = small()
+    keep_verification(folder, [Check("round trip", "file.pth", 0.0, True)])
     vitrail.push(folder, "user/name", to="transformers")
     files = hub_server.repositories["user/name"].files()
-    assert files.keys() == FILES - CODE
+    assert files.keys() == FILES - CODE | {"conversion.json"}
     for name, content in files.items():
         (tmp_path / "pulled" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "pulled" / name).write_bytes(content)
@@ -193,6 +194,64 @@ def test_an_edited_card(hub_server, folder, to):
     assert (card == "# Mine\n") == (to == "vitrail")
 
 
+def test_a_card_that_was_edited_on_the_hub_stays(hub_server, folder):
+    """Unless that of the folder was edited too."""
+    vitrail.push(folder, "user/name")
+    hub_server.put("user/name", {"README.md": b"# Edited on the Hub\n", "results.json": b"of the user"})
+    vitrail.save(*small(seed=1), folder)
+    vitrail.push(folder, "user/name")
+    files = hub_server.repositories["user/name"].files()
+    assert files["README.md"] == b"# Edited on the Hub\n"
+    assert files["results.json"] == b"of the user"
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    (folder / "README.md").write_text("# Edited here\n")
+    vitrail.push(folder, "user/name")
+    assert hub_server.repositories["user/name"].files()["README.md"] == b"# Edited here\n"
+
+
+def test_another_commit_meanwhile(hub_server, folder, monkeypatch):
+    """Nothing of the two is mixed."""
+    from huggingface_hub import HfApi
+
+    vitrail.push(folder, "user/name")
+    list_repo_files = HfApi.list_repo_files
+
+    def and_then_another(self, *args, **kwargs):
+        names = list(list_repo_files(self, *args, **kwargs))
+        hub_server.put("user/name", {"model-00001-of-00002.safetensors": b"somebody else's"})
+        return names
+
+    monkeypatch.setattr(HfApi, "list_repo_files", and_then_another)
+    vitrail.save(*small(seed=1), folder)
+    with pytest.raises(UploadError, match="Somebody else has changed"):
+        vitrail.push(folder, "user/name")
+    assert hub_server.repositories["user/name"].files()["model.safetensors"] != (folder / "model.safetensors").read_bytes()
+
+
+def test_what_is_of_other_weights_is_left_out(hub_server, folder):
+    """A fine-tuned model is not the one that was converted, verified and measured."""
+    model, _ = small()
+    keep_verification(folder, [Check("round trip", "file.pth", 0.0, True)])
+    (folder / "results.json").write_text('{"task": "linear probe", "weights_sha256": "of other weights"}')
+    model.classifier.bias.data += 1
+    model.save_pretrained(folder)
+    vitrail.push(folder, "user/name")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES
+    assert b"file.pth" not in files["README.md"]
+
+
+def test_a_sharded_branch_becomes_one_file(hub_server, folder):
+    """What is stale is looked for on the branch that is pushed to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitrail.hub.save.MAX_SHARD_SIZE", "100KB")
+        vitrail.save(*small(), folder)
+    vitrail.push(folder, "user/name", revision="draft")
+    vitrail.save(*small(), folder)
+    vitrail.push(folder, "user/name", revision="draft")
+    assert hub_server.repositories["user/name"].files("draft").keys() == FILES
+
+
 def test_a_push_that_broke_off_goes_on(hub_server, folder, impatient):
     """Nothing of it is seen, and what had arrived is not sent again."""
     hub_server.faults = [Fault("POST", "/commit/", status=500, times=100)]
@@ -227,12 +286,23 @@ def test_a_branch_and_a_pull_request(hub_server, folder):
     assert commit.pr_url == f"{hub_server.url}/other/name/discussions/1"
     assert hub_server.repositories["other/name"].files().keys() == {"README.md"}
     assert hub_server.repositories["other/name"].files("refs/pr/1").keys() == FILES
+    for revision in ("a b", "0" * 40):
+        with pytest.raises(VitrailError, match="cannot be the name of a branch"):
+            vitrail.push(folder, "user/name", revision=revision)
     with pytest.raises(VitrailError, match="leave revision out"):
         vitrail.push(folder, "user/name", revision="draft", create_pr=True)
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("pytorch_model.bin", b""), ("optimizer.pt", b""), ("checkpoint-500/x", b""), ("notes.py", b"")]
+    ("name", "content"),
+    [
+        ("pytorch_model.bin", b""),
+        ("optimizer.pt", b""),
+        ("checkpoint-500/x", b""),
+        ("notes.py", b""),
+        ("model-00001-of-00002.safetensors", b"of no index"),
+        ("LICENSE/x", b""),
+    ],
 )
 def test_stray_and_unsafe_files_are_refused(hub_server, folder, name, content):
     (folder / name).parent.mkdir(exist_ok=True)
@@ -315,16 +385,21 @@ def test_no_network(no_network, folder, monkeypatch, impatient):
     with pytest.raises(UploadError, match="broke off"):
         vitrail.push(folder, "user/name")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UploadError, match="HF_HUB_OFFLINE"):
+    with pytest.raises(UploadError, match="is not asked, because HF_HUB_OFFLINE"):
         vitrail.push(folder, "user/name")
 
 
-def test_transformers_own_push_to_hub_carries_the_code(hub_server):
+@pytest.mark.parametrize("while_saving", [False, True])
+def test_transformers_own_push_to_hub_carries_the_code(hub_server, tmp_path, while_saving):
     model, image_processor = small()
-    model.push_to_hub("user/name")
-    image_processor.push_to_hub("user/name")
+    if while_saving:
+        for saved in (model, image_processor):
+            saved.save_pretrained(str(tmp_path / "model"), push_to_hub=True, repo_id="user/name")
+    else:
+        model.push_to_hub("user/name")
+        image_processor.push_to_hub("user/name")
     files = hub_server.repositories["user/name"].files()
-    assert files.keys() == FILES
+    assert files.keys() | {"README.md"} == FILES
     assert all("auto_map" in json.loads(files[name]) for name in ("config.json", "preprocessor_config.json"))
 
 

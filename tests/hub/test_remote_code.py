@@ -23,7 +23,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import vitrail
 from small_models import randomize
-from vitrail.hub.remote_code import CODE_NAMES, flat_code, remove_code
+from vitrail.hub.folder import CODE_NAMES
+from vitrail.hub.remote_code import flat_code, remove_code
 
 PACKAGE = Path(vitrail.__file__).parent
 SOURCES = {
@@ -188,6 +189,22 @@ def test_a_model_of_transformers_is_saved_as_ever(tmp_path):
     assert not [file.name for file in tmp_path.iterdir() if file.suffix == ".py"]
     for name in ("config.json", "preprocessor_config.json"):
         assert "auto_map" not in json.loads((tmp_path / name).read_text())
+
+
+def test_other_models_in_the_same_folder_are_left_alone(tmp_path):
+    """Our image processor beside a model of transformers, and our model beside an image processor of theirs."""
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    model, image_processor = small()
+    ViTModel(ViTConfig(**SIZES)).save_pretrained(tmp_path / "their-model")
+    image_processor.save_pretrained(tmp_path / "their-model")
+    assert "auto_map" not in json.loads((tmp_path / "their-model" / "config.json").read_text())
+    assert not (tmp_path / "their-model" / "modeling_vit.py").exists()
+    assert type(AutoModel.from_pretrained(tmp_path / "their-model")) is ViTModel
+    ViTImageProcessorPil().save_pretrained(tmp_path / "their-processor")
+    model.save_pretrained(tmp_path / "their-processor")
+    assert "auto_map" not in json.loads((tmp_path / "their-processor" / "preprocessor_config.json").read_text())
+    assert not (tmp_path / "their-processor" / "image_processing_vit.py").exists()
 
 
 def test_code_false_leaves_nothing_of_it(tmp_path):

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ def test_nothing_but_the_folder_is_left(tmp_path):
     vitrail.save(*small(), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
-    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "model").iterdir()), "others may read them"
+    readable = [path.stat().st_mode & 0o044 == 0o044 for path in [tmp_path / "model", *(tmp_path / "model").iterdir()]]
+    assert all(readable), "others may read it"
 
 
 def test_a_model_can_be_saved_over_another(tmp_path):
@@ -145,6 +147,52 @@ def test_the_size_and_hash_of_a_sharded_source_are_of_its_shards(tmp_path):
     content = b"".join(shard.read_bytes() for shard in shards)
     assert report.source.bytes == len(content)
     assert report.source.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_that_is_interrupted_is_no_mixture(tmp_path, monkeypatch):
+    """Weights of one model with the config of another would load, and be wrong."""
+    vitrail.save(*small(), tmp_path / "model")
+    replace = Path.replace
+
+    def interrupted(self, target):
+        if self.name == "modeling_vit.py" and Path(target).parent == tmp_path / "model":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vitrail.save(*small(), tmp_path / "model")
+    monkeypatch.undo()
+    with pytest.raises(VitrailError):
+        vitrail.load(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_results_of_somebody_else_stay(tmp_path):
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "results.json").write_text('{"accuracy": 0.9}')
+    vitrail.save(*small(), tmp_path / "model")
+    assert (tmp_path / "model" / "results.json").exists()
+    (tmp_path / "model" / "results.json").write_text(
+        '{"task": "linear probe", "weights_sha256": "of a model that was here before"}'
+    )
+    vitrail.save(*small(), tmp_path / "model")
+    assert not (tmp_path / "model" / "results.json").exists()
+
+
+def test_a_folder_by_another_name(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    vitrail.save(*small(), ".")
+    assert "\n# model\n" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_report_of_another_program_is_no_origin(tmp_path):
+    model, processor = small()
+    vitrail.save(model, processor, tmp_path / "model")
+    for content in ("{bad", "[]", '{"weights_sha256": 1}'):
+        (tmp_path / "model" / "conversion.json").write_text(content)
+        assert vitrail.load(tmp_path / "model")[2].origin is None
 
 
 def test_an_edited_card_stays(tmp_path):
