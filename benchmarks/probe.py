@@ -1,7 +1,8 @@
 """What a linear probe costs: features taken once against the backbone in the loop, and many heads against one.
 
-ViT-S/16 with random weights on sklearn's digits, 224 x 224 pixels. A run with the backbone in the loop is measured for one epoch and
-counted 100 times. Heads train on features from the cache; runs of one head and of 52 alternate, and their medians are compared.
+ViT-S/16 with random weights on sklearn's digits, 224 x 224 pixels. Features are taken of one view; with the backbone in the loop every
+epoch runs it on new random crops, for one epoch that is measured and counted 100 times. Heads train on features from the cache; runs of
+one head and of 52 alternate, and their medians are compared.
 """
 
 import statistics

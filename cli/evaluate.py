@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..evaluation.datasets import LabelledImages
     from ..evaluation.extraction import Extraction
 
+MOST_PATHS = 10  # of images left out that are printed
 PACKAGES = ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn")
 
 Data = Annotated[
@@ -31,10 +32,12 @@ TrainSplit = Annotated[str | None, typer.Option(help="Split to learn from, where
 ValidationSplit = Annotated[str | None, typer.Option(help="Split to measure on, where its name does not tell it.")]
 ValidationFraction = Annotated[float, typer.Option(help="Share of each class to measure on, where there is no such split.")]
 DataRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a dataset on the Hub.")]
-Seed = Annotated[int, typer.Option(help="Of all that is drawn.", min=0)]
+Seed = Annotated[
+    int, typer.Option(help="Of all that is drawn: validation images, first weights, order, crops.", min=0, max=2**32 - 1)
+]
 BatchSize = Annotated[int, typer.Option(help="Images that the model takes at a time, on each device.", min=1)]
 NumWorkers = Annotated[int, typer.Option(help="Processes that decode images.", min=0)]
-CacheDir = Annotated[Path | None, typer.Option(help="Where features are kept, instead of a folder in the Hub's cache.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Where features are kept, instead of HF_HOME/vitrail/features.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read, instead of leaving it out.")]
 ResultsFile = Annotated[Path | None, typer.Option(help="A .json file to write the results into as well.")]
 
@@ -47,7 +50,7 @@ def probe(
     views: Annotated[
         int, typer.Option(help="Cached views of each training image, instead of new ones in each epoch (dino, dinov2).", min=0)
     ] = 0,
-    unfreeze: Annotated[int, typer.Option(help="Epochs to fine-tune the whole model for after that.", min=0)] = 0,
+    unfreeze: Annotated[int, typer.Option(help="Then fine-tune the whole model for so many epochs.", min=0)] = 0,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     train_split: TrainSplit = None,
@@ -65,6 +68,8 @@ def probe(
     After an interruption the same command goes on where it was.
     """
     _check_packages()
+    if Path(model).exists() and Path(model).resolve() == output.resolve():
+        raise VitrailError(f"{output} is the model itself: give the name of another folder to write.")
     from ..evaluation import probe as job
     from ..evaluation.recipes import find_recipe
 
@@ -94,7 +99,7 @@ def probe(
         report=report,
     )
     best = results["best_head"]
-    lines = [f"best of {len(results['heads'])} heads: {best['name']}, accuracy {best['accuracy']:.1%}"]
+    lines = [f"best of {len(results['heads'])} heads on these images: {best['name']}, accuracy {best['accuracy']:.1%}"]
     if results["fine_tuning"] is not None:
         lines.append(f"fine-tuned for {unfreeze} epochs:")
     _print(results, [*lines, _scores(results), f"written to {output}: the model, results.json, and three pictures"])
@@ -145,7 +150,10 @@ def knn(
         extraction=_extraction(batch_size, num_workers, cache_dir, strict),
         report=report,
     )
-    _print(results, [f"k = {row['k']:<4} {_scores(row)}" for row in results["by_k"]], output)
+    lines = [f"k = {row['k']:<4} {_scores(row)}" for row in results["by_k"]]
+    if left_out := sorted(set(k or NUM_NEIGHBOURS) - {row["k"] for row in results["by_k"]}):
+        lines.append(f"k = {', '.join(map(str, left_out))} left out: there are not so many images to learn from")
+    _print(results, lines, output)
 
 
 def logistic(
@@ -231,7 +239,9 @@ def _print(results: Mapping[str, Any], lines: list[str], output: Path | None = N
         f"{data['train_images']} images to learn from, {data['validation_images']} to measure on, {len(data['labels'])} classes",
         markup=False,
     )
-    if bad:
-        console.print(f"  {len(bad)} images left out, the first: {bad[0]['path']}: {bad[0]['reason']}", markup=False)
+    for image in bad[:MOST_PATHS]:
+        console.print(f"  left out: {image['path']}: {image['reason']}", markup=False)
+    if len(bad) > MOST_PATHS:
+        console.print(f"  left out: {len(bad)} images in all", markup=False)
     for line in lines:
         console.print(f"  {line}", markup=False)

@@ -18,13 +18,15 @@ def push(
     model: Source,
     repo_id: Annotated[str, typer.Argument(help="The repository, user/name; made if it does not exist.")],
     to: Annotated[str, typer.Option("--as", help="Layout of the repository: vitrail, transformers or timm.")] = "vitrail",
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private; refuse one that is public.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private; fail if it exists and is public.")
+    ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request on a repository that exists.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to commit to, instead of main.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, instead of main; made if it does not exist.")] = None,
     code: Annotated[
         bool, typer.Option("--code/--no-code", help="Put in the code that loads it where vitrail is not installed.")
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be uploaded.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be uploaded; the Hub is not asked.")] = False,
 ) -> None:
     """Upload a model to the Hub: weights, config, image processor, code and card, in one commit."""
     console = Console(highlight=False, soft_wrap=True)

@@ -108,8 +108,13 @@ def cached_features(
     images = ImageViews(dataset, image_processor, views=views, seed=seed, resample=resample)
     contents = _contents(vit, images, num_cls_layers)
     folder = Path(cache_dir) / hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
     processes = PartialState(cpu=vit.device.type == "cpu")
+    finished = (folder / MANIFEST).exists() and not (folder / CHUNKS).exists()
+    if processes.num_processes == 1 and finished:  # nothing to write, not even a lock
+        features = _read(folder)
+        _check(features.bad, strict=strict)
+        return features
+    folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder / ".lock") if processes.is_main_process else contextlib.nullcontext():
         processes.wait_for_everyone()  # behind the lock all of them see the same files
         if not (folder / MANIFEST).exists():

@@ -95,7 +95,8 @@ def evaluate_knn(
     )
     by_k = [{"k": k, **scores(ranked, vectors.validation_labels)} for k, ranked in classes.items()]
     best = max(by_k, key=lambda row: row["accuracy"])
-    return {"task": "k-NN", **best, "temperature": TEMPERATURE, "by_k": by_k, **vectors.described(report)}
+    selection = "the best k by its accuracy on these validation images"
+    return {"task": "k-NN", **best, "selection": selection, "temperature": TEMPERATURE, "by_k": by_k, **vectors.described(report)}
 
 
 def evaluate_logistic(

@@ -173,6 +173,8 @@ def probe(
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     if views and not recipe.augmented:
         raise VitrailError(f"The recipe {recipe.name} uses the one view of the image processor: leave out views={views}.")
+    if len(data.label_names) < 2:
+        raise VitrailError(f"{data.source} has one class, {data.label_names[0]!r}: a classifier needs two or more.")
     output_dir = Path(output_dir)
     check_output_dir(output_dir)
     processes = start_processes()
@@ -193,8 +195,7 @@ def probe(
     heads = _head_results(trainer, classes, validation.labels)
     best = int(np.argmax([head["accuracy"] for head in heads]))  # the first of equals
     classes = classes[:, best]
-    if (classes == DIVERGED).any():
-        raise VitrailError(f"No head of the recipe {recipe.name} has learned: its learning rates are too high for this batch size.")
+    _check_learned(classes, f"No head of the recipe {recipe.name} has learned")
     linear = trainer.model.linears[best]
     merged = merge_head(model, trainer.heads[best], linear.weight, linear.bias, data.label_names)
     times.append(time.monotonic())
@@ -203,6 +204,7 @@ def probe(
     if unfreeze_epochs:
         fine_tuner = run.fine_tune(merged, train, validation, unfreeze_epochs)
         classes = fine_tuner.predict(fine_tuner.eval_dataset).predictions
+        _check_learned(classes, "The model has lost in fine-tuning what it had learned")
         merged = fine_tuner.model
         fine_tuning = {"epochs": unfreeze_epochs, **asdict(fine_tuner.settings)}
     times.append(time.monotonic())
@@ -211,12 +213,12 @@ def probe(
         "task": "linear probe" if fine_tuning is None else "fine-tuning after a linear probe",
         **scores(classes, validation.labels),
         "best_head": heads[best],
+        "selection": "the best head by its accuracy on these validation images",
         "recipe": asdict(recipe) | {"views": views, "seed": seed},
         "fine_tuning": fine_tuning,
         "heads": heads,
         "curves": _curves(trainer),
         "resumed_from": resumed_from,
-        "processes": processes.num_processes,
         **described(
             data,
             {"train": train, "validation": validation},
@@ -230,6 +232,11 @@ def probe(
         shutil.rmtree(run_dir)
     processes.wait_for_everyone()
     return results
+
+
+def _check_learned(classes: np.ndarray, otherwise: str) -> None:
+    if (classes == DIVERGED).any():
+        raise VitrailError(f"{otherwise}: the learning rates are too high for this batch size.")
 
 
 def _head_results(trainer: ProbeTrainer, classes: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:

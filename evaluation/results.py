@@ -16,6 +16,7 @@ from ..version import __version__
 from .cache import Features
 from .datasets import LabelledImages
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
+from .processes import start_processes
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
 
@@ -38,7 +39,7 @@ def described(
     Args:
         halves: the features of "train" and "validation".
         report: what `vitrail.load` said of the model.
-        seconds: how long each part took.
+        seconds: how long each part took in this run; what was kept of one that was interrupted took longer.
     """
     return {
         "model": None if report is None else {"format": report.format, "checkpoint": report.checkpoint, **asdict(report.source)},
@@ -53,6 +54,7 @@ def described(
             for half, features in halves.items()
             for image in features.bad
         ],
+        "processes": start_processes().num_processes,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "versions": {
             "vitrail": __version__,

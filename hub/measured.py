@@ -20,13 +20,14 @@ def measured_facts(results: Mapping[str, Any], *, pictures: bool) -> dict[str, A
     """What the section on measured results is filled with; `pictures`: they lie beside the card."""
     data, recipe, best = results["data"], results["recipe"], results["best_head"]
     fine_tuning = results["fine_tuning"]
-    rows = [(name, f"{100 * results[key]:.1f} %") for key, (name, _) in MEASURED.items()]
+    rows = [(name, f"{100 * results[key]:.1f} %") for key, (name, _) in _told(results).items()]
     return {
         "data": plain(data["source"]),
         "train_images": f"{data['train_images']:,}",
         "validation_images": f"{data['validation_images']:,}",
         "recipe": f"{recipe['name']} ({recipe['source']})",
         "num_heads": len(results["heads"]),
+        "left_out": len(results["bad_images"]),
         "features": best["features"],
         "learning_rate": f"{best['learning_rate']:g}",
         "fine_tuning": f"{fine_tuning['epochs']} epochs ({fine_tuning['source']})" if fine_tuning else None,
@@ -40,12 +41,20 @@ def measured_results(results: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=results["data"]["source"],
+            dataset_type=results["data"]["source"]
+            if "/" in results["data"]["source"]
+            else "imagefolder",  # not a dataset of the Hub
             dataset_name=results["data"]["source"],
             dataset_split="validation",
             metric_type=metric_type,
             metric_name=name,
             metric_value=results[key],
         )
-        for key, (name, metric_type) in MEASURED.items()
+        for key, (name, metric_type) in _told(results).items()
     ]
+
+
+def _told(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The metrics that say something: top-5 accuracy of up to 5 classes is always 1."""
+    few = len(results["data"]["labels"]) <= 5
+    return {key: names for key, names in MEASURED.items() if not (few and key == "top_5_accuracy")}

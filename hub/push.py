@@ -177,6 +177,8 @@ def stage(
         (add_code if code else remove_code)(folder)
         if may_be_rendered(folder):
             write_card(folder, folder_card(folder, name=repo_id, weights_sha256=weights_sha256))
+        else:
+            upload.notices.append(f"{CARD_NAME} was edited and goes up as it is: see that its code loads {repo_id}")
     else:
         save(model, image_processor, folder, report=report, code=code)
         write_card(folder, folder_card(folder, name=repo_id))

@@ -89,9 +89,9 @@ def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
     captured = capsys.readouterr()
     results = json.loads((tmp_path / "model" / "results.json").read_text())
     assert f"{results['data']['train_images']} images to learn from, 8 to measure on, 2 classes" in captured.out
-    assert f"best of 52 heads: {results['best_head']['name']}, accuracy 100.0%" in captured.out
+    assert f"best of 52 heads on these images: {results['best_head']['name']}, accuracy 100.0%" in captured.out
     assert "accuracy 100.0%, top-5 100.0%, mean per class 100.0%" in captured.out
-    assert "1 images left out, the first:" in captured.out
+    assert "left out: " in captured.out
     assert "00.png" in captured.out
     assert "Traceback" not in captured.err
     assert results["model"]["name"] == "model.safetensors"
@@ -118,6 +118,7 @@ def test_knn_prints_a_line_for_each_k(words, capsys, tmp_path):
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "knn.json").read_text())
     assert [row["k"] for row in results["by_k"]] == [1, 5]  # there are not 500 neighbours
+    assert "k = 500 left out" in printed
     for row in results["by_k"]:
         assert f"k = {row['k']:<4} accuracy {row['accuracy']:.1%}" in printed
     assert results["task"] == "k-NN"
@@ -129,6 +130,13 @@ def test_logistic_prints_its_choice(words, capsys, tmp_path):
     results = json.loads((tmp_path / "logistic.json").read_text())
     assert f"C = {results['C']:.3g}   accuracy {results['accuracy']:.1%}" in capsys.readouterr().out
     assert len(results["by_C"]) == 45
+
+
+def test_the_model_itself_is_not_written_over(words, capsys):
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in words[0].iterdir())
+    assert vitrail("probe", *words, "--output", words[0]) == 2
+    assert "is the model itself" in capsys.readouterr().err
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in words[0].iterdir()) == before
 
 
 @pytest.mark.parametrize(

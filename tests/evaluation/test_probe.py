@@ -37,7 +37,7 @@ NAMES = ("red", "green", "blue", "grey")
 COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (120, 120, 120)])
 # Few heads and updates; the last batch of an epoch has less rows than the others
 PLAIN = Recipe("plain", "this test", (0.01, 0.1), ((1, False), (2, True)), batch_size=16, epochs=4, augmented=False)
-AUGMENTED = dataclasses.replace(PLAIN, name="augmented", augmented=True)
+AUGMENTED = dataclasses.replace(PLAIN, name="augmented", augmented=True, resample=int(Image.Resampling.BILINEAR))
 
 
 def noisy_colours(count, seed):
@@ -223,12 +223,14 @@ def test_bad_images_are_left_out_and_reported(run, colours, tmp_path):
         run(tmp_path / "strict", data=data, reading={"strict": True})
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, tmp_path):
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, colours, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(VitrailError, match="is a file: give the name of a folder"):
         run(tmp_path / "file")
     with pytest.raises(VitrailError, match="other things in it"):
         run(tmp_path)
+    with pytest.raises(VitrailError, match="has one class, 'red'"):
+        run(tmp_path / "model", data=dataclasses.replace(make_data(colours.train, colours.validation), label_names=("red",)))
     with pytest.raises(VitrailError, match="leave out views=3"):
         run(tmp_path / "model", views=3)
     with pytest.raises(VitrailError, match="no recipe"):
