@@ -1,11 +1,12 @@
 """Linear probing from images to a model: features, heads, the best one merged, and a report."""
 
+import contextlib
 import copy
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
+from filelock import FileLock, Timeout
 
 from ..convert.load import ConversionReport
 from ..errors import VitrailError
@@ -39,6 +42,7 @@ from .training import training_arguments
 EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each
 LARGEST_LOGITS = 2**27  # numbers that all heads make at a time, on features: 512 MiB; larger batches are accumulated
 RUN_NAME = "run.json"
+LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,8 @@ def probe(
         What results.json holds.
 
     Raises:
-        VitrailError: the folder holds something else, the run in it is another one, a bad image is refused, or no head has learned.
+        VitrailError: the folder holds something else, the run in it is another one or goes on elsewhere, a bad image is refused, or no
+            head has learned.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     if views and not recipe.augmented:
@@ -182,11 +187,20 @@ def probe(
     run_dir = output_dir.with_name(f"{output_dir.name}.run")
     run = ProbeRun(model, image_processor, data, recipe, views, seed, extraction or Extraction(), run_dir)
 
+    with _only_one(run_dir) if processes.is_main_process else contextlib.nullcontext():
+        return _run_probe(run, processes, output_dir, unfreeze_epochs=unfreeze_epochs, report=report)
+
+
+def _run_probe(
+    run: ProbeRun, processes: PartialState, output_dir: Path, *, unfreeze_epochs: int, report: ConversionReport | None
+) -> dict[str, Any]:
+    """Features, heads, fine-tuning, and the folder."""
+    data, recipe = run.data, run.recipe
     times = [time.monotonic()]
-    train, validation = run.features(data.train, views=views), run.features(data.validation, views=0)
+    train, validation = run.features(data.train, views=run.views), run.features(data.validation, views=0)
     if processes.is_main_process:
-        settings = {"recipe": asdict(recipe), "views": views, "seed": seed, "unfreeze_epochs": unfreeze_epochs}
-        _open_run(run_dir, settings | {"train": train.key, "validation": validation.key})
+        settings = {"recipe": asdict(recipe), "views": run.views, "seed": run.seed, "unfreeze_epochs": unfreeze_epochs}
+        _open_run(run.run_dir, settings | {"train": train.key, "validation": validation.key})
     processes.wait_for_everyone()
     times.append(time.monotonic())
 
@@ -197,7 +211,7 @@ def probe(
     classes = classes[:, best]
     _check_learned(classes, f"No head of the recipe {recipe.name} has learned")
     linear = trainer.model.linears[best]
-    merged = merge_head(model, trainer.heads[best], linear.weight, linear.bias, data.label_names)
+    merged = merge_head(run.model, trainer.heads[best], linear.weight, linear.bias, data.label_names)
     times.append(time.monotonic())
 
     fine_tuning = None
@@ -214,7 +228,7 @@ def probe(
         **scores(classes, validation.labels),
         "best_head": heads[best],
         "selection": "the best head by its accuracy on these validation images",
-        "recipe": asdict(recipe) | {"views": views, "seed": seed},
+        "recipe": asdict(recipe) | {"views": run.views, "seed": run.seed},
         "fine_tuning": fine_tuning,
         "heads": heads,
         "curves": _curves(trainer),
@@ -227,9 +241,9 @@ def probe(
         ),
     }
     if processes.is_main_process:
-        save(merged, image_processor, output_dir, report=report)
+        save(merged, run.image_processor, output_dir, report=report)
         write_report(output_dir, results, confusion_matrix(classes[:, 0], validation.labels, len(data.label_names)))
-        shutil.rmtree(run_dir)
+        shutil.rmtree(run.run_dir)
     processes.wait_for_everyone()
     return results
 
@@ -261,6 +275,23 @@ def _curves(trainer: ProbeTrainer) -> list[dict[str, Any]]:
     return list(points.values())
 
 
+@contextlib.contextmanager
+def _only_one(run_dir: Path) -> Iterator[None]:
+    """Keeps a second run away from the folder of one that is going on; an empty folder is not left behind."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise VitrailError(f"{run_dir} is in use by another run: wait for it, or choose another output folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if run_dir.exists() and {path.name for path in run_dir.iterdir()} <= {LOCK_NAME}:
+            shutil.rmtree(run_dir)
+
+
 def _open_run(run_dir: Path, settings: Mapping[str, Any]) -> None:
     """Makes the folder of a run, or finds it; only the run that began in it may go on."""
     settings = json.loads(json.dumps(settings))
@@ -274,5 +305,4 @@ def _open_run(run_dir: Path, settings: Mapping[str, Any]) -> None:
                 "folder, or choose another output folder."
             )
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(settings, indent=2) + "\n")

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -221,6 +222,14 @@ def test_bad_images_are_left_out_and_reported(run, colours, tmp_path):
         np.testing.assert_allclose(one["losses"], other["losses"], atol=1e-5)
     with pytest.raises(BadImageError, match=r"bad\.png"):
         run(tmp_path / "strict", data=data, reading={"strict": True})
+
+
+def test_a_second_run_into_the_same_output_is_refused(run, tmp_path):
+    (tmp_path / "model.run").mkdir()
+    with FileLock(tmp_path / "model.run" / ".lock"), pytest.raises(VitrailError, match="in use by another run"):
+        run(tmp_path / "model")
+    run(tmp_path / "model")
+    assert not (tmp_path / "model.run").exists()
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, colours, tmp_path):
