@@ -1,6 +1,5 @@
 """`load`: any source becomes a model of ours with its image processor, and a report of what was done."""
 
-import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ import torch
 import transformers
 
 from ..configuration.configuration_vit import ViTConfig
-from ..errors import ConversionError, UnsupportedCheckpointError
+from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..version import __version__
@@ -18,6 +17,7 @@ from .adapt import adapt_image_processor, adapt_image_size, adapt_num_channels, 
 from .detect import find_family, open_checkpoint
 from .download import sha256
 from .family import Family, RawCheckpoint, make_config
+from .files import read_json
 from .rules import Coverage, convert_tensors
 from .sources import ResolvedSource, resolve
 
@@ -222,12 +222,11 @@ def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
 
 def _origin(raw: RawCheckpoint, source: SourceFile) -> dict[str, Any] | None:
     """The report beside weights of ours, if they are still those that it was written with; not what was verified of the folder."""
-    path = raw.files[0].with_name(REPORT_NAME)
     try:
-        origin = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        origin = read_json(raw.files[0].with_name(REPORT_NAME))
+    except (FileNotFoundError, CorruptFileError):
         return None
-    if not isinstance(origin, dict) or origin.get("weights_sha256") != source.sha256:  # another program's, or of other weights
+    if origin.get("weights_sha256") != source.sha256:  # another program's, or of other weights
         return None
     return {name: value for name, value in origin.items() if name != "verification"}
 

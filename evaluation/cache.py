@@ -109,13 +109,10 @@ def cached_features(
     contents = _contents(vit, images, num_cls_layers)
     folder = Path(cache_dir) / hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:32]
     processes = PartialState(cpu=vit.device.type == "cpu")
-    finished = (folder / MANIFEST).exists() and not (folder / CHUNKS).exists()
-    if processes.num_processes == 1 and finished:  # nothing to write, not even a lock
-        features = _read(folder)
-        _check(features.bad, strict=strict)
-        return features
+    # Where nothing is to be written there is no lock either: the folder may be one that can only be read
+    finished = processes.num_processes == 1 and (folder / MANIFEST).exists() and not (folder / CHUNKS).exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder / ".lock") if processes.is_main_process else contextlib.nullcontext():
+    with WeakFileLock(folder / ".lock") if processes.is_main_process and not finished else contextlib.nullcontext():
         processes.wait_for_everyone()  # behind the lock all of them see the same files
         if not (folder / MANIFEST).exists():
             chunks = _chunks(folder, len(dataset), views)

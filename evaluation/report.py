@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..convert.download import sha256
 from ..hub.card import folder_card
-from ..hub.folder import RESULT_NAMES, weight_files, write_text
+from ..hub.folder import RESULT_NAMES, hash_weights, write_text
 from ..hub.readme import may_be_rendered, write_card
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; with markers, so that grey copies can be read too
@@ -47,7 +46,7 @@ def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray
     _save(learning_curves(results), folder / curves_name)
     _save(accuracy_by_head(results), folder / heads_name)
     _save(confusion_picture(confusion, results["data"]["labels"]), folder / confusion_name)
-    weights_sha256 = sha256(*weight_files(folder))
+    weights_sha256 = hash_weights(folder)
     kept = _finite(results) | {"weights_sha256": weights_sha256}
     write_text(folder / results_name, json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if may_be_rendered(folder):

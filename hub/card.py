@@ -23,7 +23,16 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from .citations import PAPERS
 from .conversion import conversion_table, converted_from, plain, reports, verification
 from .descriptions import architecture, differences, has_named_classes, markdown_table, preparation
-from .folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, is_model_folder, read_report, read_results
+from .folder import (
+    CONFIG_NAME,
+    PREPROCESSOR_CONFIG_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
+    hash_weights,
+    is_model_folder,
+    read_report,
+    read_results,
+)
 from .lineages import COMPARISONS, DATASETS, lineage_of
 from .measured import measured_facts, measured_results
 from .provenance import checkpoint_link, eval_results, load_name
@@ -130,6 +139,8 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_s
     content, preprocessor = (read_json(folder / file) for file in (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME))
     raw = RawCheckpoint({}, "safetensors", config=content, preprocessor_config=preprocessor)
     config = make_config(VITRAIL.configure(raw, None))
+    if weights_sha256 is None and (folder / REPORT_NAME).is_file() and (folder / RESULTS_NAME).is_file():
+        weights_sha256 = hash_weights(folder)  # once for both
     return model_card(
         config,
         VITRAIL.image_processor(raw, config),

@@ -29,13 +29,10 @@ INDEX_NAME = "model.safetensors.index.json"
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a model that vitrail wrote."""
     path = folder / CONFIG_NAME
-    if not path.is_file():
-        return False
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return path.is_file() and read_json(path).get("model_type") == ViTConfig.model_type
+    except CorruptFileError:
         return False
-    return isinstance(config, dict) and config.get("model_type") == ViTConfig.model_type
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,6 +48,11 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     return [path for path in [folder / "model.safetensors"] if path.is_file()]
+
+
+def hash_weights(folder: Path) -> str:
+    """SHA-256 of a folder's weights, as `vitrail.load` gives it."""
+    return sha256(*weight_files(folder))
 
 
 def read_report(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
@@ -76,7 +78,7 @@ def holds_results(folder: Path) -> bool:
 
 
 def _of_these_weights(content: dict[str, Any], folder: Path, weights_sha256: str | None) -> dict[str, Any] | None:
-    return content if content.get("weights_sha256") == (weights_sha256 or sha256(*weight_files(folder))) else None
+    return content if content.get("weights_sha256") == (weights_sha256 or hash_weights(folder)) else None
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

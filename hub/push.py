@@ -141,13 +141,14 @@ def stage(
                 "processor there too, with image_processor.save_pretrained."
             )
     model, image_processor, report = load(source, token=token)  # sound, complete and finite, or an error
-    upload, results = Upload({}), None
+    upload, weights_sha256 = Upload({}), report.source.sha256
     said: dict[str, Any] | None = report.to_dict()
+    results, stale = None, []
     if ours:
-        weights_sha256 = report.source.sha256
         said, results = read_report(path, weights_sha256), read_results(path, weights_sha256)
-        stale = [REPORT_NAME] * (said is None) + list(RESULT_NAMES) * (results is None)
-        if stale := [name for name in stale if (path / name).exists()]:
+        of_others = [REPORT_NAME] * (said is None) + list(RESULT_NAMES) * (results is None)
+        stale = [name for name in of_others if (path / name).exists()]
+        if stale:
             upload.notices.append(f"left out, because it is not of these weights: {', '.join(stale)}")
     if to != "vitrail":
         exported = to_format(model, image_processor, to)

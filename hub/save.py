@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..convert.download import sha256
 from ..convert.load import ConversionReport, load
 from ..convert.verify import Check
 from ..errors import VitrailError
@@ -19,10 +18,10 @@ from .folder import (
     REPORT_NAME,
     RESULT_NAMES,
     WEIGHTS,
+    hash_weights,
     holds_results,
     is_model_folder,
     read_report,
-    weight_files,
     write_report,
 )
 from .readme import may_be_rendered, write_card
@@ -63,7 +62,7 @@ def save(
             remove_code(temporary)  # save_pretrained carries it
         weights_sha256 = None
         if report is not None:
-            weights_sha256 = sha256(*weight_files(temporary))
+            weights_sha256 = hash_weights(temporary)
             write_report(temporary, report.to_dict() | {"weights_sha256": weights_sha256})
         if may_be_rendered(output_dir):
             write_card(temporary, folder_card(temporary, name=output_dir.name, weights_sha256=weights_sha256))
@@ -99,7 +98,7 @@ def check_output_dir(output_dir: Path) -> None:
 def keep_verification(folder: str | os.PathLike, checks: list[Check]) -> None:
     """Puts the table of `verify` into a folder's conversion.json, and into its card, unless someone has edited that."""
     folder = Path(folder)
-    weights_sha256 = sha256(*weight_files(folder))
+    weights_sha256 = hash_weights(folder)
     report = read_report(folder, weights_sha256) or {"weights_sha256": weights_sha256}
     write_report(folder, report | {"verification": [check.to_dict() for check in checks]})
     if may_be_rendered(folder):

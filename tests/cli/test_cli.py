@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import deterministic
-from vitrail.cli import main
+from command_line import end_of
 
 PHOTO = Path(__file__).parent.parent / "images" / "chelsea.jpg"
 
@@ -26,17 +26,6 @@ def model_dir(tmp_path_factory):
     run("convert", folder / "dino_deitsmall16_pretrain.pth", folder / "dino-vits16")
     run("convert", folder / "dino_deitsmall16_pretrain.pth", folder / "classifier", "--head", folder / "linear.pth")
     return folder / "dino-vits16"
-
-
-def end_of(*words):
-    """Runs the command line in this process and gives its exit code."""
-    arguments, sys.argv = sys.argv, ["vitrail", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as end:
-            main()
-    finally:
-        sys.argv = arguments
-    return end.value.code
 
 
 def run(*words):

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 from transformers import pipeline
 
-from vitrail.cli import evaluate, main
+from command_line import end_of
+from vitrail.cli import evaluate
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.evaluation.recipes import RECIPES
 from vitrail.hub.save import save
@@ -73,19 +73,8 @@ def _short(monkeypatch):
     monkeypatch.setitem(RECIPES, "dino", dataclasses.replace(RECIPES["dino"], epochs=2))
 
 
-def vitrail(*arguments):
-    """Runs the command line and gives its exit code."""
-    before, sys.argv = sys.argv, ["vitrail", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as end:
-            main()
-    finally:
-        sys.argv = before
-    return end.value.code or 0
-
-
 def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
-    assert vitrail("probe", *words, "--output", tmp_path / "model") == 0
+    assert end_of("probe", *words, "--output", tmp_path / "model") == 0
     captured = capsys.readouterr()
     results = json.loads((tmp_path / "model" / "results.json").read_text())
     assert f"{results['data']['train_images']} images to learn from, 8 to measure on, 2 classes" in captured.out
@@ -97,7 +86,7 @@ def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
     assert results["model"]["name"] == "model.safetensors"
     assert results["data"]["source"] == "pictures"
     assert [image["path"] for image in results["bad_images"]] == ["teal/00.png"]
-    assert vitrail("classify", tmp_path / "model", words[2] / "teal" / "03.png") == 0
+    assert end_of("classify", tmp_path / "model", words[2] / "teal" / "03.png") == 0
     assert capsys.readouterr().out.split()[1] == "teal"
     classifier = pipeline("image-classification", model=str(tmp_path / "model"))
     assert classifier(str(words[2] / "orange" / "03.png"))[0]["label"] == "orange"
@@ -105,7 +94,7 @@ def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
 
 def test_probe_takes_every_option(words, capsys, tmp_path):
     options = ["--recipe", "dino", "--views", 2, "--unfreeze", 1, "--seed", 3, "--num-workers", 0, "--validation-fraction", 0.3]
-    assert vitrail("probe", *words, "--output", tmp_path / "model", *options) == 0
+    assert end_of("probe", *words, "--output", tmp_path / "model", *options) == 0
     assert "fine-tuned for 1 epochs:" in capsys.readouterr().out
     results = json.loads((tmp_path / "model" / "results.json").read_text())
     assert results["recipe"]["name"] == "dino"
@@ -114,7 +103,7 @@ def test_probe_takes_every_option(words, capsys, tmp_path):
 
 
 def test_knn_prints_a_line_for_each_k(words, capsys, tmp_path):
-    assert vitrail("knn", *words, "-k", 1, "-k", 5, "-k", 500, "--output", tmp_path / "knn.json") == 0
+    assert end_of("knn", *words, "-k", 1, "-k", 5, "-k", 500, "--output", tmp_path / "knn.json") == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "knn.json").read_text())
     assert [row["k"] for row in results["by_k"]] == [1, 5]  # there are not 500 neighbours
@@ -126,7 +115,7 @@ def test_knn_prints_a_line_for_each_k(words, capsys, tmp_path):
 
 
 def test_logistic_prints_its_choice(words, capsys, tmp_path):
-    assert vitrail("logistic", *words, "--output", tmp_path / "logistic.json") == 0
+    assert end_of("logistic", *words, "--output", tmp_path / "logistic.json") == 0
     results = json.loads((tmp_path / "logistic.json").read_text())
     assert f"C = {results['C']:.3g}   accuracy {results['accuracy']:.1%}" in capsys.readouterr().out
     assert len(results["by_C"]) == 45
@@ -134,7 +123,7 @@ def test_logistic_prints_its_choice(words, capsys, tmp_path):
 
 def test_the_model_itself_is_not_written_over(words, capsys):
     before = sorted((path.name, path.stat().st_mtime_ns) for path in words[0].iterdir())
-    assert vitrail("probe", *words, "--output", words[0]) == 2
+    assert end_of("probe", *words, "--output", words[0]) == 2
     assert "is the model itself" in capsys.readouterr().err
     assert sorted((path.name, path.stat().st_mtime_ns) for path in words[0].iterdir()) == before
 
@@ -152,7 +141,7 @@ def test_the_model_itself_is_not_written_over(words, capsys):
 )
 def test_mistakes_end_with_one_message(words, capsys, tmp_path, command, options, message):
     output = ["--output", tmp_path / ("model" if command == "probe" else "results.json")]
-    assert vitrail(command, *words, *output, *options) == 2
+    assert end_of(command, *words, *output, *options) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -162,9 +151,9 @@ def test_mistakes_end_with_one_message(words, capsys, tmp_path, command, options
 def test_an_output_that_cannot_be_written_is_refused(words, capsys, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()
-    assert vitrail("probe", *words, "--output", tmp_path / "full") == 2
+    assert end_of("probe", *words, "--output", tmp_path / "full") == 2
     assert "other things in it" in capsys.readouterr().err
-    assert vitrail("knn", *words, "--output", tmp_path / "knn.txt") == 2
+    assert end_of("knn", *words, "--output", tmp_path / "knn.txt") == 2
     assert ".json" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
 
@@ -174,6 +163,6 @@ def test_a_missing_package_is_named_with_the_remedy(words, capsys, tmp_path, mon
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None if name in ("datasets", "sklearn") else find_spec(name))
     output = ["--output", tmp_path / "model"] if command == "probe" else []
-    assert vitrail(command, *words, *output) == 2
+    assert end_of(command, *words, *output) == 2
     error = capsys.readouterr().err
     assert "not installed (datasets, sklearn): pip install vitrail[evaluation]" in error
