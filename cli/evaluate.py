@@ -226,7 +226,7 @@ def _scores(results: Mapping[str, float]) -> str:
 
 def _print(results: Mapping[str, Any], lines: list[str], output: Path | None = None) -> None:
     """One process of several prints."""
-    from ..evaluation.processes import start_processes
+    from ..features.processes import start_processes
 
     if not start_processes().is_main_process:
         return

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ..convert.load import load
 from ..errors import VitrailError
-from ..features.extract import classify_image, extract_features
+from ..features.embed import classify_image, extract_features
 from ..features.maps import attention_picture
 from ..modeling.modeling_vit import ViTForImageClassification
 

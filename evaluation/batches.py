@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..features.images import open_image
 from ..processing.augmentation import rng_of, training_view
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .datasets import open_image
 from .recipes import Schedule
 
 

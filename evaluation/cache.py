@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import BadImageError, VitrailError
-from ..features.extract import encoder
+from ..features.embed import encoder
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .features import BadImage, ExtractedChunk, ImageViews, extract_chunks

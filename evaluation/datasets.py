@@ -1,9 +1,8 @@
 """Labelled images from wherever they lie, as two halves: one to learn from, one to be measured on."""
 
 import hashlib
-import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
-from PIL import Image, ImageOps
 
-from ..errors import BadImageError, VitrailError
-from ..processing.image_processing_vit import DECODE_ERRORS
+from ..errors import VitrailError
+from ..features.tables import check_columns, choose_image_column, choose_label_column, columns_and_types
 from .image_sources import read_splits, stratified_split
-
-# What a column of labels is called where no column has the type ClassLabel; `cls` is WebDataset's
-LABEL_NAMES = ("label", "labels", "cls", "class", "target")
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,8 @@ def load_images(
         raise VitrailError(f"found validation_fraction={validation_fraction}; write a number between 0 and 1, as 0.2")
     train, validation = read_splits(str(source), train_split=train_split, validation_split=validation_split, revision=revision)
     train, validation = _with_flat_columns(train), None if validation is None else _with_flat_columns(validation)
-    image_column, label_column = _columns(train, image_column, label_column)
+    image_column = choose_image_column(train.features, image_column)
+    label_column = choose_label_column(train.features, label_column)
     feature = train.features[label_column]
     train_values = train[label_column][:]
     names = _label_names(feature, train_values, label_column)
@@ -82,7 +78,7 @@ def load_images(
         train_rows, validation_rows = stratified_split(train_labels, fraction=validation_fraction, seed=seed)
         validation_images, validation_labels = train_images, train_labels
     else:
-        _check_columns(validation, (image_column, label_column))
+        check_columns(validation.features, image_column, label_column)
         validation_labels = _labels(validation.features[label_column], validation[label_column][:], names, "validation")
         validation_images = _images(validation, image_column)
         train_rows, validation_rows = np.arange(len(train_labels)), np.arange(len(validation_labels))
@@ -97,66 +93,7 @@ def load_images(
     return LabelledImages(halves[0], halves[1], names, str(source), fingerprint)
 
 
-def open_image(entry: Mapping[str, Any] | None) -> Image.Image:
-    """The image of a row, decoded, upright (its EXIF orientation applied), in the mode of its file.
-
-    entry: {"bytes", "path"}, one of which may be None.
-
-    Raises BadImageError for what is missing, empty, cut short, damaged, no image, or so large that it is taken for an attack.
-    """
-    entry = entry or {"bytes": None, "path": None}
-    path, content = entry["path"], entry["bytes"]
-    name = path or "without a path"
-    if path is None and content is None:
-        raise BadImageError(name, "the row holds no image")
-    try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
-    except FileNotFoundError as error:
-        raise BadImageError(name, "there is no such file") from error
-    except Image.UnidentifiedImageError as error:
-        empty = os.path.getsize(path) == 0 if content is None else not content
-        raise BadImageError(name, "it is empty" if empty else "Pillow knows no such format") from error
-    except DECODE_ERRORS as error:
-        raise BadImageError(name, str(error) or type(error).__name__) from error
-
-
 # Columns: from any to "image" and "label"
-
-
-def _columns(dataset: datasets.Dataset, image_column: str | None, label_column: str | None) -> tuple[str, str]:
-    features = dataset.features
-    _check_columns(dataset, [column for column in (image_column, label_column) if column is not None])
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    # Parquet that datasets has not written: the bytes alone, or the structure that flatten() has made two columns of
-    images = images or [name for name, feature in features.items() if feature == datasets.Value("binary")]
-    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labels = labels or [name for name in features if name.rpartition(".")[2] in LABEL_NAMES]
-    return (
-        image_column or _only("image", images, features),
-        label_column or _only("label", labels, features),
-    )
-
-
-def _only(kind: str, found: list[str], features: datasets.Features) -> str:
-    if len(found) == 1:
-        return found[0]
-    raise VitrailError(
-        f"found {len(found) or 'no'} columns that could hold the {kind}{'s' if not found else ': ' + ', '.join(found)}; name it with "
-        f"{kind}_column, among {_described(features)}"
-    )
-
-
-def _check_columns(dataset: datasets.Dataset, columns: Iterable[str]) -> None:
-    for column in columns:
-        if column not in dataset.features:
-            raise VitrailError(f"there is no column {column!r}; found {_described(dataset.features)}")
-
-
-def _described(features: datasets.Features) -> str:
-    return ", ".join(f"{name} ({getattr(feature, 'dtype', type(feature).__name__)})" for name, feature in features.items())
 
 
 def _with_flat_columns(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -172,7 +109,7 @@ def _images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     feature = dataset.features[column]
     if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", None) not in ("binary", "large_binary", "string"):
         raise VitrailError(
-            f"the column {column!r} holds no images; name another with image_column, among {_described(dataset.features)}"
+            f"the column {column!r} holds no images; name another with image_column, among {columns_and_types(dataset.features)}"
         )
     images = dataset.select_columns([column])
     images = images if column == "image" else images.rename_column(column, "image")

@@ -3,16 +3,15 @@
 import glob
 import io
 import os
-import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 from PIL import Image
 
 from ..errors import SourceNotFoundError, VitrailError
+from ..features.tables import load_dataset
 
 DIGITS = "digits"
 
@@ -23,9 +22,6 @@ VALIDATION_NAMES = ("validation", "valid", "val", "test", "testing")
 # Kinds of files that datasets reads by itself. A folder with such files is one that datasets reads as a whole.
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 TABLES = ("*.parquet", "*.tar", "metadata.csv", "metadata.jsonl")
-
-# What datasets raises on damaged files, missing configurations and a network that does not answer
-LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError, LookupError, tarfile.TarError)
 
 
 def read_splits(
@@ -44,33 +40,21 @@ def read_splits(
     elif path.is_dir() and not any(next(path.glob(f"{depth}{kind}"), None) for depth in ("", "*/") for kind in TABLES):
         return _image_folder(path, train_split=train_split, validation_split=validation_split)
     elif path.is_dir():
-        splits = _load_dataset(source, str(path))
+        splits = load_dataset(source, str(path))
     elif path.suffix in BUILDERS:
         files = sorted(glob.glob(str(path)))
         if not files:
             raise SourceNotFoundError(f"found no file at {source}; give an existing file, a pattern of files, or a folder")
-        splits = _load_dataset(source, BUILDERS[path.suffix], data_files=[str(Path(file).absolute()) for file in files])
+        splits = load_dataset(source, BUILDERS[path.suffix], data_files=[str(Path(file).absolute()) for file in files])
     elif path.exists():
         raise VitrailError(
             f"{source} is a file of a kind that holds no collection of images; give a folder, or a file that ends in "
             f"{' or '.join(BUILDERS)}"
         )
     else:
-        splits = _load_dataset(source, source, revision=revision)
+        splits = load_dataset(source, source, revision=revision)
     train, validation = _choose_splits(splits, train_split=train_split, validation_split=validation_split, source=source)
     return splits[train], None if validation is None else splits[validation]
-
-
-def _load_dataset(source: str, *args: str, **kwargs: Any) -> datasets.DatasetDict:
-    try:
-        return datasets.load_dataset(*args, **kwargs)
-    except FileNotFoundError as error:
-        raise SourceNotFoundError(
-            f"found neither a file or folder {source} nor such a dataset on the Hub ({error}); check the name, or log in with "
-            "`hf auth login` if it is private"
-        ) from error
-    except LOAD_ERRORS as error:
-        raise VitrailError(f"datasets cannot load {source}: {error.__cause__ or error}") from error
 
 
 def _choose_splits(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..errors import VitrailError
+from ..features.neighbours import nearest, unit_rows
 
 NUM_NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -62,8 +62,8 @@ def knn_classify(
     bank_labels = torch.as_tensor(np.asarray(train_labels), dtype=torch.int64).to(device)
     ranked: dict[int, list[torch.Tensor]] = {k: [] for k in possible}
     for start in tqdm(range(0, len(features), query_chunk), desc="k-NN", disable=None if progress else True):
-        queries = _unit_rows(features, start, query_chunk, device)
-        cosines, rows = _nearest(queries, train_features, k=possible[-1], chunk=bank_chunk, device=device)
+        queries = unit_rows(features, start, query_chunk, device)
+        cosines, rows = nearest(queries, train_features, k=possible[-1], chunk=bank_chunk, device=device)
         labels = bank_labels[rows]
         weights = ((cosines - cosines[:, :1]) / temperature).exp()  # less the largest: the same order, and no overflow
         for k in possible:
@@ -71,24 +71,3 @@ def knn_classify(
             votes.scatter_add_(1, labels[:, :k], weights[:, :k])
             ranked[k].append(votes.sort(dim=1, descending=True, stable=True).indices[:, :NUM_RANKED].cpu())
     return {k: torch.cat(chunks).numpy() for k, chunks in ranked.items()}
-
-
-def _nearest(
-    queries: torch.Tensor, bank: np.ndarray | torch.Tensor, *, k: int, chunk: int, device: torch.device | str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest cosines of each query, descending, and their rows in the bank, both (Q, k)."""
-    cosines = torch.empty(len(queries), 0, device=device)
-    rows = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
-    for start in range(0, len(bank), chunk):
-        similarity = queries @ _unit_rows(bank, start, chunk, device).T
-        values, indices = similarity.topk(min(k, similarity.shape[1]), dim=1)
-        cosines, rows = torch.cat([cosines, values], dim=1), torch.cat([rows, indices + start], dim=1)
-        cosines, order = cosines.topk(min(k, cosines.shape[1]), dim=1)
-        rows = rows.gather(1, order)
-    return cosines, rows
-
-
-def _unit_rows(features: np.ndarray | torch.Tensor, start: int, count: int, device: torch.device | str) -> torch.Tensor:
-    rows = features[start : start + count]
-    rows = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows))  # a copy: memory maps are read-only
-    return F.normalize(rows.to(device).float(), dim=1)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..configuration.configuration_vit import ViTConfig
-from ..features.extract import encoder
+from ..features.embed import encoder
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from .recipes import Head
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..convert.load import ConversionReport
-from ..features.extract import encoder
+from ..features.embed import encoder
+from ..features.processes import start_processes
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .cache import Features
@@ -15,7 +16,6 @@ from .datasets import LabelledImages
 from .extraction import Extraction
 from .knn import NUM_NEIGHBOURS, TEMPERATURE, knn_classify
 from .logistic import fit_logistic
-from .processes import start_processes
 from .results import described, scores
 
 # The parts of the features that make `pooler_output`, where they are [CLS] tokens and the mean patch

@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from ..convert.load import ConversionReport
 from ..errors import VitrailError
-from ..features.extract import encoder
+from ..features.embed import encoder
+from ..features.processes import start_processes
 from ..hub.folder import write_text
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
@@ -33,7 +34,6 @@ from .finetune import FineTuner, finetune
 from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies
 from .merge import merge_head
 from .metrics import confusion_matrix
-from .processes import start_processes
 from .recipes import Head, Recipe, find_recipe, make_schedule, recipe_heads
 from .report import write_report
 from .results import described, scores

@@ -12,11 +12,11 @@ import numpy as np
 from transformers import EvalPrediction
 
 from ..convert.load import ConversionReport
+from ..features.processes import start_processes
 from ..version import __version__
 from .cache import Features
 from .datasets import LabelledImages
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
-from .processes import start_processes
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .extract import encoder
+from .embed import encoder
 
 # Dark blue over violet and orange to light yellow; lightness grows steadily, so that the order survives in grey
 HEAT_COLOURS = np.array(

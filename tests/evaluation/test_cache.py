@@ -22,7 +22,7 @@ from small_models import make_model, randomize
 from vitrail.errors import BadImageError, VitrailError
 from vitrail.evaluation import cache
 from vitrail.evaluation.cache import cached_features
-from vitrail.features.extract import encoder
+from vitrail.features.embed import encoder
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.presets import make_image_processor
 

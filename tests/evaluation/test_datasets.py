@@ -15,8 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vitrail.errors import BadImageError, SourceNotFoundError, VitrailError
-from vitrail.evaluation.datasets import load_images, open_image
+from vitrail.evaluation.datasets import load_images
 from vitrail.evaluation.image_sources import stratified_split
+from vitrail.features.images import open_image
 
 
 @pytest.fixture(autouse=True)

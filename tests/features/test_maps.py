@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from vitrail.features.extract import encoder
+from vitrail.features.embed import encoder
 from vitrail.features.maps import HEAT_COLOURS, HEAT_OPACITY, attention_picture, contact_sheet, overlay
 
 PHOTO = Path(__file__).parent.parent / "images" / "chelsea.jpg"
