@@ -14,25 +14,23 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from accelerate import PartialState
-from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
+from huggingface_hub.utils import WeakFileLock
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ..configuration.configuration_vit import ViTConfig
 from ..errors import BadImageError, VitrailError
 from ..features.embed import encoder
+from ..features.fingerprint import config_fields, weights_digest
+from ..features.progress import progress_bar
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .features import BadImage, ExtractedChunk, ImageViews, extract_chunks
@@ -41,10 +39,6 @@ from .recipes import reads_tokens
 FORMAT = 1  # of the folder; another number for whatever changes the features, or how they are kept
 CHUNK = 512  # forward passes whose features make one file: at most so many are lost by an interruption, for each process
 MANIFEST, CHUNKS = "manifest.json", "chunks"
-
-# Fields of the config that only heads and backbones read
-WITHOUT_EFFECT = {"classifier_cls_layers", "classifier_mean_patch"}
-WITHOUT_EFFECT |= {"_out_features", "_out_indices", "apply_layernorm", "reshape_hidden_states"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,8 @@ def cached_features(
             chunks = _chunks(folder, len(dataset), views)
             own = list(chunks)[processes.process_index :: processes.num_processes]
             missing = [chunk for chunk in own if not chunks[chunk].exists()]
-            with _progress_bar(own, missing, wanted=progress and processes.is_main_process) as advance:
+            rows, done = sum(map(len, own)), sum(map(len, own)) - sum(map(len, missing))
+            with progress_bar("features", rows, done=done, wanted=progress and processes.is_main_process) as advance:
                 for extracted in extract_chunks(
                     vit,
                     images,
@@ -143,14 +138,10 @@ def cached_features(
 
 def _contents(vit: ViTModel, images: ImageViews, num_cls_layers: int) -> dict[str, Any]:
     """Everything that the features follow from."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(vit.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
         "format": FORMAT,
-        "weights": weights.hexdigest(),
-        "config": {name: getattr(vit.config, name) for name in sorted(ViTConfig.__annotations__.keys() - WITHOUT_EFFECT)},
+        "weights": weights_digest(vit),
+        "config": config_fields(vit),
         "image_processor": json.loads(images.image_processor.to_json_string()),
         "images": images.dataset._fingerprint,
         "num_cls_layers": num_cls_layers,
@@ -217,15 +208,3 @@ def _read(folder: Path) -> Features:
         has_mean_patch=manifest["num_cls_layers"] > 0,
         key=folder.name,
     )
-
-
-@contextlib.contextmanager
-def _progress_bar(own: list[range], missing: list[range], *, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, if that is a terminal; yields the function that advances it by a number of images."""
-    console = Console(stderr=True)
-    shown = wanted and console.is_terminal and not are_progress_bars_disabled()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    total = sum(map(len, own))
-    with Progress(*columns, console=console, disable=not shown) as bar:
-        task = bar.add_task("features", total=total, completed=total - sum(map(len, missing)))
-        yield lambda number: bar.advance(task, number)

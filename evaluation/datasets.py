@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ..errors import VitrailError
-from ..features.tables import check_columns, choose_image_column, choose_label_column, columns_and_types
-from .image_sources import read_splits, stratified_split
+from ..features.collections.digits import stratified_split
+from ..features.collections.tables import check_columns, choose_image_column, choose_label_column, declare_images
+from .image_sources import read_splits
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def load_images(
     if not 0 < validation_fraction < 1:
         raise VitrailError(f"found validation_fraction={validation_fraction}; write a number between 0 and 1, as 0.2")
     train, validation = read_splits(str(source), train_split=train_split, validation_split=validation_split, revision=revision)
-    train, validation = _with_flat_columns(train), None if validation is None else _with_flat_columns(validation)
+    train = declare_images(train).flatten()
+    validation = None if validation is None else declare_images(validation).flatten()
     image_column = choose_image_column(train.features, image_column)
     label_column = choose_label_column(train.features, label_column)
     feature = train.features[label_column]
@@ -96,21 +98,8 @@ def load_images(
 # Columns: from any to "image" and "label"
 
 
-def _with_flat_columns(dataset: datasets.Dataset) -> datasets.Dataset:
-    """A structure's fields become columns, as "json.label", unless it is an image that nobody has declared as one."""
-    for name, feature in dataset.features.items():
-        if isinstance(feature, dict) and "bytes" in feature and set(feature) <= {"bytes", "path"}:
-            dataset = dataset.cast_column(name, datasets.Image())
-    return dataset.flatten()
-
-
 def _images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     """The one column "image", not to be decoded, with a digest of its content as the fingerprint."""
-    feature = dataset.features[column]
-    if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", None) not in ("binary", "large_binary", "string"):
-        raise VitrailError(
-            f"the column {column!r} holds no images; name another with image_column, among {columns_and_types(dataset.features)}"
-        )
     images = dataset.select_columns([column])
     images = images if column == "image" else images.rename_column(column, "image")
     images = images.cast_column("image", datasets.Image(decode=False))

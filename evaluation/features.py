@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadImageError, VitrailError
-from ..features.images import open_image
+from ..features.collections.images import open_image
 from ..modeling.modeling_vit import ViTModel
 from ..processing.augmentation import rng_of, training_view
 from ..processing.image_processing_vit import VitrailImageProcessor

@@ -1,19 +1,17 @@
 """Where labelled images lie: digits, image folders, Parquet, WebDataset and the Hub, as `datasets` with their splits."""
 
 import glob
-import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import datasets
-import numpy as np
-from PIL import Image
 
 from ..errors import SourceNotFoundError, VitrailError
-from ..features.tables import load_dataset
-
-DIGITS = "digits"
+from ..features.collections.digits import digit_splits
+from ..features.collections.images import image_suffixes
+from ..features.collections.read import DIGITS
+from ..features.collections.tables import load_dataset
 
 # What splits and the folders of splits are called, the preferred names first; capitals do not matter
 TRAIN_NAMES = ("train", "training")
@@ -36,7 +34,7 @@ def read_splits(
     if local and revision is not None:
         raise VitrailError(f"found revision={revision!r} for {source}, which is not on the Hub; leave the revision out")
     if source == DIGITS:
-        splits: Mapping[str, datasets.Dataset] = _digits()
+        splits: Mapping[str, datasets.Dataset] = digit_splits()
     elif path.is_dir() and not any(next(path.glob(f"{depth}{kind}"), None) for depth in ("", "*/") for kind in TABLES):
         return _image_folder(path, train_split=train_split, validation_split=validation_split)
     elif path.is_dir():
@@ -77,25 +75,6 @@ def _first_of(preferred: Iterable[str], names: Iterable[str]) -> str | None:
     return next((found[name] for name in preferred if name in found), None)
 
 
-def _digits() -> dict[str, datasets.Dataset]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
-    images = [{"bytes": _png(levels), "path": f"digit-{row:04d}.png"} for row, levels in enumerate(digits.images)]
-    return {
-        name: datasets.Dataset.from_dict({"image": [images[row] for row in rows], "label": digits.target[rows]}, features=features)
-        for name, rows in zip(("train", "validation"), stratified_split(digits.target, fraction=0.5, seed=0), strict=True)
-    }
-
-
-def _png(levels: np.ndarray) -> bytes:
-    """levels: (H, W) from 0 to 16."""
-    stream = io.BytesIO()
-    Image.fromarray((levels * (255 / 16)).round().astype(np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def _image_folder(
     folder: Path, *, train_split: str | None, validation_split: str | None
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
@@ -112,7 +91,7 @@ def _class_folders(folder: Path) -> datasets.Dataset:
     classes = _folders(folder)
     if not classes:
         raise VitrailError(f"{folder} holds no folders; put the images of each class into a folder that is called as the class")
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    suffixes = image_suffixes()
     paths, labels = [], []
     for folder_of_class in classes:
         files = sorted(
@@ -131,17 +110,3 @@ def _class_folders(folder: Path) -> datasets.Dataset:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
-
-
-def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of two parts, ascending; the second has `fraction` of each class.
-
-    labels: (N,) int. A class of two images or more has at least one in each part; a single image goes to the first.
-    """
-    rng = np.random.Generator(np.random.PCG64(seed))
-    second = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-        second[rng.permutation(rows)[:count]] = True
-    return np.flatnonzero(~second), np.flatnonzero(second)

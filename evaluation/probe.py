@@ -15,12 +15,11 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 
 from ..convert.load import ConversionReport
 from ..errors import VitrailError
 from ..features.embed import encoder
-from ..features.processes import start_processes
+from ..features.processes import only_one, start_processes
 from ..hub.folder import write_text
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
@@ -279,17 +278,12 @@ def _curves(trainer: ProbeTrainer) -> list[dict[str, Any]]:
 def _only_one(run_dir: Path) -> Iterator[None]:
     """Keeps a second run away from the folder of one that is going on; an empty folder is not left behind."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / LOCK_NAME)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise VitrailError(f"{run_dir} is in use by another run: wait for it, or choose another output folder.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if run_dir.exists() and {path.name for path in run_dir.iterdir()} <= {LOCK_NAME}:
-            shutil.rmtree(run_dir)
+    with only_one(run_dir / LOCK_NAME, run_dir):
+        try:
+            yield
+        finally:
+            if run_dir.exists() and {path.name for path in run_dir.iterdir()} <= {LOCK_NAME}:
+                shutil.rmtree(run_dir)
 
 
 def _open_run(run_dir: Path, settings: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from transformers import Trainer, TrainingArguments
 
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.evaluation.datasets import load_images
-from vitrail.features.images import open_image
+from vitrail.features.collections.images import open_image
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 

@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import pickle
 import subprocess
 import sys
 import tarfile
@@ -14,10 +13,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitrail.errors import BadImageError, SourceNotFoundError, VitrailError
+from vitrail.errors import SourceNotFoundError, VitrailError
 from vitrail.evaluation.datasets import load_images
-from vitrail.evaluation.image_sources import stratified_split
-from vitrail.features.images import open_image
+from vitrail.features.collections.digits import stratified_split
+from vitrail.features.collections.images import open_image
 
 
 @pytest.fixture(autouse=True)
@@ -379,70 +378,3 @@ def test_fingerprints_are_the_same_in_another_process(tmp_path):
     arguments = [sys.executable, "-c", program, str(tmp_path / "cache"), *sources]
     ended = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert json.loads(ended.stdout) == [load_images(source).fingerprint for source in sources]
-
-
-# Opening
-
-
-def test_images_are_turned_upright():
-    image = Image.new("RGB", (4, 2))
-    image.putpixel((0, 0), (255, 0, 0))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    stream = io.BytesIO()
-    image.save(stream, "PNG", exif=exif)
-    opened = open_image({"bytes": stream.getvalue(), "path": None})
-    assert opened.size == (2, 4)
-    assert opened.getpixel((1, 0)) == (255, 0, 0)
-
-
-def test_images_open_from_bytes_or_files(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(7))
-    for entry in (
-        {"bytes": None, "path": str(tmp_path / "a.png")},
-        {"bytes": png(7), "path": None},
-        {"bytes": png(7), "path": "x.png"},
-    ):
-        assert open_image(entry).getpixel((0, 0)) == 7
-
-
-def noise():
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)).save(stream, "JPEG")
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "it is empty"),
-        (b"<html>", "Pillow knows no such format"),
-        (noise()[:1000], "truncated"),
-        (png(1)[:-20], "truncated"),
-        (None, "no such file"),
-    ],
-)
-def test_bad_images_are_named(tmp_path, content, reason):
-    path = tmp_path / "bad.jpg"
-    if content is not None:
-        path.write_bytes(content)
-        with pytest.raises(BadImageError, match=reason):
-            open_image({"bytes": content, "path": "inner.jpg"})
-    with pytest.raises(BadImageError, match=reason) as caught:
-        open_image({"bytes": None, "path": str(path)})
-    assert caught.value.path == str(path)
-    assert str(caught.value) == f"cannot read the image {path}: {caught.value.reason}"
-    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - as between processes
-    assert (again.path, again.reason) == (caught.value.path, caught.value.reason)
-
-
-def test_rows_without_an_image():
-    for entry in (None, {"bytes": None, "path": None}):
-        with pytest.raises(BadImageError, match="without a path: the row holds no image"):
-            open_image(entry)
-
-
-def test_decompression_bombs(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
-    with pytest.raises(BadImageError, match="decompression bomb"):
-        open_image({"bytes": png(1), "path": "bomb.png"})

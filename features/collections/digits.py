@@ -1,0 +1,41 @@
+"""1797 real digits of 8 x 8 pixels, which scikit-learn has on board, as a data set in two halves."""
+
+import io
+
+import datasets
+import numpy as np
+from PIL import Image
+
+
+def digit_splits() -> dict[str, datasets.Dataset]:
+    """The splits "train" and "validation", which hold half of each class; columns "image" and "label"."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    images = [{"bytes": _png(levels), "path": f"digit-{row:04d}.png"} for row, levels in enumerate(digits.images)]
+    return {
+        name: datasets.Dataset.from_dict({"image": [images[row] for row in rows], "label": digits.target[rows]}, features=features)
+        for name, rows in zip(("train", "validation"), stratified_split(digits.target, fraction=0.5, seed=0), strict=True)
+    }
+
+
+def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of two parts, ascending; the second has `fraction` of each class.
+
+    labels: (N,) int. A class of two images or more has at least one in each part; a single image goes to the first.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    second = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        second[rng.permutation(rows)[:count]] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+def _png(levels: np.ndarray) -> bytes:
+    """levels: (H, W) from 0 to 16."""
+    stream = io.BytesIO()
+    Image.fromarray((levels * (255 / 16)).round().astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
