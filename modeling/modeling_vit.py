@@ -8,7 +8,7 @@ Everything in which the families differ is a field of `ViTConfig`. Shape letters
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -367,8 +367,10 @@ class ViTAttention(nn.Module):
         position_bias: torch.Tensor | None,
         grid: tuple[int, int],
         output_attentions: bool,
+        num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the first `num_queries` tokens, or all, take from all tokens."""
         batch_size, num_tokens, hidden_size = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, L, d)
@@ -385,10 +387,10 @@ class ViTAttention(nn.Module):
                 )
             if "flex" in str(self.config._attn_implementation):  # indexes the batch, too
                 position_bias = position_bias.expand(batch_size, -1, -1, -1)
-            kwargs["position_bias"] = position_bias.to(query.dtype)
+            kwargs["position_bias"] = position_bias.to(query.dtype)[..., :num_queries, :]
         output, weights = attend(
             self,
-            query,
+            query[:, :, :num_queries],
             key,
             value,
             None,
@@ -396,7 +398,7 @@ class ViTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        output = self.proj(output.reshape(batch_size, num_tokens, hidden_size))
+        output = self.proj(output.reshape(batch_size, -1, hidden_size))
         return output, weights if output_attentions else None
 
 
@@ -456,11 +458,12 @@ class ViTLayer(GradientCheckpointingLayer):
         position_bias: torch.Tensor | None,
         grid: tuple[int, int],
         output_attentions: bool,
+        num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         branch = self.norm1(hidden_states) if self.pre_norm else hidden_states
-        branch, attentions = self.attention(branch, position_bias, grid, output_attentions, **kwargs)
-        hidden_states = hidden_states + self._finish(branch, self.norm1, self.layer_scale1)
+        branch, attentions = self.attention(branch, position_bias, grid, output_attentions, num_queries, **kwargs)
+        hidden_states = hidden_states[:, :num_queries] + self._finish(branch, self.norm1, self.layer_scale1)
         branch = self.mlp(self.norm2(hidden_states) if self.pre_norm else hidden_states)
         hidden_states = hidden_states + self._finish(branch, self.norm2, self.layer_scale2)
         return hidden_states, attentions
@@ -486,10 +489,15 @@ class ViTModelOutput(BaseModelOutputWithPooling):
     hidden_states: with `output_hidden_states=True`, num_hidden_layers + 1 tensors (B, L, D): what enters the first block, then what
         leaves each block, before the final norm.
     attentions: with `output_attentions=True`, num_hidden_layers tensors (B, A, L, L).
-    patch_grid: rows and columns of patches, (h, w): the last h * w tokens of a sequence, row by row.
+    patch_grid: rows and columns of patches, (h, w): the last h * w tokens of a sequence, row by row. An attribute and no item, because
+        whoever divides an output among the images of a batch, as transformers' pipelines do, expects a row for each in every item.
     """
 
-    patch_grid: tuple[int, int] | None = None
+    patch_grid: InitVar[tuple[int, int] | None] = None
+
+    def __post_init__(self, patch_grid: tuple[int, int] | None) -> None:
+        super().__post_init__()
+        self.patch_grid = patch_grid
 
 
 class ViTPreTrainedModel(PreTrainedModel):
@@ -611,20 +619,27 @@ class ViTModel(ViTPreTrainedModel):
         depth: int | None = None,
         hidden_layers: Collection[int] = (),
         attention_layers: Collection[int] = (),
+        num_last_tokens: int | None = None,
+        keep_attention: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-        """Runs the first `depth` blocks; keeps the chosen hidden states (0 enters the first block) and attention weights."""
+        """Runs the first `depth` blocks; keeps the chosen hidden states (0 enters the first block) and attention weights.
+
+        Of the weights it keeps what `keep_attention` makes of them: those of many blocks may be more than memory holds.
+        The last block of the model computes the first `num_last_tokens` tokens only, or all.
+        """
         grid = self.embeddings.patch_embeddings.grid_of(pixel_values)
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)
         position_bias = None if self.relative_position is None else self.relative_position(grid)
         kept = {0: hidden_states} if 0 in hidden_layers else {}
         attentions = {}
         for index, layer in enumerate(self.layers[:depth]):
-            hidden_states, weights = layer(hidden_states, position_bias, grid, index in attention_layers, **kwargs)
+            num_queries = num_last_tokens if index == len(self.layers) - 1 else None
+            hidden_states, weights = layer(hidden_states, position_bias, grid, index in attention_layers, num_queries, **kwargs)
             if index + 1 in hidden_layers:
                 kept[index + 1] = hidden_states
             if weights is not None:
-                attentions[index] = weights
+                attentions[index] = weights if keep_attention is None else keep_attention(weights)
         return hidden_states, kept, attentions
 
     def _norm_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -649,6 +664,16 @@ class ViTModel(ViTPreTrainedModel):
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """The pooled vector of what `forward_features` gave: timm's method, for a model without a classifier."""
         return self.pool(features)
+
+    def cls_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The [CLS] token of `last_hidden_state` alone, (B, D): of the last block only what makes it is computed.
+
+        Raises ValueError for a model without [CLS].
+        """
+        if not self.config.use_cls_token:
+            raise ValueError("This model has no [CLS] token: take pooler_output.")
+        hidden_states, _, _ = self._run_blocks(pixel_values, num_last_tokens=1)
+        return self._norm_tokens(hidden_states)[:, 0]
 
     def get_intermediate_layers(
         self,
@@ -701,11 +726,16 @@ class ViTModel(ViTPreTrainedModel):
             (B, len(layers), A, h, w); what a row misses to a sum of 1 goes to [CLS] and registers.
         """
         indices = self._layer_indices(layers)
-        _, _, attentions = self._run_blocks(pixel_values, depth=max(indices) + 1, attention_layers=indices)
+        _, _, rows = self._run_blocks(
+            pixel_values, depth=max(indices) + 1, attention_layers=indices, keep_attention=self._patch_attention
+        )
+        chosen = torch.stack([rows[index] for index in indices], dim=1)  # (B, layers, A, N)
+        return chosen.unflatten(-1, self.embeddings.patch_embeddings.grid_of(pixel_values))
+
+    def _patch_attention(self, weights: torch.Tensor) -> torch.Tensor:
+        """What patches get of the attention (B, A, L, L) of [CLS], or without [CLS] of all patches on average: (B, A, N)."""
         prefix = self.config.num_prefix_tokens
-        chosen = torch.stack([attentions[index] for index in indices], dim=1)  # (B, layers, A, L, L)
-        rows = chosen[..., 0, prefix:] if self.config.use_cls_token else chosen[..., prefix:, prefix:].mean(dim=-2)
-        return rows.unflatten(-1, self.embeddings.patch_embeddings.grid_of(pixel_values))
+        return weights[..., 0, prefix:].clone() if self.config.use_cls_token else weights[..., prefix:, prefix:].mean(dim=-2)
 
     def _layer_indices(self, layers: Sequence[int]) -> list[int]:
         num_layers = self.config.num_hidden_layers
