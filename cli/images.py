@@ -1,10 +1,13 @@
-"""Commands that run a model on a few images: `vitrail embed`, `attention`, `classify`."""
+"""Commands that run a model on a few images: `vitrail embed`, `attention`, `pca`, `classify`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -12,10 +15,11 @@ from ..convert.load import load
 from ..errors import VitrailError
 from ..features.embed import classify_image, extract_features
 from ..features.maps import attention_picture
+from ..features.pca import pca_picture
+from ..features.pictures import at_size
 from ..modeling.modeling_vit import ViTForImageClassification
-
-ModelArgument = Annotated[str, typer.Argument(help="A folder that vitrail wrote, or any checkpoint.")]
-
+from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.presets import keep_aspect as make_keep_aspect
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -28,6 +32,50 @@ def check_output(output: Path, suffixes: tuple[str, ...]) -> None:
         raise VitrailError(f"{output} is a folder: give the name of a file.")
     if not output.parent.is_dir():
         raise VitrailError(f"There is no folder {output.parent} to write {output.name} into: make it first.")
+
+
+def save_picture(picture: Image.Image, output: Path) -> None:
+    """Writes a picture whole or not at all."""
+    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
+    try:
+        picture.save(temporary)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    try:
+        sides = tuple(int(side) for side in text.split("x"))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise typer.BadParameter(f"found {text}; write pixels as 480, or height and width as 480x640.")
+    return sides[0], sides[-1]
+
+
+def _parse_layers(text: str, number: int) -> Sequence[int]:
+    if text == "all":
+        return range(number)
+    try:
+        return [int(block) for block in text.split(",")]
+    except ValueError as error:
+        raise VitrailError(f"Found --layers {text}: write blocks as 3,7,11, or all.") from error
+
+
+ModelArgument = Annotated[str, typer.Argument(help="A folder that vitrail wrote, or any checkpoint.")]
+PictureOption = Annotated[Path, typer.Option(help="The picture to write; its name ends in .png, .jpg or .webp.")]
+SizeOption = Annotated[
+    tuple | None,
+    typer.Option(
+        parser=_parse_size,
+        metavar="N or HxW",
+        help="Pixels of the images that the model sees, for a finer grid of patches, which must divide them.",
+    ),
+]
+AspectOption = Annotated[
+    bool, typer.Option("--keep-aspect", help="Keep the shape of each image instead of cropping or squashing it to the model's.")
+]
 
 
 def embed(
@@ -49,20 +97,62 @@ def embed(
 
 def attention(
     model: ModelArgument,
-    image: Annotated[Path, typer.Argument(help="An image file.")],
-    output: Annotated[Path, typer.Option(help="The picture to write; its name ends in .png, .jpg or .webp.")],
-    layer: Annotated[int, typer.Option(help="The block: 0 is the first, -1 the last.")] = -1,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    output: PictureOption,
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks, as 3,7,11 or all: 0 is the first, -1 the last.", show_default="the last")
+    ] = None,
+    show: Annotated[
+        str, typer.Option(help="heads: each one of these blocks; mean: over the heads; rollout: through all blocks.")
+    ] = "heads",
+    style: Annotated[str, typer.Option(help="overlay: laid over the image; grid: alone, patch by patch.")] = "overlay",
+    size: SizeOption = None,
+    keep_aspect: AspectOption = False,
 ) -> None:
-    """Draw what each head of a block attends to, over the image."""
+    """Draw what a model attends to in images."""
     check_output(output, PICTURES)
     loaded, image_processor, _ = load(model)
-    maps, picture = attention_picture(loaded, image_processor, image, layer=layer)
-    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
-    picture.save(temporary)
-    temporary.replace(output)
+    number = loaded.config.num_hidden_layers
+    blocks = None if layers is None else _parse_layers(layers, number)
+    image_processor = _prepare(image_processor, loaded.config.patch_size, size, keep_aspect)
+    maps, picture = attention_picture(loaded, image_processor, images, layers=blocks, show=show, style=style)
+    save_picture(picture, output)
+    of = "" if show == "rollout" else f" of block {', '.join(str(block % number) for block in blocks or (-1,))}"
+    Console(highlight=False, soft_wrap=True).print(f"{output}: {show}{of} on {_grids(maps)} patches", markup=False)
+
+
+def pca(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(help="Image files, which share their colours.")],
+    output: PictureOption,
+    foreground: Annotated[
+        bool, typer.Option("--foreground/--no-foreground", help="Find the foreground first, and colour nothing else.")
+    ] = True,
+    size: SizeOption = None,
+    keep_aspect: AspectOption = False,
+) -> None:
+    """Draw patch features in colours that say which are alike: principal components over all images."""
+    check_output(output, PICTURES)
+    loaded, image_processor, _ = load(model)
+    image_processor = _prepare(image_processor, loaded.config.patch_size, size, keep_aspect)
+    _, masks, picture = pca_picture(loaded, image_processor, images, foreground=foreground)
+    save_picture(picture, output)
+    share = sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks)
     Console(highlight=False, soft_wrap=True).print(
-        f"{output}: {len(maps)} heads of block {layer % loaded.config.num_hidden_layers}", markup=False
+        f"{output}: {_grids(masks)} patches, {share:.0%} of them foreground", markup=False
     )
+
+
+def _prepare(
+    image_processor: VitrailImageProcessor, patch_size: tuple[int, int], size: tuple[int, int] | None, aspect: bool
+) -> VitrailImageProcessor:
+    if size is not None:
+        image_processor = at_size(image_processor, patch_size, size)
+    return make_keep_aspect(image_processor, patch_size) if aspect else image_processor
+
+
+def _grids(maps: Sequence[np.ndarray]) -> str:
+    return ", ".join(sorted({"x".join(map(str, one.shape[-2:])) for one in maps}))
 
 
 def classify(

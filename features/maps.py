@@ -1,70 +1,120 @@
-"""Pictures of what a model attends to."""
+"""Pictures of what a model attends to: heads of any blocks, their mean, or attention rollout."""
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
+from torch import nn
 
-from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..errors import VitrailError
+from ..modeling.modeling_vit import ViTAttention, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .embed import encoder
+from .pictures import contact_sheet, heat_map, look, name_of, overlay
 
-# Dark blue over violet and orange to light yellow; lightness grows steadily, so that the order survives in grey
-HEAT_COLOURS = np.array(
-    [[13, 8, 60], [86, 15, 109], [160, 42, 99], [221, 81, 58], [252, 151, 32], [252, 255, 200]], dtype=np.float32
-)
-HEAT_OPACITY = 0.75
-MARGIN = 6  # pixels around the cells
-CAPTION_HEIGHT = 16
+SHOWN = ("heads", "mean", "rollout")
+STYLES = {"overlay": overlay, "grid": heat_map}
 
 
 @torch.inference_mode()
 def attention_picture(
-    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: object, *, layer: int = -1
-) -> tuple[np.ndarray, Image.Image]:
-    """How much [CLS] attends to each part of an image, in each head of a block.
+    model: ViTPreTrainedModel,
+    image_processor: VitrailImageProcessor,
+    images: Sequence,
+    *,
+    layers: Sequence[int] | None = None,
+    show: str = "heads",
+    style: str = "overlay",
+) -> tuple[list[np.ndarray], Image.Image]:
+    """How much [CLS] attends to each part of images; without [CLS], how much attention each part receives, as `attention_maps` says.
 
     Args:
-        model: any of our models.
-        image_processor: the model's own.
-        image: a path, PIL image or array.
-        layer: index of the block, 0 for the first, negative ones from the last.
+        model: any of our models, with any attention implementation and dtype.
+        image_processor: the model's own; for another size or aspect, what `at_size` and `keep_aspect` make of it.
+        images: paths, PIL images or arrays, of any sizes.
+        layers: indices of blocks, 0 for the first, negative ones from the last, which is the default.
+        show: "heads", each head of these blocks; "mean", over the heads of each; "rollout", through all blocks (`attention_rollout`).
+        style: "overlay" lays the attention over the image, "grid" draws it alone, patch by patch.
 
     Returns:
-        The attention, (A, h, w) float32, and a picture: the image as the model sees it, then each head laid over it, scaled to its
-        own largest value.
+        The attention in each image, float32: (layers, A, h, w) of heads, (layers, h, w) of means, (h, w) of rollout; and a picture of
+        it beside each image as the model sees it, every map scaled to its own range.
+
+    Raises:
+        VitrailError: no image, another word than these, or layers of a rollout.
+        ValueError: there is no such block, an image cannot be read, or patches do not divide its size.
     """
-    pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
-    maps = encoder(model).attention_maps(pixel_values.to(model.device), layers=(layer,))[0, 0].float().cpu().numpy()
-    seen = image_processor(image, do_normalize=False, return_tensors="np")["pixel_values"][0]
-    levels = (seen * 255).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-    photo = Image.fromarray(levels if levels.shape[-1] == 3 else levels[..., 0]).convert("RGB")
-    cells = [("image", photo)] + [(f"head {index}", overlay(photo, attention)) for index, attention in enumerate(maps)]
-    return maps, contact_sheet(cells)
+    if not len(images):
+        raise VitrailError("found no image; pass at least one")
+    if show not in SHOWN or style not in STYLES:
+        raise VitrailError(
+            f"found show={show!r} and style={style!r}; write one of {', '.join(SHOWN)}, and one of {', '.join(STYLES)}"
+        )
+    if show == "rollout" and layers is not None:
+        raise VitrailError("Rollout goes through all blocks: leave the layers out, or show heads or mean.")
+    layers = (-1,) if layers is None else layers
+    maps, strips = [], []
+    for number, image in enumerate(images):
+        pixel_values, photo = look(model, image_processor, image)
+        if show == "rollout":
+            attention = attention_rollout(model, pixel_values)
+        else:
+            attention = encoder(model).attention_maps(pixel_values, layers=layers).float()
+            attention = attention if show == "heads" else attention.mean(dim=2)
+        maps.append(attention[0].cpu().numpy())
+        blocks = [index % model.config.num_hidden_layers for index in layers]
+        first: tuple[str, Image.Image | None] = (name_of(image, number), photo)
+        for strip in _captioned(maps[-1], show, blocks):
+            strips.append([first, *((caption, STYLES[style](photo, one)) for caption, one in strip)])
+            first = ("", None)
+    return maps, contact_sheet(strips)
 
 
-def overlay(photo: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Lays attention (h, w) over a photo as heat; the largest value is the lightest."""
-    scaled = Image.fromarray((attention / attention.max()).astype(np.float32))
-    heat = np.asarray(scaled.resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)
-    position = heat * (len(HEAT_COLOURS) - 1)
-    lower = np.minimum(position.astype(int), len(HEAT_COLOURS) - 2)
-    share = (position - lower)[..., None]
-    colours = HEAT_COLOURS[lower] * (1 - share) + HEAT_COLOURS[lower + 1] * share
-    return Image.blend(photo, Image.fromarray(colours.astype(np.uint8)), HEAT_OPACITY)
+def _captioned(maps: np.ndarray, show: str, blocks: Sequence[int]) -> list[list[tuple[str, np.ndarray]]]:
+    if show == "rollout":
+        return [[(show, maps)]]
+    if show == "mean":
+        return [[(f"block {block}", one) for block, one in zip(blocks, maps, strict=True)]]
+    return [
+        [(f"block {block} · head {head}", one) for head, one in enumerate(heads)] for block, heads in zip(blocks, maps, strict=True)
+    ]
 
 
-def contact_sheet(cells: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures of one size under their captions, in rows."""
-    width, height = cells[0][1].size
-    columns = math.ceil(math.sqrt(len(cells)))
-    rows = math.ceil(len(cells) / columns)
-    step_x, step_y = width + MARGIN, height + CAPTION_HEIGHT + MARGIN
-    sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (caption, picture) in enumerate(cells):
-        left, top = MARGIN + index % columns * step_x, MARGIN + index // columns * step_y
-        draw.text((left, top), caption, fill="black")
-        sheet.paste(picture, (left, top + CAPTION_HEIGHT))
-    return sheet
+@torch.inference_mode()
+def attention_rollout(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """How much of each patch arrives at [CLS] through all blocks, if attention and residual stream count half each.
+
+    The product of (A + I) / 2 over all blocks, A the mean over the heads with rows that sum to 1: its row of [CLS], or without [CLS]
+    the mean of the rows of all patches. Source: Abnar and Zuidema, arXiv 2005.00928, section 3.
+
+    Args:
+        pixel_values: (B, C, H, W).
+
+    Returns:
+        (B, h, w), float32; what it misses to a sum of 1 is of [CLS] and registers.
+    """
+    model = encoder(model)
+    # Averaged block by block: the heads of all blocks may be more than memory holds
+    hooks = [module.register_forward_hook(_average_heads) for module in model.modules() if isinstance(module, ViTAttention)]
+    try:
+        outputs = model(pixel_values, output_attentions=True, return_dict=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    prefix, num_tokens = model.config.num_prefix_tokens, outputs.last_hidden_state.shape[1]
+    rows = torch.zeros(len(pixel_values), 1, num_tokens, device=pixel_values.device)
+    if model.config.use_cls_token:
+        rows[..., 0] = 1
+    else:
+        rows[..., prefix:] = 1 / (num_tokens - prefix)
+    for weights in reversed(outputs.attentions):  # from the last block back, a row meets one (L, L) matrix at a time
+        rows = (rows @ weights.to(rows.device) + rows) / 2
+    return rows[:, 0, prefix:].unflatten(-1, outputs.patch_grid)
+
+
+def _average_heads(
+    module: nn.Module, arguments: tuple, output: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = output[1].mean(dim=1, dtype=torch.float32)  # (B, L, L)
+    return output[0], weights / weights.sum(dim=-1, keepdim=True)  # rounded to 16 bits they sum to a little more or less than 1

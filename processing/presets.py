@@ -107,6 +107,21 @@ def make_image_processor(
     )
 
 
+def keep_aspect(image_processor: VitrailImageProcessor, patch_size: int | Sequence[int]) -> VitrailImageProcessor:
+    """An image processor that keeps the shape of each image, as the preset "keep-aspect" does, and is otherwise like this one.
+
+    The shorter side becomes that of what this one makes (the crop, or the size; an image that is not resized stays as it is), then both
+    the nearest multiples of the patch.
+
+    patch_size: of the model in pixels, int or (height, width).
+    """
+    changes: dict[str, object] = {"do_center_crop": False, "do_pad": False, "size_divisor": _pair("patch_size", patch_size)}
+    if image_processor.do_center_crop or image_processor.do_resize:
+        sides = dict(image_processor.crop_size if image_processor.do_center_crop else image_processor.size)
+        changes |= {"do_resize": True, "size": {"shortest_edge": min(sides.values())}}
+    return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)
+
+
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     sides = (value, value) if isinstance(value, int) else tuple(value)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):

@@ -68,12 +68,6 @@ def test_embed_writes_one_row_for_each_image_in_order(model_dir, tmp_path, capsy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.safetensors", upside_down.name]
 
 
-def test_attention_draws_a_picture(model_dir, tmp_path):
-    run("attention", model_dir, PHOTO, "--output", tmp_path / "attention.png", "--layer", 3)
-    with Image.open(tmp_path / "attention.png") as picture:
-        assert picture.size == (3 * 230 + 6, 3 * 246 + 6)  # the image and six heads, in cells of 224 pixels
-
-
 def test_classify_prints_labels_with_their_probabilities(model_dir, capsys):
     run("classify", model_dir.parent / "classifier", PHOTO, "--top", 3)
     lines = capsys.readouterr().out.splitlines()
@@ -90,8 +84,6 @@ def test_bad_input_is_one_message_and_exit_code_2(model_dir, tmp_path, capsys):
     assert "empty.jpg" in fail(capsys, "embed", model_dir, tmp_path / "empty.jpg", "--output", tmp_path / "f.safetensors")
     assert not (tmp_path / "f.safetensors").exists()
     assert "no classifier" in fail(capsys, "classify", model_dir, PHOTO)
-    assert "There is no block [12]" in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "a.png", "--layer", 12)
-    assert ".png" in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "a.txt")
     assert "Missing argument" in fail(capsys, "convert")
 
 
@@ -125,10 +117,8 @@ def test_bad_checkpoints_are_one_message_and_exit_code_2(model_dir, tmp_path, ca
 def test_outputs_that_cannot_be_written_are_refused_first(model_dir, tmp_path, capsys):
     assert "no folder" in fail(capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "none" / "f.safetensors")
     assert "ends in none of .safetensors" in fail(capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "f.npy")
-    (tmp_path / "folder.png").mkdir()
-    assert "is a folder" in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "folder.png")
     assert "folder to write into as well" in fail(capsys, "convert", model_dir, model_dir)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_installed_program_ends_with_exit_code_2(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from vitrail.errors import VitrailError
-from vitrail.processing.presets import PRESETS, make_image_processor
+from vitrail.processing.presets import PRESETS, keep_aspect, make_image_processor
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -123,3 +123,19 @@ def test_no_family_crops_a_rectangle():
     processor = make_image_processor("dino", image_size=(224, 448))
     assert dict(processor.size) == {"height": 224, "width": 448}
     assert not processor.do_center_crop
+
+
+@pytest.mark.parametrize(
+    ("preset", "arguments", "image_size", "expected"),
+    [
+        ("dino", {"image_size": 56}, (100, 45), (56, 126)),  # of its crop: 56 x 124
+        ("google", {"image_size": 56}, (45, 100), (126, 56)),  # of what it squashes to
+        ("full-image", {"patch_size": 16}, (100, 45), (42, 98)),  # as it is, 45 x 100
+    ],
+)
+def test_an_image_processor_that_keeps_the_aspect(preset, arguments, image_size, expected):
+    image_processor = make_image_processor(preset, backend="torch" if preset == "dino" else "pil", **arguments)
+    kept = keep_aspect(image_processor, 14)
+    assert kept(Image.new("RGB", image_size), return_tensors="pt")["pixel_values"].shape[2:] == expected
+    for name in ("backend", "resample", "image_mean", "image_std", "rescale_factor", "num_channels"):
+        assert getattr(kept, name) == getattr(image_processor, name)
