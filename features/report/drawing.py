@@ -1,0 +1,75 @@
+"""What is drawn in a report: pictures as data URIs, heat, a histogram."""
+
+import base64
+import io
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..pictures import heat
+
+JPEG_QUALITY = 80
+BINS = 48
+LEAST_HEIGHT = 0.3  # of a bar for a single value, in powers of ten
+
+
+def jpeg_uri(photo: Image.Image, side: int) -> str:
+    """A photo as a data URI, its longer side at most `side` pixels."""
+    photo = photo.copy()
+    photo.thumbnail((side, side))
+    return _data_uri(photo, "jpeg", quality=JPEG_QUALITY, optimize=True)
+
+
+def heat_uri(values: np.ndarray) -> str:
+    """Values (h, w) from 0 to 1 in colours, a pixel for each, as a data URI."""
+    return _data_uri(heat(values), "png")
+
+
+def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def histogram(values: np.ndarray, threshold: float) -> dict[str, Any]:
+    """Bars and ticks, in shares of the width and height; from 0 to beyond all values, and beyond the threshold.
+
+    Heights are logarithms of the counts, so that a single value can be seen beside thousands. No bar lies on both sides of the threshold.
+    """
+    largest = max(float(values.max()), threshold)
+    below = max(round(BINS * threshold / largest), 1)  # bars below the threshold
+    width = threshold / below
+    number = math.floor(largest / width) + 1
+    counts, edges = np.histogram(values, bins=width * np.arange(number + 1))
+    end = float(edges[-1])
+
+    def height(count: int) -> float:
+        return (math.log10(count) + LEAST_HEIGHT) / (math.log10(counts.max()) + LEAST_HEIGHT)
+
+    step = _round_step(end / 6)
+    return {
+        "bars": [
+            {
+                "at": edges[index] / end,
+                "width": width / end,
+                "height": height(count),
+                "count": count,
+                "from": edges[index],
+                "to": edges[index + 1],
+                "above": index >= below,
+            }
+            for index, count in enumerate(counts.tolist())
+            if count
+        ],
+        "threshold": threshold / end,
+        "x": [{"at": tick * step / end, "value": tick * step} for tick in range(math.floor(end / step) + 1)],
+        "y": [{"at": height(10**power), "value": 10**power} for power in range(int(math.log10(counts.max())) + 1)],
+    }
+
+
+def _round_step(length: float) -> float:
+    """The next of 1, 2, 5 and 10 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(length))
+    return next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= length)

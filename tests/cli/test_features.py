@@ -1,0 +1,109 @@
+"""`vitrail similar` and `vitrail report`: what a user types, sees and gets."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from command_line import end_of
+from image_folders import PHOTOS, small_model, small_processor, write_broken, write_images
+from vitrail.features.report.page import make_report
+from vitrail.features.similar import similar
+from vitrail.features.store import StoredFeatures
+from vitrail.hub.save import save
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model, images, and their features as the command line makes them."""
+    place = tmp_path_factory.mktemp("place")
+    write_images(place / "images", 12)
+    write_broken(place / "images")
+    save(small_model(), small_processor(), place / "model", code=False)
+    save(small_model(initializer_range=0.1), small_processor(), place / "other", code=False)
+    words = ["--num-workers", 0, "--features", "pooled", "--features", "cls+mean"]
+    assert not end_of("extract", place / "model", place / "images", place / "out", *words)
+    return place
+
+
+def fail(capsys, *words):
+    assert end_of(*words) == 2
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_similar_prints_the_nearest_and_draws_them(place, tmp_path, capsys):
+    output = tmp_path / "sheet.png"
+    assert not end_of("similar", place / "model", place / "out", PHOTOS[0], "--top", 3, "--column", "cls_mean", "--output", output)
+    lines = capsys.readouterr().out.splitlines()
+    stored = StoredFeatures(place / "out")
+    ids, cosines, sheet = similar(small_model(), stored, PHOTOS[0], top=3, column="cls_mean")
+    path_of = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
+    assert [line.split() for line in lines[:3]] == [
+        [str(rank), f"{cosine:.3f}", path_of[number]]
+        for rank, (number, cosine) in enumerate(zip(ids.tolist(), cosines, strict=True), start=1)
+    ]
+    assert lines[3:] == [f"{output}: {PHOTOS[0].name} and its 3 nearest images"]
+    with Image.open(output) as written:
+        assert written.tobytes() == sheet.tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_report_writes_one_page(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert not end_of("report", place / "out", "--images", 5)
+    page = make_report(place / "out", num_images=5).html
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+    assert re.fullmatch(r"report\.html: 5 images, 0\.\d MB, opens without a network\n", capsys.readouterr().out)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_report_says_what_is_missing(place, tmp_path, capsys):
+    words = ["extract", place / "model", place / "images", tmp_path / "out", "--num-workers", 0]
+    assert not end_of(*words)
+    (place / "model").rename(tmp_path / "moved")
+    capsys.readouterr()
+    try:
+        assert not end_of("report", tmp_path / "out", "--output", tmp_path / "page.html")
+        assert f"  the norms of patch tokens need the model, {place / 'model'}: " in capsys.readouterr().out
+        assert not end_of("report", tmp_path / "out", "--output", tmp_path / "page.html", "--model", tmp_path / "moved")
+        assert capsys.readouterr().out.count("\n") == 1
+    finally:
+        (tmp_path / "moved").rename(place / "model")
+
+
+def test_what_cannot_be_done_is_one_message_and_exit_code_2(place, tmp_path, capsys):
+    sheet, page = ["--output", tmp_path / "sheet.png"], ["--output", tmp_path / "page.html"]
+    model, out = place / "model", place / "out"
+    assert "ends in none of .png" in fail(capsys, "similar", model, out, PHOTOS[0], "--output", tmp_path / "sheet.txt")
+    assert "holds no features" in fail(capsys, "similar", model, place / "images", PHOTOS[0], *sheet)
+    assert "whose weights have the SHA-256" in fail(capsys, "similar", place / "other", out, PHOTOS[0], *sheet)
+    assert "no vectors 'mean'; choose among pooled, cls_mean" in fail(
+        capsys, "similar", model, out, PHOTOS[0], "--column", "mean", *sheet
+    )
+    assert "there is no such file" in fail(capsys, "similar", model, out, tmp_path / "none.jpg", *sheet)
+    assert "ends in none of .html" in fail(capsys, "report", out, "--output", tmp_path / "page.txt")
+    assert "holds no features" in fail(capsys, "report", place / "images", *page)
+    assert "whose weights have the SHA-256" in fail(capsys, "report", out, "--model", place / "other", *page)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_are_there_without_what_they_need(tmp_path):
+    """Help imports neither pyarrow nor scikit-learn; and a command says which packages are missing, before it does anything."""
+    program = (
+        "import importlib.util, sys\n"
+        "from vitrail.cli import main\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name in ('pyarrow', 'sklearn') else find(name, *rest)\n"
+        "import vitrail.cli.packages; vitrail.cli.packages.find_spec = importlib.util.find_spec\n"
+        "sys.argv = ['vitrail', 'report', 'out']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print([name for name in ('pyarrow', 'sklearn', 'datasets') if name in sys.modules])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert 'not installed (pyarrow, sklearn): pip install "vitrail[features]"' in " ".join(ended.stderr.split())
+    assert ended.stdout.strip() == "[]"
