@@ -9,7 +9,7 @@ DEMO := demo-output
 
 # The package is installed as users get it, from a wheel of the checkout, and again when a file of it has changed.
 SOURCES := setup.cfg pyproject.toml constraints.txt $(shell find . -path ./$(VENV) -prune -o -path ./build -prune -o \
-	-path ./tests -prune -o \( -name '*.py' -o -name '*.json' -o -name '*.tsv' -o -path './model_cards/template.md.jinja' \) -print)
+	-path ./tests -prune -o \( -name '*.py' -o -name '*.json' -o -name '*.tsv' -o -name '*.jinja' -o -name '*.css' -o -name '*.js' \) -print)
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -11,7 +11,7 @@ from huggingface_hub.utils import enable_progress_bars
 from rich.console import Console
 from transformers.utils import logging
 
-from . import convert, evaluate, hub, images, inspect
+from . import convert, evaluate, features, hub, images, inspect
 
 app = typer.Typer(
     name="vitrail",
@@ -28,7 +28,11 @@ app.command()(hub.card)
 app.command()(inspect.info)
 app.command()(images.embed)
 app.command()(images.attention)
+app.command()(images.pca)
 app.command()(images.classify)
+app.command()(features.extract)
+app.command()(features.similar)
+app.command()(features.report)
 app.command()(evaluate.probe)
 app.command()(evaluate.knn)
 app.command()(evaluate.logistic)

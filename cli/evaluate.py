@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ from ..hub.folder import write_text
 from ..hub.save import check_output_dir
 from .convert import Source
 from .images import check_output
+from .packages import check_packages
 
 if TYPE_CHECKING:
     from ..evaluation.datasets import LabelledImages
@@ -67,7 +67,7 @@ def probe(
 
     After an interruption the same command goes on where it was.
     """
-    _check_packages()
+    check_packages(PACKAGES, extra="evaluation")
     if Path(model).exists() and Path(model).resolve() == output.resolve():
         raise VitrailError(f"{output} is the model itself: give the name of another folder to write.")
     from ..evaluation import probe as job
@@ -125,7 +125,7 @@ def knn(
     strict: Strict = False,
 ) -> None:
     """Classify images by a weighted vote of their nearest neighbours, as DINO is evaluated."""
-    _check_packages()
+    check_packages(PACKAGES, extra="evaluation")
     from ..evaluation.knn import NUM_NEIGHBOURS
     from ..evaluation.pooled import evaluate_knn
 
@@ -173,7 +173,7 @@ def logistic(
     strict: Strict = False,
 ) -> None:
     """Fit a logistic regression on frozen features, as DINOv2 is evaluated."""
-    _check_packages()
+    check_packages(PACKAGES, extra="evaluation")
     from ..evaluation.pooled import evaluate_logistic
 
     if output is not None:
@@ -195,14 +195,6 @@ def logistic(
     if results["unconverged"]:
         lines.append(f"the fits of {len(results['unconverged'])} values of C ended before they had converged")
     _print(results, lines, output)
-
-
-def _check_packages() -> None:
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise VitrailError(
-            f"This command needs packages that are not installed ({', '.join(missing)}): pip install vitrail[evaluation]"
-        )
 
 
 def _read_data(source: str, **options: Any) -> "LabelledImages":

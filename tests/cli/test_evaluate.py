@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from transformers import pipeline
 
 from command_line import end_of
-from vitrail.cli import evaluate
+from vitrail.cli import packages
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.evaluation.recipes import RECIPES
 from vitrail.hub.save import save
@@ -161,8 +161,8 @@ def test_an_output_that_cannot_be_written_is_refused(words, capsys, tmp_path):
 @pytest.mark.parametrize("command", ["probe", "knn", "logistic"])
 def test_a_missing_package_is_named_with_the_remedy(words, capsys, tmp_path, monkeypatch, command):
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: None if name in ("datasets", "sklearn") else find_spec(name))
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ("datasets", "sklearn") else find_spec(name))
     output = ["--output", tmp_path / "model"] if command == "probe" else []
     assert end_of(command, *words, *output) == 2
     error = capsys.readouterr().err
-    assert "not installed (datasets, sklearn): pip install vitrail[evaluation]" in error
+    assert 'not installed (datasets, sklearn): pip install "vitrail[evaluation]"' in error

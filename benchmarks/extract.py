@@ -1,0 +1,153 @@
+"""Images per second from files to features: `vitrail.features.extract` against transformers' pipeline and loops over timm.
+
+240 JPEGs made from the three photographs on board, half of them 500 x 375 pixels and half of the photographs' own sizes; ViT-S/16 at 224
+pixels in float32 on the CPU, the same random weights for all, exported to each format; the [CLS] token. All squash images to the model's
+size, bilinearly, as transformers' ViT does. Models are loaded before; reading, decoding, resizing, the model and, for ours alone, writing
+Parquet files are counted. The runs alternate, and their medians are compared. timm's rows are left out where it is not installed.
+"""
+
+import importlib.util
+import itertools
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Run = Callable[[Sequence[str]], np.ndarray]  # the files' [CLS] tokens, (number of files, D)
+
+PHOTOS = sorted(Path(__file__).parents[1].glob("tests/images/*.jpg"))
+NUMBER = 240
+REPEATS = 3
+BATCH_SIZE = 8
+WORKERS = 2
+
+
+def write_images(folder: Path) -> list[str]:
+    """Random crops of the photographs, half of them mirrored; returns the files in their order."""
+    chance = random.Random(0)
+    for index, path in zip(range(NUMBER), itertools.cycle(PHOTOS), strict=False):
+        with Image.open(path) as photo:
+            width, height = photo.size
+            size = photo.size if index % 2 else (500, 375)
+            part = chance.uniform(0.5, 1)
+            left, top = chance.uniform(0, width * (1 - part)), chance.uniform(0, height * (1 - part))
+            crop = photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width * part, top + height * part))
+        (ImageOps.mirror(crop) if chance.random() < 0.5 else crop).save(folder / f"{index:04d}.jpg", quality=90)
+    return sorted(str(file) for file in folder.iterdir())
+
+
+def transformers_pipelines(folder: Path) -> "dict[str, Run]":
+    """One image at a time; in batches; and decoded by workers, which takes a list or a data set."""
+    import numpy as np
+    from transformers import pipeline
+
+    extract = pipeline("image-feature-extraction", model=str(folder), device="cpu")
+
+    def run(**options: int) -> "Run":
+        return lambda files: np.stack([output[0, 0].numpy() for output in extract(files, return_tensors=True, **options)])
+
+    return {
+        "transformers pipeline, batch_size=1": run(batch_size=1),
+        f"transformers pipeline, batch_size={BATCH_SIZE}": run(batch_size=BATCH_SIZE),
+        f"transformers pipeline, batch_size={BATCH_SIZE}, num_workers={WORKERS}": run(batch_size=BATCH_SIZE, num_workers=WORKERS),
+    }
+
+
+def timm_loops(folder: Path) -> "dict[str, Run]":
+    """Images decoded in the loop itself, and by the workers of a DataLoader."""
+    import timm
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+
+    class Files(Dataset):
+        def __init__(self, files: Sequence[str]) -> None:
+            self.files = files
+
+        def __len__(self) -> int:
+            return len(self.files)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return transform(Image.open(self.files[index]).convert("RGB"))
+
+    def run(num_workers: int) -> "Run":
+        def loop(files: Sequence[str]) -> "np.ndarray":
+            loader = DataLoader(Files(files), batch_size=BATCH_SIZE, num_workers=num_workers)
+            with torch.inference_mode():
+                return torch.cat([model(pixel_values) for pixel_values in loader]).numpy()
+
+        return loop
+
+    return {f"timm, batch {BATCH_SIZE}": run(0), f"timm, batch {BATCH_SIZE}, DataLoader of {WORKERS} workers": run(WORKERS)}
+
+
+def run() -> list[dict[str, Any]]:
+    """One row for each way, with the ratio of our speed to its."""
+    import numpy as np
+    import torch
+    from transformers.utils import logging
+
+    import vitrail
+    from vitrail.features.collections import read_collection
+    from vitrail.features.extract import extract
+    from vitrail.features.store import StoredFeatures
+
+    logging.disable_progress_bar()
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # as the others do
+    torch.manual_seed(0)
+    config = vitrail.ViTConfig(**vitrail.SIZES["small"], patch_size=16)
+    model, image_processor = vitrail.ViTModel(config).eval(), vitrail.make_image_processor("google-hub")
+    waiting = []
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        pictures = folder / "pictures"
+        pictures.mkdir()
+        files = write_images(pictures)
+        outputs = (folder / f"features-{number}" for number in itertools.count())
+
+        def ours(files: Sequence[str]) -> np.ndarray:
+            output = next(outputs)
+            done = extract(model, image_processor, read_collection(pictures), output, features=["cls"], progress=False)
+            waiting.append(done.waiting)
+            return StoredFeatures(output).vectors()
+
+        runs: dict[str, Run] = {"vitrail extract": ours}
+        vitrail.save(model, image_processor, folder / "vitrail", code=False)
+        vitrail.export_model(folder / "vitrail", folder / "transformers", to="transformers")
+        runs |= transformers_pipelines(folder / "transformers")
+        if importlib.util.find_spec("timm"):
+            vitrail.export_model(folder / "vitrail", folder / "timm", to="timm")
+            runs |= timm_loops(folder / "timm")
+
+        features: dict[str, np.ndarray] = {}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _, (name, take) in itertools.product(range(REPEATS), runs.items()):
+            start = time.perf_counter()
+            features[name] = take(files)
+            seconds[name].append(time.perf_counter() - start)
+    for name, found in features.items():
+        difference = np.linalg.norm(found - features["vitrail extract"], axis=1).max() / np.linalg.norm(found, axis=1).mean()
+        assert difference < 0.01, f"{name} takes other features"  # torchvision resizes tensors, within 2 levels of Pillow
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return [
+        {
+            "way": name,
+            "images_per_second": round(NUMBER / median, 1),
+            "of_runs": f"{NUMBER / max(seconds[name]):.1f} to {NUMBER / min(seconds[name]):.1f}",
+            "vitrail_is_faster_by": round(median / medians["vitrail extract"], 2),
+            "share_of_waiting": round(statistics.median(waiting), 3) if name == "vitrail extract" else "",
+        }
+        for name, median in medians.items()
+    ]

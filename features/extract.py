@@ -1,0 +1,325 @@
+"""Features of a collection of images of any size, written as Parquet by one process or many; resumed after any interruption.
+
+The collection is cut into pieces, which do not depend on each other; a piece makes one chunk of rows or more, each of which is a file that
+is there whole or not at all. Whoever runs a piece, and however often, its files are the same.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from ..convert.files import read_json
+from ..errors import VitrailError
+from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+from ..version import __version__
+from .batches import BadEntry, Batch, Chunk, Piece, read_batches
+from .collections.entries import ImageCollection
+from .embed import encoder
+from .fingerprint import config_fields, weights_digest
+from .kinds import compute_features, parse_features, vector_size
+from .lanes import Lanes
+from .processes import only_one, start_processes
+from .progress import progress_bar
+from .store import MANIFEST, ChunkWriter, Column, FeatureFolder, schema_of
+
+Given = TypeVar("Given")
+
+DTYPES = ("float32", "float16")
+RUNNERS = ("local", "ray")
+CHUNK_SIZE = 2048  # images whose features make one file: at most so many, and what is on its way, are lost by an interruption
+BATCH_SIZE = 64
+BATCH_SIZE_ON_CPU = 4  # of each lane; more is no faster, since less of it stays in the caches
+CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
+MOST_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction has done.
+
+    rows, errors: in all, with those of earlier runs of the same command.
+    images: that this process has seen in this run.
+    seconds: that it took them, without preparations.
+    waiting: the share of that time, 0 to 1, in which the model waited for images.
+    """
+
+    rows: int
+    errors: int
+    images: int
+    seconds: float
+    waiting: float
+
+
+@dataclass
+class Job:
+    """An extraction, as any process needs it to run pieces of it. It can be pickled.
+
+    Args:
+        features: as `parse_features` takes them.
+        dtype: of the features in the files, "float32" or "float16".
+        chunk_size: rows that make a file.
+        batch_size: images that the model takes at a time; on a CPU, that each of its threads takes.
+        num_workers: processes that decode images; 0 to do it beside the model in this one; None for a number that suits the machine.
+        max_errors: images that may be bad, in what a process runs; None for any number.
+        model_name: what the manifest calls the model.
+    """
+
+    model: ViTPreTrainedModel
+    image_processor: VitrailImageProcessor
+    collection: ImageCollection
+    output_dir: Path
+    features: tuple[str, ...] = ("pooled",)
+    dtype: str = "float32"
+    chunk_size: int = CHUNK_SIZE
+    batch_size: int | None = None
+    num_workers: int | None = None
+    max_errors: int | None = None
+    model_name: str = ""
+
+    def __post_init__(self) -> None:
+        self.vit = encoder(self.model).eval()
+        self.kinds = parse_features(self.features, self.vit.config)
+        if self.dtype not in DTYPES:
+            raise VitrailError(f"found dtype={self.dtype!r}; write {' or '.join(DTYPES)}")
+        for name in ("chunk_size", "batch_size"):
+            if (getattr(self, name) or 1) < 1:
+                raise VitrailError(f"found {name}={getattr(self, name)}; write a number above 0")
+        self.folder = FeatureFolder(Path(self.output_dir))
+        columns = [Column(kind.column, vector_size(kind, self.vit.config) if kind.is_vector else None) for kind in self.kinds]
+        self.schema = schema_of(columns, dtype=self.dtype, label_type=self.collection.label_type)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the rows follow from."""
+        return {
+            "vitrail": __version__,
+            "model": self.model_name,
+            "weights": weights_digest(self.vit),
+            "config": config_fields(self.vit),
+            "image_processor": json.loads(self.image_processor.to_json_string()),
+            "collection": self.collection.settings,
+            "images": self.collection.fingerprint,
+            "features": list(self.features),
+            "dtype": self.dtype,
+            "chunk_size": self.chunk_size,
+        }
+
+    def missing(self) -> list[Piece]:
+        """The pieces of which a file is missing, in order."""
+        finished: dict[int, set[int]] = {}
+        for chunk in self.folder.finished_chunks():
+            finished.setdefault(chunk.part, set()).add(chunk.number)
+        if self.collection.random_access:
+            total = self.collection.num_rows or 0
+            starts = range(0, total, self.chunk_size)
+            numbers = [number for number in range(len(starts)) if number not in finished.get(0, ())]
+            return [Piece(0, starts[number], min(starts[number] + self.chunk_size, total)) for number in numbers]
+        pieces, ended = [], self.folder.parts()
+        for part in range(self.collection.num_parts):
+            done = finished.get(part, set())
+            first = next(number for number in itertools.count() if number not in done)
+            if part not in ended or first * self.chunk_size < ended[part]:
+                pieces.append(Piece(part, first * self.chunk_size, None, frozenset(number for number in done if number > first)))
+        return pieces
+
+    def run(self, pieces: Iterable[Piece], *, num_errors: int = 0, advance: Callable[[int], None] | None = None) -> Lanes:
+        """Runs pieces and writes their files; the lanes that it returns know how busy they were.
+
+        num_errors: bad images that were found before. advance: is told of images that are done.
+
+        Raises VitrailError where there are more bad images than `max_errors`, or a file cannot be written; none is left half-written.
+        """
+        device = self.vit.device
+        lanes = Lanes(device)
+        batches = read_batches(
+            self.collection,
+            pieces,
+            self.image_processor,
+            chunk_size=self.chunk_size,
+            batch_size=self.batch_size or (BATCH_SIZE_ON_CPU if device.type == "cpu" else BATCH_SIZE),
+            num_workers=default_num_workers(device) if self.num_workers is None else self.num_workers,
+            pin_memory=device.type == "cuda",
+        )
+        writer = None
+        try:
+            for given, features in lanes.run(self._compute, batches):
+                done = 0
+                if isinstance(given, Chunk):
+                    writer = ChunkWriter(self.folder, given, self.schema, first_row=given.number * self.chunk_size)
+                    continue
+                assert writer is not None  # a chunk comes before what is in it
+                if isinstance(given, Batch):
+                    with self._writing():
+                        writer.add(given.entries, features)
+                    done = len(given.entries)
+                elif isinstance(given, BadEntry):
+                    writer.add_bad(given)
+                    done, num_errors = 1, num_errors + 1
+                    if self.max_errors is not None and num_errors > self.max_errors:
+                        raise VitrailError(
+                            f"found {num_errors} bad images, more than max_errors={self.max_errors}; the last is {given.entry.path}: "
+                            f"{given.reason}. What is finished stays: with another max_errors the same command goes on from there."
+                        )
+                else:
+                    with self._writing():
+                        writer.finish()
+                        if given.part_rows is not None:
+                            self.folder.end_part(writer.chunk.part, given.part_rows)
+                if advance is not None and done:
+                    advance(done)
+        finally:
+            if writer is not None:
+                writer.discard()
+        return lanes
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise VitrailError(
+                f"cannot write into {self.folder.path}: {error.strerror or error}. What is finished stays: when this is mended the same "
+                "command goes on from there."
+            ) from error
+
+    @torch.inference_mode()
+    def _compute(self, given: Given) -> tuple[Given, dict[str, np.ndarray]]:
+        if not isinstance(given, Batch):
+            return given, {}
+        features = {}
+        for name, tensor in compute_features(self.vit, given.pixel_values, self.kinds).items():
+            values = tensor.float().cpu().numpy()
+            with np.errstate(over="ignore"):
+                values = values.astype(self.dtype, copy=False)
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if not finite.all():
+                path = given.entries[int(finite.argmin())].path
+                remedy = "write dtype float32" if self.dtype == "float16" else "check the weights of the model"
+                raise VitrailError(f"the features {name} of {path} are not finite numbers of the type {self.dtype}: {remedy}.")
+            features[name] = values
+        return given, features
+
+
+def extract(
+    model: ViTPreTrainedModel,
+    image_processor: VitrailImageProcessor,
+    collection: ImageCollection,
+    output_dir: str | os.PathLike[str],
+    *,
+    features: Sequence[str] = ("pooled",),
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
+    max_errors: int | None = None,
+    runner: str = "local",
+    concurrency: int | None = None,
+    model_name: str = "",
+    progress: bool = True,
+) -> Extracted:
+    """Writes the features of a collection of images into a folder; see `vitrail.features.store` for what is in it.
+
+    An interrupted extraction goes on when it is called again with the same arguments, and ends with the same rows as one that was not.
+    Each of the processes that `accelerate launch` or `torchrun` has started takes its own pieces; the folder must be one that all see.
+
+    Args:
+        model: moves to the device of this process, and to evaluation mode.
+        collection: from `vitrail.features.collections.read_collection`.
+        features: as `vitrail.features.kinds.parse_features` takes them: pooled, cls, mean, cls+mean, patches, layers=I,J,….
+        dtype: of the features in the files, "float32" or "float16".
+        batch_size, num_workers, chunk_size, max_errors: see `Job`.
+        runner: "local" for this process and those beside it, "ray" for a Ray cluster.
+        concurrency: actors on that cluster, at most; None for as many as it has room for.
+        model_name: what the manifest calls the model, such that `vitrail.load` finds it again.
+
+    Raises VitrailError: another run is writing there; other features, or other things, are there; no image can be used; a file cannot be
+    written; more bad images than `max_errors`.
+    """
+    if runner not in RUNNERS:
+        raise VitrailError(f"found runner={runner!r}; write {' or '.join(RUNNERS)}")
+    processes = start_processes()
+    if runner == "ray" and processes.num_processes > 1:
+        raise VitrailError(
+            f"found {processes.num_processes} processes that each want a Ray cluster: start one, Ray starts the others."
+        )
+    job = Job(
+        model if runner == "ray" else model.to(processes.device),
+        image_processor,
+        collection,
+        Path(output_dir),
+        features=tuple(features),
+        dtype=dtype,
+        chunk_size=chunk_size,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        max_errors=max_errors,
+        model_name=model_name,
+    )
+    folder = job.folder
+    main = processes.is_main_process
+    with _alone(folder) if main else contextlib.nullcontext():
+        if main:
+            folder.begin(job.settings())
+            folder.settle(finished=False)
+        processes.wait_for_everyone()  # all of them see the same files
+        records, pieces = folder.records(), job.missing()
+        processes.wait_for_everyone()  # before any of them writes another
+        num_errors = sum(len(record["bad"]) for record in records)
+        own = pieces[processes.process_index :: processes.num_processes]
+        lanes, images = Lanes(torch.device("cpu")), 0
+        with progress_bar("features", _num_rows(collection, own), wanted=progress and main) as show:
+
+            def advance(number: int) -> None:
+                nonlocal images
+                images += number
+                show(number)
+
+            if runner == "ray":
+                from .ray_runner import run_on_ray
+
+                lanes = run_on_ray(job, own, num_errors=num_errors, advance=advance, concurrency=concurrency)
+            else:
+                lanes = job.run(own, num_errors=num_errors, advance=advance)
+        processes.wait_for_everyone()
+        manifest = folder.settle(finished=False) if main else {}
+        if main and not manifest["rows"]:
+            raise VitrailError(_nothing(manifest, collection))
+        if main:
+            manifest = folder.settle(finished=True)
+    processes.wait_for_everyone()
+    manifest = manifest or read_json(folder.path / MANIFEST)
+    return Extracted(manifest["rows"], manifest["errors"], images, lanes.seconds, lanes.waiting)
+
+
+def default_num_workers(device: torch.device) -> int:
+    """Processes that decode images for a model on this device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.get_num_threads() // CORES_PER_WORKER if device.type == "cpu" else min(cores, MOST_WORKERS)
+
+
+@contextlib.contextmanager
+def _alone(folder: FeatureFolder) -> Iterator[None]:
+    """Makes the folder and keeps other runs away from it."""
+    folder.progress.mkdir(parents=True, exist_ok=True)
+    with only_one(folder.lock, folder.path):
+        yield
+
+
+def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | None:
+    if collection.random_access:
+        return sum(piece.stop - piece.start for piece in pieces if piece.stop is not None)
+    return None
+
+
+def _nothing(manifest: dict[str, Any], collection: ImageCollection) -> str:
+    errors = [error for shard in manifest["shards"] for error in shard["bad"]]
+    first = f"; {errors[0]['path']}: {errors[0]['reason']}" if errors else ""
+    return f"none of the {len(errors) or ''} images of {collection.source} can be used{first}"

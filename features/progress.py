@@ -1,0 +1,52 @@
+"""How far a long job is: a bar in a terminal, or else a line from time to time."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from huggingface_hub.utils import are_progress_bars_disabled
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 60
+SECONDS_OF_SPEED = 300  # that the rate looks back: what other machines have done comes rarely, and much at a time
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int | None, *, done: int = 0, wanted: bool = True) -> Iterator[Callable[[int], None]]:
+    """Shows on stderr how many images are done, how fast, and the time left; yields the function that advances by a number.
+
+    total: None where it is not known.
+    """
+    console = Console(stderr=True)
+    wanted = wanted and not are_progress_bars_disabled()
+    if wanted and not console.is_terminal:
+        yield _lines(console, description, total, done)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not wanted, speed_estimate_period=SECONDS_OF_SPEED) as bar:
+        task = bar.add_task(description, total=total, completed=done)
+        yield lambda number: bar.advance(task, number)
+
+
+def _lines(console: Console, description: str, total: int | None, done: int) -> Callable[[int], None]:
+    started = last = time.monotonic()
+    before = done
+
+    def advance(number: int) -> None:
+        nonlocal done, last
+        done += number
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            rate = (done - before) / (now - started)
+            left = "" if total is None else f" of {total}, {(total - done) / rate / 60:.0f} minutes left"
+            console.print(f"{description}: {done}{left}, {rate:.1f} images/s", soft_wrap=True, highlight=False)
+
+    return advance

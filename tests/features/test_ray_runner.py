@@ -1,0 +1,314 @@
+"""`vitrail.features.ray_runner`: a Ray cluster gives the rows of one process, whatever dies in it."""
+
+import contextlib
+import importlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from image_folders import small_model, small_processor, write_broken, write_images
+
+pytest.importorskip("ray.data", exc_type=ImportError)
+
+import ray
+
+from vitrail.errors import VitrailError
+from vitrail.features import ray_runner
+from vitrail.features.collections import read_collection
+from vitrail.features.extract import Job, extract
+from vitrail.features.lanes import Lanes
+from vitrail.features.ray_runner import Pool, Share, choose_pool, run_on_ray
+from vitrail.features.store import StoredFeatures
+from vitrail.hub.save import save
+
+# Ray Data sets the options of its own that it has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+
+@pytest.fixture(scope="module")
+def ray_environment():
+    """What keeps a Ray of these tests to itself; a folder for its files, of a name short enough for its sockets."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home folder
+        "RAY_ADDRESS": "local",
+        "RAY_TMPDIR": folder,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_environment):
+    """A cluster of two cores on this machine."""
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with 30 images and 20 broken ones."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_images(folder, 30)
+    write_broken(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(pictures, tmp_path_factory):
+    """The features that one process takes of them."""
+    folder = tmp_path_factory.mktemp("one") / "out"
+    extract(small_model(), small_processor(), read_collection(pictures), folder, chunk_size=5, progress=False)
+    return StoredFeatures(folder)
+
+
+def begun_job(pictures, folder, **options):
+    """A job whose folder is ready for it, as `extract` makes it."""
+    job = Job(small_model(), small_processor(), read_collection(pictures), folder, **{"chunk_size": 5, **options})
+    job.folder.progress.mkdir(parents=True)
+    job.folder.begin(job.settings())
+    return job
+
+
+def assert_same_rows(one, other):
+    np.testing.assert_array_equal(one.ids(), other.ids())
+    assert one.paths() == other.paths()
+    np.testing.assert_allclose(one.vectors(), other.vectors(), atol=1e-6)
+    assert one.errors() == other.errors()
+
+
+def actors():
+    """Process ids of the actors of this process's Ray, by what Ray says that they do."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            title = (folder / "cmdline").read_bytes().partition(b"\0")[0].decode()
+            raylet = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            driver = int(Path(f"/proc/{raylet}/stat").read_text().rpartition(")")[2].split()[1])
+            if title.startswith("ray::MapWorker") and driver == os.getpid():
+                found[int(folder.name)] = title
+    return found
+
+
+def commands_with(text):
+    """Commands of running processes in which this occurs."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [command for command in [file.read_bytes().decode(errors="replace")] if text in command]
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the actors' processes in /proc")
+def test_two_actors_of_which_one_is_killed_give_the_rows_of_one_process(cluster, pictures, one_process, tmp_path, monkeypatch):
+    """An image that never comes keeps an actor in the middle of its piece, until the actor is killed."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    image = next((folder / "coffee").iterdir())
+    content = image.read_bytes()
+    image.unlink()
+    os.mkfifo(image)
+    killed = []
+
+    def kill():
+        while len(list((tmp_path / "out").glob(".progress/chunk-*"))) < 9:
+            time.sleep(0.05)
+        killed.extend(pid for pid, title in actors().items() if title.endswith(".submit"))
+        image.unlink()
+        image.write_bytes(content)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    monkeypatch.setattr(ray_runner, "CORES_PER_WORKER", 1)  # so that two cores are two actors
+    options = {"chunk_size": 5, "runner": "ray", "progress": False}
+    done = extract(small_model(), small_processor(), read_collection(folder), tmp_path / "out", **options)
+    killer.join()
+    assert len(killed) == 1
+    assert (done.rows, done.errors, done.images) == (30, 20, 50), "what is done again counts once"
+    assert_same_rows(one_process, StoredFeatures(tmp_path / "out"))
+
+
+def test_an_error_of_an_actor_is_that_of_the_run(cluster, pictures, tmp_path):
+    """Bad images of an earlier run count too."""
+    job = begun_job(pictures, tmp_path / "out", max_errors=7)
+    with pytest.raises(
+        VitrailError, match=r"^found 8 bad images, more than max_errors=7; the last is broken/\S+: .*What is finished stays"
+    ):
+        run_on_ray(job, job.missing(), num_errors=4, concurrency=1)
+    assert ray.is_initialized(), "a cluster of the caller's goes on"
+    assert not list(job.folder.progress.glob("ray-*"))
+    assert not list(job.folder.progress.glob("*.part"))
+
+
+def test_bad_images_of_all_actors_count_together(pictures, tmp_path):
+    job = begun_job(pictures, tmp_path / "out", max_errors=12)
+    broken = [piece for piece in job.missing() if "broken/" in next(job.collection.read(0, piece.start)).path]
+    for piece in broken[:2]:
+        job.run([piece])
+    ray_runner._check_errors(job)
+    job.run(broken[2:3])
+    with pytest.raises(VitrailError, match="found 15 bad images, more than max_errors=12"):
+        ray_runner._check_errors(job)
+
+
+# What an actor says, in this process
+
+
+def share_of(job, mark):
+    return Share(job, tuple(job.missing()), 0, mark, Pool(1, 1, 0))
+
+
+def test_a_machine_that_does_not_see_the_folder_is_named(pictures, tmp_path):
+    job = begun_job(pictures, tmp_path / "out")
+    result = ray_runner.PieceRunner(share_of(job, tmp_path / "elsewhere")).run(0)
+    assert f"does not see what is in {tmp_path / 'out'}: choose an output folder on a file system" in result["error"]
+    assert len(job.missing()) == 10
+
+
+def test_a_piece_that_kills_its_actors_is_given_up(pictures, tmp_path):
+    job = begun_job(pictures, tmp_path / "out")
+    (tmp_path / "mark").mkdir()
+    runner = ray_runner.PieceRunner(share_of(job, tmp_path / "mark"))
+    (tmp_path / "mark" / "0").write_bytes(b"...")
+    assert runner.run(0)["error"] == ""
+    (tmp_path / "mark" / "1").write_bytes(b"....")
+    assert "4 processes of the Ray cluster have died over the images from 5 to 10 of part 0" in runner.run(1)["error"]
+
+
+def test_an_actor_ends_with_the_run(pictures, tmp_path, monkeypatch):
+    job = begun_job(pictures, tmp_path / "out")
+    (tmp_path / "mark").mkdir()
+    run = Job.run
+
+    def run_when_the_driver_has_gone(self, *arguments, **options):
+        shutil.rmtree(tmp_path / "mark")
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(Job, "run", run_when_the_driver_has_gone)
+    assert "has ended" in ray_runner.PieceRunner(share_of(job, tmp_path / "mark")).run(0)["error"]
+    assert len(job.missing()) == 10
+
+
+def test_a_machine_without_the_package_is_named():
+    actor = ray_runner._actor_class()("no_such_package.features", "1.2.3", [])
+    assert 'has no package no_such_package: pip install "vitrail[ray]==1.2.3" on all of them' in actor({"index": 0})["error"]
+
+
+def test_an_actor_has_as_many_lanes_as_cores(pictures, tmp_path, monkeypatch):
+    job = begun_job(pictures, tmp_path / "out")
+    (tmp_path / "mark").mkdir()
+    share = replace(share_of(job, tmp_path / "mark"), pool=Pool(1, 3, 0))
+    threads = []
+
+    def run(self, *arguments, **options):
+        threads.append(torch.get_num_threads())
+        return Lanes(torch.device("cpu"))
+
+    monkeypatch.setattr(Job, "run", run)
+    before = torch.get_num_threads()
+    ray_runner.PieceRunner(share).run(0)
+    torch.set_num_threads(before)
+    assert threads == [3]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_an_address_without_a_cluster_is_said_at_once(pictures, tmp_path, monkeypatch, address):
+    job = begun_job(pictures, tmp_path / "out")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", pytest.fail)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(VitrailError, match=f"no Ray cluster answers at RAY_ADDRESS={address} .*: start it, or unset RAY_ADDRESS"):
+        run_on_ray(job, job.missing())
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, ray_runner.__name__)
+    with pytest.raises(VitrailError, match=r'pip install "vitrail\[ray\]"'):
+        importlib.import_module(ray_runner.__name__)
+
+
+# The actors that a cluster has room for
+
+
+@pytest.mark.parametrize(
+    ("nodes", "concurrency", "num_pieces", "pool"),
+    [
+        ([{"CPU": 2}], None, 10, Pool(1, 2, 0)),
+        ([{"CPU": 2}], 2, 10, Pool(2, 1, 0)),
+        ([{"CPU": 2}], 5, 10, Pool(2, 1, 0)),
+        ([{"CPU": 64}], None, 100, Pool(8, 8, 0)),
+        ([{"CPU": 64}], None, 2, Pool(2, 32, 0)),
+        ([{"CPU": 64}], 1, 100, Pool(1, 64, 0)),
+        ([{"CPU": 16}, {"CPU": 4}, {"memory": 1e9}, {"CPU": 0}], None, 100, Pool(5, 4, 0)),
+        ([{"CPU": 16}, {"CPU": 16}], 3, 100, Pool(3, 8, 0)),
+        ([{"CPU": 32, "GPU": 4}, {"CPU": 96, "GPU": 8}, {"CPU": 64}], None, 100, Pool(12, 8, 1)),
+        ([{"CPU": 32, "GPU": 4}], 2, 100, Pool(2, 8, 1)),
+        ([{"CPU": 32, "GPU": 4}], None, 3, Pool(3, 8, 1)),
+        ([{"GPU": 1}], None, 3, Pool(1, 0, 1)),
+    ],
+)
+def test_pool(nodes, concurrency, num_pieces, pool):
+    assert choose_pool(nodes, concurrency=concurrency, num_pieces=num_pieces) == pool
+
+
+def test_a_cluster_without_room_is_an_error():
+    with pytest.raises(VitrailError, match="neither GPUs nor CPU cores"):
+        choose_pool([{"memory": 1e9}], concurrency=None, num_pieces=1)
+
+
+# The command, in a process of its own
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds Ray's processes in /proc")
+def test_ctrl_c_ends_the_command_and_its_ray_and_the_rest_is_done_later(cluster, tmp_path):
+    model, image_processor = small_model(), small_processor()
+    save(model, image_processor, tmp_path / "model", code=False)
+    folder = tmp_path / "pictures"
+    names = write_images(folder, 13)
+    last = (folder / names[-1]).rename(tmp_path / "last.jpg")
+    os.mkfifo(folder / names[-1])  # an image that does not come
+    ray_folder = tempfile.mkdtemp(prefix="ray-")
+    words = ["extract", tmp_path / "model", folder, tmp_path / "out", "--shard-size", "4", "--runner", "ray"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitrail", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_TMPDIR": ray_folder},
+    )
+    while process.poll() is None and len(list((tmp_path / "out").glob(".progress/chunk-*"))) < 3:
+        time.sleep(0.05)
+    assert commands_with(ray_folder)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert not commands_with(ray_folder)
+    shutil.rmtree(ray_folder)
+
+    last.replace(folder / names[-1])
+    options = {"chunk_size": 4, "progress": False}
+    done = extract(model, image_processor, read_collection(folder), tmp_path / "out", **options, runner="ray")
+    assert (done.rows, done.images) == (13, 1)
+    extract(model, image_processor, read_collection(folder), tmp_path / "one", **options)
+    assert_same_rows(StoredFeatures(tmp_path / "one"), StoredFeatures(tmp_path / "out"))
