@@ -38,7 +38,7 @@ def main(output_dir: Path) -> None:
     logging.disable_progress_bar()
     output_dir.mkdir(parents=True, exist_ok=True)
     checkpoint, model_dir = output_dir / "dino_deitsmall16_deterministic.pth", output_dir / "dino-vits16"
-    features, picture = output_dir / "features.safetensors", output_dir / "attention.png"
+    features, picture, components = (output_dir / name for name in ("features.safetensors", "attention.png", "pca.png"))
     small_dir, probe_dir = output_dir / "dino-vits16-64px", output_dir / "probe"
     program = str(Path(sys.executable).with_name("vitrail"))
 
@@ -50,7 +50,9 @@ def main(output_dir: Path) -> None:
     log += run(program, "info", str(model_dir))
     log += run(program, "embed", str(model_dir), PHOTO, "--output", str(features))
     log += run(program, "attention", str(model_dir), PHOTO, "--output", str(picture))
+    log += run(program, "pca", str(model_dir), PHOTO, "--output", str(components), "--size", "448", "--keep-aspect")
     log += run(program, "convert", str(checkpoint), str(small_dir), "--image-size", "64", "64")
+    log += run(program, "extract", str(small_dir), "digits", str(output_dir / "digits"), "--split", "validation")
     cache_dir = str(output_dir / "features")
     log += run(program, "probe", str(small_dir), "--data", "digits", "--output", str(probe_dir), "--cache-dir", cache_dir)
     results = json.loads((probe_dir / "results.json").read_text(encoding="utf-8"))
@@ -66,7 +68,7 @@ def main(output_dir: Path) -> None:
         "sees.\n\n"
         f"{log}\n"
         f"`AutoModel` gave {tuple(outputs.last_hidden_state.shape)} tokens; its pooled features differ from those of `vitrail embed` by "
-        f"at most {difference:.1e}.\n\n![attention](attention.png)\n\n"
+        f"at most {difference:.1e}.\n\n![attention](attention.png)\n\n![principal components of patches](pca.png)\n\n"
         f"The best of {len(results['heads'])} linear heads names {results['accuracy']:.1%} of {results['data']['validation_images']} "
         "digits that it has not seen. That is what linear classifiers make of random features; the backbone itself knows nothing.\n\n"
         "![accuracy of every head](probe/heads.png)\n\n![confusion matrix](probe/confusion.png)\n"

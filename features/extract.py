@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,10 +308,16 @@ def default_num_workers(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _alone(folder: FeatureFolder) -> Iterator[None]:
-    """Makes the folder and keeps other runs away from it."""
+    """Makes the folder and keeps other runs away from it; nothing is left of it where nothing was begun."""
     folder.progress.mkdir(parents=True, exist_ok=True)
     with only_one(folder.lock, folder.path):
-        yield
+        try:
+            yield
+        finally:
+            if not (folder.path / MANIFEST).exists():
+                shutil.rmtree(folder.progress)
+                with contextlib.suppress(OSError):  # it holds other things
+                    folder.path.rmdir()
 
 
 def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | None:

@@ -1,4 +1,4 @@
-"""`vitrail similar` and `vitrail report`: what a user types, sees and gets."""
+"""`vitrail extract`, `similar` and `report`: what a user types, sees and gets."""
 
 import re
 import subprocess
@@ -31,6 +31,46 @@ def place(tmp_path_factory):
 def fail(capsys, *words):
     assert end_of(*words) == 2
     return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_extract_says_what_it_did(place, tmp_path, capsys):
+    options = ["--features", "patches", "--dtype", "float16", "--keep-aspect", "--shard-size", 5, "--batch-size", 2]
+    assert not end_of("extract", place / "model", place / "images", tmp_path / "out", *options)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"{tmp_path / 'out'}: features of 12 images",
+        f"20 images could not be used: {tmp_path / 'out' / 'errors.parquet'} says why",
+    ]
+    assert re.fullmatch(r"this run: 32 images, \d+\.\d images/s; the model waited for images \d+% of the time", lines[2])
+    stored = StoredFeatures(tmp_path / "out")
+    assert stored.manifest["settings"]["model"] == str(place / "model")
+    assert stored.manifest["settings"]["dtype"] == "float16"
+    assert stored.manifest["settings"]["image_processor"]["size_divisor"] == [8, 8]
+    assert len(stored.manifest["shards"]) == 7
+    assert not end_of("extract", place / "model", place / "images", tmp_path / "out", *options)
+    assert capsys.readouterr().out.splitlines() == lines[:2], "nothing was left to do"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL", "IMAGES", "OUT", "--features", "class"], "found the features 'class'; write one of pooled, cls, mean, cls+mean"),
+        (["MODEL", "IMAGES", "OUT", "--dtype", "int8"], "found dtype='int8'; write float32 or float16"),
+        (["MODEL", "IMAGES", "OUT", "--runner", "spark"], "found runner='spark'; write local or ray"),
+        (["MODEL", "IMAGES", "OUT", "--max-errors", "3"], "more than max_errors=3"),
+        (["MODEL", "NOWHERE", "OUT"], "NOWHERE"),
+        (["NOWHERE", "IMAGES", "OUT"], "NOWHERE"),
+        (["MODEL", "IMAGES", "FILE"], "FILE is a file: give the name of a folder to write."),
+        (["MODEL", "IMAGES", "IMAGES"], "IMAGES holds other things: choose a new or empty output folder."),
+    ],
+)
+def test_what_extract_cannot_do_is_one_message(place, tmp_path, capsys, words, message):
+    (tmp_path / "FILE").write_text("not a folder")
+    names = {"MODEL": place / "model", "IMAGES": place / "images", "OUT": tmp_path / "OUT", "FILE": tmp_path / "FILE"}
+    error = fail(capsys, "extract", *(names.get(word, word) for word in words))
+    assert message.replace("IMAGES", str(place / "images")) in error
+    assert not [path for path in (place / "images").iterdir() if path.name.startswith(".")]
+    assert not (tmp_path / "OUT").exists() or (tmp_path / "OUT" / "manifest.json").exists()
 
 
 def test_similar_prints_the_nearest_and_draws_them(place, tmp_path, capsys):
