@@ -63,21 +63,25 @@ def extract(
     loaded, image_processor, _ = load(model)
     if keep_aspect:
         image_processor = make_keep_aspect(image_processor, loaded.config.patch_size)
-    done = job.extract(
-        loaded,
-        image_processor,
-        collection,
-        output,
-        features=features,
-        dtype=dtype,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        chunk_size=shard_size,
-        max_errors=max_errors,
-        runner=runner,
-        concurrency=concurrency,
-        model_name=str(Path(model).absolute()) if Path(model).exists() else model,
-    )
+    try:
+        done = job.extract(
+            loaded,
+            image_processor,
+            collection,
+            output,
+            features=features,
+            dtype=dtype,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            shard_size=shard_size,
+            max_errors=max_errors,
+            runner=runner,
+            concurrency=concurrency,
+            model_name=str(Path(model).absolute()) if Path(model).exists() else model,
+        )
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; what is finished stays, and the same command goes on from there")
+        raise
     if not start_processes().is_main_process:
         return
     lines = [f"{output}: features of {done.rows} images"]
@@ -85,7 +89,7 @@ def extract(
         lines.append(f"{done.errors} images could not be used: {output / 'errors.parquet'} says why")
     if done.images and done.seconds:
         rate = f"{done.images / done.seconds:.1f} images/s"
-        lines.append(f"this run: {done.images} images, {rate}; the model waited for images {done.waiting:.0%} of the time")
+        lines.append(f"this process: {done.images} images, {rate}; the model waited for images {done.waiting:.0%} of the time")
     Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
 
 

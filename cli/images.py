@@ -141,6 +141,8 @@ def pca(
     Console(highlight=False, soft_wrap=True).print(
         f"{output}: {_grids(masks)} patches, {share:.0%} of them foreground", markup=False
     )
+    if not all(mask.any() for mask in masks):
+        Console(highlight=False, soft_wrap=True).print("an image without foreground is black: --no-foreground colours all")
 
 
 def _prepare(

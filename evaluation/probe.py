@@ -278,12 +278,14 @@ def _curves(trainer: ProbeTrainer) -> list[dict[str, Any]]:
 def _only_one(run_dir: Path) -> Iterator[None]:
     """Keeps a second run away from the folder of one that is going on; an empty folder is not left behind."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with only_one(run_dir / LOCK_NAME, run_dir):
-        try:
+    alone = False
+    try:
+        with only_one(run_dir / LOCK_NAME, run_dir):
+            alone = True
             yield
-        finally:
-            if run_dir.exists() and {path.name for path in run_dir.iterdir()} <= {LOCK_NAME}:
-                shutil.rmtree(run_dir)
+    finally:
+        if alone and run_dir.exists() and {path.name for path in run_dir.iterdir()} <= {LOCK_NAME}:
+            shutil.rmtree(run_dir)
 
 
 def _open_run(run_dir: Path, settings: Mapping[str, Any]) -> None:

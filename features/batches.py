@@ -4,7 +4,7 @@ Shape letters: B batch, C H W channels and pixels.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -15,7 +15,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from .collections.entries import ImageCollection, ImageEntry
 from .collections.images import open_entry
 
-HELD = 8  # batches of images that may wait for others of their shape
+HELD = 8  # batches: after so many images one does not wait any longer for others of its shape
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class _Reading:
 
 @dataclass(frozen=True)
 class _Decoded:
-    reading: _Reading
+    begin: Chunk | None
+    end: ChunkEnd | None
     groups: list[Batch]
     bad: list[BadEntry]
     error: VitrailError | None = None  # not of one image: raised where the batches are read, and not in a worker
@@ -106,18 +107,30 @@ def read_batches(
         generator=torch.Generator(),  # or the loader would draw from torch's own, and change what others draw from it
     )
     waiting: dict[torch.Size, list[Batch]] = {}  # by shape, in the order of their first images
-    for one in decoded:
+    for one in _guarded(decoded, num_workers):
         if one.error is not None:
             raise one.error
-        if one.reading.begin is not None:
-            yield one.reading.begin
+        if one.begin is not None:
+            yield one.begin
         yield from one.bad
         for group in one.groups:
             waiting.setdefault(group.pixel_values.shape[1:], []).append(group)
-        for batch in _take(waiting, batch_size, everything=one.reading.end is not None):
+        for batch in _take(waiting, batch_size, everything=one.end is not None):
             yield Batch(batch.entries, batch.pixel_values.pin_memory()) if pin_memory else batch
-        if one.reading.end is not None:
-            yield one.reading.end
+        if one.end is not None:
+            yield one.end
+
+
+def _guarded(decoded: Iterable[_Decoded], num_workers: int) -> Iterator[_Decoded]:
+    """The same; a worker that the system has killed is one clear error."""
+    try:
+        yield from decoded
+    except (RuntimeError, ConnectionError) as error:
+        if num_workers == 0:
+            raise
+        raise VitrailError(
+            f"a process that decodes images has died ({error}). If it was for want of memory, choose fewer than {num_workers} workers."
+        ) from error
 
 
 def _readings(
@@ -143,16 +156,20 @@ def _readings(
 
 
 def _take(waiting: dict[torch.Size, list[Batch]], batch_size: int, *, everything: bool) -> Iterator[Batch]:
-    """Takes full batches out; and where everything is wanted, or too many images wait, those that are not full."""
+    """Takes full batches out; and those that are not full where everything is wanted, or an image has waited for long.
+
+    Rows are written in order: while one waits for others of its shape, all that come after it are held.
+    """
     number = {shape: sum(len(group.entries) for group in groups) for shape, groups in waiting.items()}
-    crowded = [shape for shape in waiting if sum(number.values()) >= HELD * batch_size][:1]
-    for shape in [shape for shape in waiting if everything or number[shape] >= batch_size or shape in crowded]:
+    newest = max((group.entries[-1].row for groups in waiting.values() for group in groups), default=0)
+    overdue = [shape for shape, groups in waiting.items() if newest - groups[0].entries[0].row >= HELD * batch_size]
+    for shape in [shape for shape in waiting if everything or number[shape] >= batch_size or shape in overdue]:
         groups = waiting.pop(shape)
         entries = [entry for group in groups for entry in group.entries]
         pixel_values = groups[0].pixel_values if len(groups) == 1 else torch.cat([group.pixel_values for group in groups])
         for start in range(0, len(entries), batch_size):
             batch = Batch(entries[start : start + batch_size], pixel_values[start : start + batch_size])
-            if len(batch.entries) == batch_size or everything or shape in crowded:
+            if len(batch.entries) == batch_size or everything or shape in overdue:
                 yield batch
             else:
                 waiting[shape] = [batch]
@@ -176,15 +193,16 @@ class _Decoder(Dataset):
         groups: dict[torch.Size, list[tuple[ImageEntry, torch.Tensor]]] = {}
         bad = []
         for entry in reading.entries:
+            content, entry = entry, replace(entry, content=None)  # whoever writes the features has no use for the file
             try:
-                pixel_values = self.image_processor(open_entry(entry), return_tensors="pt")["pixel_values"][0]
+                pixel_values = self.image_processor(open_entry(content), return_tensors="pt")["pixel_values"][0]
             except BadImageError as error:
                 bad.append(BadEntry(entry, error.reason))
             except VitrailError as error:  # a store that does not answer: not the fault of this image
-                return _Decoded(reading, [], [], error)
+                return _Decoded(reading.begin, reading.end, [], [], error)
             except ValueError as error:  # decoded, but of channels or values that the model cannot take
                 bad.append(BadEntry(entry, str(error)))
             else:
                 groups.setdefault(pixel_values.shape, []).append((entry, pixel_values))
         batches = [Batch([entry for entry, _ in group], torch.stack([pixels for _, pixels in group])) for group in groups.values()]
-        return _Decoded(reading, batches, bad)
+        return _Decoded(reading.begin, reading.end, batches, bad)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 
 from ..convert.files import read_json
 from ..errors import VitrailError
@@ -36,11 +37,16 @@ Given = TypeVar("Given")
 
 DTYPES = ("float32", "float16")
 RUNNERS = ("local", "ray")
-CHUNK_SIZE = 2048  # images whose features make one file: at most so many, and what is on its way, are lost by an interruption
+SHARD_SIZE = 2048  # images whose features make one file: at most so many, and what is on its way, are lost by an interruption
 BATCH_SIZE = 64
 BATCH_SIZE_ON_CPU = 4  # of each lane; more is no faster, since less of it stays in the caches
 CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
 MOST_WORKERS = 16
+
+TOO_MANY = (
+    "found {number} bad images, more than max_errors={most}. What is finished stays: with another max_errors the same command goes on "
+    "from there."
+)
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,10 @@ class Job:
     Args:
         features: as `parse_features` takes them.
         dtype: of the features in the files, "float32" or "float16".
-        chunk_size: rows that make a file.
+        shard_size: rows that make a file.
         batch_size: images that the model takes at a time; on a CPU, that each of its threads takes.
         num_workers: processes that decode images; 0 to do it beside the model in this one; None for a number that suits the machine.
-        max_errors: images that may be bad, in what a process runs; None for any number.
+        max_errors: images that may be bad; None for any number. Where several processes run, each counts its own, and in the end all.
         model_name: what the manifest calls the model.
     """
 
@@ -80,7 +86,7 @@ class Job:
     output_dir: Path
     features: tuple[str, ...] = ("pooled",)
     dtype: str = "float32"
-    chunk_size: int = CHUNK_SIZE
+    shard_size: int = SHARD_SIZE
     batch_size: int | None = None
     num_workers: int | None = None
     max_errors: int | None = None
@@ -91,7 +97,7 @@ class Job:
         self.kinds = parse_features(self.features, self.vit.config)
         if self.dtype not in DTYPES:
             raise VitrailError(f"found dtype={self.dtype!r}; write {' or '.join(DTYPES)}")
-        for name in ("chunk_size", "batch_size"):
+        for name in ("shard_size", "batch_size"):
             if (getattr(self, name) or 1) < 1:
                 raise VitrailError(f"found {name}={getattr(self, name)}; write a number above 0")
         self.folder = FeatureFolder(Path(self.output_dir))
@@ -102,7 +108,7 @@ class Job:
         """Everything that the rows follow from."""
         return {
             "vitrail": __version__,
-            "model": self.model_name,
+            "model": self.model_name or self.model.name_or_path,
             "weights": weights_digest(self.vit),
             "config": config_fields(self.vit),
             "image_processor": json.loads(self.image_processor.to_json_string()),
@@ -110,7 +116,7 @@ class Job:
             "images": self.collection.fingerprint,
             "features": list(self.features),
             "dtype": self.dtype,
-            "chunk_size": self.chunk_size,
+            "shard_size": self.shard_size,
         }
 
     def missing(self) -> list[Piece]:
@@ -120,21 +126,26 @@ class Job:
             finished.setdefault(chunk.part, set()).add(chunk.number)
         if self.collection.random_access:
             total = self.collection.num_rows or 0
-            starts = range(0, total, self.chunk_size)
+            starts = range(0, total, self.shard_size)
             numbers = [number for number in range(len(starts)) if number not in finished.get(0, ())]
-            return [Piece(0, starts[number], min(starts[number] + self.chunk_size, total)) for number in numbers]
+            return [Piece(0, starts[number], min(starts[number] + self.shard_size, total)) for number in numbers]
         pieces, ended = [], self.folder.parts()
         for part in range(self.collection.num_parts):
             done = finished.get(part, set())
             first = next(number for number in itertools.count() if number not in done)
-            if part not in ended or first * self.chunk_size < ended[part]:
-                pieces.append(Piece(part, first * self.chunk_size, None, frozenset(number for number in done if number > first)))
+            if part not in ended or first * self.shard_size < ended[part]:
+                start = max(first - 1, 0)  # the chunk before tells where the part ends, if it ends there
+                pieces.append(Piece(part, start * self.shard_size, None, frozenset(number for number in done if number >= start)))
         return pieces
 
-    def run(self, pieces: Iterable[Piece], *, num_errors: int = 0, advance: Callable[[int], None] | None = None) -> Lanes:
-        """Runs pieces and writes their files; the lanes that it returns know how busy they were.
+    def run(
+        self, pieces: Iterable[Piece], *, num_errors: int = 0, advance: Callable[[int], None] | None = None
+    ) -> tuple[Lanes, int]:
+        """Runs pieces and writes their files.
 
         num_errors: bad images that were found before. advance: is told of images that are done.
+
+        Returns the lanes, which know how busy they were, and the number of bad images, with those before.
 
         Raises VitrailError where there are more bad images than `max_errors`, or a file cannot be written; none is left half-written.
         """
@@ -144,45 +155,43 @@ class Job:
             self.collection,
             pieces,
             self.image_processor,
-            chunk_size=self.chunk_size,
+            chunk_size=self.shard_size,
             batch_size=self.batch_size or (BATCH_SIZE_ON_CPU if device.type == "cpu" else BATCH_SIZE),
             num_workers=default_num_workers(device) if self.num_workers is None else self.num_workers,
             pin_memory=device.type == "cuda",
         )
         writer = None
-        try:
+        with contextlib.closing(batches), contextlib.ExitStack() as unfinished:
             for given, features in lanes.run(self._compute, batches):
                 done = 0
                 if isinstance(given, Chunk):
-                    writer = ChunkWriter(self.folder, given, self.schema, first_row=given.number * self.chunk_size)
+                    writer = ChunkWriter(self.folder, given, self.schema, first_row=given.number * self.shard_size)
+                    unfinished.callback(writer.discard)
                     continue
                 assert writer is not None  # a chunk comes before what is in it
                 if isinstance(given, Batch):
-                    with self._writing():
+                    with self.writing():
                         writer.add(given.entries, features)
                     done = len(given.entries)
                 elif isinstance(given, BadEntry):
                     writer.add_bad(given)
                     done, num_errors = 1, num_errors + 1
                     if self.max_errors is not None and num_errors > self.max_errors:
-                        raise VitrailError(
-                            f"found {num_errors} bad images, more than max_errors={self.max_errors}; the last is {given.entry.path}: "
-                            f"{given.reason}. What is finished stays: with another max_errors the same command goes on from there."
-                        )
+                        last = f"The last is {given.entry.path}: {given.reason}."
+                        raise VitrailError(f"{TOO_MANY.format(number=num_errors, most=self.max_errors)} {last}")
                 else:
-                    with self._writing():
+                    with self.writing():
                         writer.finish()
                         if given.part_rows is not None:
                             self.folder.end_part(writer.chunk.part, given.part_rows)
+                    unfinished.pop_all()
                 if advance is not None and done:
                     advance(done)
-        finally:
-            if writer is not None:
-                writer.discard()
-        return lanes
+        return lanes, num_errors
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Makes a VitrailError of what keeps files from being written."""
         try:
             yield
         except OSError as error:
@@ -219,7 +228,7 @@ def extract(
     dtype: str = "float32",
     batch_size: int | None = None,
     num_workers: int | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    shard_size: int = SHARD_SIZE,
     max_errors: int | None = None,
     runner: str = "local",
     concurrency: int | None = None,
@@ -236,10 +245,11 @@ def extract(
         collection: from `vitrail.features.collections.read_collection`.
         features: as `vitrail.features.kinds.parse_features` takes them: pooled, cls, mean, cls+mean, patches, layers=I,J,….
         dtype: of the features in the files, "float32" or "float16".
-        batch_size, num_workers, chunk_size, max_errors: see `Job`.
+        batch_size, num_workers, shard_size, max_errors: see `Job`.
         runner: "local" for this process and those beside it, "ray" for a Ray cluster.
         concurrency: actors on that cluster, at most; None for as many as it has room for.
-        model_name: what the manifest calls the model, such that `vitrail.load` finds it again.
+        model_name: what the manifest calls the model, such that `vitrail.load` finds it again, for `vitrail report`; without it, where
+            transformers says that it has loaded it from.
 
     Raises VitrailError: another run is writing there; other features, or other things, are there; no image can be used; a file cannot be
     written; more bad images than `max_errors`.
@@ -258,7 +268,7 @@ def extract(
         Path(output_dir),
         features=tuple(features),
         dtype=dtype,
-        chunk_size=chunk_size,
+        shard_size=shard_size,
         batch_size=batch_size,
         num_workers=num_workers,
         max_errors=max_errors,
@@ -267,16 +277,19 @@ def extract(
     folder = job.folder
     main = processes.is_main_process
     with _alone(folder) if main else contextlib.nullcontext():
+        plan: list[Any] = [None]  # of the main process alone: others may not see yet what it has written
         if main:
-            folder.begin(job.settings())
-            folder.settle(finished=False)
-        processes.wait_for_everyone()  # all of them see the same files
-        records, pieces = folder.records(), job.missing()
-        processes.wait_for_everyone()  # before any of them writes another
-        num_errors = sum(len(record["bad"]) for record in records)
+            with job.writing():
+                folder.begin(job.settings())
+                pieces = job.missing()
+                whole = folder.is_finished() and not pieces
+                if not whole:
+                    folder.settle(finished=False)
+            plan = [(pieces, sum(len(record["bad"]) for record in folder.records()), whole)]
+        pieces, num_errors, whole = broadcast_object_list(plan)[0]
         own = pieces[processes.process_index :: processes.num_processes]
         lanes, images = Lanes(torch.device("cpu")), 0
-        with progress_bar("features", _num_rows(collection, own), wanted=progress and main) as show:
+        with progress_bar("features", _num_rows(collection, own), wanted=progress and main and not whole) as show:
 
             def advance(number: int) -> None:
                 nonlocal images
@@ -288,15 +301,15 @@ def extract(
 
                 lanes = run_on_ray(job, own, num_errors=num_errors, advance=advance, concurrency=concurrency)
             else:
-                lanes = job.run(own, num_errors=num_errors, advance=advance)
+                lanes, _ = job.run(own, num_errors=num_errors, advance=advance)
         processes.wait_for_everyone()
-        manifest = folder.settle(finished=False) if main else {}
-        if main and not manifest["rows"]:
-            raise VitrailError(_nothing(manifest, collection))
-        if main:
-            manifest = folder.settle(finished=True)
+        if main and not whole:
+            with job.writing():
+                manifest = folder.settle(finished=False)
+                _check(manifest, job)
+                folder.settle(finished=True)
     processes.wait_for_everyone()
-    manifest = manifest or read_json(folder.path / MANIFEST)
+    manifest = read_json(folder.path / MANIFEST)
     return Extracted(manifest["rows"], manifest["errors"], images, lanes.seconds, lanes.waiting)
 
 
@@ -308,15 +321,17 @@ def default_num_workers(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _alone(folder: FeatureFolder) -> Iterator[None]:
-    """Makes the folder and keeps other runs away from it; nothing is left of it where nothing was begun."""
-    folder.progress.mkdir(parents=True, exist_ok=True)
+    """Makes the folder and keeps other runs away from it; nothing of ours is left in it where nothing was begun."""
+    new = not folder.path.exists()
+    folder.path.mkdir(parents=True, exist_ok=True)
     with only_one(folder.lock, folder.path):
         try:
             yield
         finally:
             if not (folder.path / MANIFEST).exists():
-                shutil.rmtree(folder.progress)
-                with contextlib.suppress(OSError):  # it holds other things
+                folder.lock.unlink(missing_ok=True)
+                shutil.rmtree(folder.progress, ignore_errors=True)
+                if new:
                     folder.path.rmdir()
 
 
@@ -326,7 +341,20 @@ def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | Non
     return None
 
 
-def _nothing(manifest: dict[str, Any], collection: ImageCollection) -> str:
-    errors = [error for shard in manifest["shards"] for error in shard["bad"]]
-    first = f"; {errors[0]['path']}: {errors[0]['reason']}" if errors else ""
-    return f"none of the {len(errors) or ''} images of {collection.source} can be used{first}"
+def _check(manifest: dict[str, Any], job: Job) -> None:
+    """Raises VitrailError where what has been written is not all, or not enough to be of use, or has too many errors."""
+    source, errors = job.collection.source, [error for shard in manifest["shards"] for error in shard["bad"]]
+    if job.missing():
+        raise VitrailError(
+            f"{job.folder.path} lacks files that processes have finished: have all of them see the same folder, and the same images in "
+            f"{source}. The same command goes on from there."
+        )
+    if not manifest["rows"]:
+        raise VitrailError(
+            f"none of the {len(errors)} images of {source} can be used; {errors[0]['path']}: {errors[0]['reason']}. To try them again, "
+            "choose another output folder."
+            if errors
+            else f"found no image in {source}"
+        )
+    if job.max_errors is not None and len(errors) > job.max_errors:
+        raise VitrailError(TOO_MANY.format(number=len(errors), most=job.max_errors))

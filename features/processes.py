@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -12,11 +13,13 @@ from filelock import FileLock, Timeout
 
 from ..errors import VitrailError
 
+PATIENCE = timedelta(days=30)  # one process may be done long before another; torchrun ends all of them when one has died
+
 
 def start_processes() -> PartialState:
     """Joins the other processes, if there are any; on a machine without accelerators, and with `--cpu`, over gloo."""
     asked_for_cpu = str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "no")) == 1
-    return PartialState(cpu=asked_for_cpu or not torch.accelerator.is_available())
+    return PartialState(cpu=asked_for_cpu or not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 @contextlib.contextmanager

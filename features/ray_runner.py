@@ -1,6 +1,7 @@
 """The pieces of an extraction on a Ray cluster: Ray Data gives them to a pool of actors, and those of an actor that dies to the next."""
 
 import contextlib
+import copy
 import logging
 import os
 import shutil
@@ -19,7 +20,7 @@ import torch
 from ..errors import VitrailError
 from ..version import __version__
 from .batches import Piece
-from .extract import CORES_PER_WORKER, MOST_WORKERS, Job
+from .extract import CORES_PER_WORKER, MOST_WORKERS, TOO_MANY, Job
 from .lanes import Lanes
 
 try:
@@ -60,7 +61,8 @@ def run_on_ray(
     lanes = Lanes(torch.device("cpu"))
     if not pieces:
         return lanes
-    job = replace(job, model=job.model.cpu(), output_dir=job.folder.path.absolute())
+    model = job.model if job.model.device.type == "cpu" else copy.deepcopy(job.model).cpu()
+    job = replace(job, model=model, output_dir=job.folder.path.absolute())
     with _connected(), _mark(job.folder.progress) as mark:
         pool = choose_pool(
             [node["Resources"] for node in ray.nodes() if node["Alive"]], concurrency=concurrency, num_pieces=len(pieces)
@@ -74,7 +76,9 @@ def run_on_ray(
                     raise VitrailError(result["error"])
                 if advance is not None:
                     advance(result["images"])
-                _check_errors(job)
+                num_errors += result["errors"]
+                if job.max_errors is not None and num_errors > job.max_errors:  # each actor counts those of its piece
+                    raise VitrailError(TOO_MANY.format(number=num_errors, most=job.max_errors))
                 available, busy = available + result["available"], busy + result["busy"]
         lanes.seconds = time.perf_counter() - started
         lanes.busy = lanes.seconds * lanes.number * busy / available if available else 0.0
@@ -138,7 +142,7 @@ class PieceRunner:
     def run(self, index: int) -> dict[str, Any]:
         """Runs a piece. A VitrailError is a result: Ray wraps what is raised into exceptions of its own, and prints them as well."""
         torch.set_num_threads(max(self.share.pool.num_cpus, 1))  # of this thread: Ray may call from another than at first
-        images, lanes, message = 0, Lanes(torch.device("cpu")), ""
+        images, errors, lanes, message = 0, self.share.num_errors, Lanes(torch.device("cpu")), ""
 
         def advance(number: int) -> None:
             nonlocal images
@@ -148,10 +152,11 @@ class PieceRunner:
 
         try:
             self._begin(index)
-            lanes = self.job.run([self.share.pieces[index]], num_errors=self.share.num_errors, advance=advance)
+            lanes, errors = self.job.run([self.share.pieces[index]], num_errors=errors, advance=advance)
         except VitrailError as error:
             message = str(error)
-        return {"images": images, "available": lanes.seconds * lanes.number, "busy": lanes.busy, "error": message}
+        errors -= self.share.num_errors
+        return {"images": images, "errors": errors, "available": lanes.seconds * lanes.number, "busy": lanes.busy, "error": message}
 
     def _begin(self, index: int) -> None:
         """Notes an attempt. Raises VitrailError if too many have failed, or the folder is not the one that the driver sees."""
@@ -189,7 +194,7 @@ def _actor_class() -> type:
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             if self.error:
-                return {"images": 0, "available": 0.0, "busy": 0.0, "error": self.error}
+                return {"images": 0, "errors": 0, "available": 0.0, "busy": 0.0, "error": self.error}
             return self.runner.run(row["index"])
 
     return MapPieces
@@ -217,18 +222,6 @@ def _results(shared: ray.ObjectRef, num_pieces: int, pool: Pool) -> Generator[di
         raise
     except RayError as error:
         raise VitrailError(f"the Ray cluster cannot go on: {error} {AGAIN}") from error
-
-
-def _check_errors(job: Job) -> None:
-    """Raises VitrailError where there are too many bad images: each actor only counts those of a piece."""
-    if job.max_errors is None:
-        return
-    number = sum(len(record["bad"]) for record in job.folder.records())
-    if number > job.max_errors:
-        raise VitrailError(
-            f"found {number} bad images, more than max_errors={job.max_errors}. What is finished stays: with another max_errors the same "
-            "command goes on from there."
-        )
 
 
 @contextlib.contextmanager

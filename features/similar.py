@@ -106,7 +106,7 @@ def _sheet(query: Image.Image, stored: StoredFeatures, ids: np.ndarray, cosines:
         pictures = {}
     cells = [("the query", thumbnail(query, CELL))]
     cells += [
-        (f"{cosine:.3f}  {path}", pictures.get(number, MISSING))
+        (f"{cosine:.3f}  {path}" if number in pictures else f"{cosine:.3f}  not there: {path}", pictures.get(number, MISSING))
         for (number, path), cosine in zip(paths.items(), cosines, strict=True)
     ]
     return contact_sheet([cells])

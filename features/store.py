@@ -27,14 +27,14 @@ import pyarrow.parquet as pq
 from ..convert.download import sha256
 from ..convert.files import read_json
 from ..errors import VitrailError
-from ..hub.folder import write_text
 from .batches import BadEntry, Chunk
 from .collections.entries import ImageEntry, row_id
 
 FORMAT = 1
-MANIFEST, DATA, ERRORS, PROGRESS, CARD = "manifest.json", "data", "errors.parquet", ".progress", "README.md"
+MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"
+PROGRESS, LOCK = ".progress", ".lock"
 ROW_GROUP = 32 * 2**20  # bytes of features that are held before they are written
-NOT_COMPARED = ("vitrail", "model")  # settings that say where things came from; what matters of them is in others
+NOT_COMPARED = ("vitrail", "model", "collection")  # settings that say where things are; what matters of them is in others
 
 ERRORS_SCHEMA = pa.schema([("id", pa.int64()), ("path", pa.string()), ("reason", pa.string())])
 
@@ -66,7 +66,7 @@ class FeatureFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.progress = path / PROGRESS
-        self.lock = self.progress / ".lock"
+        self.lock = path / LOCK
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Starts, or goes on with what was begun with the same settings; removes what an interruption has left half-written.
@@ -74,21 +74,30 @@ class FeatureFolder:
         Raises VitrailError where other features, or other things, are in the folder.
         """
         settings = json.loads(json.dumps(settings))
+        manifest: dict[str, Any] = {"format": FORMAT, "finished": False, "settings": settings, "shards": [], "parts": {}}
         if (self.path / MANIFEST).is_file():
-            begun = read_json(self.path / MANIFEST).get("settings", {})
+            manifest = read_json(self.path / MANIFEST)
+            check_format(manifest, self.path)
+            begun = manifest["settings"]
             different = [name for name in settings if name not in NOT_COMPARED and settings[name] != begun.get(name)]
             if different:
                 raise VitrailError(
-                    f"{self.path} holds features with another {' and '.join(different)}: repeat the command as it was begun, or choose "
+                    f"{self.path} was begun with another {' and '.join(different)}: repeat the command as it was begun, or choose "
                     "another output folder."
                 )
-        elif any(name != PROGRESS for name in os.listdir(self.path)):
+        elif not set(os.listdir(self.path)) <= {PROGRESS, LOCK}:
             raise VitrailError(f"{self.path} holds other things: choose a new or empty output folder.")
-        else:
-            self._write_manifest({"format": FORMAT, "finished": False, "settings": settings, "shards": [], "parts": {}})
-        (self.path / DATA).mkdir(exist_ok=True)
+        self.progress.mkdir(exist_ok=True)
         for file in self.progress.glob("*.part"):
             file.unlink()
+        for mark in self.progress.glob("ray-*"):  # of a run on Ray that was killed
+            shutil.rmtree(mark)
+        self._write_manifest(manifest | {"settings": settings})
+        (self.path / DATA).mkdir(exist_ok=True)
+
+    def is_finished(self) -> bool:
+        """Whether the manifest says that all is there."""
+        return read_json(self.path / MANIFEST)["finished"]
 
     def records(self) -> list[dict[str, Any]]:
         """Of each finished chunk: "part", "number", "file" (None without rows), "rows", "bytes", "sha256", "bad", in order."""
@@ -119,7 +128,16 @@ class FeatureFolder:
 
     def end_part(self, part: int, num_rows: int) -> None:
         """Notes that a part has been read to its end, and all its chunks are there."""
-        write_text(self.progress / f"part-{part:05d}.json", json.dumps({"part": part, "rows": num_rows}))
+        self.write(self.progress / f"part-{part:06d}.json", json.dumps({"part": part, "rows": num_rows}))
+
+    def write(self, path: Path, text: str) -> None:
+        """Writes a file, which then is on the disk whole; several processes may write the same."""
+        temporary = self.progress / f"{path.name}.{uuid.uuid4().hex}.part"
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut after the renaming could leave it empty
+        temporary.replace(path)
 
     def settle(self, *, finished: bool) -> dict[str, Any]:
         """Brings the manifest and errors.parquet up to date, from the records; returns the manifest."""
@@ -139,7 +157,7 @@ class FeatureFolder:
         pq.write_table(errors, temporary)
         temporary.replace(self.path / ERRORS)
         if finished:
-            write_text(self.path / CARD, _card(manifest))
+            self.write(self.path / CARD, _card(manifest))
         self._write_manifest(manifest)
         if finished:
             shutil.rmtree(self.progress)
@@ -149,7 +167,7 @@ class FeatureFolder:
         return manifest
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        self.write(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 class ChunkWriter:
@@ -159,8 +177,8 @@ class ChunkWriter:
         self.folder = folder
         self.chunk = chunk
         self.schema = schema
-        self.file = f"{DATA}/part-{chunk.part:05d}-{chunk.number:05d}.parquet"
-        self.temporary = folder.progress / f"{chunk.part:05d}-{chunk.number:05d}.{uuid.uuid4().hex}.part"
+        self.file = f"{DATA}/part-{chunk.part:06d}-{chunk.number:06d}.parquet"
+        self.temporary = folder.progress / f"{chunk.part:06d}-{chunk.number:06d}.{uuid.uuid4().hex}.part"
         self.next_row = first_row
         self.rows: dict[int, tuple[ImageEntry, dict[str, np.ndarray]] | None] = {}  # None for those that have no features
         self.bad: list[dict[str, Any]] = []
@@ -200,9 +218,11 @@ class ChunkWriter:
             _sync(self.temporary)
             record |= {"file": self.file, "rows": self.written, "bytes": self.temporary.stat().st_size, "sha256": digest}
             self.temporary.replace(self.folder.path / self.file)
+        else:  # what was there, if the images have turned bad since
+            (self.folder.path / self.file).unlink(missing_ok=True)
         bad = sorted(self.bad, key=lambda error: error["id"])
-        name = f"chunk-{self.chunk.part:05d}-{self.chunk.number:05d}.json"
-        write_text(self.folder.progress / name, json.dumps(record | {"bad": bad}))
+        name = f"chunk-{self.chunk.part:06d}-{self.chunk.number:06d}.json"
+        self.folder.write(self.folder.progress / name, json.dumps(record | {"bad": bad}))
 
     def _write(self) -> None:
         """Writes the rows that no missing one comes before."""
@@ -257,10 +277,7 @@ class StoredFeatures:
         if not (self.folder / MANIFEST).is_file():
             raise VitrailError(f"{folder} holds no features: give a folder that `vitrail extract` has written.")
         self.manifest = read_json(self.folder / MANIFEST)
-        if self.manifest.get("format") != FORMAT:
-            raise VitrailError(
-                f"{folder} holds features of format {self.manifest.get('format')}, expected {FORMAT}: extract them again."
-            )
+        check_format(self.manifest, self.folder)
         if not self.manifest["finished"]:
             raise VitrailError(f"{folder} holds unfinished features: give the same `vitrail extract` command again, to the end.")
         files = [str(self.folder / shard["file"]) for shard in self.manifest["shards"] if shard["file"] is not None]
@@ -312,6 +329,12 @@ class StoredFeatures:
         return pq.read_table(self.folder / ERRORS).to_pylist()
 
 
+def check_format(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Raises VitrailError if a manifest is of another kind than these."""
+    if manifest.get("format") != FORMAT:
+        raise VitrailError(f"{folder} holds features of format {manifest.get('format')}, expected {FORMAT}: extract them again.")
+
+
 def _sync(file: Path) -> None:
     """Has the system write a file to the disk, so that a power cut after its renaming cannot leave it empty."""
     descriptor = os.open(file, os.O_RDWR)
@@ -335,7 +358,7 @@ configs:
 
 # Features of {manifest["rows"]} images
 
-{kinds} ({settings["dtype"]}) of `{settings["collection"]["source"]}`, by the model `{settings["model"]}`.
+{kinds} ({settings["dtype"]}) of `{settings["collection"]["source"]}`, by the model `{settings["model"] or "(not named)"}`.
 
 vitrail {settings["vitrail"]} took them. {manifest["errors"]} images could not be used; {ERRORS} says why. {MANIFEST} has all settings,
 and the digest of each file.

@@ -491,6 +491,7 @@ class ViTModelOutput(BaseModelOutputWithPooling):
     attentions: with `output_attentions=True`, num_hidden_layers tensors (B, A, L, L).
     patch_grid: rows and columns of patches, (h, w): the last h * w tokens of a sequence, row by row. An attribute and no item, because
         whoever divides an output among the images of a batch, as transformers' pipelines do, expects a row for each in every item.
+        None where an output is made anew of its items, as mixed precision does.
     """
 
     patch_grid: InitVar[tuple[int, int] | None] = None

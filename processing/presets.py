@@ -12,6 +12,7 @@ from .image_processing_vit import VitrailImageProcessor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+LONGEST_SIDE = 8  # times the shorter one, where an image keeps its aspect: a strip of 3000 x 2 would become too large to run
 BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
 
 
@@ -110,15 +111,16 @@ def make_image_processor(
 def keep_aspect(image_processor: VitrailImageProcessor, patch_size: int | Sequence[int]) -> VitrailImageProcessor:
     """An image processor that keeps the shape of each image, as the preset "keep-aspect" does, and is otherwise like this one.
 
-    The shorter side becomes that of what this one makes (the crop, or the size; an image that is not resized stays as it is), then both
-    the nearest multiples of the patch.
+    The shorter side becomes that of what this one makes (the crop, or the size; an image that is not resized stays as it is), or less
+    where the longer would become more than 8 times as long; then both become the nearest multiples of the patch.
 
     patch_size: of the model in pixels, int or (height, width).
     """
     changes: dict[str, object] = {"do_center_crop": False, "do_pad": False, "size_divisor": _pair("patch_size", patch_size)}
     if image_processor.do_center_crop or image_processor.do_resize:
         sides = dict(image_processor.crop_size if image_processor.do_center_crop else image_processor.size)
-        changes |= {"do_resize": True, "size": {"shortest_edge": min(sides.values())}}
+        shorter = min(sides.values())
+        changes |= {"do_resize": True, "size": {"shortest_edge": shorter, "longest_edge": LONGEST_SIDE * shorter}}
     return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)
 
 

@@ -88,9 +88,10 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def class_folders(names: list[str]) -> list[str] | None:
-    """The first folder on the way to each image, as its label; None if an image lies in no folder."""
-    return [as_text(name.partition("/")[0]) for name in names] if all("/" in name for name in names) else None
+def class_folders(names: list[str]) -> list[str | None] | None:
+    """The first folder on the way to each image, as its label, or None where it lies in no folder; None if no image lies in any."""
+    labels = [as_text(name.partition("/")[0]) if "/" in name else None for name in names]
+    return labels if any(labels) else None
 
 
 # Listing

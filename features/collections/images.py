@@ -68,8 +68,8 @@ def _decode(name: str, file: str | bytes) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except Image.UnidentifiedImageError as error:
-        size = len(file) if isinstance(file, bytes) else os.path.getsize(file)
-        raise BadImageError(name, "Pillow knows no such format" if size else "it is empty") from error
+        empty = not file if isinstance(file, bytes) else os.path.exists(file) and not os.path.getsize(file)
+        raise BadImageError(name, "it is empty" if empty else "Pillow knows no such format") from error
     except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise VitrailError(

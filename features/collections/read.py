@@ -35,8 +35,8 @@ def read_collection(
 
     Args:
         source: one of
-            - a folder, with the folders in it: its images or, if it has none, its .tar or .parquet files. Where all images lie in
-              inner folders, the first of these is the label. Hidden files are left out;
+            - a folder, with the folders in it: its images or, if it has none, its .tar or .parquet files. The first
+              inner folder on the way to an image is its label. Hidden files are left out;
             - a pattern of files, as "photos/**/*.jpg" or "shards/{0000..0127}.tar";
             - a .txt file with a path or URL on each line, relative to its folder, and perhaps a tab and a label; lines that begin
               with # are left out;

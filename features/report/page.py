@@ -131,6 +131,11 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
 def _load_model(stored: StoredFeatures, given: str | None) -> tuple[ViTPreTrainedModel | None, str | None]:
     """The model of the features, or why it is not to be had."""
     name = stored.manifest["settings"]["model"]
+    if not (given or name):
+        return (
+            None,
+            "the norms of patch tokens need the model, which was not named when its features were taken: say where it is with --model.",
+        )
     try:
         model, _, _ = load(given or name)
         check_same_model(model, stored)

@@ -41,7 +41,7 @@ def test_extract_says_what_it_did(place, tmp_path, capsys):
         f"{tmp_path / 'out'}: features of 12 images",
         f"20 images could not be used: {tmp_path / 'out' / 'errors.parquet'} says why",
     ]
-    assert re.fullmatch(r"this run: 32 images, \d+\.\d images/s; the model waited for images \d+% of the time", lines[2])
+    assert re.fullmatch(r"this process: 32 images, \d+\.\d images/s; the model waited for images \d+% of the time", lines[2])
     stored = StoredFeatures(tmp_path / "out")
     assert stored.manifest["settings"]["model"] == str(place / "model")
     assert stored.manifest["settings"]["dtype"] == "float16"

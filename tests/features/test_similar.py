@@ -138,7 +138,8 @@ def test_images_that_are_not_there_any_more_are_grey(copy, tmp_path, sheet):
     (copy / deleted).unlink()
     (copy / damaged).write_bytes(b"")
     similar(small_model(), stored, PHOTOS[0], top=24)
-    assert {caption.split("  ")[-1] for caption, picture in sheet if picture is MISSING} == {deleted, damaged}
+    gone = {caption.split("  ")[-1] for caption, picture in sheet if picture is MISSING}
+    assert gone == {f"not there: {deleted}", f"not there: {damaged}"}
     shutil.rmtree(copy)
     sheet.clear()
     assert len(similar(small_model(), stored, PHOTOS[0], top=5)[0]) == 5
@@ -154,9 +155,9 @@ def test_pictures_are_right_where_files_have_come_and_gone(copy, tmp_path, sheet
         Image.new("RGB", (40, 40)).save((copy / path).with_suffix(".a.png"))
     (copy / stored.paths()[0]).unlink()
     similar(small_model(), stored, PHOTOS[0], top=24)
-    assert [caption for caption, _ in sheet] == list(before)
+    assert [caption.replace("not there: ", "") for caption, _ in sheet] == list(before)
     for caption, picture in sheet:
-        assert (picture is MISSING) == caption.endswith(stored.paths()[0])
+        assert (picture is MISSING) == caption.endswith(f"not there: {stored.paths()[0]}")
         assert picture is MISSING or picture == before[caption]
 
 

@@ -130,6 +130,7 @@ def test_no_family_crops_a_rectangle():
     [
         ("dino", {"image_size": 56}, (100, 45), (56, 126)),  # of its crop: 56 x 124
         ("google", {"image_size": 56}, (45, 100), (126, 56)),  # of what it squashes to
+        ("google", {"image_size": 56}, (3000, 2), (14, 448)),  # not 56 x 84000
         ("full-image", {"patch_size": 16}, (100, 45), (42, 98)),  # as it is, 45 x 100
     ],
 )

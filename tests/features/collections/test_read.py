@@ -98,13 +98,13 @@ def test_a_folder(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
     collection = read_collection(tmp_path)
-    assert (collection.num_parts, collection.num_rows, collection.random_access, collection.label_type) == (1, 6, True, None)
+    assert (collection.num_parts, collection.num_rows, collection.random_access, collection.label_type) == (1, 6, True, "string")
     assert (collection.source, collection.settings["source"]) == (str(tmp_path), str(tmp_path))
     expected = [
         ("B.bmp", 5, None),
-        ("a/b/c.webp", 3, None),
-        ("a/ü.JPG", 2, None),
-        ("a/日本.png", 4, None),
+        ("a/b/c.webp", 3, "a"),
+        ("a/ü.JPG", 2, "a"),
+        ("a/日本.png", 4, "a"),
         ("b.png", 1, None),
         ("c::d.png", 6, None),
     ]
@@ -118,7 +118,7 @@ def test_a_folder_of_folders_has_labels(tmp_path):
     collection = read_collection(f"{tmp_path}/")
     assert collection.label_type == "string"
     assert content(collection) == [("cat/3.png", 3, "cat"), ("cat/deep/2.png", 2, "cat"), ("dog/1.png", 1, "dog")]
-    assert content(read_collection(tmp_path / "cat")) == [("3.png", 3, None), ("deep/2.png", 2, None)]
+    assert content(read_collection(tmp_path / "cat")) == [("3.png", 3, None), ("deep/2.png", 2, "deep")]
 
 
 def test_images_are_not_read(tmp_path, monkeypatch):
