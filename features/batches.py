@@ -3,7 +3,7 @@
 Shape letters: B batch, C H W channels and pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -90,7 +90,7 @@ def read_batches(
     batch_size: int,
     num_workers: int,
     pin_memory: bool = False,
-) -> Iterator[Chunk | Batch | BadEntry | ChunkEnd]:
+) -> Generator[Chunk | Batch | BadEntry | ChunkEnd, None, None]:
     """The images of pieces: each chunk, then its batches and bad images, then its end.
 
     A batch holds images of one chunk, and which ones depends on that chunk alone.
