@@ -285,8 +285,10 @@ def extract(
                 whole = folder.is_finished() and not pieces
                 if not whole:
                     folder.settle(finished=False)
-            plan = [(pieces, sum(len(record["bad"]) for record in folder.records()), whole)]
-        pieces, num_errors, whole = broadcast_object_list(plan)[0]
+            plan = [(pieces, sum(len(record["bad"]) for record in folder.records()), whole, collection.fingerprint)]
+        pieces, num_errors, whole, fingerprint = broadcast_object_list(plan)[0]
+        if collection.fingerprint != fingerprint:
+            raise VitrailError(f"processes see other images in {collection.source} than the first one: give all of them the same.")
         own = pieces[processes.process_index :: processes.num_processes]
         lanes, images = Lanes(torch.device("cpu")), 0
         with progress_bar("features", _num_rows(collection, own), wanted=progress and main and not whole) as show:
@@ -303,7 +305,9 @@ def extract(
             else:
                 lanes, _ = job.run(own, num_errors=num_errors, advance=advance)
         processes.wait_for_everyone()
-        if main and not whole:
+        if main and whole:
+            shutil.rmtree(folder.progress)
+        elif main:
             with job.writing():
                 manifest = folder.settle(finished=False)
                 _check(manifest, job)

@@ -6,7 +6,8 @@
     manifest.json      what the features are of; each file with its rows, bytes and SHA-256
 
 Vectors are fixed-size lists; tensors are lists beside a column of their shape. While features are extracted there is a folder .progress,
-with a record of each file that is finished: a file is complete, or it is not there. `settle` brings manifest and errors up to date.
+with a record of each file that is finished: a file is complete, or it is not there. `settle` brings manifest and errors up to date. Whoever
+writes holds the empty file .lock, which stays.
 """
 
 import contextlib

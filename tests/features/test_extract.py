@@ -372,6 +372,7 @@ def test_a_finished_folder_is_not_touched_by_the_same_command(pictures, tmp_path
     monkeypatch.delattr(FeatureFolder, "settle")
     assert run(pictures[0], tmp_path / "out").images == 0
     StoredFeatures(tmp_path / "out")
+    assert not (tmp_path / "out" / ".progress").exists()
 
 
 def test_a_folder_that_has_moved_is_the_same(tmp_path):
