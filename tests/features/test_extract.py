@@ -437,11 +437,8 @@ def test_killed_at_any_moment_and_resumed_it_loses_nothing(model_dir, two_thousa
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    ended = subprocess.run(
-        command(model_dir, folder, tmp_path / "out", "--shard-size", 64), capture_output=True, text=True, check=True
-    )
-    assert "features of 1980 images" in ended.stdout
-    assert "20 images could not be used" in ended.stdout
+    done = run(folder, tmp_path / "out", shard_size=64)
+    assert (done.rows, done.errors) == (1980, 20)
     files, whole = files_of(tmp_path / "out"), files_of(tmp_path / "whole")
     assert files.keys() == whole.keys()
     stored, uninterrupted = StoredFeatures(tmp_path / "out"), StoredFeatures(tmp_path / "whole")
@@ -453,16 +450,17 @@ def test_killed_at_any_moment_and_resumed_it_loses_nothing(model_dir, two_thousa
 
 def test_two_processes_give_the_rows_of_one(model_dir, pictures, tars, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    words = command(model_dir, pictures[0], tmp_path / "bad", "--shard-size", 6, "--max-errors", 15)[2:]
+    words = command(model_dir, tars, tmp_path / "two-tars", "--shard-size", 6)[2:]
+    ended = subprocess.run([*launch, *words], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("features of 30 images") == 1
+    words = command(model_dir, pictures[0], tmp_path / "two-folder", "--shard-size", 6, "--max-errors", 15)[2:]
     ended = subprocess.run([*launch, *words], capture_output=True, text=True)
     assert ended.returncode != 0
-    assert "found 20 bad images, more than max_errors=15" in ended.stderr
+    assert "found 20 bad images, more than max_errors=15" in ended.stderr, "though neither has found so many"
+    assert run(pictures[0], tmp_path / "two-folder", shard_size=6).images == 0, "both have done all that they could"
     for kind, source in (("folder", pictures[0]), ("tars", tars)):
         run(source, tmp_path / f"one-{kind}", shard_size=6)
-        words = command(model_dir, source, tmp_path / f"two-{kind}", "--shard-size", 6)[2:]
-        ended = subprocess.run([*launch, *words], capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.count("features of 30 images") == 1
         one, two = StoredFeatures(tmp_path / f"one-{kind}"), StoredFeatures(tmp_path / f"two-{kind}")
         assert one.paths() == two.paths()
         np.testing.assert_allclose(one.vectors(), two.vectors(), atol=1e-6)
@@ -482,5 +480,4 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(model_dir, two_thousand, 
     assert "Traceback" not in full.stderr
     assert not list((tmp_path / "out").rglob("*.part"))
     assert not list((tmp_path / "out" / "data").iterdir())
-    subprocess.run(words, capture_output=True, check=True)
-    assert len(StoredFeatures(tmp_path / "out")) == 1980
+    assert run(two_thousand[0], tmp_path / "out", shard_size=500).rows == 1980
