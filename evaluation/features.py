@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadImageError, VitrailError
 from ..features.collections.images import open_image
+from ..features.kinds import FeatureKind, compute_features
 from ..modeling.modeling_vit import ViTModel
 from ..processing.augmentation import rng_of, training_view
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -35,14 +36,12 @@ def extract_parts(vit: ViTModel, pixel_values: torch.Tensor, *, num_cls_layers: 
     num_cls_layers: [CLS] of so many last blocks, oldest first, then the mean patch of the last block; 0 gives the one part that
         is `pooler_output`.
     """
-    pixel_values = pixel_values.to(vit.device, non_blocking=True)
     if num_cls_layers == 0:
-        return vit(pixel_values, return_dict=True).pooler_output.unsqueeze(1).float()
-    outputs = vit(pixel_values, output_hidden_states=list(range(-num_cls_layers, -1)), return_dict=True)
-    tokens = outputs.last_hidden_state
-    earlier = outputs.hidden_states[-num_cls_layers:-1] if num_cls_layers > 1 else ()
-    cls_tokens = [vit.layernorm(hidden_states[:, 0]) for hidden_states in earlier] + [tokens[:, 0]]
-    return torch.stack((*cls_tokens, tokens[:, vit.config.num_prefix_tokens :].mean(dim=1)), dim=1).float()
+        return compute_features(vit, pixel_values, [FeatureKind("pooled")])["pooled"].unsqueeze(1).float()
+    number = vit.config.num_hidden_layers
+    last_layers = FeatureKind("layers", tuple(range(number - num_cls_layers, number)))
+    features = compute_features(vit, pixel_values, [last_layers, FeatureKind("mean")])
+    return torch.cat((features["layers"], features["mean"].unsqueeze(1)), dim=1).float()
 
 
 class ImageViews(Dataset):

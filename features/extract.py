@@ -283,14 +283,13 @@ def extract(
                 folder.begin(job.settings())
                 pieces = job.missing()
                 whole = folder.is_finished() and not pieces
-                if not whole:
-                    folder.settle(finished=False)
-            plan = [(pieces, sum(len(record["bad"]) for record in folder.records()), whole, collection.fingerprint)]
+                num_errors = 0 if whole else folder.settle(finished=False)["errors"]
+            plan = [(pieces, num_errors, whole, collection.fingerprint)]
         pieces, num_errors, whole, fingerprint = broadcast_object_list(plan)[0]
         if collection.fingerprint != fingerprint:
             raise VitrailError(f"processes see other images in {collection.source} than the first one: give all of them the same.")
         own = pieces[processes.process_index :: processes.num_processes]
-        lanes, images = Lanes(torch.device("cpu")), 0
+        images = 0
         with progress_bar("features", _num_rows(collection, own), wanted=progress and main and not whole) as show:
 
             def advance(number: int) -> None:

@@ -102,19 +102,19 @@ class FeatureFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """Of each finished chunk: "part", "number", "file" (None without rows), "rows", "bytes", "sha256", "bad", in order."""
-        return self._records(self.progress.glob("chunk-*.json"))
+        return self._records(read_json(self.path / MANIFEST), self.progress.glob("chunk-*.json"))
 
-    def _records(self, files: Iterable[Path]) -> list[dict[str, Any]]:
-        records = read_json(self.path / MANIFEST)["shards"] + [read_json(file) for file in files]
+    def _records(self, manifest: Mapping[str, Any], files: Iterable[Path]) -> list[dict[str, Any]]:
+        records = manifest["shards"] + [read_json(file) for file in files]
         by_chunk = {(record["part"], record["number"]): record for record in records}
         return [by_chunk[chunk] for chunk in sorted(by_chunk)]
 
     def parts(self) -> dict[int, int]:
         """The number of rows of each part that has been read to its end."""
-        return self._parts(self.progress.glob("part-*.json"))
+        return self._parts(read_json(self.path / MANIFEST), self.progress.glob("part-*.json"))
 
-    def _parts(self, files: Iterable[Path]) -> dict[int, int]:
-        settled = {int(part): rows for part, rows in read_json(self.path / MANIFEST)["parts"].items()}
+    def _parts(self, manifest: Mapping[str, Any], files: Iterable[Path]) -> dict[int, int]:
+        settled = {int(part): rows for part, rows in manifest["parts"].items()}
         return settled | {record["part"]: record["rows"] for record in map(read_json, files)}
 
     def finished_chunks(self) -> frozenset[Chunk]:
@@ -144,7 +144,7 @@ class FeatureFolder:
         """Brings the manifest and errors.parquet up to date, from the records; returns the manifest."""
         chunk_files, part_files = list(self.progress.glob("chunk-*.json")), list(self.progress.glob("part-*.json"))
         manifest = read_json(self.path / MANIFEST)
-        records, parts = self._records(chunk_files), self._parts(part_files)
+        records, parts = self._records(manifest, chunk_files), self._parts(manifest, part_files)
         bad = [error for record in records for error in record["bad"]]
         manifest |= {
             "finished": finished,

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import datasets
 import pytest
+import torch
 from huggingface_hub import close_session, constants, hf_api
+from threadpoolctl import threadpool_limits
 
 from hub_server import HubServer
 from local_server import LocalServer, Request
@@ -130,6 +133,25 @@ def hub(no_network: None, http_server: HttpServer, monkeypatch: pytest.MonkeyPat
             http_server.pages[f"/{hub_id}/resolve/{COMMIT}/{name}"] = Page(content, headers=headers)
 
     return put
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors as small as those of most tests are slower on several threads."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):  # those of numpy and scikit-learn
+        yield
+    torch.set_num_threads(number)
+
+
+@pytest.fixture
+def cache_of_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """datasets keeps what it reads in a folder of this test alone."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from threadpoolctl import threadpool_limits
 from transformers import pipeline
 
 from command_line import end_of
@@ -19,15 +18,7 @@ from vitrail.hub.save import save
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors this small are slower on several threads."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(number)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

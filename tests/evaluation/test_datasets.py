@@ -18,14 +18,7 @@ from vitrail.evaluation.datasets import load_images
 from vitrail.features.collections.digits import stratified_split
 from vitrail.features.collections.images import open_image
 
-
-@pytest.fixture(autouse=True)
-def caches(monkeypatch, tmp_path_factory):
-    """datasets keeps what it reads in a folder of this test alone."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("cache_of_datasets")
 
 
 def png(level):

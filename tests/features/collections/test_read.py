@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import datasets
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,25 +22,7 @@ from vitrail.errors import BadImageError, SourceNotFoundError, VitrailError
 from vitrail.features.collections import ImageEntry, read_collection, row_id
 from vitrail.features.collections.images import open_entry
 
-
-@pytest.fixture(autouse=True)
-def caches(monkeypatch, tmp_path_factory):
-    """datasets keeps what it reads in a folder of this test alone."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
-
-
-@pytest.fixture
-def memory():
-    """A store of fsspec in the memory of this process."""
-    store = fsspec.filesystem("memory")
-    store.store.clear()
-    store.pseudo_dirs[:] = [""]
-    yield store
-    store.store.clear()
-    store.pseudo_dirs[:] = [""]
+pytestmark = pytest.mark.usefixtures("cache_of_datasets")
 
 
 def png(level):

@@ -4,7 +4,6 @@ import tarfile
 import tracemalloc
 
 import datasets
-import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFile
@@ -235,17 +234,6 @@ def test_reading_does_not_hold_the_archive(tmp_path):
 
 
 # Stores
-
-
-@pytest.fixture
-def memory():
-    """A store of fsspec in the memory of this process."""
-    store = fsspec.filesystem("memory")
-    store.store.clear()
-    store.pseudo_dirs[:] = [""]
-    yield store
-    store.store.clear()
-    store.pseudo_dirs[:] = [""]
 
 
 def test_shards_in_a_store(memory, tmp_path):

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
 
 from image_folders import small_model, small_processor, write_broken, write_images
 from vitrail.errors import VitrailError
@@ -28,18 +27,10 @@ from vitrail.features.report.projection import project
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.save import save
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 HOSTILE = "broken/<img src=x onerror=alert(1)></script><script>alert(2)</script>\"'&.jpg"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors this small are slower on several threads."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(number)
 
 
 def saved(folder, **fields):
