@@ -376,16 +376,17 @@ class ViTAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, L, d)
         if self.relative_position is not None:
             position_bias = self.relative_position(grid)
+        implementation = self.config._attn_implementation
         attend: Callable = eager_attention_forward
         if not output_attentions:  # only the plain form has weights to show
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if position_bias is not None:
-            if "flash" in str(self.config._attn_implementation) and not output_attentions:
+            if "flash" in str(implementation) and not output_attentions:
                 raise ValueError(
                     "flash attention takes no bias, which relative positions need: load this model with "
                     'attn_implementation="sdpa" or "flex_attention".'
                 )
-            if "flex" in str(self.config._attn_implementation):  # indexes the batch, too
+            if "flex" in str(implementation):  # indexes the batch, too
                 position_bias = position_bias.expand(batch_size, -1, -1, -1)
             kwargs["position_bias"] = position_bias.to(query.dtype)[..., :num_queries, :]
         output, weights = attend(
@@ -402,13 +403,29 @@ class ViTAttention(nn.Module):
         return output, weights if output_attentions else None
 
 
+GELUS = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}  # hidden_act, and what torch's GELU calls it
+
+
+class ViTGELU(nn.Module):
+    """GELU, in place where no gradient is wanted: its input is the largest tensor of the model, and a second one costs much time."""
+
+    def __init__(self, approximate: str) -> None:
+        super().__init__()
+        self.approximate = approximate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.gelu(hidden_states, approximate=self.approximate)
+        return torch.ops.aten.gelu_(hidden_states, approximate=self.approximate)
+
+
 class ViTMLP(nn.Module):
     """Two linear layers with an activation between."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = ViTGELU(GELUS[config.hidden_act]) if config.hidden_act in GELUS else ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -428,9 +445,9 @@ class ViTSwiGLU(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
-def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+def drop_path(hidden_states: torch.Tensor, rate: float) -> torch.Tensor:
     """Stochastic depth (arXiv 1603.09382): drops the whole branch for some images of the batch and scales the others up."""
-    if not training or rate == 0.0:
+    if rate == 0.0:
         return hidden_states
     keep = torch.empty(hidden_states.shape[0], 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
     return hidden_states * keep.bernoulli_(1 - rate).div_(1 - rate)
@@ -463,18 +480,22 @@ class ViTLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         branch = self.norm1(hidden_states) if self.pre_norm else hidden_states
         branch, attentions = self.attention(branch, position_bias, grid, output_attentions, num_queries, **kwargs)
-        hidden_states = hidden_states[:, :num_queries] + self._finish(branch, self.norm1, self.layer_scale1)
+        hidden_states = self._add(hidden_states[:, :num_queries], branch, self.norm1, self.layer_scale1)
         branch = self.mlp(self.norm2(hidden_states) if self.pre_norm else hidden_states)
-        hidden_states = hidden_states + self._finish(branch, self.norm2, self.layer_scale2)
-        return hidden_states, attentions
+        return self._add(hidden_states, branch, self.norm2, self.layer_scale2), attentions
 
-    def _finish(self, branch: torch.Tensor, norm: nn.LayerNorm, layer_scale: nn.Parameter | None) -> torch.Tensor:
-        branch = self.dropout(branch)
+    def _add(
+        self, hidden_states: torch.Tensor, branch: torch.Tensor, norm: nn.LayerNorm, layer_scale: nn.Parameter | None
+    ) -> torch.Tensor:
+        if self.training:
+            branch = self.dropout(branch)
         if not self.pre_norm:
             branch = norm(branch)
-        if layer_scale is not None:
-            branch = branch * layer_scale
-        return drop_path(branch, self.drop_path_rate, self.training)
+        if self.training:
+            branch = drop_path(branch, self.drop_path_rate)
+        if layer_scale is None:
+            return hidden_states + branch
+        return torch.addcmul(hidden_states, branch, layer_scale)  # one pass over memory instead of two
 
 
 # ------------------------------------------------------------------------------------------------------------------ models

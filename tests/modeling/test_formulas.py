@@ -6,6 +6,7 @@ import math
 import typing
 
 import torch
+from transformers.activations import ACT2FN
 
 from small_models import CONFIGS, SMALL, every_config, make_config, make_images, make_model
 from vitrail.configuration.configuration_vit import ViTConfig
@@ -156,3 +157,26 @@ def test_equals_the_formulas(name):
     torch.testing.assert_close(output.last_hidden_state, tokens, **close)
     torch.testing.assert_close(output.pooler_output, pooled, **close)
     torch.testing.assert_close(model(images).logits, logits, **close)
+
+
+def test_gelu_is_in_place_only_where_no_gradient_is_wanted():
+    for hidden_act in ("gelu", "gelu_pytorch_tanh"):
+        mlp = make_model(ViTForImageClassification, "absolute", hidden_act=hidden_act).vit.layers[0].mlp
+        tokens = torch.randn(2, 5, 48)
+        expected = ACT2FN[hidden_act](tokens)
+        assert torch.equal(mlp.activation(tokens), expected)
+        with torch.no_grad():
+            given = tokens.clone()
+            assert mlp.activation(given) is given
+        assert torch.equal(given, expected)
+
+
+def test_what_a_caller_keeps_is_not_changed_in_place():
+    for name in CONFIGS:
+        model = make_model(ViTForImageClassification, name)
+        images = make_images(model.config)
+        with_gradients = model.vit(images, output_hidden_states=True).hidden_states
+        with torch.no_grad():
+            without = model.vit(images, output_hidden_states=True).hidden_states
+        for one, other in zip(with_gradients, without, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
