@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 
 from ..convert.load import load
+from ..convert.packages import check_packages
 from ..errors import VitrailError
 from ..hub.folder import write_text
 from ..hub.save import check_output_dir
 from .convert import Source
 from .images import check_output
-from .packages import check_packages
 
 if TYPE_CHECKING:
     from ..evaluation.datasets import LabelledImages

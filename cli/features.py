@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 
 from ..convert.load import load
+from ..convert.packages import check_packages
 from ..errors import VitrailError
 from ..hub.folder import write_text
 from ..processing.presets import keep_aspect as make_keep_aspect
 from .convert import Source
 from .images import PICTURES, AspectOption, ModelArgument, check_output, save_picture
-from .packages import check_packages
 
 PACKAGES = ("accelerate", "datasets", "filelock", "pyarrow")
 

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import pipeline
 
 from command_line import end_of
-from vitrail.cli import packages
 from vitrail.configuration.configuration_vit import ViTConfig
+from vitrail.convert import packages
 from vitrail.evaluation.recipes import RECIPES
 from vitrail.hub.save import save
 from vitrail.modeling.modeling_vit import ViTModel

@@ -136,7 +136,7 @@ def test_the_commands_are_there_without_what_they_need(tmp_path):
         "from vitrail.cli import main\n"
         "find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name in ('pyarrow', 'sklearn') else find(name, *rest)\n"
-        "import vitrail.cli.packages; vitrail.cli.packages.find_spec = importlib.util.find_spec\n"
+        "import vitrail.convert.packages; vitrail.convert.packages.find_spec = importlib.util.find_spec\n"
         "sys.argv = ['vitrail', 'report', 'out']\n"
         "try:\n"
         "    main()\n"

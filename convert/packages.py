@@ -1,4 +1,4 @@
-"""Packages that only some commands need."""
+"""Packages that only some parts of this one need."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -13,6 +13,4 @@ def check_packages(names: Iterable[str], *, extra: str) -> None:
     """
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise VitrailError(
-            f'This command needs packages that are not installed ({", ".join(missing)}): pip install "vitrail[{extra}]"'
-        )
+        raise VitrailError(f'This needs packages that are not installed ({", ".join(missing)}): pip install "vitrail[{extra}]"')

@@ -1,0 +1,145 @@
+"""Models as graphs of other engines: traced by torch.export, then written as ONNX or converted for OpenVINO.
+
+What follows from the image size alone is computed before the tracing and becomes a constant: interpolated positions, relative biases.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..modeling.modeling_vit import PerSizeCache, ViTPreTrainedModel
+
+if TYPE_CHECKING:
+    import openvino
+
+INPUT_NAME = "pixel_values"
+OPSET = 20  # of ONNX: the first that has GELU as one operation, exact or of tanh
+SEVERAL = 2  # the batch that stands for any number of images while a graph is traced; torch.export takes 1 for a number of its own
+
+
+Shape = tuple[int | None, int, int, int]
+"""(B, C, H, W) of `pixel_values`; None in place of a number that is left open."""
+
+
+@dataclass
+class Graph:
+    """A traced module.
+
+    shape: of its input.
+    output_names: of the tensors that it returns, in their order.
+    """
+
+    program: torch.export.ExportedProgram
+    shape: Shape
+    output_names: tuple[str, ...]
+
+
+class Kept(nn.Module):
+    """In place of a `PerSizeCache`: computes once, and from then on answers what it then computed, which tracing takes for a constant."""
+
+    value: torch.Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", None)
+
+    def get(self, grid: tuple[int, int], parameters: Sequence[nn.Parameter], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if self.value is None:
+            self.value = compute().detach()
+        return self.value
+
+
+def traceable(module: nn.Module) -> nn.Module:
+    """A copy for tracing: in evaluation mode, float32 on the CPU, attention in torch's own operation. It shares the weights that are so."""
+    shared = {id(tensor): tensor.detach().to("cpu", torch.float32) for tensor in (*module.parameters(), *module.buffers())}
+    for parameter in module.parameters():
+        shared[id(parameter)] = nn.Parameter(shared[id(parameter)], requires_grad=False)
+    copied = copy.deepcopy(module, shared).eval()
+    for part in copied.modules():
+        if isinstance(part, ViTPreTrainedModel):
+            part.config._attn_implementation = "sdpa"
+    return copied
+
+
+@torch.no_grad()
+def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> Graph:
+    """The graph of a module whose `forward(pixel_values)` returns a tuple of tensors; the module stays as it is.
+
+    Args:
+        shape: (B, C, H, W); None in place of B for batches of any size.
+        output_names: of all tensors; without, they are numbered.
+    """
+    batch_size, *image = shape
+    pixel_values = torch.zeros(batch_size or SEVERAL, *image)
+    module = traceable(module)
+    for part in list(module.modules()):
+        if isinstance(getattr(part, "cache", None), PerSizeCache):
+            part.cache = Kept()
+    number = len(module(pixel_values))
+    dynamic = {0: torch.export.Dim("batch")} if batch_size is None else {}
+    # Of the kernels of attention only the plain one has the memory layout that decompositions of the operation have
+    with sdpa_kernel(SDPBackend.MATH):
+        program = torch.export.export(module, (pixel_values,), dynamic_shapes=(dynamic,), strict=False)
+    return Graph(program, shape, tuple(output_names) or tuple(f"output_{index}" for index in range(number)))
+
+
+def write_onnx(graph: Graph, path: Path) -> None:
+    """Writes a graph as ONNX; weights of more than ONNX's own limit of 2 GB into a second file, `path` with ".data" at its end."""
+    with _quiet(), sdpa_kernel(SDPBackend.MATH):
+        onnx_program = torch.onnx.export(
+            graph.program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            output_names=list(graph.output_names),
+            verbose=False,
+        )
+    assert onnx_program is not None
+    onnx_program.save(path)
+
+
+def to_openvino(graph: Graph) -> "openvino.Model":
+    """Converts a graph for OpenVINO.
+
+    By its frontend itself: `openvino.convert_model`, which calls that, also reports each call to its makers over the network.
+    """
+    from openvino import PartialShape
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    decompositions = torch.export.default_decompositions()
+    for operation in ops_to_not_decompose():  # attention among them, which stays one operation
+        decompositions.pop(operation, None)
+    with _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        decoder = TorchFXPythonDecoder(graph.program.run_decompositions(decompositions).module(), dynamic_shapes=True)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
+    model.inputs[0].get_tensor().set_names({INPUT_NAME})
+    for output, name in zip(model.outputs, graph.output_names, strict=True):
+        output.get_tensor().set_names({name})
+    model.reshape(PartialShape([-1 if length is None else length for length in graph.shape]))
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says to those who develop it."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # that torchvision is not installed
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\). is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
