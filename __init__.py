@@ -11,6 +11,7 @@ from .convert.export import export_model
 from .convert.load import ConversionReport, load
 from .convert.verify import verify
 from .errors import VitrailError
+from .features.optimize import OptimizationReport, OptimizedModel, optimize
 from .hub.card import folder_card, official_card
 from .hub.push import push
 from .hub.save import convert_checkpoint, save
@@ -48,6 +49,10 @@ __all__ = [
     "convert_checkpoint",
     "export_model",
     "verify",
+    # faster
+    "optimize",
+    "OptimizedModel",
+    "OptimizationReport",
     # the Hub
     "push",
     "folder_card",

@@ -11,10 +11,13 @@ from rich.console import Console
 from ..convert.load import load
 from ..convert.packages import check_packages
 from ..errors import VitrailError
+from ..features.runtime import NUM_CALIBRATION, Runtime
 from ..hub.folder import write_text
 from ..hub.save import check_output_dir
+from ..processing.image_processing_vit import VitrailImageProcessor
 from .convert import Source
 from .images import check_output
+from .runtime import EngineOption, PrecisionOption, fidelity_lines
 
 if TYPE_CHECKING:
     from ..evaluation.datasets import LabelledImages
@@ -62,12 +65,15 @@ def probe(
     num_workers: NumWorkers = 0,
     cache_dir: CacheDir = None,
     strict: Strict = False,
+    precision: PrecisionOption = None,
+    engine: EngineOption = "eager",
 ) -> None:
     """Train linear classifiers on frozen features, and write the model with the best of them.
 
     After an interruption the same command goes on where it was.
     """
     check_packages(PACKAGES, extra="evaluation")
+    runtime = Runtime(precision, engine)
     if Path(model).exists() and Path(model).resolve() == output.resolve():
         raise VitrailError(f"{output} is the model itself: give the name of another folder to write.")
     from ..evaluation import probe as job
@@ -86,6 +92,7 @@ def probe(
         revision=data_revision,
     )
     loaded, image_processor, report = load(model)
+    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
     results = job.probe(
         loaded,
         image_processor,
@@ -95,14 +102,15 @@ def probe(
         views=views,
         seed=seed,
         unfreeze_epochs=unfreeze,
-        extraction=_extraction(batch_size, num_workers, cache_dir, strict),
+        extraction=extraction,
         report=report,
     )
     best = results["best_head"]
     lines = [f"best of {len(results['heads'])} heads on these images: {best['name']}, accuracy {best['accuracy']:.1%}"]
     if results["fine_tuning"] is not None:
         lines.append(f"fine-tuned for {unfreeze} epochs:")
-    _print(results, [*lines, _scores(results), f"written to {output}: the model, results.json, and three pictures"])
+    lines += [_scores(results), *fidelity_lines(extraction.fidelity)]
+    _print(results, [*lines, f"written to {output}: the model, results.json, and three pictures"])
 
 
 def knn(
@@ -123,9 +131,12 @@ def knn(
     num_workers: NumWorkers = 0,
     cache_dir: CacheDir = None,
     strict: Strict = False,
+    precision: PrecisionOption = None,
+    engine: EngineOption = "eager",
 ) -> None:
     """Classify images by a weighted vote of their nearest neighbours, as DINO is evaluated."""
     check_packages(PACKAGES, extra="evaluation")
+    runtime = Runtime(precision, engine)
     from ..evaluation.knn import NUM_NEIGHBOURS
     from ..evaluation.pooled import evaluate_knn
 
@@ -142,18 +153,19 @@ def knn(
         revision=data_revision,
     )
     loaded, image_processor, report = load(model)
+    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
     results = evaluate_knn(
         loaded,
         image_processor,
         images,
         num_neighbours=k or NUM_NEIGHBOURS,
-        extraction=_extraction(batch_size, num_workers, cache_dir, strict),
+        extraction=extraction,
         report=report,
     )
     lines = [f"k = {row['k']:<4} {_scores(row)}" for row in results["by_k"]]
     if left_out := sorted(set(k or NUM_NEIGHBOURS) - {row["k"] for row in results["by_k"]}):
         lines.append(f"k = {', '.join(map(str, left_out))} left out: there are not so many images to learn from")
-    _print(results, lines, output)
+    _print(results, [*lines, *fidelity_lines(extraction.fidelity)], output)
 
 
 def logistic(
@@ -171,9 +183,12 @@ def logistic(
     num_workers: NumWorkers = 0,
     cache_dir: CacheDir = None,
     strict: Strict = False,
+    precision: PrecisionOption = None,
+    engine: EngineOption = "eager",
 ) -> None:
     """Fit a logistic regression on frozen features, as DINOv2 is evaluated."""
     check_packages(PACKAGES, extra="evaluation")
+    runtime = Runtime(precision, engine)
     from ..evaluation.pooled import evaluate_logistic
 
     if output is not None:
@@ -189,12 +204,12 @@ def logistic(
         revision=data_revision,
     )
     loaded, image_processor, report = load(model)
-    extraction = _extraction(batch_size, num_workers, cache_dir, strict)
+    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
     results = evaluate_logistic(loaded, image_processor, images, seed=seed, extraction=extraction, report=report)
     lines = [f"C = {results['C']:.3g}   {_scores(results)}"]
     if results["unconverged"]:
         lines.append(f"the fits of {len(results['unconverged'])} values of C ended before they had converged")
-    _print(results, lines, output)
+    _print(results, [*lines, *fidelity_lines(extraction.fidelity)], output)
 
 
 def _read_data(source: str, **options: Any) -> "LabelledImages":
@@ -203,10 +218,26 @@ def _read_data(source: str, **options: Any) -> "LabelledImages":
     return load_images(source, **options)
 
 
-def _extraction(batch_size: int, num_workers: int, cache_dir: Path | None, strict: bool) -> "Extraction":
+def _extraction(
+    batch_size: int,
+    num_workers: int,
+    cache_dir: Path | None,
+    strict: bool,
+    runtime: Runtime,
+    images: "LabelledImages",
+    image_processor: VitrailImageProcessor,
+) -> "Extraction":
     from ..evaluation.extraction import Extraction, default_cache_dir
+    from ..evaluation.features import sample_images
 
-    return Extraction(cache_dir or default_cache_dir(), batch_size=batch_size, num_workers=num_workers, strict=strict)
+    return Extraction(
+        cache_dir or default_cache_dir(),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        strict=strict,
+        runtime=runtime,
+        calibration=sample_images(images.train, image_processor, NUM_CALIBRATION) if runtime.precision == "int8" else None,
+    )
 
 
 def _scores(results: Mapping[str, float]) -> str:

@@ -9,10 +9,12 @@ from rich.console import Console
 from ..convert.load import load
 from ..convert.packages import check_packages
 from ..errors import VitrailError
+from ..features.runtime import Runtime
 from ..hub.folder import write_text
 from ..processing.presets import keep_aspect as make_keep_aspect
 from .convert import Source
 from .images import PICTURES, AspectOption, ModelArgument, check_output, save_picture
+from .runtime import EngineOption, PrecisionOption, fidelity_lines
 
 PACKAGES = ("accelerate", "datasets", "filelock", "pyarrow")
 
@@ -45,6 +47,8 @@ def extract(
     max_errors: Annotated[int | None, typer.Option(help="Stop when more images than this cannot be read.", min=0)] = None,
     runner: Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")] = "local",
     concurrency: Annotated[int | None, typer.Option(help="Workers on the Ray cluster, at most.", min=1)] = None,
+    precision: PrecisionOption = None,
+    engine: EngineOption = "eager",
 ) -> None:
     """Write the features of any number of images as Parquet; after an interruption the same command goes on where it was.
 
@@ -57,6 +61,7 @@ def extract(
     from ..features.collections import read_collection
     from ..features.processes import start_processes
 
+    runtime = Runtime(precision, engine)
     collection = read_collection(source, split=split, image_column=image_column, label_column=label_column, revision=revision)
     if output.exists() and not output.is_dir():
         raise VitrailError(f"{output} is a file: give the name of a folder to write.")
@@ -78,6 +83,7 @@ def extract(
             runner=runner,
             concurrency=concurrency,
             model_name=str(Path(model).absolute()) if Path(model).exists() else model,
+            runtime=runtime,
         )
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; what is finished stays, and the same command goes on from there")
@@ -90,6 +96,7 @@ def extract(
     if done.images and done.seconds:
         rate = f"{done.images / done.seconds:.1f} images/s"
         lines.append(f"this process: {done.images} images, {rate}; the model waited for images {done.waiting:.0%} of the time")
+    lines += fidelity_lines(done.fidelity)
     Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
 
 

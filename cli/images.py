@@ -13,13 +13,16 @@ from safetensors.torch import save_file
 
 from ..convert.load import load
 from ..errors import VitrailError
-from ..features.embed import classify_image, extract_features
+from ..features.embed import classify_image, encoder, extract_features
 from ..features.maps import attention_picture
+from ..features.optimize import OptimizedModel
 from ..features.pca import pca_picture
 from ..features.pictures import at_size
+from ..features.runtime import Runtime
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.presets import keep_aspect as make_keep_aspect
+from .runtime import EngineOption, PrecisionOption, run_by
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -83,16 +86,23 @@ def embed(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     output: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     batch_size: Annotated[int, typer.Option(help="Images that run at a time.", min=1)] = 8,
+    precision: PrecisionOption = None,
+    engine: EngineOption = "eager",
 ) -> None:
     """Write the pooled features of images."""
     check_output(output, (".safetensors",))
+    runtime = Runtime(precision, engine)
     loaded, image_processor, _ = load(model)
-    features = extract_features(loaded, image_processor, images, batch_size=batch_size)
+    runner = run_by(runtime, encoder(loaded), image_processor, images, batch_size=batch_size)
+    features = extract_features(runner, image_processor, images, batch_size=batch_size)
     temporary = output.with_name(f".{output.name}.part")
     save_file({"features": features}, temporary, metadata={"images": json.dumps([str(image) for image in images])})
     temporary.replace(output)
     rows, columns = features.shape
-    Console(highlight=False, soft_wrap=True).print(f"{output}: features ({rows}, {columns}) float32", markup=False)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{output}: features ({rows}, {columns}) float32", markup=False)
+    if isinstance(runner, OptimizedModel):
+        console.print(str(runner.report), markup=False)
 
 
 def attention(
@@ -161,12 +171,19 @@ def classify(
     model: ModelArgument,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     top: Annotated[int, typer.Option(help="How many labels to print.", min=1)] = 5,
+    precision: PrecisionOption = None,
+    engine: EngineOption = "eager",
 ) -> None:
     """Print the most probable labels of an image."""
+    runtime = Runtime(precision, engine)
     loaded, image_processor, _ = load(model)
     if not isinstance(loaded, ViTForImageClassification):
         raise VitrailError(
             f"{model} has no classifier: convert the backbone again with --head FILE, or choose a model that has one."
         )
-    for label, probability in classify_image(loaded, image_processor, image, top=top):
-        Console(highlight=False, soft_wrap=True).print(f"{probability:6.1%}  {label}", markup=False)
+    runner = run_by(runtime, loaded, image_processor, [image], batch_size=1)
+    console = Console(highlight=False, soft_wrap=True)
+    for label, probability in classify_image(runner, image_processor, image, top=top):
+        console.print(f"{probability:6.1%}  {label}", markup=False)
+    if isinstance(runner, OptimizedModel):
+        console.print(str(runner.report), markup=False)

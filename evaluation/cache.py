@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ from ..errors import BadImageError, VitrailError
 from ..features.embed import encoder
 from ..features.fingerprint import config_fields, weights_digest
 from ..features.progress import progress_bar
+from ..features.runtime import Programs
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .features import BadImage, ExtractedChunk, ImageViews, extract_chunks
-from .recipes import reads_tokens
+from .features import BadImage, ExtractedChunk, ImageViews, Parts, extract_chunks, parts_programs
+from .recipes import num_readable_layers
 
-FORMAT = 1  # of the folder; another number for whatever changes the features, or how they are kept
+FORMAT = 2  # of the folder; another number for whatever changes the features, or how they are kept
 CHUNK = 512  # forward passes whose features make one file: at most so many are lost by an interruption, for each process
 MANIFEST, CHUNKS = "manifest.json", "chunks"
 
@@ -51,6 +52,7 @@ class Features:
     bad: the images that are left out.
     num_cls_layers: how many of the parts are [CLS] of the last blocks, oldest first; 0 where the one part is `pooler_output`.
     has_mean_patch: whether the last part is the mean patch of the last block.
+    runtime: the precision and the engine that ran the model.
     key: a digest of all that the features follow from, which is the name of their folder.
     """
 
@@ -60,6 +62,7 @@ class Features:
     bad: tuple[BadImage, ...]
     num_cls_layers: int
     has_mean_patch: bool
+    runtime: dict[str, str]
     key: str
 
 
@@ -70,6 +73,7 @@ def cached_features(
     *,
     cache_dir: str | os.PathLike[str],
     num_cls_layers: int = 4,
+    programs_of: Callable[[ViTModel, int], Programs] = parts_programs,
     views: int = 0,
     seed: int = 0,
     resample: int = Image.Resampling.BICUBIC,
@@ -87,6 +91,7 @@ def cached_features(
         dataset: with the columns "image" and "label", known by its `_fingerprint`, as `load_images` makes it.
         num_cls_layers: [CLS] of so many last blocks, or of all if there are fewer. With 0, and from a model whose classifier cannot
             read tokens (without [CLS], with a norm after pooling, or with a representation layer), `pooler_output` instead.
+        programs_of: how the model is run, from its encoder and the number of [CLS] tokens; see `parts_programs`.
         views: draws of the training augmentation for each image; 0 for the one view of the image processor.
         seed, resample: of these draws, and Pillow's filter for them.
         batch_size: views that the model takes at a time.
@@ -98,11 +103,11 @@ def cached_features(
         VitrailError: no image can be used, or the image processor has no size for training views.
     """
     vit = encoder(model).eval()
-    num_cls_layers = min(num_cls_layers, vit.config.num_hidden_layers) if reads_tokens(vit.config) else 0
+    programs = programs_of(vit, num_readable_layers(vit.config, num_cls_layers))
     images = ImageViews(dataset, image_processor, views=views, seed=seed, resample=resample)
-    contents = _contents(vit, images, num_cls_layers)
+    contents = _contents(programs, images)
     folder = Path(cache_dir) / hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:32]
-    processes = PartialState(cpu=vit.device.type == "cpu")
+    processes = PartialState(cpu=programs.device.type == "cpu")
     # Where nothing is to be written there is no lock either: the folder may be one that can only be read
     finished = processes.num_processes == 1 and (folder / MANIFEST).exists() and not (folder / CHUNKS).exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,10 +120,9 @@ def cached_features(
             rows, done = sum(map(len, own)), sum(map(len, own)) - sum(map(len, missing))
             with progress_bar("features", rows, done=done, wanted=progress and processes.is_main_process) as advance:
                 for extracted in extract_chunks(
-                    vit,
+                    programs,
                     images,
                     missing,
-                    num_cls_layers=num_cls_layers,
                     batch_size=batch_size,
                     num_workers=num_workers,
                     advance=advance,
@@ -136,15 +140,19 @@ def cached_features(
     return features
 
 
-def _contents(vit: ViTModel, images: ImageViews, num_cls_layers: int) -> dict[str, Any]:
+def _contents(programs: Programs, images: ImageViews) -> dict[str, Any]:
     """Everything that the features follow from."""
+    parts, calibration = programs.module, programs.calibration
+    assert isinstance(parts, Parts)
     return {
         "format": FORMAT,
-        "weights": weights_digest(vit),
-        "config": config_fields(vit),
+        "weights": weights_digest(parts.vit),
+        "config": config_fields(parts.vit),
         "image_processor": json.loads(images.image_processor.to_json_string()),
         "images": images.dataset._fingerprint,
-        "num_cls_layers": num_cls_layers,
+        "num_cls_layers": parts.num_cls_layers,
+        "runtime": asdict(programs.runtime),
+        "calibration": None if calibration is None else hashlib.sha256(calibration.numpy().tobytes()).hexdigest(),
         "views": images.views,
         **({"seed": images.seed, "resample": int(images.resample)} if images.views else {}),
     }
@@ -206,5 +214,6 @@ def _read(folder: Path) -> Features:
         bad=tuple(BadImage(**image) for image in manifest["bad"]),
         num_cls_layers=manifest["num_cls_layers"],
         has_mean_patch=manifest["num_cls_layers"] > 0,
+        runtime=manifest["runtime"],
         key=folder.name,
     )

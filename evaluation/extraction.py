@@ -4,12 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..features.runtime import DEFAULT_RUNTIME, Fidelity, Programs, Runtime
+from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .cache import Features, cached_features
+from .features import parts_programs
 
 NUM_CLS_LAYERS = 4  # that are kept of every model, so that all evaluations share the cache
 
@@ -28,6 +31,8 @@ class Extraction:
     num_workers: processes that decode images; 0 to do it in this one.
     strict: refuse bad images, instead of leaving them out.
     progress: show bars.
+    runtime: the precision and the engine that run the model.
+    calibration: (N, C, H, W), prepared images by which int8 chooses its scales, such as `features.sample_images` takes.
     """
 
     cache_dir: Path = field(default_factory=default_cache_dir)
@@ -35,6 +40,24 @@ class Extraction:
     num_workers: int = 0
     strict: bool = False
     progress: bool = True
+    runtime: Runtime = DEFAULT_RUNTIME
+    calibration: torch.Tensor | None = None
+    _programs: dict[tuple[ViTModel, int], Programs] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def programs(self, vit: ViTModel, num_cls_layers: int) -> Programs:
+        """What runs `Parts` of a model, made once for all that ask."""
+        key = (vit, num_cls_layers)
+        if key not in self._programs:
+            self._programs[key] = parts_programs(
+                vit, num_cls_layers, runtime=self.runtime, batch_size=self.batch_size, calibration=self.calibration
+            )
+        return self._programs[key]
+
+    @property
+    def fidelity(self) -> dict[str, Fidelity]:
+        """How near the features came to those of the model in float32; empty where none was taken, or by the model as it is."""
+        found = [programs.fidelity[0] for programs in self._programs.values() if programs.fidelity]
+        return {"features": found[0]} if found else {}
 
     def features(
         self,
@@ -54,6 +77,7 @@ class Extraction:
             images,
             cache_dir=self.cache_dir,
             num_cls_layers=max(num_cls_layers, NUM_CLS_LAYERS),
+            programs_of=self.programs,
             views=views,
             seed=seed,
             resample=resample,

@@ -11,11 +11,13 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import BadImageError, VitrailError
 from ..features.collections.images import open_image
 from ..features.kinds import FeatureKind, compute_features
+from ..features.runtime import DEFAULT_RUNTIME, Programs, Runtime
 from ..modeling.modeling_vit import ViTModel
 from ..processing.augmentation import rng_of, training_view
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -42,6 +44,30 @@ def extract_parts(vit: ViTModel, pixel_values: torch.Tensor, *, num_cls_layers: 
     last_layers = FeatureKind("layers", tuple(range(number - num_cls_layers, number)))
     features = compute_features(vit, pixel_values, [last_layers, FeatureKind("mean")])
     return torch.cat((features["layers"], features["mean"].unsqueeze(1)), dim=1).float()
+
+
+class Parts(nn.Module):
+    """`extract_parts` as a module, from (B, C, H, W) to a tuple of one tensor, which any engine can run."""
+
+    def __init__(self, vit: ViTModel, num_cls_layers: int) -> None:
+        super().__init__()
+        self.vit = vit
+        self.num_cls_layers = num_cls_layers
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
+        return (extract_parts(self.vit, pixel_values, num_cls_layers=self.num_cls_layers),)
+
+
+def parts_programs(
+    vit: ViTModel,
+    num_cls_layers: int,
+    *,
+    runtime: Runtime = DEFAULT_RUNTIME,
+    batch_size: int = 32,
+    calibration: torch.Tensor | None = None,
+) -> Programs:
+    """What runs `extract_parts` of a model in evaluation mode; see `Programs`."""
+    return Programs(Parts(vit, num_cls_layers).eval(), runtime, batch_size=batch_size, calibration=calibration)
 
 
 class ImageViews(Dataset):
@@ -95,16 +121,15 @@ class ExtractedChunk:
 
 
 def extract_chunks(
-    vit: ViTModel,
+    programs: Programs,
     images: ImageViews,
     chunks: Sequence[range],
     *,
-    num_cls_layers: int,
     batch_size: int,
     num_workers: int,
     advance: Callable[[int], None],
 ) -> Iterator[ExtractedChunk]:
-    """Runs the model on ranges of rows.
+    """Runs programs of `Parts` on ranges of rows.
 
     Images are decoded by `num_workers` processes ahead of the model, which takes at most `batch_size` views at a time, all of one
     range and of one shape: so the numbers of a range do not depend on the others. `advance` is told of rows that are done.
@@ -118,17 +143,19 @@ def extract_chunks(
             batch_sampler=list(chain.from_iterable(batches)),
             num_workers=num_workers,
             collate_fn=_by_shape,
-            pin_memory=vit.device.type == "cuda",
+            pin_memory=programs.device.type == "cuda",
             generator=torch.Generator(),  # or the loader would draw from torch's own, and change what others draw from it
         )
     )
-    no_parts = torch.zeros(0, num_views, *_parts_shape(vit, num_cls_layers))
+    parts_of = programs.module
+    assert isinstance(parts_of, Parts)
+    no_parts = torch.zeros(0, num_views, *_parts_shape(parts_of))
     for chunk, chunk_batches in zip(chunks, batches, strict=True):
         rows, parts, bad = [], [no_parts], []
         for batch, (groups, bad_images) in zip(chunk_batches, islice(loader, len(chunk_batches)), strict=True):
             for group_rows, pixel_values in groups:
                 with torch.inference_mode():
-                    pieces = [extract_parts(vit, piece, num_cls_layers=num_cls_layers) for piece in pixel_values.split(batch_size)]
+                    pieces = [programs(piece)[0] for piece in pixel_values.split(batch_size)]
                 parts.append(torch.cat(pieces).cpu().unflatten(0, (len(group_rows), num_views)))  # (rows, V, P, D)
                 rows += group_rows
             bad += bad_images
@@ -137,8 +164,9 @@ def extract_chunks(
         yield ExtractedChunk(chunk, np.array(rows, dtype=np.int64)[order], torch.cat(parts).numpy()[order].swapaxes(0, 1), bad)
 
 
-def _parts_shape(vit: ViTModel, num_cls_layers: int) -> tuple[int, int]:
-    return (num_cls_layers + 1, vit.config.hidden_size) if num_cls_layers else (1, vit.config.classifier_input_size)
+def _parts_shape(parts: Parts) -> tuple[int, int]:
+    config = parts.vit.config
+    return (parts.num_cls_layers + 1, config.hidden_size) if parts.num_cls_layers else (1, config.classifier_input_size)
 
 
 def _by_shape(items: list[tuple[int, torch.Tensor] | BadImage]) -> tuple[list[tuple[list[int], torch.Tensor]], list[BadImage]]:
@@ -149,3 +177,16 @@ def _by_shape(items: list[tuple[int, torch.Tensor] | BadImage]) -> tuple[list[tu
         if not isinstance(item, BadImage):
             groups.setdefault(item[1].shape, []).append(item)
     return [([row for row, _ in group], torch.cat([pixels for _, pixels in group])) for group in groups.values()], bad
+
+
+def sample_images(dataset: datasets.Dataset, image_processor: VitrailImageProcessor, number: int) -> torch.Tensor:
+    """Some images of a dataset, evenly spread and prepared, always the same ones: (N, C, H, W), of the shape that most of them have.
+
+    number: how many are read; bad ones are left out. Raises VitrailError where none can be used.
+    """
+    images = ImageViews(dataset, image_processor, views=0, seed=0, resample=Image.Resampling.BICUBIC)
+    number = min(number, len(images))
+    groups, bad = _by_shape([images[index * len(images) // number] for index in range(number)])
+    if not groups:
+        raise VitrailError(f"none of {number} images can be used; {bad[0].path}: {bad[0].reason}")
+    return max((pixel_values for _, pixel_values in groups), key=len)

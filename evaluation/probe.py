@@ -28,7 +28,6 @@ from .batches import FeatureRows, ImageRows
 from .cache import Features
 from .datasets import LabelledImages
 from .extraction import Extraction
-from .features import extract_parts
 from .finetune import FineTuner, finetune
 from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies
 from .merge import merge_head
@@ -120,9 +119,9 @@ class ProbeRun:
         )
         return trainer, trainer.train_or_resume()
 
-    @torch.no_grad()  # not inference mode, whose tensors cannot take part in training
     def _parts(self, pixel_values: torch.Tensor, num_cls_layers: int) -> torch.Tensor:
-        return extract_parts(encoder(self.model), pixel_values, num_cls_layers=num_cls_layers)
+        (parts,) = self.extraction.programs(encoder(self.model), num_cls_layers)(pixel_values)
+        return parts
 
     def fine_tune(self, merged: ViTForImageClassification, train: Features, validation: Features, epochs: int) -> FineTuner:
         """Fine-tunes a copy of a merged model, which is the `model` of the Trainer that comes back."""

@@ -142,6 +142,11 @@ def reads_tokens(config: ViTConfig) -> bool:
     return config.use_cls_token and config.norm_before_pooling and config.representation_size is None
 
 
+def num_readable_layers(config: ViTConfig, wanted: int) -> int:
+    """Of how many last blocks a classifier can read [CLS], at most `wanted`; 0 where it reads `pooler_output` only."""
+    return min(wanted, config.num_hidden_layers) if reads_tokens(config) else 0
+
+
 @dataclass(frozen=True)
 class Schedule:
     """What a recipe does to a number of rows: which of them each update reads, and at which learning rate.

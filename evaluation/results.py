@@ -54,6 +54,7 @@ def described(
             for half, features in halves.items()
             for image in features.bad
         ],
+        "runtime": halves["train"].runtime,
         "processes": start_processes().num_processes,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "versions": {

@@ -5,7 +5,7 @@ Shape letters: B batch, C H W channels and pixels.
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -121,6 +121,28 @@ def read_batches(
             yield one.end
 
 
+def sample_images(collection: ImageCollection, image_processor: VitrailImageProcessor, number: int) -> torch.Tensor:
+    """Some images of a collection, prepared, always the same ones: (N, C, H, W), of the shape that most of them have.
+
+    number: how many are read, evenly spread where each row can be found at once, else the first ones; bad ones are left out.
+
+    Raises VitrailError where none can be used.
+    """
+    if collection.random_access:
+        total = collection.num_rows or 0
+        number = min(number, total)
+        entries = [next(collection.read(0, index * total // number)) for index in range(number)]
+    else:
+        parts = chain.from_iterable(collection.read(part, 0) for part in range(collection.num_parts))
+        entries = list(islice(parts, number))
+    decoded = _Decoder(image_processor).decode(_Reading(None, entries, None))
+    if decoded.error is not None:
+        raise decoded.error
+    if not decoded.groups:
+        raise VitrailError(f"none of {len(entries)} images of {collection.source} can be used, of which int8 needs some dozens")
+    return max(decoded.groups, key=lambda group: len(group.entries)).pixel_values
+
+
 def _guarded(decoded: Iterable[_Decoded], num_workers: int) -> Iterator[_Decoded]:
     """The same; a worker that the system has killed is one clear error."""
     try:
@@ -187,9 +209,9 @@ class _Decoder(Dataset):
         self.image_processor = image_processor
 
     def __getitems__(self, readings: list[_Reading]) -> list[_Decoded]:
-        return [self._decode(reading) for reading in readings]
+        return [self.decode(reading) for reading in readings]
 
-    def _decode(self, reading: _Reading) -> _Decoded:
+    def decode(self, reading: _Reading) -> _Decoded:
         groups: dict[torch.Size, list[tuple[ImageEntry, torch.Tensor]]] = {}
         bad = []
         for entry in reading.entries:

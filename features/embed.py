@@ -19,6 +19,7 @@ from .collections.entries import ImageEntry
 from .collections.images import open_entry
 from .fingerprint import config_fields
 from .kinds import compute_features, parse_features
+from .optimize import OptimizedModel
 
 FIRST_PROCESS = os.getpid()  # which a process that is forked from it finds here
 
@@ -30,19 +31,23 @@ def encoder(model: ViTPreTrainedModel) -> ViTModel:
 
 @torch.inference_mode()
 def extract_features(
-    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, images: Sequence, *, batch_size: int = 8
+    model: ViTPreTrainedModel | OptimizedModel, image_processor: VitrailImageProcessor, images: Sequence, *, batch_size: int = 8
 ) -> torch.Tensor:
-    """`pooler_output` of images (paths, PIL images, arrays), (number of images, D), float32 on the CPU, in their order."""
+    """`pooler_output` of images (paths, PIL images, arrays), (number of images, D), float32 on the CPU, in their order.
+
+    model: an encoder, a classifier, or what `vitrail.optimize` makes of an encoder.
+    """
+    vit = model if isinstance(model, OptimizedModel) else encoder(model)
     batches = []
     for start in range(0, len(images), batch_size):
         pixel_values = image_processor(list(images[start : start + batch_size]), return_tensors="pt")["pixel_values"]
-        batches.append(encoder(model)(pixel_values.to(model.device)).pooler_output.float().cpu())
+        batches.append(vit(pixel_values.to(model.device)).pooler_output.float().cpu())
     return torch.cat(batches)
 
 
 @torch.inference_mode()
 def classify_image(
-    model: ViTForImageClassification, image_processor: VitrailImageProcessor, image: object, *, top: int = 5
+    model: ViTForImageClassification | OptimizedModel, image_processor: VitrailImageProcessor, image: object, *, top: int = 5
 ) -> list[tuple[str, float]]:
     """The `top` most probable labels of an image, with their probabilities, the most probable first."""
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]

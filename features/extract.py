@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +23,15 @@ from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..version import __version__
-from .batches import BadEntry, Batch, Chunk, Piece, read_batches
+from .batches import BadEntry, Batch, Chunk, Piece, read_batches, sample_images
 from .collections.entries import ImageCollection
 from .embed import encoder
 from .fingerprint import config_fields, weights_digest
-from .kinds import compute_features, parse_features, vector_size
+from .kinds import FeatureOutputs, parse_features, vector_size
 from .lanes import Lanes
 from .processes import only_one, start_processes
 from .progress import progress_bar
+from .runtime import DEFAULT_RUNTIME, NUM_CALIBRATION, Fidelity, Programs, Runtime
 from .store import MANIFEST, ChunkWriter, Column, FeatureFolder, schema_of
 
 Given = TypeVar("Given")
@@ -42,6 +43,7 @@ BATCH_SIZE = 64
 BATCH_SIZE_ON_CPU = 4  # of each lane; more is no faster, since less of it stays in the caches
 CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
 MOST_WORKERS = 16
+MOST_READ = 256  # things that are read before the first images, at most
 
 TOO_MANY = (
     "found {number} bad images, more than max_errors={most}. What is finished stays: with another max_errors the same command goes on "
@@ -57,6 +59,8 @@ class Extracted:
     images: that this process has seen in this run.
     seconds: that it took them, without preparations.
     waiting: the share of that time, 0 to 1, in which the model waited for images.
+    fidelity: how near each column came to the model in float32, on the first images that this process ran; empty where it ran none,
+        or the model as it is.
     """
 
     rows: int
@@ -64,6 +68,7 @@ class Extracted:
     images: int
     seconds: float
     waiting: float
+    fidelity: dict[str, Fidelity]
 
 
 @dataclass
@@ -78,6 +83,8 @@ class Job:
         num_workers: processes that decode images; 0 to do it beside the model in this one; None for a number that suits the machine.
         max_errors: images that may be bad; None for any number. Where several processes run, each counts its own, and in the end all.
         model_name: what the manifest calls the model.
+        runtime: the precision and the engine that run it.
+        calibration: (N, C, H, W), prepared images by which int8 chooses its scales.
     """
 
     model: ViTPreTrainedModel
@@ -91,6 +98,9 @@ class Job:
     num_workers: int | None = None
     max_errors: int | None = None
     model_name: str = ""
+    runtime: Runtime = DEFAULT_RUNTIME
+    calibration: torch.Tensor | None = None
+    programs: Programs | None = field(default=None, init=False)  # made by the first `run`, in the process that runs it
 
     def __post_init__(self) -> None:
         self.vit = encoder(self.model).eval()
@@ -101,6 +111,7 @@ class Job:
             if (getattr(self, name) or 1) < 1:
                 raise VitrailError(f"found {name}={getattr(self, name)}; write a number above 0")
         self.folder = FeatureFolder(Path(self.output_dir))
+        self.columns = [kind.column for kind in self.kinds]
         columns = [Column(kind.column, vector_size(kind, self.vit.config) if kind.is_vector else None) for kind in self.kinds]
         self.schema = schema_of(columns, dtype=self.dtype, label_type=self.collection.label_type)
 
@@ -116,6 +127,7 @@ class Job:
             "images": self.collection.fingerprint,
             "features": list(self.features),
             "dtype": self.dtype,
+            "runtime": asdict(self.runtime),
             "shard_size": self.shard_size,
         }
 
@@ -151,18 +163,27 @@ class Job:
         """
         device = self.vit.device
         lanes = Lanes(device)
+        batch_size = self.batch_size or (BATCH_SIZE_ON_CPU if device.type == "cpu" else BATCH_SIZE)
+        if self.programs is None:
+            self.programs = Programs(
+                FeatureOutputs(self.vit, self.kinds),
+                self.runtime,
+                batch_size=batch_size,
+                calibration=self.calibration,
+                num_streams=lanes.number,
+            )
         batches = read_batches(
             self.collection,
             pieces,
             self.image_processor,
             chunk_size=self.shard_size,
-            batch_size=self.batch_size or (BATCH_SIZE_ON_CPU if device.type == "cpu" else BATCH_SIZE),
+            batch_size=batch_size,
             num_workers=default_num_workers(device) if self.num_workers is None else self.num_workers,
             pin_memory=device.type == "cuda",
         )
         writer = None
         with contextlib.closing(batches), contextlib.ExitStack() as unfinished:
-            for given, features in lanes.run(self._compute, batches):
+            for given, features in lanes.run(self._compute, self._ready(batches)):
                 done = 0
                 if isinstance(given, Chunk):
                     writer = ChunkWriter(self.folder, given, self.schema, first_row=given.number * self.shard_size)
@@ -200,13 +221,30 @@ class Job:
                 "command goes on from there."
             ) from error
 
+    def _ready(self, batches: Iterator[Given]) -> Iterator[Given]:
+        """The same, when the engine has made its program for the first images: that takes a while, which counts as preparation."""
+        assert self.programs is not None
+        read = []
+        for given in () if self.programs.is_module else itertools.islice(batches, MOST_READ):
+            read.append(given)
+            if isinstance(given, Batch):
+                self.programs(given.pixel_values)
+                break
+        return itertools.chain(read, batches)
+
+    @property
+    def fidelity(self) -> dict[str, Fidelity]:
+        """How near each column comes to the model in float32, as far as this process has run it by another runtime."""
+        return dict(zip(self.columns, self.programs.fidelity, strict=False)) if self.programs else {}
+
     @torch.inference_mode()
     def _compute(self, given: Given) -> tuple[Given, dict[str, np.ndarray]]:
         if not isinstance(given, Batch):
             return given, {}
+        assert self.programs is not None
         features = {}
-        for name, tensor in compute_features(self.vit, given.pixel_values, self.kinds).items():
-            values = tensor.float().cpu().numpy()
+        for name, tensor in zip(self.columns, self.programs(given.pixel_values), strict=True):
+            values = tensor.cpu().numpy()
             with np.errstate(over="ignore"):
                 values = values.astype(self.dtype, copy=False)
             finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
@@ -233,6 +271,7 @@ def extract(
     runner: str = "local",
     concurrency: int | None = None,
     model_name: str = "",
+    runtime: Runtime = DEFAULT_RUNTIME,
     progress: bool = True,
 ) -> Extracted:
     """Writes the features of a collection of images into a folder; see `vitrail.features.store` for what is in it.
@@ -250,6 +289,7 @@ def extract(
         concurrency: actors on that cluster, at most; None for as many as it has room for.
         model_name: what the manifest calls the model, such that `vitrail.load` finds it again, for `vitrail report`; without it, where
             transformers says that it has loaded it from.
+        runtime: the precision and the engine that run the model; int8 chooses its scales by some images of the collection.
 
     Raises VitrailError: another run is writing there; other features, or other things, are there; no image can be used; a file cannot be
     written; more bad images than `max_errors`.
@@ -273,6 +313,8 @@ def extract(
         num_workers=num_workers,
         max_errors=max_errors,
         model_name=model_name,
+        runtime=runtime,
+        calibration=sample_images(collection, image_processor, NUM_CALIBRATION) if runtime.precision == "int8" else None,
     )
     folder = job.folder
     main = processes.is_main_process
@@ -313,7 +355,7 @@ def extract(
                 folder.settle(finished=True)
     processes.wait_for_everyone()
     manifest = read_json(folder.path / MANIFEST)
-    return Extracted(manifest["rows"], manifest["errors"], images, lanes.seconds, lanes.waiting)
+    return Extracted(manifest["rows"], manifest["errors"], images, lanes.seconds, lanes.waiting, job.fidelity)
 
 
 def default_num_workers(device: torch.device) -> int:

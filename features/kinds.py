@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
@@ -115,6 +116,18 @@ def compute_features(vit: ViTModel, pixel_values: torch.Tensor, kinds: Sequence[
         "layers": lambda kind: torch.stack([vector_of(layer) for layer in kind.layers], dim=1),
     }
     return {kind.column: compute[kind.name](kind) for kind in kinds}
+
+
+class FeatureOutputs(nn.Module):
+    """`compute_features` as a module, from (B, C, H, W) to a tuple of features in the order of the kinds, which any engine can run."""
+
+    def __init__(self, vit: ViTModel, kinds: Sequence[FeatureKind]) -> None:
+        super().__init__()
+        self.vit = vit
+        self.kinds = tuple(kinds)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(compute_features(self.vit, pixel_values, self.kinds).values())
 
 
 def vector_size(kind: FeatureKind, config: ViTConfig) -> int:

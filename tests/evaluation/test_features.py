@@ -11,7 +11,7 @@ from PIL import Image
 
 from small_models import make_images, make_model
 from vitrail.errors import VitrailError
-from vitrail.evaluation.features import ImageViews, extract_chunks, extract_parts
+from vitrail.evaluation.features import ImageViews, extract_chunks, extract_parts, parts_programs
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.augmentation import rng_of, training_view
 from vitrail.processing.presets import make_image_processor
@@ -56,8 +56,8 @@ def views_of(dataset, image_processor, views=0, seed=0):
 
 
 def extract(vit, images, chunks=None, **changes):
-    options = {"num_cls_layers": 2, "batch_size": 2, "num_workers": 0, "advance": lambda rows: None, **changes}
-    return list(extract_chunks(vit, images, chunks or [range(len(images))], **options))
+    options = {"batch_size": 2, "num_workers": 0, "advance": lambda rows: None, **changes}
+    return list(extract_chunks(parts_programs(vit, 2), images, chunks or [range(len(images))], **options))
 
 
 def read_by_classifier(model, pixel_values):

@@ -1,0 +1,76 @@
+"""`vitrail.optimize` against the model that it is given."""
+
+import json
+
+import pytest
+import torch
+from transformers.modeling_outputs import ImageClassifierOutput
+
+import vitrail
+from image_folders import small_model
+from small_models import make_model
+from vitrail.errors import VitrailError
+from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModelOutput
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def images(number=3, height=32, width=32):
+    return torch.randn(number, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def test_it_is_called_like_the_model():
+    model = small_model()
+    fast = vitrail.optimize(model, precision="bfloat16")
+    outputs = fast(pixel_values=images(height=48))
+    with torch.no_grad():
+        expected = model(images(height=48))
+    assert isinstance(outputs, ViTModelOutput)
+    assert outputs.patch_grid == expected.patch_grid == (6, 4)
+    assert list(outputs) == ["last_hidden_state", "pooler_output"]
+    for name, output in outputs.items():
+        assert output.dtype == torch.float32
+        torch.testing.assert_close(output, expected[name], rtol=0, atol=0.1)
+    assert fast.config is model.config
+    assert fast.device == model.device
+
+
+def test_a_classifier_gives_logits():
+    model = make_model(ViTForImageClassification, "several_cls_mean_patch")
+    fast = vitrail.optimize(model, precision="float16")
+    pixel_values = torch.randn(2, 3, 16, 24)
+    outputs = fast(pixel_values)
+    assert isinstance(outputs, ImageClassifierOutput)
+    with torch.no_grad():
+        torch.testing.assert_close(outputs.logits, model(pixel_values).logits, rtol=0.02, atol=0.02)
+    assert set(fast.report.fidelity) == {"logits"}
+
+
+def test_the_report_says_what_was_compared_on_what():
+    report = vitrail.optimize(small_model(), precision="bfloat16", example_size=(32, 48)).report
+    assert (report.precision, report.engine, report.image_size, report.num_images) == ("bfloat16", "eager", (32, 48), 2)
+    assert report.cosine == min(fidelity.cosine for fidelity in report.fidelity.values()) < 1
+    assert report.max_difference == max(fidelity.max_difference for fidelity in report.fidelity.values()) > 0
+    assert (
+        json.loads(json.dumps(report.to_dict()))["fidelity"]["pooler_output"]["cosine"] == report.fidelity["pooler_output"].cosine
+    )
+    assert "eager, bfloat16: cosine 0.99" in str(report)
+    assert "2 images of 32x48" in str(report)
+
+
+def test_examples_tell_the_size():
+    report = vitrail.optimize(small_model(), precision="float16", examples=images(20, 64, 40)).report
+    assert (report.image_size, report.num_images) == ((64, 40), 8)
+
+
+def test_the_model_itself_is_equal_to_itself():
+    model = small_model()
+    fast = vitrail.optimize(model)
+    assert (fast.report.precision, fast.report.cosine, fast.report.max_difference) == ("float32", 1.0, 0.0)
+    with torch.no_grad():
+        assert torch.equal(fast(images()).last_hidden_state, model(images()).last_hidden_state)
+
+
+def test_other_models_are_refused():
+    with pytest.raises(VitrailError, match="found a ViTBackbone; pass a ViTModel or a ViTForImageClassification"):
+        vitrail.optimize(make_model(ViTBackbone, "absolute"))
