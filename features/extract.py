@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,7 +127,8 @@ class Job:
             "images": self.collection.fingerprint,
             "features": list(self.features),
             "dtype": self.dtype,
-            "runtime": asdict(self.runtime),
+            "precision": self.runtime.precision_of(self.vit),
+            "engine": self.runtime.engine,
             "shard_size": self.shard_size,
         }
 

@@ -75,6 +75,10 @@ class Runtime:
             f"{', '.join(ENGINES[self.engine].precisions)}, or the engine {able}."
         )
 
+    def precision_of(self, module: nn.Module) -> str:
+        """The precision in which this runs a module."""
+        return self.precision or precision_of(module)
+
 
 DEFAULT_RUNTIME = Runtime()  # the model as it is
 
@@ -115,14 +119,12 @@ class Programs:
         calibration: torch.Tensor | None = None,
         num_streams: int = 1,
     ) -> None:
-        weights = next(module.parameters())
         self.module = module
-        self.device = weights.device
-        own = str(weights.dtype).removeprefix("torch.")
-        self.precision = runtime.precision or own
+        self.device = next(module.parameters()).device
+        self.precision = runtime.precision_of(module)
         self.runtime = Runtime(self.precision, runtime.engine)
         self.engine = ENGINES[runtime.engine]
-        self.is_module = self.runtime == Runtime(own)
+        self.is_module = self.runtime == Runtime(precision_of(module))
         self.batch_size = batch_size
         self.calibration = calibration
         self.num_streams = num_streams
@@ -186,6 +188,11 @@ class Programs:
                     f"the two is {fidelity.cosine:.4f}, expected {least} or more. Choose another precision or engine."
                 )
         self.fidelity = tuple(map(_worse, self.fidelity, found)) if self.fidelity else tuple(found)
+
+
+def precision_of(module: nn.Module) -> str:
+    """That of a module's weights, in words."""
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
 
 
 def _compare(output: torch.Tensor, expected: torch.Tensor) -> Fidelity:

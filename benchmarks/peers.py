@@ -1,0 +1,62 @@
+"""The same weights in the implementations that a benchmark compares with, and the matrix products that any of them has to do."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import vitrail
+
+Forward = Callable[[torch.Tensor], torch.Tensor]  # pixel values (B, C, H, W) to the last tokens (B, L, D)
+
+
+def peers_of(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProcessor, folder: Path) -> dict[str, Forward]:
+    """Transformers and timm, as far as they have such a model and are installed."""
+    vitrail.save(model, image_processor, folder / "vitrail", code=False)
+    peers: dict[str, Forward] = {}
+    if model.config.position_embedding_type == "absolute":
+        import transformers
+
+        vitrail.export_model(folder / "vitrail", folder / "transformers", to="transformers")
+        theirs = transformers.AutoModel.from_pretrained(folder / "transformers").to(model.device, model.dtype).eval()
+        peers["transformers"] = lambda pixel_values: theirs(pixel_values).last_hidden_state
+    if importlib.util.find_spec("timm"):
+        import timm
+
+        vitrail.export_model(folder / "vitrail", folder / "timm", to="timm")
+        # A model of fixed size, as users of timm make it: it then resizes positions once
+        height, width = model.config.image_size
+        timms = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True, img_size=(height, width))
+        peers["timm"] = timms.to(model.device, model.dtype).eval().forward_features
+    return peers
+
+
+def matrix_products(config: vitrail.ViTConfig, batch_size: int, like: torch.Tensor) -> Callable[[], None]:
+    """Nothing but the matrix products of a forward pass, on numbers of the type and device of `like`: a bound for what is possible."""
+    (rows, columns), (patch_height, patch_width) = config.patch_grid, config.patch_size
+    patches, hidden, heads = rows * columns, config.hidden_size, config.num_attention_heads
+    tokens = patches + config.num_prefix_tokens
+    inner = config.intermediate_size
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=like.device).to(like.dtype)
+
+    pixels = config.num_channels * patch_height * patch_width
+    patch_input, patch_weight = tensor(batch_size * patches, pixels), tensor(hidden, pixels)
+    sequence, wide = tensor(batch_size * tokens, hidden), tensor(batch_size * tokens, inner)
+    gated = 2 if config.mlp_type == "swiglu" else 1
+    weights = [tensor(3 * hidden, hidden), tensor(hidden, hidden), tensor(gated * inner, hidden)]
+    down = tensor(hidden, inner)
+    query, key = (tensor(batch_size, heads, tokens, hidden // heads) for _ in range(2))
+
+    def run() -> None:
+        F.linear(patch_input, patch_weight)
+        for _ in range(config.num_hidden_layers):
+            for weight in weights:
+                F.linear(sequence, weight)
+            F.linear(wide, down)
+            F.scaled_dot_product_attention(query, key, key)
+
+    return run
