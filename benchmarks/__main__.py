@@ -14,6 +14,7 @@ SUITES = {
     "convert": "peak memory and time of converting ViT-L/16, against the size of its file (goal: under 2.2 times)",
     "extract": "images/s from files to features, against transformers and timm (goal: 1.3 times; it waits less than 0.05 of the time)",
     "forward": "images/s of forward passes, against transformers, timm and the matrix products alone; and of every engine",
+    "gpu": "images/s in bfloat16 on a GPU, against transformers, timm and the matrix products alone",
     "probe": "seconds of a linear probe: features taken once or backbone in the loop (goal: 20 times less); 52 heads or one (2 times)",
 }
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pillow", "timm", "torchvision")
