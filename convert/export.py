@@ -40,6 +40,7 @@ NOT_COMPARED = (
 # What an image processor does to an image; `crop_size` too, where it crops
 PREPARATION = (
     *("do_resize", "size", "resample", "do_center_crop", "size_divisor", "do_rescale", "do_normalize", "image_mean", "image_std"),
+    "jpeg_draft",
 )
 
 

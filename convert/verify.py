@@ -231,7 +231,7 @@ PEERS: dict[str, Callable[[Path, Exported], Peer | None]] = {"transformers": _in
 
 def _pixels(image_processor: VitrailImageProcessor, image: str | Path | Image.Image, folder: Path) -> Check:
     """The same photograph, prepared by transformers' own image processor on Pillow; the torch backend may be two grey levels off."""
-    ours = image_processor(image, return_tensors="pt")
+    ours = image_processor(image, jpeg_draft=False, return_tensors="pt")  # transformers decodes in full
     opened = ImageOps.exif_transpose(Image.open(image)) if isinstance(image, str | Path) else image
     opened = opened.convert({1: "L", 3: "RGB"}.get(image_processor.num_channels, "RGB"))
     against = f"transformers {transformers.__version__}"

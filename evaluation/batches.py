@@ -101,7 +101,8 @@ class ImageRows(Dataset):
 
     def _pixel_values(self, epoch: int, row: int) -> torch.Tensor:
         row_of_dataset = int(self.rows[row])
-        image = open_image(self.dataset[row_of_dataset]["image"])
+        entry = self.dataset[row_of_dataset]["image"]
         if self.seed is None:
-            return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+            return self.image_processor(open_image(entry, self.image_processor.decode), return_tensors="pt")["pixel_values"][0]
+        image = open_image(entry)  # a view may be a small part of it
         return training_view(image, self.image_processor, rng_of(self.seed, epoch, row_of_dataset), resample=self.resample)

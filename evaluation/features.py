@@ -3,9 +3,10 @@
 Shape letters: B batch, N images, V views, P parts, C H W channels and pixels, D width of a part.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Any
 
 import datasets
 import numpy as np
@@ -95,7 +96,7 @@ class ImageViews(Dataset):
     def __getitem__(self, row: int) -> tuple[int, torch.Tensor] | BadImage:
         entry = self.dataset[row]["image"]
         try:
-            return row, self._pixel_values(open_image(entry), row)
+            return row, self._pixel_values(entry, row)
         except BadImageError as error:
             return BadImage(row, error.path, error.reason)
         except VitrailError:  # of the image processor's settings, not of this image
@@ -103,9 +104,10 @@ class ImageViews(Dataset):
         except ValueError as error:  # decoded, but of channels or values that the model cannot take
             return BadImage(row, entry["path"] or "without a path", str(error))
 
-    def _pixel_values(self, image: Image.Image, row: int) -> torch.Tensor:
+    def _pixel_values(self, entry: Mapping[str, Any], row: int) -> torch.Tensor:
         if self.views == 0:
-            return self.image_processor(image, return_tensors="pt")["pixel_values"]
+            return self.image_processor(open_image(entry, self.image_processor.decode), return_tensors="pt")["pixel_values"]
+        image = open_image(entry)  # a view may be a small part of it
         draws = (rng_of(self.seed, view, row) for view in range(self.views))
         return torch.stack([training_view(image, self.image_processor, rng, resample=self.resample) for rng in draws])
 

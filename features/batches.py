@@ -217,7 +217,8 @@ class _Decoder(Dataset):
         for entry in reading.entries:
             content, entry = entry, replace(entry, content=None)  # whoever writes the features has no use for the file
             try:
-                pixel_values = self.image_processor(open_entry(content), return_tensors="pt")["pixel_values"][0]
+                image = open_entry(content, self.image_processor.decode)
+                pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
             except BadImageError as error:
                 bad.append(BadEntry(entry, error.reason))
             except VitrailError as error:  # a store that does not answer: not the fault of this image

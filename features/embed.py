@@ -16,7 +16,7 @@ from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreT
 from ..processing.image_processing_vit import DECODE_ERRORS, VitrailImageProcessor
 from ..version import __version__
 from .collections.entries import ImageEntry
-from .collections.images import open_entry
+from .collections.images import Decode, open_entry
 from .fingerprint import config_fields
 from .kinds import compute_features, parse_features
 from .optimize import OptimizedModel
@@ -118,7 +118,7 @@ class ImageEmbedder:
             images = batch[self.image_column]  # where datasets decodes
         except DECODE_ERRORS:
             for row, image in enumerate(batch.pa_table[self.image_column].to_pylist()):  # type: ignore[attr-defined]
-                _open(image, row)  # it does not say which image is bad: this does
+                _open(image, row, self.image_processor.decode)  # it does not say which image is bad: this does
             raise
         if isinstance(images, np.ndarray | torch.Tensor) and images.ndim in (1, 4):  # of many sizes, or paths; of one size
             images = list(images)
@@ -131,7 +131,7 @@ class ImageEmbedder:
 
     def _prepare(self, image: Any, row: int) -> torch.Tensor:
         """(C, H, W) of an image that is decoded, or of a file."""
-        image, name = _open(image, row)
+        image, name = _open(image, row, self.image_processor.decode)
         try:
             return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
         except ValueError as error:  # decoded, but of channels or values that the model cannot take
@@ -162,7 +162,7 @@ class ImageEmbedder:
         ImageEmbedder.__init__(self, model, image_processor, features=state["features"], image_column=state["image_column"])
 
 
-def _open(image: Any, row: int) -> tuple[Any, str]:
+def _open(image: Any, row: int, decode: Decode) -> tuple[Any, str]:
     """What a row of a data set holds, decoded, and its name.
 
     image: {"bytes", "path"}, a path, a URL, or bytes; what is none of these is decoded already.
@@ -174,4 +174,4 @@ def _open(image: Any, row: int) -> tuple[Any, str]:
     path, content = (image or {}).get("path"), (image or {}).get("bytes")
     name = path or f"in row {row} of its batch"
     problem = "the row holds no image" if path is None and content is None else None
-    return open_entry(ImageEntry(row, name, path, content, problem=problem)), name
+    return open_entry(ImageEntry(row, name, path, content, problem=problem), decode), name

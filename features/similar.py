@@ -49,8 +49,12 @@ def similar(
     """
     check_same_model(model, stored)
     kind = vector_kind(model, stored, column)
-    image = query if isinstance(query, Image.Image) else open_image({"path": os.fspath(query), "bytes": None})
-    cosines, rows = nearest(_unit_vector(model, stored, image, kind), stored.vectors(kind.column), k=top, chunk=CHUNK, device="cpu")
+    image_processor = VitrailImageProcessor.from_dict(stored.manifest["settings"]["image_processor"])
+    image = query
+    if not isinstance(query, Image.Image):
+        image = open_image({"path": os.fspath(query), "bytes": None}, image_processor.decode)
+    vector = _unit_vector(model, image_processor, image, kind)
+    cosines, rows = nearest(vector, stored.vectors(kind.column), k=top, chunk=CHUNK, device="cpu")
     ids = stored.ids()[rows[0].numpy()]
     return ids, cosines[0].numpy(), _sheet(image, stored, ids, cosines[0].tolist())
 
@@ -90,9 +94,10 @@ def vector_kind(model: ViTPreTrainedModel, stored: StoredFeatures, column: str |
 
 
 @torch.inference_mode()
-def _unit_vector(model: ViTPreTrainedModel, stored: StoredFeatures, image: Image.Image, kind: FeatureKind) -> torch.Tensor:
+def _unit_vector(
+    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: Image.Image, kind: FeatureKind
+) -> torch.Tensor:
     """The features of an image, (1, D), of length 1."""
-    image_processor = VitrailImageProcessor.from_dict(stored.manifest["settings"]["image_processor"])
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
     return unit_rows(compute_features(encoder(model).eval(), pixel_values, [kind])[kind.column], 0, 1, "cpu")
 

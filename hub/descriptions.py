@@ -127,7 +127,8 @@ def preparation(image_processor: VitrailImageProcessor) -> dict[str, str]:
     else:
         longest = f", the longer at most {size['longest_edge']}" if size.get("longest_edge") else ""
         resize = f"shorter side to {size['shortest_edge']} pixels{longest}, the aspect kept"
-    rows = {"Resize": resize, "Filter": Image.Resampling(int(image_processor.resample)).name.lower()}
+    rows = {"JPEG files": "decoded at 1/2, 1/4 or 1/8 where that is enough"} if image_processor.jpeg_draft else {}
+    rows |= {"Resize": resize, "Filter": Image.Resampling(int(image_processor.resample)).name.lower()}
     if image_processor.size_divisor is not None:
         divisor = image_processor.size_divisor
         sides = (divisor, divisor) if isinstance(divisor, int) else tuple(divisor)

@@ -2,7 +2,7 @@
 
 This file is uploaded with a model, so it imports nothing of the package and raises `ValueError`.
 
-An image passes through one function after the other: `_read` opens files, `_convert` gives it the channels of the model,
+An image passes through one function after the other: `_read` opens files with `decode`, `_convert` gives it the channels of the model,
 `_resize_with_pil` or `_resize_with_torch` and `_center_crop` its size, and `_pixel_values` its scale. In between it is a
 Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalisation.
 """
@@ -19,12 +19,13 @@ import PIL
 import torch
 import torch.nn.functional as F
 from huggingface_hub.utils import httpx
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_utils import ChannelDimension, SizeDict, load_image
+from transformers.image_utils import ChannelDimension, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 Pixels: TypeAlias = Image.Image | torch.Tensor
+Group: TypeAlias = tuple[list[int], list[torch.Tensor]]
 Batch: TypeAlias = tuple[list[int], torch.Tensor]
 
 BACKENDS = ("pil", "torch")
@@ -39,6 +40,11 @@ UINT8_KERNELS = {"cpu"}
 
 # Since version 13 Pillow shrinks some images vertically first (python-pillow/Pillow#9549): see _resize_with_torch.
 PILLOW_MAY_SHRINK_HEIGHT_FIRST = int(PIL.__version__.split(".")[0]) >= 13
+
+# What libjpeg decodes, at the scales 1 / n that Pillow asks for; and the EXIF orientations that lie on their sides.
+JPEG_FORMATS = ("JPEG", "MPO")
+JPEG_SCALES = (8, 4, 2)
+SIDEWAYS = (5, 6, 7, 8)
 
 # What Pillow's decoders raise on broken files.
 DECODE_ERRORS = (
@@ -62,6 +68,7 @@ class VitrailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     backend: str | None
     num_channels: int | None
     size_divisor: int | list[int] | tuple[int, ...] | None
+    jpeg_draft: bool | None
 
 
 class VitrailImageProcessor(BaseImageProcessor):
@@ -79,6 +86,9 @@ class VitrailImageProcessor(BaseImageProcessor):
     - size_divisor: a patch size, int or (height, width). Each side becomes a multiple of it: the nearest, by resizing, or
       with do_pad the next, by padding right and bottom with zeros after the normalisation, which are the mean colour.
     - do_center_crop, crop_size: what lies outside of a smaller image becomes black.
+    - jpeg_draft: JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, by libjpeg, where that is enough: both sides are at
+      least those to resize to, and the shape of `pixel_values` stays the same. Much faster for large photographs; the values
+      differ a little. No effect on images that are decoded already.
     - do_rescale, rescale_factor: 8-bit levels times the factor; 16-bit levels (0 to 65535) and floats (0 to 1) become the
       same values without being rounded to 8 bits. Without do_rescale the numbers stay as they are.
     - do_normalize, image_mean, image_std: per channel.
@@ -103,6 +113,7 @@ class VitrailImageProcessor(BaseImageProcessor):
     resample = Image.Resampling.BICUBIC
     size_divisor = None
     do_pad = False
+    jpeg_draft = False
     do_center_crop = True
     crop_size = SizeDict(height=224, width=224)
     do_rescale = True
@@ -136,6 +147,10 @@ class VitrailImageProcessor(BaseImageProcessor):
             kwargs["resample"] = int(kwargs["resample"])
         return kwargs
 
+    def decode(self, file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+        """The image in a file, upright, as a call reads it: see jpeg_draft. Raises what Pillow raises, one of DECODE_ERRORS."""
+        return decode(file, **{name: getattr(self, name) for name in self._valid_kwargs_names})
+
     def _validate_preprocess_kwargs(self, **settings: Any) -> None:
         _validate_geometry(**settings)
         _validate_values(**settings)
@@ -145,15 +160,16 @@ class VitrailImageProcessor(BaseImageProcessor):
         if not sources:
             raise ValueError("found no image; pass at least one")
         full_scale = 255 * settings["rescale_factor"] if settings["do_rescale"] else None
-        converted = (_convert(_read(source), full_scale=full_scale, **settings) for source in sources)
+        converted = (_convert(_read(source, **settings), full_scale=full_scale, **settings) for source in sources)
         if settings["backend"] == "pil":  # one by one, so that a batch never holds more than one image in full
-            pixels = [_center_crop(_resize_with_pil(image, full_scale, **settings), **settings) for image in converted]
+            cropped = (_center_crop(_resize_with_pil(image, full_scale, **settings), **settings) for image in converted)
+            pixels = [_planes(image) if isinstance(image, Image.Image) else image for image in cropped]
         else:
             pixels = _in_order(
                 (indices, _center_crop(_resize_with_torch(batch, full_scale, **settings), **settings))
                 for indices, batch in _batches(converted)
             )
-        batches = [(indices, _pixel_values(batch, **settings)) for indices, batch in _batches(pixels)]
+        batches = [(indices, _pixel_values(group, **settings)) for indices, group in _groups(enumerate(pixels))]
         if settings["return_tensors"] is None:
             return BatchFeature({"pixel_values": _in_order(batches)})
         pixel_values = _one_batch(batches)
@@ -185,6 +201,7 @@ def _validate_geometry(
     pad_size: SizeDict | None,
     do_center_crop: bool,
     crop_size: SizeDict,
+    jpeg_draft: bool,
     **_: Any,
 ) -> None:
     if backend not in BACKENDS:
@@ -222,6 +239,8 @@ def _validate_geometry(
         raise ValueError("found do_pad=True without a size_divisor to pad to; write size_divisor=<patch size>")
     if pad_size is not None:
         raise ValueError(f"found pad_size={dict(pad_size)}; padding goes to multiples of size_divisor, write that")
+    if not isinstance(jpeg_draft, bool):
+        raise ValueError(f"found jpeg_draft={jpeg_draft!r}; write True to decode JPEG files at a reduced scale, or False")
 
 
 def _validate_values(
@@ -259,22 +278,23 @@ def _flatten(images: Any) -> Iterator[Any]:
         yield images
 
 
-def _read(source: Any) -> Image.Image | np.ndarray | torch.Tensor:
+def _read(source: Any, **settings: Any) -> Image.Image | np.ndarray | torch.Tensor:
     """Open what is not an image yet: a path, a URL or bytes."""
     if isinstance(source, Image.Image | np.ndarray | torch.Tensor):
         return source
     if isinstance(source, bytes):
-        return _decode(BytesIO(source), f"in {len(source)} bytes")
+        return _decode(BytesIO(source), f"in {len(source)} bytes", **settings)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         try:
-            return load_image(source)
-        except (*DECODE_ERRORS, httpx.HTTPError, httpx.InvalidURL) as error:
+            content = httpx.get(source, timeout=None, follow_redirects=True).content
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ValueError(f"cannot read the image {source}: {error}") from error
+        return _decode(BytesIO(content), source, **settings)
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         try:
             with open(name, "rb") as stream:
-                return _decode(stream, name)
+                return _decode(stream, name, **settings)
         except FileNotFoundError as error:
             raise ValueError(f"the image {name} does not exist") from error
         except OSError as error:
@@ -284,18 +304,36 @@ def _read(source: Any) -> Image.Image | np.ndarray | torch.Tensor:
     )
 
 
-def _decode(stream: BinaryIO, name: str) -> Image.Image:
-    """The image in a stream, its EXIF orientation applied."""
+def _decode(stream: BinaryIO, name: str, **settings: Any) -> Image.Image:
     try:
-        with Image.open(stream) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+        return decode(stream, **settings)
     except Image.UnidentifiedImageError as error:
         reason = "Pillow knows no such format" if stream.seek(0, os.SEEK_END) else "it is empty"
         raise ValueError(f"cannot read the image {name}: {reason}") from error
     except DECODE_ERRORS as error:
         raise ValueError(f"cannot read the image {name}: {error}") from error
+
+
+def decode(file: str | os.PathLike[str] | BinaryIO, *, jpeg_draft: bool = False, **settings: Any) -> Image.Image:
+    """The image in a file, its EXIF orientation applied. A draft takes the settings of an image processor to know its size."""
+    with Image.open(file) as image:
+        if jpeg_draft and image.format in JPEG_FORMATS:
+            _draft(image, **settings)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+def _draft(image: Image.Image, *, do_center_crop: bool, **settings: Any) -> None:
+    """Have a JPEG decoded at the smallest scale that leaves enough to resize from, and gives the same shape."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+    width, height = image.size[::-1] if turned else image.size
+    target = _resized_size(height, width, **settings)
+    for scale in JPEG_SCALES:
+        enough = height // scale >= target[0] and width // scale >= target[1]
+        if enough and (do_center_crop or _resized_size(-(-height // scale), -(-width // scale), **settings) == target):
+            image.draft(None, (image.width // scale, image.height // scale))
+            return
 
 
 def _convert(
@@ -304,6 +342,7 @@ def _convert(
     backend: str,
     num_channels: int,
     input_data_format: ChannelDimension | str | None,
+    device: torch.device | str | int | None,
     full_scale: float | None,
     **_: Any,
 ) -> Pixels:
@@ -313,7 +352,9 @@ def _convert(
             raise ValueError(f"found an image of {image.width} x {image.height} pixels; pass one with pixels")
         image = _convert_mode(image, num_channels)
         if isinstance(image, Image.Image):
-            return image
+            if backend == "pil":
+                return image
+            image = np.array(image)
         input_data_format = ChannelDimension.LAST
     habit = ChannelDimension.LAST if isinstance(image, np.ndarray) else ChannelDimension.FIRST
     dtype = image.dtype.name if isinstance(image, np.ndarray) else str(image.dtype).removeprefix("torch.")
@@ -322,8 +363,7 @@ def _convert(
     if isinstance(image, np.ndarray):  # torch takes neither foreign byte orders nor negative strides nor read-only memory
         image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ["C", "W"]))
     image = _channels_first(image.detach(), num_channels, input_data_format, habit)
-    if backend == "pil":
-        image = image.cpu()
+    image = image.to("cpu" if backend == "pil" else device)
     if dtype == "bool":
         return image.to(torch.uint8) * 255
     if dtype == "uint8":
@@ -458,19 +498,13 @@ def _resize_with_pil(image: Pixels, full_scale: float | None, *, resample: int, 
     return _clamp(torch.from_numpy(np.stack(channels)), full_scale)
 
 
-def _resize_with_torch(
-    batch: torch.Tensor,
-    full_scale: float | None,
-    *,
-    resample: int,
-    device: torch.device | str | int | None,
-    **settings: Any,
-) -> torch.Tensor:
-    """Resize (B, C, H, W) one axis at a time, in Pillow's order, because Pillow rounds to 8 bits in between."""
-    batch = batch.to(device)
+def _resize_with_torch(batch: torch.Tensor, full_scale: float | None, *, resample: int, **settings: Any) -> torch.Tensor:
+    """Resize (B, C, H, W), its axes in Pillow's order, because Pillow rounds to 8 bits in between."""
     (height, width), target = _size_of(batch), _resized_size(*_size_of(batch), **settings)
-    shrinks_height_first = target[0] < height and height - target[0] > 2 * (width - target[1])
-    halfway = (target[0], width) if PILLOW_MAY_SHRINK_HEIGHT_FIRST and shrinks_height_first else (height, target[1])
+    height_first = PILLOW_MAY_SHRINK_HEIGHT_FIRST and target[0] < height and height - target[0] > 2 * (width - target[1])
+    halfway = (target[0], width) if height_first else (height, target[1])
+    if not height_first and batch.device.type in UINT8_KERNELS:
+        halfway = target  # one call does the same, in half the time
     for size in (halfway, target):
         if size == _size_of(batch):
             continue
@@ -488,7 +522,7 @@ def _clamp(values: torch.Tensor, full_scale: float | None) -> torch.Tensor:
 
 
 def _center_crop(image: Pixels, *, do_center_crop: bool, crop_size: SizeDict, **_: Any) -> Any:
-    """Cut out, or fill up with black, as torchvision's CenterCrop does, to the pixel."""
+    """Cut out, in the same memory, or fill up with black, as torchvision's CenterCrop does, to the pixel."""
     if not do_center_crop:
         return image
     height, width = _size_of(image)
@@ -496,23 +530,44 @@ def _center_crop(image: Pixels, *, do_center_crop: bool, crop_size: SizeDict, **
     bottom, right = top + crop_size.height, left + crop_size.width
     if isinstance(image, Image.Image):
         return image.crop((left, top, right, bottom))
-    return F.pad(image, (-left, right - width, -top, bottom - height))
+    missing = [max(margin, 0) for margin in (-left, right - width, -top, bottom - height)]
+    cropped = image[..., max(top, 0) : bottom, max(left, 0) : right]
+    return F.pad(cropped, missing) if any(missing) else cropped
 
 
 def _crop_offset(length: int, cropped: int) -> int:
     return round((length - cropped) / 2) if length >= cropped else -((cropped - length) // 2)
 
 
-def _batches(images: Iterable[Pixels]) -> Iterator[Batch]:
-    """All images of one shape and type as one (B, C, H, W), in memory of its own, with their places among the images."""
-    groups: dict[Any, tuple[list[int], list[Any]]] = {}
-    for index, image in enumerate(images):
-        key = (image.mode, image.size) if isinstance(image, Image.Image) else (image.shape, image.dtype, image.device)
-        indices, group = groups.setdefault(key, ([], []))
-        indices.append(index)
+def _planes(image: Image.Image) -> torch.Tensor:
+    """(C, H, W) of an image in RGB or L."""
+    planes = bytearray().join(image.tobytes("raw", band) for band in image.getbands())
+    return torch.frombuffer(planes, dtype=torch.uint8).view(-1, image.height, image.width)
+
+
+def _groups(numbered: Iterable[tuple[int, torch.Tensor]]) -> Iterable[Group]:
+    """All images of one shape, type and device, with their numbers."""
+    groups: dict[Any, Group] = {}
+    for number, image in numbered:
+        numbers, group = groups.setdefault((image.shape, image.dtype, image.device), ([], []))
+        numbers.append(number)
         group.append(image)
-    for indices, group in groups.values():
-        yield indices, _stack(group)
+    return groups.values()
+
+
+def _batches(images: Iterable[torch.Tensor]) -> Iterator[Batch]:
+    """(B, C, H, W) of all images of one shape and type, with their places among the images.
+
+    On a CPU they come one by one and are not copied: its kernels take them one after the other anyway.
+    """
+    numbered = []
+    for index, image in enumerate(images):
+        if image.device.type in UINT8_KERNELS:
+            yield [index], image[None]
+        else:
+            numbered.append((index, image))
+    for indices, group in _groups(numbered):
+        yield indices, torch.stack(group)
 
 
 def _in_order(batches: Iterable[Batch]) -> list[torch.Tensor]:
@@ -531,16 +586,10 @@ def _one_batch(batches: list[Batch]) -> torch.Tensor:
     return batches[0][1] if len(batches) == 1 else torch.stack(_in_order(batches))
 
 
-def _stack(images: list[Any]) -> torch.Tensor:
-    if isinstance(images[0], torch.Tensor):
-        return torch.stack(images)
-    levels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return levels[:, None] if levels.ndim == 3 else levels.permute(0, 3, 1, 2)
-
-
 def _pixel_values(
-    batch: torch.Tensor,
+    images: list[torch.Tensor],
     *,
+    backend: str,
     do_rescale: bool,
     rescale_factor: float,
     do_normalize: bool,
@@ -552,16 +601,32 @@ def _pixel_values(
     device: torch.device | str | int | None,
     **_: Any,
 ) -> torch.Tensor:
-    """float32 (B, C, H, W) of a batch, in its memory where the type allows."""
-    values = batch.contiguous().to(torch.float32)
-    if do_rescale and batch.dtype == torch.uint8:
-        values.div_(1 / rescale_factor)  # divided by 255, not multiplied by 1/255: the last bit differs
-    if do_normalize:
-        for function, numbers in ((values.sub_, image_mean), (values.div_, image_std)):
-            function(torch.tensor(numbers, device=values.device).view(-1, 1, 1))
-    if do_pad:
-        height, width = _pair(size_divisor)
-        values = F.pad(values, (0, -values.shape[-1] % width, 0, -values.shape[-2] % height))
+    """float32 (B, C, H, W) of images (C, H, W) of one shape, type and device; each is written into its place."""
+    channels, height, width = images[0].shape
+    divisors = _pair(size_divisor) if do_pad else (1, 1)
+    padded = [length + -length % divisor for length, divisor in zip((height, width), divisors, strict=True)]
+    make = torch.zeros if do_pad else torch.empty
+    batch = make(len(images), channels, *padded, dtype=torch.float32, device=images[0].device)
+    factor = rescale_factor if do_rescale and images[0].dtype == torch.uint8 else 1.0
+    mean, std = (image_mean, image_std) if do_normalize else ((0.0,), (1.0,))
+    if backend == "pil":  # divided by 255, not multiplied by 1/255: the last bit differs
+        steps = [("divide", [1 / factor]), ("subtract", mean), ("divide", std)]
+    else:
+        shift = [-level / unit for level, unit in zip(mean, std, strict=True)]
+        steps = [("multiply", [factor / unit for unit in std]), ("add", shift)]
+    operands = [(name, torch.tensor(numbers, dtype=torch.float32, device=batch.device)[:, None, None]) for name, numbers in steps]
+    for image, values in zip(images, batch[..., :height, :width], strict=True):
+        _calculate(image, operands, values)
     if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
-        values = values.permute(0, 2, 3, 1).contiguous()
-    return values.to(device)
+        batch = batch.permute(0, 2, 3, 1).contiguous()
+    return batch.to(device)
+
+
+def _calculate(image: Any, steps: list[tuple[str, Any]], values: Any) -> None:
+    """Take an image (C, H, W) through functions of it and an operand (C, 1, 1)."""
+    library: Any = torch
+    if values.device.type == "cpu":  # numpy calculates in this thread; torch would share so little among several, and wait
+        library, image, values = np, image.numpy(), values.numpy()
+        steps = [(name, operand.numpy()) for name, operand in steps]
+    for name, operand in steps:
+        image = getattr(library, name)(image, operand, out=values)

@@ -203,7 +203,8 @@ def test_every_container_gives_the_same_values(backend, tmp_path, monkeypatch):
     array = np.array(image)
     read_only = np.asarray(image)
     assert not read_only.flags.writeable
-    monkeypatch.setattr(image_processing_vit, "load_image", {"https://example.org/cat.png": image}.__getitem__)
+    web = {"https://example.org/cat.png": httpx.Response(200, content=path.read_bytes())}
+    monkeypatch.setattr(httpx, "get", lambda url, **_: web[url])
     image_processor = VitrailImageProcessor(backend=backend)
     expected = image_processor(image, return_tensors="pt")["pixel_values"]
     singles = {
@@ -449,11 +450,14 @@ def test_folders_and_decompression_bombs_are_named(tmp_path, monkeypatch):
 
 
 def test_urls_that_cannot_be_read_are_named(monkeypatch):
-    def refuse(url):
+    def refuse(url, **_):
         raise httpx.ConnectError("connection refused")
 
-    monkeypatch.setattr(image_processing_vit, "load_image", refuse)
+    monkeypatch.setattr(httpx, "get", refuse)
     with pytest.raises(ValueError, match=r"https://example.org/cat.png: connection refused"):
+        VitrailImageProcessor()("https://example.org/cat.png")
+    monkeypatch.setattr(httpx, "get", lambda url, **_: httpx.Response(404, content=b"<html>"))
+    with pytest.raises(ValueError, match=r"https://example.org/cat.png: Pillow knows no such format"):
         VitrailImageProcessor()("https://example.org/cat.png")
 
 
@@ -480,13 +484,14 @@ def test_urls_that_cannot_be_read_are_named(monkeypatch):
         ({"size_divisor": 0, "do_center_crop": False}, "found size_divisor=0; write a positive int"),
         ({"size_divisor": [16], "do_center_crop": False}, r"found size_divisor=\(16,\)"),
         ({"do_pad": True}, "do_pad=True without a size_divisor"),
+        ({"jpeg_draft": 2}, "found jpeg_draft=2; write True"),
         ({"pad_size": {"height": 256, "width": 256}}, "multiples of size_divisor"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         VitrailImageProcessor(**options)
-    if "resample" not in options or options["resample"] != 9:  # transformers itself refuses that one in a call
+    if "jpeg_draft" not in options and options.get("resample") != 9:  # transformers itself refuses these in a call
         with pytest.raises(ValueError, match=message):
             VitrailImageProcessor()(photograph(), **options)
 
@@ -582,6 +587,7 @@ def test_shapes_that_make_no_batch(backend):
         {"num_channels": 1, "image_mean": [0.25], "image_std": [0.5], "crop_size": 32, "size": {"shortest_edge": 40}},
         {"do_resize": False, "size_divisor": [14, 16], "do_pad": True, "do_center_crop": False, "do_normalize": False},
         {"size": {"shortest_edge": 40, "longest_edge": 60}, "do_center_crop": False, "rescale_factor": 1 / 127.5},
+        {"jpeg_draft": True},
     ],
 )
 def test_saved_and_loaded_it_is_the_same(options, tmp_path):
