@@ -87,8 +87,8 @@ class VitrailImageProcessor(BaseImageProcessor):
       with do_pad the next, by padding right and bottom with zeros after the normalisation, which are the mean colour.
     - do_center_crop, crop_size: what lies outside of a smaller image becomes black.
     - jpeg_draft: JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, by libjpeg, where that is enough: both sides are at
-      least those to resize to, and the shape of `pixel_values` stays the same. Much faster for large photographs; the values
-      differ a little. No effect on images that are decoded already.
+      least those to resize to, and the shape of `pixel_values` stays the same. Much faster for large photographs, whose values
+      differ by one or two levels on average. No effect on images that are decoded already.
     - do_rescale, rescale_factor: 8-bit levels times the factor; 16-bit levels (0 to 65535) and floats (0 to 1) become the
       same values without being rounded to 8 bits. Without do_rescale the numbers stay as they are.
     - do_normalize, image_mean, image_std: per channel.
@@ -614,7 +614,7 @@ def _pixel_values(
     else:
         shift = [-level / unit for level, unit in zip(mean, std, strict=True)]
         steps = [("multiply", [factor / unit for unit in std]), ("add", shift)]
-    operands = [(name, torch.tensor(numbers, dtype=torch.float32, device=batch.device)[:, None, None]) for name, numbers in steps]
+    operands = [(name, np.array(numbers, np.float32)[:, None, None]) for name, numbers in steps]
     for image, values in zip(images, batch[..., :height, :width], strict=True):
         _calculate(image, operands, values)
     if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
@@ -623,10 +623,14 @@ def _pixel_values(
 
 
 def _calculate(image: Any, steps: list[tuple[str, Any]], values: Any) -> None:
-    """Take an image (C, H, W) through functions of it and an operand (C, 1, 1)."""
-    library: Any = torch
-    if values.device.type == "cpu":  # numpy calculates in this thread; torch would share so little among several, and wait
-        library, image, values = np, image.numpy(), values.numpy()
-        steps = [(name, operand.numpy()) for name, operand in steps]
+    """Take an image (C, H, W) through functions of it and an operand (C, 1, 1).
+
+    On a CPU by numpy, in this thread: torch would share so little work among several, and wait for those that others keep busy.
+    """
+    library: Any = np
+    if values.device.type == "cpu":
+        image, values = image.numpy(), values.numpy()
+    else:
+        library, steps = torch, [(name, torch.from_numpy(operand).to(values.device)) for name, operand in steps]
     for name, operand in steps:
         image = getattr(library, name)(image, operand, out=values)

@@ -307,3 +307,6 @@ def test_another_preparation_of_images_is_said():
     assert not any("prepares images" in notice for notice in to_format(model, processor, "dino").notices)
     squash = vitrail.make_image_processor("google", image_size=32)
     assert any("prepares images otherwise: size" in notice for notice in to_format(model, squash, "dino").notices)
+    drafts = vitrail.VitrailImageProcessor.from_dict(processor.to_dict(), jpeg_draft=True)
+    (notice,) = (notice for notice in to_format(model, drafts, "dino").notices if "prepares images" in notice)
+    assert notice.endswith("prepares images otherwise: jpeg_draft False instead of True")

@@ -1,0 +1,78 @@
+"""`jpeg_draft` of an image processor holds wherever the package decodes files for it, as it does where a call is given paths."""
+
+import os
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from image_folders import PHOTOS, small_model, small_processor
+from vitrail.evaluation.batches import ImageRows
+from vitrail.evaluation.features import ImageViews
+from vitrail.features.collections import read_collection
+from vitrail.features.embed import ImageEmbedder
+from vitrail.features.extract import extract
+from vitrail.features.similar import similar
+from vitrail.features.store import StoredFeatures
+from vitrail.processing.augmentation import rng_of, training_view
+
+FILES = [str(path) for path in PHOTOS]  # JPEGs of 300 pixels and more, of which the model sees 36
+BICUBIC = Image.Resampling.BICUBIC
+
+
+@pytest.fixture
+def drafts():
+    return small_processor(jpeg_draft=True)
+
+
+def pooled(image_processor):
+    """Of each file by itself."""
+    with torch.no_grad():
+        return np.concatenate([small_model()(**image_processor(file, return_tensors="pt")).pooler_output for file in FILES])
+
+
+def rows(files):
+    images = [{"bytes": None, "path": file} for file in files]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return datasets.Dataset.from_dict({"image": images}, features=features)
+
+
+def test_extraction_and_the_query_of_similar(drafts, tmp_path):
+    extract(small_model(), drafts, read_collection(PHOTOS[0].parent), tmp_path, progress=False, num_workers=0)
+    stored = StoredFeatures(tmp_path)
+    found = {os.path.basename(path): vector for path, vector in zip(stored.paths(), stored.vectors("pooled"), strict=True)}
+    ours, full = pooled(drafts), pooled(small_processor())
+    for file, vector, other in zip(FILES, ours, full, strict=True):
+        np.testing.assert_allclose(found[os.path.basename(file)], vector, atol=1e-6)
+        assert np.abs(vector - other).max() > 1e-4
+    _, cosines, _ = similar(small_model(), stored, FILES[0])
+    assert cosines[0] == pytest.approx(1, abs=1e-6)
+
+
+def test_columns_of_data_sets(drafts):
+    column = ImageEmbedder(small_model(), drafts)({"image": FILES})["pooled"]
+    np.testing.assert_allclose(np.array(column), pooled(drafts), atol=1e-6)
+
+
+def test_probing_but_not_training_views(drafts):
+    """A view may be a small part of the image, for which a reduced scale is not enough."""
+    dataset, image = rows(FILES), Image.open(FILES[0])
+    expected = drafts(FILES[0], return_tensors="pt")["pixel_values"]
+    view = training_view(image, drafts, rng_of(0, 0, 0), resample=BICUBIC)
+
+    def first_views(views):
+        return ImageViews(dataset, drafts, views=views, seed=0, resample=BICUBIC)[0][1]
+
+    def first_row(seed):
+        images = ImageRows(dataset, drafts, rows=np.arange(3), labels=np.zeros(3, np.int64), seed=seed, resample=BICUBIC)
+        return images.__getitems__([0])["pixel_values"]
+
+    for found, wanted in (
+        (first_views(0), expected),
+        (first_views(1), view[None]),
+        (first_row(None), expected),
+        (first_row(0), view[None]),
+    ):
+        assert torch.equal(found, wanted)
