@@ -25,8 +25,9 @@ $(VENV)/installed: $(SOURCES)
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py $(DEMO)
 
+# One process for each core. A file of tests stays in one process, which makes its fixtures once.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed
 	$(PIP) install -c constraints.txt ruff mypy

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,18 @@ from hub_server import HubServer
 from local_server import LocalServer, Request
 
 COMMIT = "5f1b2c3d" * 5
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto` is a process for each core that this one may use, but not more than the memory of a small machine is enough for."""
+    return min(torch.get_num_threads(), 8)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[object]) -> None:
+    """Processes that run tests, and those that tests start, share the cores instead of each taking all of them."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // len(specs)))
 
 
 @dataclass
