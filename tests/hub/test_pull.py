@@ -38,6 +38,11 @@ def logits(model):
         return model(PIXEL_VALUES).logits
 
 
+def assert_same(answer, expected):
+    """To rounding: transformers maps files into memory, where tensors are aligned otherwise, and that may change the order of sums."""
+    torch.testing.assert_close(answer, expected, atol=1e-5, rtol=0)
+
+
 def fetched(hub_server):
     return {request.path.rpartition("/")[2] for request in hub_server.asked("GET", "/resolve/")}
 
@@ -58,10 +63,10 @@ def test_every_revision(hub_server, make_files):
         assert report.source.hub_id == "user/name"
         classifier = AutoModelForImageClassification.from_pretrained("user/name", revision=revision)
         assert type(classifier) is vitrail.ViTForImageClassification
-        assert torch.equal(logits(classifier), expected), revision
+        assert_same(logits(classifier), expected)
         encoder = AutoModel.from_pretrained("user/name", revision=revision)
         with torch.no_grad():
-            assert torch.equal(encoder(PIXEL_VALUES).last_hidden_state, model.vit(PIXEL_VALUES).last_hidden_state), revision
+            assert_same(encoder(PIXEL_VALUES).last_hidden_state, model.vit(PIXEL_VALUES).last_hidden_state)
         assert AutoImageProcessor.from_pretrained("user/name", revision=revision).to_dict() == image_processor.to_dict()
 
 
@@ -203,7 +208,8 @@ def test_offline_after_one_pull(hub_server, make_files, tmp_path):
     arguments = [tmp_path / "pixel_values.pt", tmp_path / "logits.pt"]
     after = python("-c", OFFLINE, *arguments, environment={**environment, "HF_HUB_OFFLINE": "1"}, folder=tmp_path)
     assert after.returncode == 0, after.stderr
-    assert all(torch.equal(answer, expected) for answer in torch.load(tmp_path / "logits.pt"))
+    for answer in torch.load(tmp_path / "logits.pt"):
+        assert_same(answer, expected)
     assert hub_server.requests == []
 
 
