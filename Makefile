@@ -25,9 +25,9 @@ $(VENV)/installed: $(SOURCES)
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py $(DEMO)
 
-# One process for each core. A file of tests stays in one process, which makes its fixtures once.
+# One process for each core. A file of tests stays in one process, which makes its fixtures once; small files come last.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(PIP) install -c constraints.txt ruff mypy
