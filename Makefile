@@ -8,6 +8,7 @@ DEMO := demo-output
 .PHONY: demo test lint clean
 
 # The package is installed as users get it, from a wheel of the checkout, and again when a file of it has changed.
+# Its dependencies are compiled on all cores, where pip takes one; torch has a file that only later Pythons can compile.
 SOURCES := setup.cfg pyproject.toml constraints.txt $(shell find . -path ./$(VENV) -prune -o -path ./build -prune -o \
 	-path ./tests -prune -o \( -name '*.py' -o -name '*.json' -o -name '*.tsv' -o -name '*.jinja' -o -name '*.css' -o -name '*.js' \) -print)
 
@@ -16,8 +17,9 @@ $(VENV)/installed: $(SOURCES)
 	rm -rf build
 	$(PIP) install -c constraints.txt "setuptools>=77" wheel
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir build/dist .
-	$(PIP) install -c constraints.txt "$$(ls build/dist/*.whl)[test]"
+	$(PIP) install --no-compile -c constraints.txt "$$(ls build/dist/*.whl)[test]"
 	$(PIP) install --force-reinstall --no-deps build/dist/*.whl
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	rm -rf build vitrail.egg-info
 	touch $@
 
