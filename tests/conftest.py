@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import datasets
+import joblib
 import pytest
 import torch
 from huggingface_hub import close_session, constants, hf_api
@@ -22,14 +23,14 @@ COMMIT = "5f1b2c3d" * 5
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto` is a process for each core that this one may use, but not more than the memory of a small machine is enough for."""
-    return min(torch.get_num_threads(), 8)
+    """`-n auto` is one process for each core that this one may use, but no more than fit into 16 GB."""
+    return min(joblib.cpu_count(), 8)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(specs: list[object]) -> None:
     """Processes that run tests, and those that tests start, share the cores instead of each taking all of them."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // len(specs)))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, joblib.cpu_count() // len(specs)))
 
 
 @dataclass
