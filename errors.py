@@ -41,6 +41,10 @@ class ConversionError(VitrailError):
     """Names or shapes of a checkpoint and of the model do not match one to one."""
 
 
+class DifferentAnswersError(VitrailError):
+    """Another engine answers otherwise than the model that was exported for it."""
+
+
 class BadImageError(VitrailError):
     """A file that should be an image does not decode. `path` names it, `reason` says why."""
 

@@ -65,12 +65,22 @@ def convert(
 
 def export(
     model: Source,
-    output: Annotated[Path, typer.Argument(help="The folder (transformers, timm) or file (dino, dinov2, google) to write.")],
-    to: Annotated[str, typer.Option(help="transformers, timm, dino, dinov2 or google.")],
+    output: Annotated[
+        Path, typer.Argument(help="The folder (transformers, timm, onnx, openvino) or file (dino, dinov2, google) to write.")
+    ],
+    to: Annotated[str, typer.Option(help="transformers, timm, dino, dinov2 or google; onnx or openvino.")],
+    image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width to resize positions to.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Of onnx and openvino: the only number of images at a time; else any.")
+    ] = None,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Of onnx and openvino: any height and width that the patch size divides.")
+    ] = False,
 ) -> None:
-    """Write a model back in the format of a family."""
+    """Write a model back in the format of a family, or as a graph for other engines."""
     console = Console(highlight=False, soft_wrap=True)
-    for notice in export_model(model, output, to=to):
+    notices = export_model(model, output, to=to, image_size=image_size, batch_size=batch_size, dynamic_size=dynamic_size)
+    for notice in notices:
         console.print(f"  {notice}", markup=False)
     console.print(f"written to {output}", markup=False)
 

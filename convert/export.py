@@ -6,8 +6,6 @@ read by the family's own `configure`, must give the model's config again.
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +24,12 @@ from .convert_dinov2 import DINOV2
 from .convert_google import GOOGLE
 from .convert_timm import TIMM, timm_config
 from .convert_transformers import BASE_PREFIXES, TRANSFORMERS, transformers_config, transformers_preprocessor_config
+from .export_graph import GRAPH_FORMATS, export_graph
 from .family import Family, RawCheckpoint
 from .load import load
+from .packages import check_packages
 from .rules import Rule, convert_tensors, group_names, reverse
+from .writing import check_new, temporary_beside
 
 # The rule by which positions change to another size belongs to the implementation that reads the format, not to the file
 INTERPOLATION = "position_interpolation_"
@@ -76,8 +77,6 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
     Raises:
         UnsupportedCheckpointError: the format has no place for something that the model has, and which.
     """
-    if to not in FORMATS:
-        raise UnsupportedCheckpointError(f'There is no format "{to}" to export to: choose {", ".join(FORMATS)}.')
     family = FORMATS[to].family
     config: ViTConfig = model.config
     tensors = {name.removeprefix("vit."): tensor.detach() for name, tensor in model.state_dict().items()}
@@ -289,37 +288,53 @@ def write_exported(exported: Exported, output: str | os.PathLike) -> list[Path]:
         VitrailError: `output` exists already.
     """
     output = Path(output)
-    if output.exists():
-        raise VitrailError(f"{output} exists already: remove it, or give another name.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     writer = next(known.write for known in FORMATS.values() if known.family is exported.family)
-    try:
+    with temporary_beside(output) as temporary:
         written = writer(exported, temporary / output.name)
         targets = [output.with_name(path.name) for path in written]
-        if taken := [str(target) for target in targets if target.exists()]:
-            raise VitrailError(f"{', '.join(taken)} exists already: remove it, or give another name.")
+        check_new(*targets)
         return [path.rename(target) for path, target in zip(written, targets, strict=True)]
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def export_model(source: str | os.PathLike, output: str | os.PathLike, *, to: str) -> list[str]:
-    """Loads a model and writes it in the format of a family.
+def export_model(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    to: str,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    dynamic_size: bool = False,
+) -> list[str]:
+    """Loads a model and writes it in the format of a family, or as a graph for other engines.
 
     Args:
         source: anything that `vitrail.load` takes.
-        output: the folder (transformers, timm) or file (dino, dinov2: .pth; google: .npz) to write; it must not exist. A classifier that
-            the format keeps apart is written beside it, as NAME_linear.pth.
-        to: "transformers", "timm", "dino", "dinov2" or "google".
+        output: the folder (transformers, timm, onnx, openvino) or file (dino, dinov2: .pth; google: .npz) to write; it must not exist.
+            A classifier that the format keeps apart is written beside it, as NAME_linear.pth.
+        to: "transformers", "timm", "dino", "dinov2" or "google"; "onnx" or "openvino".
+        image_size: height and width, in pixels, that positions are resized to, as by `vitrail.load`; without it, a graph is for the size
+            that the image processor makes, or else for the model's.
+        batch_size, dynamic_size: of a graph, see `vitrail.convert.export_graph.export_graph`.
 
     Returns:
-        What a person should know: what was left out, and how positions behave at other sizes.
+        What a person should know: what was left out, and how positions behave at other sizes; of a graph, how far its answers are off.
 
     Raises:
         UnsupportedCheckpointError: the format cannot say something that the model is; nothing is written.
+        DifferentAnswersError: a graph answers otherwise than the model; nothing is written.
+        VitrailError: the output exists already, or packages are missing.
     """
-    model, image_processor, _ = load(source)
+    if to not in (*FORMATS, *GRAPH_FORMATS):
+        raise UnsupportedCheckpointError(f'There is no format "{to}" to export to: choose {", ".join((*FORMATS, *GRAPH_FORMATS))}.')
+    if to in FORMATS and (batch_size is not None or dynamic_size):
+        raise VitrailError(
+            f"batch_size and dynamic_size are of graphs ({', '.join(GRAPH_FORMATS)}): {to} holds weights, leave them out."
+        )
+    if to in GRAPH_FORMATS:
+        check_packages(GRAPH_FORMATS[to].packages, extra=GRAPH_FORMATS[to].extra)
+    model, image_processor, _ = load(source, image_size=image_size)
+    if to in GRAPH_FORMATS:
+        return export_graph(model, image_processor, output, to=to, batch_size=batch_size, dynamic_size=dynamic_size)
     exported = to_format(model, image_processor, to)
     write_exported(exported, output)
     return exported.notices

@@ -1,6 +1,7 @@
 """Models as graphs of other engines: traced by torch.export, then written as ONNX or converted for OpenVINO.
 
-What follows from the image size alone is computed before the tracing and becomes a constant: interpolated positions, relative biases.
+What follows from the image size alone, interpolated positions and relative biases, is computed before the tracing and becomes a constant;
+unless the size stays open, where the graph computes it (`any_size.py`).
 """
 
 import copy
@@ -10,23 +11,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..modeling.modeling_vit import PerSizeCache, ViTPreTrainedModel
+from ..errors import UnsupportedCheckpointError
+from ..modeling.modeling_vit import PerSizeCache, ViTEmbeddings, ViTPreTrainedModel, ViTRelativePositionTable
+from .any_size import take_any_size
 
 if TYPE_CHECKING:
     import openvino
 
-INPUT_NAME = "pixel_values"
+INPUT_NAME, AXES = "pixel_values", ("batch", "channels", "height", "width")
 OPSET = 20  # of ONNX: the first that has GELU as one operation, exact or of tanh
 SEVERAL = 2  # the batch that stands for any number of images while a graph is traced; torch.export takes 1 for a number of its own
 
 
-Shape = tuple[int | None, int, int, int]
+Shape = tuple[int | None, int, int | None, int | None]
 """(B, C, H, W) of `pixel_values`; None in place of a number that is left open."""
 
 
@@ -75,25 +78,51 @@ def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> 
     """The graph of a module whose `forward(pixel_values)` returns a tuple of tensors; the module stays as it is.
 
     Args:
-        shape: (B, C, H, W); None in place of B for batches of any size.
+        shape: (B, C, H, W) of the input, None where it is left open. H and W can be open together only, for multiples of the patch size.
         output_names: of all tensors; without, they are numbered.
+
+    Raises:
+        UnsupportedCheckpointError: H and W are open, but the model has relative positions in a table, which is resized by a rule that no
+            graph can follow.
     """
-    batch_size, *image = shape
-    pixel_values = torch.zeros(batch_size or SEVERAL, *image)
     module = traceable(module)
-    for part in list(module.modules()):
-        if isinstance(getattr(part, "cache", None), PerSizeCache):
-            part.cache = Kept()
+    if None in shape[2:]:
+        pixel_values, open_lengths = _open_size(module, shape)
+    else:
+        pixel_values, open_lengths = torch.zeros(shape[0] or SEVERAL, *shape[1:]), {}
+        for part in list(module.modules()):
+            if isinstance(getattr(part, "cache", None), PerSizeCache):
+                part.cache = Kept()
+    if shape[0] is None:
+        open_lengths[0] = torch.export.Dim("batch")
     number = len(module(pixel_values))
-    dynamic = {0: torch.export.Dim("batch")} if batch_size is None else {}
     # Of the kernels of attention only the plain one has the memory layout that decompositions of the operation have
     with sdpa_kernel(SDPBackend.MATH):
-        program = torch.export.export(module, (pixel_values,), dynamic_shapes=(dynamic,), strict=False)
+        program = torch.export.export(module, (pixel_values,), dynamic_shapes=(open_lengths,), strict=False)
     return Graph(program, shape, tuple(output_names) or tuple(f"output_{index}" for index in range(number)))
+
+
+def _open_size(module: nn.Module, shape: Shape) -> tuple[torch.Tensor, dict[int, Any]]:
+    """Makes a module one that can be traced with H and W open; returns images to trace it with, and what torch.export calls H and W."""
+    parts = list(module.modules())
+    if any(isinstance(part, ViTRelativePositionTable) for part in parts):
+        raise UnsupportedCheckpointError(
+            "This model has a table of relative positions, which is resized to another image size by a search that no graph can hold: "
+            "leave out dynamic_size, and write a graph for each image size (image_size)."
+        )
+    embeddings = next(part for part in parts if isinstance(part, ViTEmbeddings))
+    if embeddings.position_embeddings is not None:
+        take_any_size(embeddings)
+    (rows, columns), (height, width) = embeddings.config.patch_grid, embeddings.patch_embeddings.patch_size
+    pixel_values = torch.zeros(shape[0] or SEVERAL, shape[1], (rows + 1) * height, (columns + 2) * width)
+    return pixel_values, {2: height * torch.export.Dim("rows"), 3: width * torch.export.Dim("columns")}
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
     """Writes a graph as ONNX; weights of more than ONNX's own limit of 2 GB into a second file, `path` with ".data" at its end."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    open_lengths = {index: name for index, name in enumerate(AXES) if graph.shape[index] is None}
     with _quiet(), sdpa_kernel(SDPBackend.MATH):
         onnx_program = torch.onnx.export(
             graph.program,
@@ -101,9 +130,11 @@ def write_onnx(graph: Graph, path: Path) -> None:
             opset_version=OPSET,
             input_names=[INPUT_NAME],
             output_names=list(graph.output_names),
+            dynamic_shapes=(open_lengths,),
             verbose=False,
         )
     assert onnx_program is not None
+    ClearMetadataAndDocStringPass()(onnx_program.model)  # for each node, the lines of code it comes from, with their paths
     onnx_program.save(path)
 
 
@@ -129,6 +160,13 @@ def to_openvino(graph: Graph) -> "openvino.Model":
         output.get_tensor().set_names({name})
     model.reshape(PartialShape([-1 if length is None else length for length in graph.shape]))
     return model
+
+
+def write_openvino(graph: Graph, path: Path) -> None:
+    """Writes a graph for OpenVINO, in float32: `path`, which ends in .xml, and its weights beside it, in .bin."""
+    from openvino import save_model
+
+    save_model(to_openvino(graph), path, compress_to_fp16=False)
 
 
 @contextmanager

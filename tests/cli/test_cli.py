@@ -157,6 +157,17 @@ def test_export(model_dir, tmp_path, capsys):
     assert not (tmp_path / "google.npz").exists()
 
 
+def test_export_as_a_graph(tmp_path, capsys):
+    deterministic.write_checkpoint(deterministic.case("dinov2_chunked_teacher_tiny"), tmp_path / "tiny.pth")
+    run("export", tmp_path / "tiny.pth", tmp_path / "out", "--to", "openvino", "--image-size", 56, 42, "--batch-size", 1)
+    printed = capsys.readouterr()
+    assert "OpenVINO answers as the model does" in printed.out
+    assert "(images of 56x42)" in printed.out
+    assert not printed.err
+    error = fail(capsys, "export", tmp_path / "tiny.pth", tmp_path / "other", "--to", "timm", "--dynamic-size")
+    assert "batch_size and dynamic_size are of graphs (onnx, openvino)" in error
+
+
 def test_push_prints_what_it_uploads(hub_server, model_dir, capsys):
     run("push", model_dir, "user/name", "--private", "--dry-run")
     printed = capsys.readouterr().out
