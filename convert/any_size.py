@@ -18,7 +18,7 @@ CUBIC, CUBIC_ANTIALIAS = -0.75, -0.5  # PyTorch's two values of the cubic kernel
 
 def take_any_size(embeddings: ViTEmbeddings) -> None:
     """Makes embeddings of absolute positions compute them without a question about the size, so that it may stay open in a graph."""
-    embeddings.positions = MethodType(positions_of_any_size, embeddings)
+    embeddings.positions = MethodType(positions_of_any_size, embeddings)  # type: ignore[method-assign]
 
 
 def positions_of_any_size(embeddings: ViTEmbeddings, grid: tuple[int, int]) -> torch.Tensor:

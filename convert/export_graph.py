@@ -17,6 +17,7 @@ from ..errors import DifferentAnswersError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .graph import INPUT_NAME, Graph, trace, traceable, write_onnx, write_openvino
+from .packages import import_without_telemetry
 from .writing import temporary_beside
 
 OUTPUT_NAMES: dict[type[ViTPreTrainedModel], tuple[str, ...]] = {
@@ -41,8 +42,7 @@ def run_onnx(path: Path) -> Engine:
 
 def run_openvino(path: Path) -> Engine:
     """What OpenVINO answers to `pixel_values`, computed in float32."""
-    import openvino
-
+    openvino = import_without_telemetry("openvino")
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda pixel_values: list(compiled(pixel_values).values())
 
@@ -159,11 +159,11 @@ def shapes_to_compare(
 @torch.no_grad()
 def compare(module: NamedOutputs, engine: Engine, known: GraphFormat, shapes: list[tuple[int, int, int, int]]) -> str:
     """Says how far an engine's answers are from a module's, to noise of these shapes; raises DifferentAnswersError if too far."""
-    module = traceable(module)
+    reference = traceable(module)
     largest = 0.0
     for shape in shapes:
         pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        for name, expected, answer in zip(module.names, module(pixel_values), engine(pixel_values.numpy()), strict=True):
+        for name, expected, answer in zip(module.names, reference(pixel_values), engine(pixel_values.numpy()), strict=True):
             difference = (torch.from_numpy(answer) - expected).abs().max().item() / expected.square().mean().sqrt().item()
             if not difference <= TOLERANCE:  # also where it is not a number
                 raise DifferentAnswersError(

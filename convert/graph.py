@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import PerSizeCache, ViTEmbeddings, ViTPreTrainedModel, ViTRelativePositionTable
 from .any_size import take_any_size
+from .packages import import_without_telemetry
 
 if TYPE_CHECKING:
     import openvino
@@ -86,15 +87,15 @@ def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> 
             graph can follow.
     """
     module = traceable(module)
-    if None in shape[2:]:
-        pixel_values, open_lengths = _open_size(module, shape)
+    batch_size, num_channels, height, width = shape
+    open_lengths: dict[int, Any] = {} if batch_size else {0: torch.export.Dim("batch")}
+    if height is None or width is None:
+        (height, width), open_lengths[2], open_lengths[3] = _open_size(module)
     else:
-        pixel_values, open_lengths = torch.zeros(shape[0] or SEVERAL, *shape[1:]), {}
         for part in list(module.modules()):
             if isinstance(getattr(part, "cache", None), PerSizeCache):
                 part.cache = Kept()
-    if shape[0] is None:
-        open_lengths[0] = torch.export.Dim("batch")
+    pixel_values = torch.zeros(batch_size or SEVERAL, num_channels, height, width)
     number = len(module(pixel_values))
     # Of the kernels of attention only the plain one has the memory layout that decompositions of the operation have
     with sdpa_kernel(SDPBackend.MATH):
@@ -102,8 +103,8 @@ def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> 
     return Graph(program, shape, tuple(output_names) or tuple(f"output_{index}" for index in range(number)))
 
 
-def _open_size(module: nn.Module, shape: Shape) -> tuple[torch.Tensor, dict[int, Any]]:
-    """Makes a module one that can be traced with H and W open; returns images to trace it with, and what torch.export calls H and W."""
+def _open_size(module: nn.Module) -> tuple[tuple[int, int], Any, Any]:
+    """Makes a module one that can be traced with H and W open; returns numbers to trace it with, and what H and W are for torch.export."""
     parts = list(module.modules())
     if any(isinstance(part, ViTRelativePositionTable) for part in parts):
         raise UnsupportedCheckpointError(
@@ -114,8 +115,8 @@ def _open_size(module: nn.Module, shape: Shape) -> tuple[torch.Tensor, dict[int,
     if embeddings.position_embeddings is not None:
         take_any_size(embeddings)
     (rows, columns), (height, width) = embeddings.config.patch_grid, embeddings.patch_embeddings.patch_size
-    pixel_values = torch.zeros(shape[0] or SEVERAL, shape[1], (rows + 1) * height, (columns + 2) * width)
-    return pixel_values, {2: height * torch.export.Dim("rows"), 3: width * torch.export.Dim("columns")}
+    size = (rows + 1) * height, (columns + 2) * width  # another than that of the positions
+    return size, height * torch.export.Dim("rows"), width * torch.export.Dim("columns")
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
@@ -139,11 +140,8 @@ def write_onnx(graph: Graph, path: Path) -> None:
 
 
 def to_openvino(graph: Graph) -> "openvino.Model":
-    """Converts a graph for OpenVINO.
-
-    By its frontend itself: `openvino.convert_model`, which calls that, also reports each call to its makers over the network.
-    """
-    from openvino import PartialShape
+    """Converts a graph for OpenVINO."""
+    openvino = import_without_telemetry("openvino")
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
@@ -158,15 +156,14 @@ def to_openvino(graph: Graph) -> "openvino.Model":
     model.inputs[0].get_tensor().set_names({INPUT_NAME})
     for output, name in zip(model.outputs, graph.output_names, strict=True):
         output.get_tensor().set_names({name})
-    model.reshape(PartialShape([-1 if length is None else length for length in graph.shape]))
+    model.reshape(openvino.PartialShape([-1 if length is None else length for length in graph.shape]))
     return model
 
 
 def write_openvino(graph: Graph, path: Path) -> None:
     """Writes a graph for OpenVINO, in float32: `path`, which ends in .xml, and its weights beside it, in .bin."""
-    from openvino import save_model
-
-    save_model(to_openvino(graph), path, compress_to_fp16=False)
+    openvino = import_without_telemetry("openvino")
+    openvino.save_model(to_openvino(graph), path, compress_to_fp16=False)
 
 
 @contextmanager

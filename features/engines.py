@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..convert.graph import INPUT_NAME, to_openvino, trace, write_onnx
-from ..convert.packages import check_packages
+from ..convert.packages import check_packages, import_without_telemetry
 from ..errors import VitrailError
+from .quantization import quantize_onnx, quantize_openvino
 
 Program = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 """`pixel_values` (B, C, H, W), of the one H and W and of any B, to what the module returns, float32 on the CPU.
@@ -24,21 +25,26 @@ As many threads may call it at the same time as it was built for. Every result h
 
 # Which numbers each engine can compute with
 PRECISIONS = {
-    "onnxruntime": ("float32",),  # its processor kernels of half precision convert to float32 and back
-    "openvino": ("float32", "bfloat16", "float16"),
+    "onnxruntime": ("float32", "int8"),  # of half precision it has hardly any kernels for processors
+    "openvino": ("float32", "bfloat16", "float16", "int8"),
 }
-# OpenVINO's name of a precision, and that under which a device lists it
-HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
+# OpenVINO's name of a precision (in int8, of what is not quantized), and that under which a device lists it
+HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16"), "int8": ("f32", "INT8")}
+PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
+EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}  # that bring them
 
 
-def check_precision(engine: str, precision: str) -> None:
-    """Raises VitrailError where an engine has no such precision."""
+def check_engine(engine: str, precision: str, calibration: torch.Tensor | None) -> None:
+    """Raises VitrailError where an engine is not installed or has no such precision, or where int8 has no images to calibrate with."""
+    check_packages(PACKAGES[engine], extra=EXTRAS[engine])
     if precision not in PRECISIONS[engine]:
         having = " or ".join(name for name, precisions in PRECISIONS.items() if precision in precisions)
         raise VitrailError(
             f"{engine} does not compute in {precision} on a processor: choose {', '.join(PRECISIONS[engine])}"
             f"{f', or the engine {having}' if having else ''}."
         )
+    if precision == "int8" and (calibration is None or not len(calibration)):
+        raise VitrailError("int8 needs images to find the ranges of its numbers by, and got none: give a few dozen real ones.")
 
 
 def onnxruntime_program(
@@ -54,10 +60,9 @@ def onnxruntime_program(
         num_streams: how many threads will call the program at the same time; they share the threads that torch uses now.
 
     Raises:
-        VitrailError: packages are missing, or the engine has no such precision.
+        VitrailError: packages are missing, the engine has no such precision, or int8 has no images.
     """
-    check_packages(("onnx", "onnxscript", "onnxruntime"), extra="onnx")
-    check_precision("onnxruntime", precision)
+    check_engine("onnxruntime", precision, calibration)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -66,6 +71,11 @@ def onnxruntime_program(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(trace(module, (None, *example.shape[1:])), path)
+        if precision == "int8":
+            assert calibration is not None
+            quantized = Path(folder) / "int8.onnx"
+            quantize_onnx(path, quantized, _array(calibration))
+            path = quantized
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def program(pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -83,18 +93,19 @@ def openvino_program(
     Raises:
         VitrailError: also where this processor has no instructions for the precision.
     """
-    check_packages(("openvino",), extra="openvino")
-    check_precision("openvino", precision)
-    import openvino
-
+    check_engine("openvino", precision, calibration)
+    openvino = import_without_telemetry("openvino")
     core = openvino.Core()
     hint, capability = HINTS[precision]
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if capability not in capabilities:
         raise VitrailError(
-            f"OpenVINO says that this processor computes in {', '.join(capabilities)}, and not in {precision}: choose float32."
+            f"OpenVINO says that this processor computes in {', '.join(capabilities)}, and not in {precision}: choose float32 or int8."
         )
     model = to_openvino(trace(module, (None, *example.shape[1:])))
+    if precision == "int8":
+        assert calibration is not None
+        model = quantize_openvino(model, _array(calibration))
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
         "NUM_STREAMS": num_streams,

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import onnxruntime
-import openvino
 import pytest
 import torch
 from PIL import Image
@@ -17,9 +16,11 @@ import vitrail
 from small_models import make_model
 from vitrail.convert import export_graph as graphs
 from vitrail.convert.graph import Graph, trace, write_onnx
+from vitrail.convert.packages import import_without_telemetry
 from vitrail.errors import DifferentAnswersError, UnsupportedCheckpointError, VitrailError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+openvino = import_without_telemetry("openvino")
 CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
 JSON = {"config.json", "preprocessor_config.json"}
 

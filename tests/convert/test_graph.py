@@ -2,16 +2,17 @@
 
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 
 from small_models import make_images, make_model
 from vitrail.convert.graph import to_openvino, trace, write_onnx
+from vitrail.convert.packages import import_without_telemetry
 from vitrail.errors import UnsupportedCheckpointError
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+openvino = import_without_telemetry("openvino")
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
