@@ -8,7 +8,8 @@ from .auto import register
 from .configuration.configuration_vit import ViTConfig
 from .configuration.presets import SIZES
 from .convert.export import export_model
-from .convert.load import ConversionReport, load
+from .convert.load import load
+from .convert.report import ConversionReport
 from .convert.verify import verify
 from .errors import VitrailError
 from .features.optimize import OptimizationReport, OptimizedModel, optimize

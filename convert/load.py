@@ -1,79 +1,28 @@
 """`load`: any source becomes a model of ours with its image processor, and a report of what was done."""
 
 import os
-import platform
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
 from typing import Any
 
 import torch
-import transformers
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..version import __version__
 from .adapt import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
 from .detect import find_family, open_checkpoint
-from .download import sha256
 from .family import Family, RawCheckpoint, make_config
 from .files import read_json
+from .report import REPORT_NAME, ConversionReport, SourceFile, hash_later
 from .rules import Coverage, convert_tensors
 from .sources import ResolvedSource, resolve
-
-REPORT_NAME = "conversion.json"  # beside the weights that it reports on
 
 # Said when no config.json lies beside weights of a layout that more than one origin has
 ASSUMED = {
     "dino": 'taken for a DINO file; timm\'s plain ViTs have the same layout: if it is one, give format="timm"',
     "timm": "no config.json beside the weights: pooling, activation and preprocessing (mean and std 0.5, crop 0.9) are timm's usual ones",
 }
-
-
-@dataclass
-class SourceFile:
-    """Where a tensor file came from; of a sharded one, size and SHA-256 are of its shards one after the other."""
-
-    name: str
-    url: str | None
-    hub_id: str | None
-    bytes: int
-    sha256: str
-
-
-@dataclass
-class ConversionReport:
-    """What `load` did; `convert_checkpoint` keeps it as conversion.json.
-
-    format: the family that was recognised.
-    source, head: the files, with their SHA-256.
-    checkpoint: the name in the catalogue, if it has one.
-    root: the key of the file under which the weights stood ("teacher", …).
-    origin: for a folder of ours, the report that lies in it: what its weights were converted from.
-    coverage: how many tensors were converted, and which were ignored.
-    notices: what a person should know.
-    """
-
-    format: str
-    source: SourceFile
-    checkpoint: str | None = None
-    head: SourceFile | None = None
-    root: str | None = None
-    origin: dict[str, Any] | None = None
-    coverage: dict[str, Any] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(
-        default_factory=lambda: {
-            "vitrail": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-    )
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dictionary for JSON."""
-        return asdict(self)
 
 
 def load(
@@ -95,6 +44,11 @@ def load(
     device: str | torch.device | None = None,
 ) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
     """Loads a checkpoint, whatever it is, so that the model behaves as the original did.
+
+    Nothing is initialised at random first. What a safetensors file holds as the model takes it stays memory-mapped, as transformers
+    leaves it: no memory is filled with a copy. What is done to the model never reaches the file, and the file may be removed, or replaced
+    as safetensors, `vitrail.save` and the Hub's cache replace files: by renaming. But who overwrites or cuts it in place (`cp` does)
+    changes, or ends, a process that has loaded it; `copy.deepcopy(model)` depends on no file. Of other files everything is copied.
 
     Args:
         source: a file, a folder as the Hub has them, a URL, a Hub id ("timm/vit_base_patch8_224.dino") or a name of the catalogue.
@@ -125,8 +79,8 @@ def load(
     raw = open_checkpoint(resolved.path, branch=branch)
     family = find_family(raw, format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
-    report.origin = _origin(raw, report.source)
-    report.checkpoint = resolved.checkpoint.name if resolved.checkpoint else (report.origin or {}).get("checkpoint")
+    report.catalogue_name = resolved.checkpoint.name if resolved.checkpoint else None
+    report.beside = _report_beside(raw)
     if raw.left_out:
         report.notices.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
 
@@ -134,11 +88,13 @@ def load(
         report.notices.append(ASSUMED[family.name])
     fields = family.configure(raw, num_heads)
     tensors, coverage = convert_family(raw, family, report.notices)
+    foreign = _storages_to_leave(raw)
     if head is not None:
         resolved_head = resolve(_head_source(resolved, head), token=token, cache_dir=cache_dir)
         raw_head = open_checkpoint(resolved_head.path, head_name=head_name)
         head_tensors, head_fields = _read_head(raw_head, family, fields, coverage)
         tensors |= head_tensors
+        foreign |= _storages_to_leave(raw_head)
         fields |= head_fields
         report.head = _source_file(resolved_head, raw_head)
     if isinstance(image_size, int):
@@ -157,7 +113,7 @@ def load(
         family.image_processor(raw, config), image_size=image_size, num_channels=config.num_channels
     )
     del raw  # or what the conversion copied (q, k and v become one tensor) would stay in memory twice
-    model = build_model(config, tensors, coverage, resolved.name, dtype)
+    model = build_model(config, tensors, coverage, resolved.name, dtype=dtype, foreign=foreign)
     report.coverage = coverage.to_dict()
     return model.to(device).eval(), image_processor, report
 
@@ -173,11 +129,23 @@ def convert_family(raw: RawCheckpoint, family: Family, notices: list[str]) -> tu
 
 
 def build_model(
-    config: ViTConfig, tensors: dict[str, torch.Tensor], coverage: Coverage, source: str, dtype: torch.dtype | None = None
+    config: ViTConfig,
+    tensors: dict[str, torch.Tensor],
+    coverage: Coverage,
+    source: str,
+    *,
+    dtype: torch.dtype | None = None,
+    foreign: Collection[int] = (),
 ) -> ViTPreTrainedModel:
-    """A model of these tensors, copied into its own memory after every name and shape was found to match.
+    """A model whose parameters are these tensors, after every name and shape was found to match; nothing is initialised before.
 
-    Each tensor is taken out of `tensors` as it is copied, so that its memory can go.
+    Args:
+        config: gets the dtype.
+        tensors: each is taken out as it is put into its place, so that the memory of what has to be copied can go.
+        coverage: what was found so far, which is completed.
+        source: what to call it in front of people.
+        dtype: of the model; without it, that of the tensors.
+        foreign: addresses of storages that a model must not keep.
 
     Raises:
         ConversionError: a name is too much or missing, a shape is another, or a number is not finite.
@@ -185,8 +153,8 @@ def build_model(
     dtype = dtype or _common_dtype(tensors)
     config.dtype = dtype
     classifies = "classifier.weight" in tensors
-    with torch.device("meta"):
-        model: ViTPreTrainedModel = (ViTForImageClassification if classifies else ViTModel)(config).to(dtype)
+    with torch.device("meta"):  # shapes alone
+        model: ViTPreTrainedModel = (ViTForImageClassification if classifies else ViTModel)(config)
     parameters = {name.removeprefix("vit."): parameter for name, parameter in model.named_parameters()}
     coverage.missing += sorted(parameters.keys() - tensors.keys())
     coverage.unexpected += sorted(tensors.keys() - parameters.keys())
@@ -196,13 +164,33 @@ def build_model(
         if name in parameters and tensor.shape != parameters[name].shape
     ]
     coverage.raise_unless_complete(source)
-    model.to_empty(device="cpu")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors.pop(name.removeprefix("vit.")))
-            if not torch.isfinite(parameter).all():
-                raise ConversionError(f"{source} holds numbers that are not finite, in what becomes {name}: the file is damaged.")
+    placed: dict[str, torch.Tensor] = {}
+    taken = set(foreign)
+    for name, _ in model.named_parameters():
+        tensor = _in_memory_of_its_own(tensors.pop(name.removeprefix("vit.")), dtype, taken)
+        if not all(bound.isfinite() for bound in torch.aminmax(tensor)):  # which NaN passes through; far faster than isfinite()
+            raise ConversionError(f"{source} holds numbers that are not finite, in what becomes {name}: the file is damaged.")
+        placed[name] = tensor
+    model.load_state_dict(placed, assign=True)
     return model
+
+
+def _in_memory_of_its_own(tensor: torch.Tensor, dtype: torch.dtype, taken: set[int]) -> torch.Tensor:
+    """The tensor itself where it fills a storage that is not taken yet, or else a copy."""
+    tensor = tensor.detach().to(dtype)
+    storage = tensor.untyped_storage()
+    if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    taken.add(storage.data_ptr())
+    return tensor
+
+
+def _storages_to_leave(raw: RawCheckpoint) -> set[int]:
+    """Those of a torch file: torch.save overwrites one in place, as training runs do, and then what is mapped of it would change too.
+
+    Who writes safetensors puts a new file in the place of the old one, of which what is mapped stays.
+    """
+    return {tensor.untyped_storage().data_ptr() for tensor in raw.tensors.values()} if raw.container == "torch" else set()
 
 
 def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
@@ -217,18 +205,15 @@ def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
 
 def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
     name = raw.files[0].name if len(raw.files) == 1 else f"{len(raw.files)} shards, {raw.files[0].name} the first"
-    return SourceFile(name, resolved.url, resolved.hub_id, sum(file.stat().st_size for file in raw.files), sha256(*raw.files))
+    size = sum(file.stat().st_size for file in raw.files)
+    return SourceFile(name, resolved.url, resolved.hub_id, size, hash_later(raw.files))
 
 
-def _origin(raw: RawCheckpoint, source: SourceFile) -> dict[str, Any] | None:
-    """The report beside weights of ours, if they are still those that it was written with; not what was verified of the folder."""
+def _report_beside(raw: RawCheckpoint) -> dict[str, Any] | None:
     try:
-        origin = read_json(raw.files[0].with_name(REPORT_NAME))
+        return read_json(raw.files[0].with_name(REPORT_NAME))
     except (FileNotFoundError, CorruptFileError):
         return None
-    if origin.get("weights_sha256") != source.sha256:  # another program's, or of other weights
-        return None
-    return {name: value for name, value in origin.items() if name != "verification"}
 
 
 def _head_source(resolved: ResolvedSource, head: str | os.PathLike) -> str | os.PathLike:

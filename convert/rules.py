@@ -193,6 +193,8 @@ class Rule:
     def bindings(self, names: Collection[str]) -> Iterator[dict[str, str]]:
         """The numbers for which the first source is among `names`."""
         literals_and_fields = re.split(r"\{(\w+)\}", self.sources[0])
+        if len(literals_and_fields) == 1:
+            return iter([{}] if self.sources[0] in names else [])
         pattern = "".join(f"(?P<{part}>\\d+)" if index % 2 else re.escape(part) for index, part in enumerate(literals_and_fields))
         expression = re.compile(pattern)
         return (match.groupdict() for name in names if (match := expression.fullmatch(name)))

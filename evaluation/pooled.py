@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..convert.load import ConversionReport
+from ..convert.report import ConversionReport
 from ..features.embed import encoder
 from ..features.processes import start_processes
 from ..modeling.modeling_vit import ViTPreTrainedModel
@@ -16,7 +16,7 @@ from .datasets import LabelledImages
 from .extraction import Extraction
 from .knn import NUM_NEIGHBOURS, TEMPERATURE, knn_classify
 from .logistic import fit_logistic
-from .results import described, scores
+from .results import described, described_model, scores
 
 # The parts of the features that make `pooler_output`, where they are [CLS] tokens and the mean patch
 POOLED_PARTS = {"cls": (-2,), "avg": (-1,), "cls+avg": (-2, -1)}
@@ -37,8 +37,14 @@ class PooledVectors:
     """What a model pools of both halves of the data."""
 
     def __init__(
-        self, model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, data: LabelledImages, extraction: Extraction
+        self,
+        model: ViTPreTrainedModel,
+        image_processor: VitrailImageProcessor,
+        data: LabelledImages,
+        extraction: Extraction,
+        report: ConversionReport | None,
     ) -> None:
+        self.model = described_model(report)
         started = time.monotonic()
         self.data = data
         self.device = start_processes().device
@@ -53,10 +59,10 @@ class PooledVectors:
         self.extracted = time.monotonic()
         self.seconds = {"features": self.extracted - started}
 
-    def described(self, report: ConversionReport | None) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """What results say of the run, which ends now."""
         seconds = self.seconds | {"evaluation": time.monotonic() - self.extracted}
-        return described(self.data, self.halves, report=report, seconds=seconds)
+        return described(self.data, self.halves, model=self.model, seconds=seconds)
 
 
 def evaluate_knn(
@@ -83,7 +89,7 @@ def evaluate_knn(
         VitrailError: a bad image, where they are refused, or fewer training images than any k.
     """
     extraction = extraction or Extraction()
-    vectors = PooledVectors(model, image_processor, data, extraction)
+    vectors = PooledVectors(model, image_processor, data, extraction, report)
     classes = knn_classify(
         vectors.train,
         vectors.train_labels,
@@ -96,7 +102,7 @@ def evaluate_knn(
     by_k = [{"k": k, **scores(ranked, vectors.validation_labels)} for k, ranked in classes.items()]
     best = max(by_k, key=lambda row: row["accuracy"])
     selection = "the best k by its accuracy on these validation images"
-    return {"task": "k-NN", **best, "selection": selection, "temperature": TEMPERATURE, "by_k": by_k, **vectors.described(report)}
+    return {"task": "k-NN", **best, "selection": selection, "temperature": TEMPERATURE, "by_k": by_k, **vectors.described()}
 
 
 def evaluate_logistic(
@@ -123,7 +129,7 @@ def evaluate_logistic(
         VitrailError: a bad image, where they are refused, or too few images to learn from.
     """
     extraction = extraction or Extraction()
-    vectors = PooledVectors(model, image_processor, data, extraction)
+    vectors = PooledVectors(model, image_processor, data, extraction, report)
     fitted = fit_logistic(vectors.train, vectors.train_labels, seed=seed, progress=extraction.progress)
     return {
         "task": "logistic regression",
@@ -132,5 +138,5 @@ def evaluate_logistic(
         "by_C": [{"C": strength, "accuracy": accuracy} for strength, accuracy in fitted.scores.items()],
         "unconverged": list(fitted.unconverged),
         "seed": seed,
-        **vectors.described(report),
+        **vectors.described(),
     }

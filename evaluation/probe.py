@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ..convert.load import ConversionReport
+from ..convert.report import ConversionReport
 from ..errors import VitrailError
 from ..features.embed import encoder
 from ..features.processes import only_one, start_processes
@@ -34,7 +34,7 @@ from .merge import merge_head
 from .metrics import confusion_matrix
 from .recipes import Head, Recipe, find_recipe, make_schedule, recipe_heads
 from .report import write_report
-from .results import described, scores
+from .results import described, described_model, scores
 from .training import training_arguments
 
 EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each
@@ -194,6 +194,7 @@ def _run_probe(
 ) -> dict[str, Any]:
     """Features, heads, fine-tuning, and the folder."""
     data, recipe = run.data, run.recipe
+    model = described_model(report)
     times = [time.monotonic()]
     train, validation = run.features(data.train, views=run.views), run.features(data.validation, views=0)
     if processes.is_main_process:
@@ -234,7 +235,7 @@ def _run_probe(
         **described(
             data,
             {"train": train, "validation": validation},
-            report=report,
+            model=model,
             seconds=dict(zip(("features", "heads", "fine_tuning"), np.diff(times).tolist(), strict=True)),
         ),
     }

@@ -3,7 +3,6 @@
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import EvalPrediction
 
-from ..convert.load import ConversionReport
+from ..convert.report import ConversionReport
 from ..features.processes import start_processes
 from ..version import __version__
 from .cache import Features
@@ -31,18 +30,30 @@ def scores(classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return compute_metrics(TopKAccuracy(1), TopKAccuracy(5), MeanPerClassAccuracy())(EvalPrediction(classes, labels))
 
 
+def described_model(report: ConversionReport | None) -> dict[str, Any] | None:
+    """Of which model results are; to be asked for before a long run, in which its file may be replaced: here it is hashed.
+
+    Args:
+        report: what `vitrail.load` said of it.
+    """
+    if report is None:
+        return None
+    said = report.to_dict()
+    return {"format": said["format"], "checkpoint": said["checkpoint"], **said["source"]}
+
+
 def described(
-    data: LabelledImages, halves: Mapping[str, Features], *, report: ConversionReport | None, seconds: Mapping[str, float]
+    data: LabelledImages, halves: Mapping[str, Features], *, model: dict[str, Any] | None, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """What was evaluated, on what, and with which versions.
 
     Args:
         halves: the features of "train" and "validation".
-        report: what `vitrail.load` said of the model.
+        model: what `described_model` says.
         seconds: how long each part took in this run; what was kept of one that was interrupted took longer.
     """
     return {
-        "model": None if report is None else {"format": report.format, "checkpoint": report.checkpoint, **asdict(report.source)},
+        "model": model,
         "data": {
             "source": public_name(data.source),
             "fingerprint": data.fingerprint,

@@ -8,7 +8,7 @@ from typing import Any
 from ..configuration.configuration_vit import ViTConfig
 from ..convert.download import sha256
 from ..convert.files import read_json
-from ..convert.load import REPORT_NAME
+from ..convert.report import REPORT_NAME
 from ..errors import CorruptFileError
 
 CONFIG_NAME = "config.json"

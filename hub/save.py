@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..convert.load import ConversionReport, load
+from ..convert.load import load
+from ..convert.report import ConversionReport
 from ..convert.verify import Check
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel

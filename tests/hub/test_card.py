@@ -15,7 +15,7 @@ import vitrail
 from vitrail.convert.catalog import find_checkpoint, official_config, official_image_processor
 from vitrail.convert.export import to_format, write_exported
 from vitrail.convert.labels import imagenet_labels
-from vitrail.convert.load import ConversionReport, SourceFile
+from vitrail.convert.report import ConversionReport, SourceFile
 from vitrail.convert.verify import Check
 from vitrail.errors import VitrailError
 from vitrail.hub.card import folder_card, model_card, official_card
@@ -33,8 +33,8 @@ PROCESSOR = vitrail.make_image_processor("dino")
 def report_of(name, **fields):
     """The report of a conversion of an official checkpoint, without converting it."""
     row = find_checkpoint(name)
-    source = SourceFile("weights.pth", row.url, row.hub_id, 1000, "ab" * 32)
-    report = ConversionReport(row.family, source, checkpoint=row.name, coverage={"converted": 150, "ignored": []})
+    source = SourceFile("weights.pth", row.url, row.hub_id, 1000, lambda: "ab" * 32)
+    report = ConversionReport(row.family, source, catalogue_name=row.name, coverage={"converted": 150, "ignored": []})
     return report.to_dict() | fields
 
 
@@ -231,7 +231,9 @@ def test_a_converted_checkpoint_has_the_facts_of_the_catalogue():
 
 
 def test_nothing_is_guessed_about_a_model_of_unknown_origin():
-    report = ConversionReport("dino", SourceFile("mine.pth", None, None, 5, "00"), coverage={"converted": 4, "ignored": ["head.*"]})
+    report = ConversionReport(
+        "dino", SourceFile("mine.pth", None, None, 5, lambda: "00"), coverage={"converted": 4, "ignored": ["head.*"]}
+    )
     card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report.to_dict(), classifies=False, name="mine/")
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
     assert "dino" not in card.data.tags
@@ -269,7 +271,7 @@ CHANGES = {
         {
             "fields": {"num_labels": 1000, "classifier_cls_layers": 4},
             "classifies": True,
-            "report": {"head": SourceFile("head.pth", None, None, 3, "11").__dict__},
+            "report": {"head": SourceFile("head.pth", None, None, 3, lambda: "11").to_dict()},
         },
         "Classifier",
     ),
@@ -290,7 +292,7 @@ def test_results_are_not_claimed_for_a_model_that_was_changed(change):
 
 
 def test_the_published_head_is_no_change():
-    head = SourceFile("head.pth", find_checkpoint("dino-vits16").head_urls["linear"], None, 3, "11").__dict__
+    head = SourceFile("head.pth", find_checkpoint("dino-vits16").head_urls["linear"], None, 3, lambda: "11").to_dict()
     fields = {"id2label": dict(enumerate(imagenet_labels(1000))), "classifier_cls_layers": 4}
     card = converted("dino-vits16", fields=fields, classifies=True, report={"head": head})
     assert [result.metric_value for result in card.data.eval_results] == [74.5, 77.0]
@@ -426,7 +428,7 @@ def test_images_that_the_patch_does_not_divide_are_no_hindrance():
 
 
 def test_names_of_other_people_cannot_break_the_tables():
-    source = SourceFile("a|b`c\n<script>.pth", None, None, 1, "00")
+    source = SourceFile("a|b`c\n<script>.pth", None, None, 1, lambda: "00")
     report = ConversionReport("timm", source, coverage={"converted": 1, "ignored": []}, notices=["left out: x|y\n<img src=z>"])
     card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report.to_dict(), classifies=False, name="x")
     table = rows(section(card, "Conversion"))
@@ -475,7 +477,7 @@ def test_a_card_says_nothing_of_other_weights(tmp_path):
     """Whoever changes the weights in a folder changes what is true of them: origin, checks, published results."""
     deterministic.write_checkpoint(deterministic.dino_vits16(), tmp_path / "dino.pth")
     model, processor, report = vitrail.load(tmp_path / "dino.pth")
-    report.checkpoint = "dino-vits16"
+    report.catalogue_name = "dino-vits16"
     vitrail.save(model, processor, tmp_path / "model", report=report)
     keep_verification(tmp_path / "model", [Check("round trip", "dino.pth", 0.0, True)])
     before = folder_card(tmp_path / "model")

@@ -59,7 +59,7 @@ def test_every_revision(hub_server, make_files):
     hub_server.put("user/name", models[2][0])
     for revision, (_, expected) in {None: models[2], "v1": models[0], commit: models[0], "tries/second": models[1]}.items():
         model, image_processor, report = vitrail.load("user/name", revision=revision)
-        assert torch.equal(logits(model), expected), revision
+        assert_same(logits(model), expected)
         assert report.source.hub_id == "user/name"
         classifier = AutoModelForImageClassification.from_pretrained("user/name", revision=revision)
         assert type(classifier) is vitrail.ViTForImageClassification
@@ -94,10 +94,10 @@ def test_a_private_repository(hub_server, make_files, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(SourceNotFoundError):
         vitrail.load("user/name")
-    assert torch.equal(logits(vitrail.load("user/name", token="hf_of_the_test")[0]), expected)
+    assert_same(logits(vitrail.load("user/name", token="hf_of_the_test")[0]), expected)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-2")
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
-    assert torch.equal(logits(vitrail.load("user/name")[0]), expected)
+    assert_same(logits(vitrail.load("user/name")[0]), expected)
 
 
 # What does not come ---------------------------------------------------------------------------------------------------
