@@ -14,8 +14,6 @@ from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..errors import DownloadError, SourceNotFoundError
 from ..version import __version__
@@ -171,6 +169,10 @@ def _open(url: str, headers: dict[str, str]) -> Any:
 @contextlib.contextmanager
 def _progress_bar(name: str, *, total: int | None, completed: int, wanted: bool) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, if that is a terminal; yields the function that advances it by a number of bytes."""
+    # Not above: `import vitrail` would take a tenth more modules, for a bar that few see
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     console = Console(stderr=True)
     shown = wanted and console.is_terminal and not are_progress_bars_disabled()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

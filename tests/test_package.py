@@ -43,9 +43,23 @@ def test_torchvision_is_not_needed(tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
-def test_what_only_the_evaluation_needs_is_not_imported(tmp_path):
+def test_importing_takes_no_package_beyond_those_of_transformers(tmp_path):
+    """What only downloads, commands, cards or engines need is imported when they run."""
+    program = (
+        "import sys\n"
+        "from transformers import AutoImageProcessor, AutoModel, PreTrainedModel\n"
+        "before = {name.partition('.')[0] for name in sys.modules}\n"
+        "import vitrail\n"
+        "after = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(after - before - sys.stdlib_module_names))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.stdout.strip() == "['vitrail']", ended.stdout + ended.stderr
+
+
+def test_what_only_some_commands_need_is_not_imported(tmp_path):
     """Neither by the package nor by the command line, until a command asks for it."""
-    extra = ("datasets", "evaluate", "matplotlib", "sklearn")
+    extra = ("datasets", "evaluate", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas", "pyarrow", "ray", "sklearn")
     program = f"import sys, vitrail.cli; print([name for name in {extra} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert ended.stdout.strip() == "[]", ended.stderr
