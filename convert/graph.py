@@ -62,6 +62,13 @@ class Kept(nn.Module):
         return self.value
 
 
+def keep_constants(module: nn.Module) -> None:
+    """Has a module compute only once what follows from the image size alone; from then on it takes images of one size."""
+    for part in list(module.modules()):
+        if isinstance(getattr(part, "cache", None), PerSizeCache):
+            part.cache = Kept()
+
+
 def traceable(module: nn.Module) -> nn.Module:
     """A copy for tracing: in evaluation mode, float32 on the CPU, attention in torch's own operation. It shares the weights that are so."""
     shared = {id(tensor): tensor.detach().to("cpu", torch.float32) for tensor in (*module.parameters(), *module.buffers())}
@@ -92,9 +99,7 @@ def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> 
     if height is None or width is None:
         (height, width), open_lengths[2], open_lengths[3] = _open_size(module)
     else:
-        for part in list(module.modules()):
-            if isinstance(getattr(part, "cache", None), PerSizeCache):
-                part.cache = Kept()
+        keep_constants(module)
     pixel_values = torch.zeros(batch_size or SEVERAL, num_channels, height, width)
     number = len(module(pixel_values))
     # Of the kernels of attention only the plain one has the memory layout that decompositions of the operation have

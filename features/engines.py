@@ -5,7 +5,6 @@ Shape letters: B batch, C channels, H W pixels.
 
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,36 +14,11 @@ from torch import nn
 from ..convert.graph import INPUT_NAME, to_openvino, trace, write_onnx
 from ..convert.packages import check_packages, import_without_telemetry
 from ..errors import VitrailError
+from .programs import Program
 from .quantization import quantize_onnx, quantize_openvino
 
-Program = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-"""`pixel_values` (B, C, H, W), of the one H and W and of any B, to what the module returns, float32 on the CPU.
-
-As many threads may call it at the same time as it was built for. Every result has memory of its own.
-"""
-
-# Which numbers each engine can compute with
-PRECISIONS = {
-    "onnxruntime": ("float32", "int8"),  # of half precision it has hardly any kernels for processors
-    "openvino": ("float32", "bfloat16", "float16", "int8"),
-}
 # OpenVINO's name of a precision (in int8, of what is not quantized), and that under which a device lists it
 HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16"), "int8": ("f32", "INT8")}
-PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
-EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}  # that bring them
-
-
-def check_engine(engine: str, precision: str, calibration: torch.Tensor | None) -> None:
-    """Raises VitrailError where an engine is not installed or has no such precision, or where int8 has no images to calibrate with."""
-    check_packages(PACKAGES[engine], extra=EXTRAS[engine])
-    if precision not in PRECISIONS[engine]:
-        having = " or ".join(name for name, precisions in PRECISIONS.items() if precision in precisions)
-        raise VitrailError(
-            f"{engine} does not compute in {precision} on a processor: choose {', '.join(PRECISIONS[engine])}"
-            f"{f', or the engine {having}' if having else ''}."
-        )
-    if precision == "int8" and (calibration is None or not len(calibration)):
-        raise VitrailError("int8 needs images to find the ranges of its numbers by, and got none: give a few dozen real ones.")
 
 
 def onnxruntime_program(
@@ -55,14 +29,14 @@ def onnxruntime_program(
     Args:
         module: takes `pixel_values` and returns a tuple of tensors.
         example: (B, C, H, W) of the size that is built for; its values do not matter.
-        precision: of `PRECISIONS`.
+        precision: "float32" or "int8"; of half precision it has hardly any kernels for processors.
         calibration: `pixel_values` of real images, of that size, for int8.
         num_streams: how many threads will call the program at the same time; they share the threads that torch uses now.
 
     Raises:
-        VitrailError: packages are missing, the engine has no such precision, or int8 has no images.
+        VitrailError: packages are missing.
     """
-    check_engine("onnxruntime", precision, calibration)
+    check_packages(("onnx", "onnxscript", "onnxruntime"), extra="onnx")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -93,7 +67,7 @@ def openvino_program(
     Raises:
         VitrailError: also where this processor has no instructions for the precision.
     """
-    check_engine("openvino", precision, calibration)
+    check_packages(("openvino", "nncf"), extra="openvino")
     openvino = import_without_telemetry("openvino")
     core = openvino.Core()
     hint, capability = HINTS[precision]

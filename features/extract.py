@@ -31,7 +31,7 @@ from .kinds import FeatureOutputs, parse_features, vector_size
 from .lanes import Lanes
 from .processes import only_one, start_processes
 from .progress import progress_bar
-from .runtime import DEFAULT_RUNTIME, NUM_CALIBRATION, Fidelity, Programs, Runtime
+from .runtime import DEFAULT_RUNTIME, NUM_CALIBRATION, Fidelity, Programs, Runtime, precision_of
 from .store import MANIFEST, ChunkWriter, Column, FeatureFolder, schema_of
 
 Given = TypeVar("Given")
@@ -127,7 +127,7 @@ class Job:
             "images": self.collection.fingerprint,
             "features": list(self.features),
             "dtype": self.dtype,
-            "precision": self.runtime.precision_of(self.vit),
+            "precision": self.runtime.precision or precision_of(self.vit),
             "engine": self.runtime.engine,
             "shard_size": self.shard_size,
         }

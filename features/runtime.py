@@ -14,7 +14,8 @@ from torch import nn
 
 from ..errors import VitrailError
 from .engines import onnxruntime_program, openvino_program
-from .torch_engines import Program, compiled_program, eager_program, in_precision
+from .programs import Program
+from .torch_engines import compiled_program, eager_program, in_precision
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8", "float64")
 TORCH_PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 ENGINES = {
     "eager": Engine(eager_program, TORCH_PRECISIONS, fixed_size=False),
-    "compile": Engine(compiled_program, TORCH_PRECISIONS, fixed_size=False),
+    "compile": Engine(compiled_program, TORCH_PRECISIONS, fixed_size=True),
     "onnxruntime": Engine(onnxruntime_program, ("float32", "int8"), fixed_size=True, devices=("cpu",)),
     "openvino": Engine(openvino_program, ("float32", "bfloat16", "float16", "int8"), fixed_size=True, devices=("cpu",)),
 }
@@ -74,10 +75,6 @@ class Runtime:
             f"the engine {self.engine} does not compute in {self.precision}: choose among "
             f"{', '.join(ENGINES[self.engine].precisions)}, or the engine {able}."
         )
-
-    def precision_of(self, module: nn.Module) -> str:
-        """The precision in which this runs a module."""
-        return self.precision or precision_of(module)
 
 
 DEFAULT_RUNTIME = Runtime()  # the model as it is
@@ -121,7 +118,7 @@ class Programs:
     ) -> None:
         self.module = module
         self.device = next(module.parameters()).device
-        self.precision = runtime.precision_of(module)
+        self.precision = runtime.precision or precision_of(module)
         self.runtime = Runtime(self.precision, runtime.engine)
         self.engine = ENGINES[runtime.engine]
         self.is_module = self.runtime == Runtime(precision_of(module))

@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-Program = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+from ..convert.graph import keep_constants
+from .programs import Program
 
 
 def eager_program(
@@ -25,11 +26,17 @@ def compiled_program(
 ) -> Program:
     """The module through `torch.compile`, for batches of the example's size: others are cut, and filled up with zeros.
 
-    The weights become constants of the program (`freezing`), which torch may lay out anew.
+    The weights, and what follows from the image size alone, become constants of the program (`freezing`), which torch may lay out anew.
     """
     dtype, batch_size = getattr(torch, precision), len(example)
     threads = max(torch.get_num_threads() // num_streams, 1)
-    compiled = torch.compile(in_precision(module, dtype), fullgraph=True, dynamic=False, options={"freezing": True})
+    converted = in_precision(module, dtype)
+    if converted is module:  # a copy, of which the weights are the same tensors
+        converted = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    keep_constants(converted)
+    with torch.inference_mode(False), torch.no_grad():
+        converted(example.to(dtype))
+    compiled = torch.compile(converted, fullgraph=True, dynamic=False, options={"freezing": True})
 
     # The compiler's guards look at the kind of tensor and the number of threads: these are always the same here
     @torch.inference_mode(False)
