@@ -127,10 +127,14 @@ def test_two_actors_of_which_one_is_killed_give_the_rows_of_one_process(cluster,
     os.mkfifo(image)
     killed = []
 
+    def busy_actors():
+        return [pid for pid, title in actors().items() if title.endswith(".submit")]
+
     def kill():
-        while len(list((tmp_path / "out").glob(".progress/chunk-*"))) < 9:
+        # The actor that has finished the ninth piece is busy for a moment longer
+        while len(list((tmp_path / "out").glob(".progress/chunk-*"))) < 9 or len(busy_actors()) != 1:
             time.sleep(0.05)
-        killed.extend(pid for pid, title in actors().items() if title.endswith(".submit"))
+        killed.extend(busy_actors())
         image.unlink()
         image.write_bytes(content)
         for pid in killed:
