@@ -64,7 +64,7 @@ def test_extract_says_what_it_did(place, tmp_path, capsys):
         (["MODEL", "IMAGES", "IMAGES"], "IMAGES holds other things: choose a new or empty output folder."),
     ],
 )
-def test_what_extract_cannot_do_is_one_message(place, tmp_path, capsys, words, message):
+def test_what_extract_cannot_do_is_one_message(place, no_network, impatient, tmp_path, capsys, words, message):
     (tmp_path / "FILE").write_text("not a folder")
     names = {"MODEL": place / "model", "IMAGES": place / "images", "OUT": tmp_path / "OUT", "FILE": tmp_path / "FILE"}
     error = fail(capsys, "extract", *(names.get(word, word) for word in words))
