@@ -5,32 +5,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..configuration.configuration_vit import ViTConfig
+from ..convert.export_graph import OUTPUT_NAMES, NamedOutputs
 from ..errors import VitrailError
-from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTModelOutput, ViTPreTrainedModel
+from ..modeling.modeling_vit import ViTModelOutput, ViTPreTrainedModel
 from .runtime import NUM_CHECKED, Fidelity, Programs, Runtime
 
 EXACT = Fidelity(cosine=1.0, max_difference=0.0)  # of the model itself to itself
-
-
-class ModelOutputs(nn.Module):
-    """A model as a function from pixel_values (B, C, H, W) to a tuple of tensors, which every engine can trace."""
-
-    def __init__(self, model: ViTPreTrainedModel) -> None:
-        super().__init__()
-        if not isinstance(model, ViTModel | ViTForImageClassification):
-            raise VitrailError(
-                f"found a {type(model).__name__}; pass a ViTModel or a ViTForImageClassification, as vitrail.load gives them."
-            )
-        self.model = model
-        self.names = ("last_hidden_state", "pooler_output") if isinstance(model, ViTModel) else ("logits",)
-
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.model(pixel_values, return_dict=True)
-        return tuple(outputs[name] for name in self.names)
 
 
 @dataclass(frozen=True)
@@ -126,7 +109,11 @@ def optimize(
             images; or the outputs are far from those of the model.
     """
     runtime = Runtime(precision, engine)
-    outputs = ModelOutputs(model.eval())
+    if type(model) not in OUTPUT_NAMES:
+        raise VitrailError(
+            f"found a {type(model).__name__}; pass a ViTModel or a ViTForImageClassification, as vitrail.load gives them."
+        )
+    outputs = NamedOutputs(model.eval())
     images = _noise(model.config, example_size) if examples is None else examples
     programs = Programs(outputs, runtime, batch_size=batch_size, calibration=examples if precision == "int8" else None)
     programs(images[:NUM_CHECKED])

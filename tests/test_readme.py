@@ -1,6 +1,7 @@
-"""What README says of checkpoints is what the catalogue holds."""
+"""What README says of checkpoints is what the catalogue holds, and what it says of speed is what was measured."""
 
 import re
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -37,3 +38,10 @@ def test_the_list_names_every_checkpoint_in_its_family():
     for checkpoint in checkpoints():
         expected.setdefault(group(checkpoint), set()).add(checkpoint.hub_id or checkpoint.name)
     assert listed == expected
+
+
+def test_the_tables_of_speed_are_those_of_the_results():
+    """If not: python benchmarks/readme.py."""
+    script = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "readme.py"))
+    assert script["replaced"](README) == README
+    assert "| vitrail extract |" in script["section"]()
