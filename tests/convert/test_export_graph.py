@@ -78,11 +78,21 @@ def test_the_answers_of_the_original_implementation(to, run, tmp_path):
     assert config["image_size"] == [112, 112]
 
 
-def test_one_batch_size_and_any_image_size(classifier, tmp_path):
-    (notice,) = vitrail.export_model(classifier, tmp_path / "out", to="openvino", batch_size=2, dynamic_size=True)
-    assert notice.endswith("(images of 16x24, 20x20)")
+def test_one_batch_size(classifier, tmp_path):
+    vitrail.export_model(classifier, tmp_path / "out", to="openvino", batch_size=2)
     model = openvino.Core().read_model(tmp_path / "out" / "openvino_model.xml")
-    assert model.input("pixel_values").partial_shape.to_string() == "[2,3,?,?]"
+    assert model.input("pixel_values").partial_shape.to_string() == "[2,3,16,24]"
+
+
+def test_any_image_size(tmp_path):
+    """Is compared at three sizes; and asked of a model that can only be of one."""
+    model = make_model(vitrail.ViTModel, "relative_table")
+    shapes = graphs.shapes_to_compare(model, (8, 8), batch_size=None, dynamic_size=True)
+    assert shapes == [(number, 3, *size) for size in ((8, 8), (16, 24), (20, 20)) for number in (1, 3)]
+    vitrail.save(model, vitrail.make_image_processor("dino", image_size=8), tmp_path / "model", code=False)
+    with pytest.raises(UnsupportedCheckpointError, match="write a graph for each image size"):
+        vitrail.export_model(tmp_path / "model", tmp_path / "out", to="onnx", dynamic_size=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(
@@ -105,20 +115,25 @@ def with_another_activation(graph: Graph, path):
     write_onnx(trace(graphs.NamedOutputs(model), graph.shape, graph.output_names), path)
 
 
-def not_numbers(path):
-    return lambda pixel_values: [np.full((len(pixel_values), 5), np.nan, np.float32)]
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"write": with_another_activation}, {"run": not_numbers}], ids=["another activation", "not numbers"]
-)
-def test_a_graph_that_answers_otherwise_is_refused(classifier, wrong, tmp_path, monkeypatch):
-    monkeypatch.setitem(graphs.GRAPH_FORMATS, "onnx", dataclasses.replace(graphs.GRAPH_FORMATS["onnx"], **wrong))
+def test_a_graph_that_answers_otherwise_is_refused(classifier, tmp_path, monkeypatch):
+    wrong = dataclasses.replace(graphs.GRAPH_FORMATS["onnx"], write=with_another_activation)
+    monkeypatch.setitem(graphs.GRAPH_FORMATS, "onnx", wrong)
     with pytest.raises(
         DifferentAnswersError, match=r"onnxruntime answers otherwise .* shape \(1, 3, 16, 24\), logits differs by up to"
     ):
         vitrail.export_model(classifier, tmp_path / "out", to="onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_answers_that_are_not_numbers_are_refused():
+    module = graphs.NamedOutputs(make_model(vitrail.ViTForImageClassification, "absolute"))
+    with pytest.raises(DifferentAnswersError, match="logits differs by up to nan"):
+        graphs.compare(
+            module,
+            lambda pixel_values: [np.full((1, 5), np.nan, np.float32)],
+            graphs.GRAPH_FORMATS["onnx"],
+            [(1, 3, 16, 24)],
+        )
 
 
 def test_what_is_refused_before_any_work(classifier, tmp_path, monkeypatch):

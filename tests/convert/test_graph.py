@@ -58,7 +58,6 @@ def check(module, graph, path, grids):
         ("registers", (3, 5)),
         ("google", None),
         ("several_cls_mean_patch", None),
-        ("no_cls", (1, 1)),
         ("relative_table", (3, 5)),
         ("relative_mlp_shared", (3, 5)),
     ],
@@ -123,11 +122,18 @@ def test_what_follows_from_the_size_is_a_constant(name):
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())  # the module is as it was
 
 
-def test_tracing_shares_the_weights():
-    module = make_module("absolute")
+def test_tracing_leaves_the_module_as_it_was_and_shares_its_weights():
+    module = make_module("absolute").train()
     graph = trace(module, (2, 3, 16, 24))
     own = {parameter.data_ptr() for parameter in module.parameters()}
     assert {parameter.data_ptr() for parameter in graph.program.state_dict.values()} <= own
+    assert module.training
+    module.to(torch.bfloat16)
+    images = make_images(module.model.config)
+    with torch.no_grad():
+        answers = trace(module, images.shape).program.module()(images)
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+        torch.testing.assert_close(answers, module.float().eval()(images), **TOLERANCE)
 
 
 def test_large_weights_go_into_a_second_file(graph, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Programs of onnxruntime and OpenVINO against torch."""
 
-import copy
 import logging
 import os
 import subprocess
@@ -74,20 +73,6 @@ def test_several_threads_call_a_program_at_once(module, program):
     torch.testing.assert_close(answers, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
-def test_building_leaves_the_module_as_it_was(build):
-    module = Pooled(make_model(ViTModel, "relative_mlp", num_hidden_layers=1, use_cls_token=False)).to(torch.bfloat16).train()
-    before = copy.deepcopy(module)
-    example = make_images(module.vit.config)
-    program = build(module, example, precision="float32", calibration=None, num_streams=1)
-    assert module.training
-    for (name, tensor), expected in zip(module.state_dict().items(), before.state_dict().values(), strict=True):
-        assert tensor.dtype == torch.bfloat16, name
-        assert torch.equal(tensor, expected), name
-    with torch.no_grad():
-        torch.testing.assert_close(program(example), before.float().eval()(example), atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("build", "package", "extra"), [(onnxruntime_program, "onnxscript", "onnx"), (openvino_program, "nncf", "openvino")]
 )
@@ -101,7 +86,7 @@ def test_missing_packages(build, package, extra, module, monkeypatch):
 @torch.inference_mode()
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_int8_is_near_float32_and_quiet(build, photos, capfd, caplog):
-    model = ViTModel(ViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=8)).eval()
+    model = ViTModel(ViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=8)).eval()
     module = Pooled(randomize(model))
     handlers = list(logging.getLogger().handlers)
     program = build(module, photos[:1], precision="int8", calibration=photos[:6], num_streams=1)
