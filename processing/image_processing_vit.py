@@ -2,9 +2,9 @@
 
 This file is uploaded with a model, so it imports nothing of the package and raises `ValueError`.
 
-An image passes through one function after the other: `_read` opens files with `decode`, `_convert` gives it the channels of the model,
-`_resize_with_pil` or `_resize_with_torch` and `_center_crop` its size, and `_pixel_values` its scale. In between it is a
-Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalisation.
+An image passes through one function after the other: `_read` opens files with `decode`, `_convert` gives it the channels of
+the model, `_resize_with_pil` or `_resize_with_torch` and `_center_crop` its size, and `_pixel_values` its scale. In between it is
+a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalisation.
 """
 
 import os
@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.utils import httpx
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
@@ -122,6 +123,8 @@ class VitrailImageProcessor(BaseImageProcessor):
     image_mean = (0.485, 0.456, 0.406)
     image_std = (0.229, 0.224, 0.225)
 
+    _checked: tuple[str, dict[str, Any]] = ("", {})  # the settings of the last call: as they were written, and as they are used
+
     def __init__(self, **kwargs: Unpack[VitrailImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
@@ -154,6 +157,22 @@ class VitrailImageProcessor(BaseImageProcessor):
     def _validate_preprocess_kwargs(self, **settings: Any) -> None:
         _validate_geometry(**settings)
         _validate_values(**settings)
+
+    def preprocess(self, images: Any, **given: Any) -> BatchFeature:
+        """What a call does. Settings that are those of the last call are not validated again."""
+        settings = {name: getattr(self, name) for name in self._valid_kwargs_names} | given
+        written = repr(settings)  # a copy, of what could change in its place
+        last, checked = self._checked  # at once, because of other threads
+        if written != last:
+            validate_typed_dict(self.valid_kwargs, given)
+            checked = self._standardize_kwargs(**settings)
+            self._validate_preprocess_kwargs(**checked)
+            self._checked = (written, checked)
+        return self._preprocess_image_like_inputs(images, **checked)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as preprocessor_config.json holds them."""
+        return {name: value for name, value in super().to_dict().items() if name != "_checked"}
 
     def _preprocess_image_like_inputs(self, images: Any, **settings: Any) -> BatchFeature:
         sources = list(_flatten(images))
