@@ -71,7 +71,7 @@ def export(
     to: Annotated[str, typer.Option(help="transformers, timm, dino, dinov2 or google; onnx or openvino.")],
     image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width to resize positions to.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Of onnx and openvino: the only number of images at a time; else any.")
+        int | None, typer.Option(help="Of onnx and openvino: the only number of images at a time; else any.", min=1)
     ] = None,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Of onnx and openvino: any height and width that the patch size divides.")

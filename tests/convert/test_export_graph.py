@@ -125,15 +125,22 @@ def test_a_graph_that_answers_otherwise_is_refused(classifier, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_answers_that_are_not_numbers_are_refused():
-    module = graphs.NamedOutputs(make_model(vitrail.ViTForImageClassification, "absolute"))
-    with pytest.raises(DifferentAnswersError, match="logits differs by up to nan"):
-        graphs.compare(
-            module,
-            lambda pixel_values: [np.full((1, 5), np.nan, np.float32)],
-            graphs.GRAPH_FORMATS["onnx"],
-            [(1, 3, 16, 24)],
+def test_answers_that_are_not_numbers_are_refused_and_zeros_are_not():
+    """Zeros are what a fresh classifier may answer."""
+    model = make_model(vitrail.ViTForImageClassification, "absolute")
+    torch.nn.init.zeros_(model.classifier.weight)
+    torch.nn.init.zeros_(model.classifier.bias)
+
+    def compare(answer):
+        logits = np.full((1, 5), answer, np.float32)
+        return graphs.compare(
+            graphs.NamedOutputs(model), lambda pixel_values: [logits], graphs.GRAPH_FORMATS["onnx"], [(1, 3, 16, 24)]
         )
+
+    assert "answers as the model does, within 0.0e+00" in compare(0)
+    for wrong in (np.nan, 1e-3):
+        with pytest.raises(DifferentAnswersError, match="logits differs by up to"):
+            compare(wrong)
 
 
 def test_what_is_refused_before_any_work(classifier, tmp_path, monkeypatch):
