@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich
 
 from ..convert.graph import INPUT_NAME
 from ..convert.packages import import_without_telemetry
@@ -54,6 +53,8 @@ def quantize_openvino(model: Any, calibration: np.ndarray) -> Any:
 
     calibration: `pixel_values` (images, C, H, W) of real images.
     """
+    import rich  # not above: `import vitrail` does without it
+
     nncf = import_without_telemetry("nncf")
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
