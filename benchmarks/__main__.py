@@ -11,6 +11,7 @@ from typing import Any
 
 # Each is a module beside this one, imported when it is chosen, with `run() -> list of rows`; rows are dicts that JSON can hold
 SUITES = {
+    "augment": "ms from a JPEG to the ten views of DINO's augmentation, against torchvision (goal: 1.3 times as fast)",
     "convert": "peak memory and time of converting ViT-L/16, against the size of its file (goal: under 2.2 times)",
     "extract": "images/s from files to features, against transformers and timm (goal: 1.3 times; it waits less than 0.05 of the time)",
     "forward": "images/s of forward passes, against transformers, timm and the matrix products alone; and of every engine",

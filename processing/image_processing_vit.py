@@ -179,7 +179,7 @@ class VitrailImageProcessor(BaseImageProcessor):
         if not sources:
             raise ValueError("found no image; pass at least one")
         full_scale = 255 * settings["rescale_factor"] if settings["do_rescale"] else None
-        converted = (_convert(_read(source, **settings), full_scale=full_scale, **settings) for source in sources)
+        converted = (convert_channels(_read(source, **settings), full_scale=full_scale, **settings) for source in sources)
         if settings["backend"] == "pil":  # one by one, so that a batch never holds more than one image in full
             cropped = (_center_crop(_resize_with_pil(image, full_scale, **settings), **settings) for image in converted)
             pixels = [_planes(image) if isinstance(image, Image.Image) else image for image in cropped]
@@ -355,7 +355,7 @@ def _draft(image: Image.Image, *, do_center_crop: bool, **settings: Any) -> None
             return
 
 
-def _convert(
+def convert_channels(
     image: Image.Image | np.ndarray | torch.Tensor,
     *,
     backend: str,
