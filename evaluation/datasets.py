@@ -75,14 +75,14 @@ def load_images(
     train_values = train[label_column][:]
     names = _label_names(feature, train_values, label_column)
     train_labels = _labels(feature, train_values, names, "train")
-    train_images = _images(train, image_column)
+    train_images = images_of(train, image_column)
     if validation is None:
         train_rows, validation_rows = stratified_split(train_labels, fraction=validation_fraction, seed=seed)
         validation_images, validation_labels = train_images, train_labels
     else:
         check_columns(validation.features, image_column, label_column)
         validation_labels = _labels(validation.features[label_column], validation[label_column][:], names, "validation")
-        validation_images = _images(validation, image_column)
+        validation_images = images_of(validation, image_column)
         train_rows, validation_rows = np.arange(len(train_labels)), np.arange(len(validation_labels))
     halves = [
         _half(train_images, train_labels, train_rows, names),
@@ -98,7 +98,7 @@ def load_images(
 # Columns: from any to "image" and "label"
 
 
-def _images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+def images_of(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     """The one column "image", not to be decoded, with a digest of its content as the fingerprint."""
     images = dataset.select_columns([column])
     images = images if column == "image" else images.rename_column(column, "image")

@@ -91,21 +91,26 @@ def _class_folders(folder: Path) -> datasets.Dataset:
     classes = _folders(folder)
     if not classes:
         raise VitrailError(f"{folder} holds no folders; put the images of each class into a folder that is called as the class")
-    suffixes = image_suffixes()
     paths, labels = [], []
     for folder_of_class in classes:
-        files = sorted(
-            os.path.join(parent, name)
-            for parent, _, names in os.walk(folder_of_class, followlinks=True)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-        )
+        files = image_files(folder_of_class)
         if not files:
             raise VitrailError(f"{folder_of_class} holds no images; add some, or remove the folder of that class")
         paths += [{"bytes": None, "path": file} for file in files]
         labels += [folder_of_class.name] * len(files)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
+
+
+def image_files(folder: Path) -> list[str]:
+    """The paths of all images below a folder, in their order."""
+    suffixes = image_suffixes()
+    return sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+    )
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -2,11 +2,9 @@
 
 import contextlib
 import copy
-import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ from accelerate import PartialState
 from ..convert.report import ConversionReport
 from ..errors import VitrailError
 from ..features.embed import encoder
-from ..features.processes import only_one, start_processes
-from ..hub.folder import write_text
+from ..features.processes import start_processes
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -35,12 +32,11 @@ from .metrics import confusion_matrix
 from .recipes import Head, Recipe, find_recipe, make_schedule, recipe_heads
 from .report import write_report
 from .results import described, described_model, scores
+from .run_folder import only_one_run, open_run
 from .training import training_arguments
 
 EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each
 LARGEST_LOGITS = 2**27  # numbers that all heads make at a time, on features: 512 MiB; larger batches are accumulated
-RUN_NAME = "run.json"
-LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True)
@@ -185,7 +181,7 @@ def probe(
     run_dir = output_dir.with_name(f"{output_dir.name}.run")
     run = ProbeRun(model, image_processor, data, recipe, views, seed, extraction or Extraction(), run_dir)
 
-    with _only_one(run_dir) if processes.is_main_process else contextlib.nullcontext():
+    with only_one_run(run_dir) if processes.is_main_process else contextlib.nullcontext():
         return _run_probe(run, processes, output_dir, unfreeze_epochs=unfreeze_epochs, report=report)
 
 
@@ -199,7 +195,7 @@ def _run_probe(
     train, validation = run.features(data.train, views=run.views), run.features(data.validation, views=0)
     if processes.is_main_process:
         settings = {"recipe": asdict(recipe), "views": run.views, "seed": run.seed, "unfreeze_epochs": unfreeze_epochs}
-        _open_run(run.run_dir, settings | {"train": train.key, "validation": validation.key})
+        open_run(run.run_dir, settings | {"train": train.key, "validation": validation.key})
     processes.wait_for_everyone()
     times.append(time.monotonic())
 
@@ -272,33 +268,3 @@ def _curves(trainer: ProbeTrainer) -> list[dict[str, Any]]:
             epoch = update / trainer.schedule.updates_per_epoch
             points.setdefault(update, {"update": update, "epoch": epoch}).update(point)
     return list(points.values())
-
-
-@contextlib.contextmanager
-def _only_one(run_dir: Path) -> Iterator[None]:
-    """Keeps a second run away from the folder of one that is going on; an empty folder is not left behind."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    alone = False
-    try:
-        with only_one(run_dir / LOCK_NAME, run_dir):
-            alone = True
-            yield
-    finally:
-        if alone and run_dir.exists() and {path.name for path in run_dir.iterdir()} <= {LOCK_NAME}:
-            shutil.rmtree(run_dir)
-
-
-def _open_run(run_dir: Path, settings: Mapping[str, Any]) -> None:
-    """Makes the folder of a run, or finds it; only the run that began in it may go on."""
-    settings = json.loads(json.dumps(settings))
-    path = run_dir / RUN_NAME
-    if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name in settings if settings[name] != begun.get(name)]
-        if different:
-            raise VitrailError(
-                f"{run_dir} holds an unfinished run with another {' and '.join(different)}: repeat it as it was begun, remove that "
-                "folder, or choose another output folder."
-            )
-        return
-    write_text(path, json.dumps(settings, indent=2) + "\n")

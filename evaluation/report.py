@@ -15,20 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from ..hub.card import folder_card
 from ..hub.folder import RESULT_NAMES, hash_weights, write_text
 from ..hub.readme import may_be_rendered, write_card
+from .figures import COLOURS, MARKERS, OTHERS, STYLE, finite, save_figure
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; with markers, so that grey copies can be read too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-MARKERS = ("o", "s", "^", "D")
-OTHERS = "#B8B8B8"  # what stands behind
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.dpi": 150,
-}
 MOST_CLASSES = 30  # in a confusion matrix that can be read
 MOST_NUMBERED = 15  # whose cells also have room for numbers
 LONGEST_LABEL = 24  # characters
@@ -43,29 +31,14 @@ def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray
         confusion: (K, K) counts; rows are the true classes, columns the predicted ones.
     """
     results_name, curves_name, heads_name, confusion_name = RESULT_NAMES
-    _save(learning_curves(results), folder / curves_name)
-    _save(accuracy_by_head(results), folder / heads_name)
-    _save(confusion_picture(confusion, results["data"]["labels"]), folder / confusion_name)
+    save_figure(learning_curves(results), folder / curves_name)
+    save_figure(accuracy_by_head(results), folder / heads_name)
+    save_figure(confusion_picture(confusion, results["data"]["labels"]), folder / confusion_name)
     weights_sha256 = hash_weights(folder)
-    kept = _finite(results) | {"weights_sha256": weights_sha256}
+    kept = finite(results) | {"weights_sha256": weights_sha256}
     write_text(folder / results_name, json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if may_be_rendered(folder):
         write_card(folder, folder_card(folder, weights_sha256=weights_sha256))
-
-
-def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.stem}.part.png")
-    figure.savefig(temporary)
-    temporary.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON has not."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def learning_curves(results: Mapping[str, Any]) -> Figure:

@@ -68,11 +68,16 @@ def described(
         "runtime": halves["train"].runtime,
         "processes": start_processes().num_processes,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "versions": {
-            "vitrail": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of vitrail, Python and the packages on which numbers depend."""
+    return {
+        "vitrail": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
     }
 
 

@@ -224,7 +224,9 @@ def multi_crop(
 
 def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:
     """In RGB or L. Levels of 16 bits and floats are rounded to 8 bits, on which the changes of colour are defined."""
-    converted = convert_channels(image, backend="pil", num_channels=num_channels, input_data_format=None, device=None, full_scale=255.0)
+    converted = convert_channels(
+        image, backend="pil", num_channels=num_channels, input_data_format=None, device=None, full_scale=255.0
+    )
     if isinstance(converted, Image.Image):
         return converted
     return Image.fromarray(converted[0].round().to(torch.uint8).numpy()).convert(MODES[num_channels])

@@ -1,0 +1,38 @@
+"""How the pictures of a run look, and how they and its numbers are written."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind people can tell apart; with markers, so that grey copies can be read too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+MARKERS = ("o", "s", "^", "D")
+OTHERS = "#B8B8B8"  # what stands behind
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+}
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG under a temporary name, then renames it into place."""
+    temporary = path.with_name(f".{path.stem}.part.png")
+    figure.savefig(temporary)
+    temporary.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
