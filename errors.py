@@ -55,3 +55,10 @@ class BadImageError(VitrailError):
 
     def __str__(self) -> str:
         return f"cannot read the image {self.path}: {self.reason}"
+
+
+class ReadingAheadError(VitrailError):
+    """An error in a process of a DataLoader, which makes a new one in ours of the text of the traceback: what was said remains."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.rpartition(f"{type(self).__name__}: ")[2].strip())

@@ -11,7 +11,7 @@ from huggingface_hub.utils import enable_progress_bars
 from rich.console import Console
 from transformers.utils import logging
 
-from . import convert, evaluate, features, hub, images, inspect
+from . import convert, evaluate, features, hub, images, inspect, pretrain
 
 app = typer.Typer(
     name="vitrail",
@@ -36,6 +36,7 @@ app.command()(features.report)
 app.command()(evaluate.probe)
 app.command()(evaluate.knn)
 app.command()(evaluate.logistic)
+app.command()(pretrain.pretrain)
 
 
 def main() -> None:

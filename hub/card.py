@@ -26,15 +26,18 @@ from .descriptions import architecture, differences, has_named_classes, markdown
 from .folder import (
     CONFIG_NAME,
     PREPROCESSOR_CONFIG_NAME,
+    PRETRAINING_NAME,
     REPORT_NAME,
     RESULTS_NAME,
     hash_weights,
     is_model_folder,
+    read_pretraining,
     read_report,
     read_results,
 )
 from .lineages import COMPARISONS, DATASETS, lineage_of
 from .measured import measured_facts, measured_results
+from .pretrained import pretraining_facts
 from .provenance import checkpoint_link, eval_results, load_name
 from .sections import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
 
@@ -66,6 +69,7 @@ def model_card(
     carries_code: bool = True,
     notices: Sequence[str] = (),
     results: Mapping[str, Any] | None = None,
+    pretraining: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """The card of a model of ours.
 
@@ -78,6 +82,7 @@ def model_card(
         carries_code: whether the code of the model lies beside the weights.
         notices: what an export to another layout does otherwise.
         results: what results.json says, where vitrail has trained the classifier.
+        pretraining: what pretraining.json says, where vitrail has trained the encoder without labels.
     """
     report = report or {}
     carries_code = carries_code and format == "vitrail"
@@ -93,11 +98,14 @@ def model_card(
         "export_notices": [plain(notice) for notice in notices],
         "citations": PAPERS["2010.11929"].bibtex,
         "measured": measured_facts(results, pictures=format == "vitrail") if results else None,
+        "pretraining": pretraining_facts(pretraining, pictures=format == "vitrail") if pretraining else None,
     }
     changes: list[tuple[str, str, str]] = []
     if checkpoint is not None:
         facts |= checkpoint_facts(checkpoint)
         changes = _changes(config, image_processor, report, checkpoint, classifies, results)
+        if pretraining:
+            changes.append(("Weights", "trained further by DINO, see [Training](#training)", "as published"))
         if changes:
             facts["changes"] = markdown_table(("Setting", "here", checkpoint_link(checkpoint)), changes)
         else:
@@ -139,8 +147,8 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_s
     content, preprocessor = (read_json(folder / file) for file in (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME))
     raw = RawCheckpoint({}, "safetensors", config=content, preprocessor_config=preprocessor)
     config = make_config(VITRAIL.configure(raw, None))
-    if weights_sha256 is None and (folder / REPORT_NAME).is_file() and (folder / RESULTS_NAME).is_file():
-        weights_sha256 = hash_weights(folder)  # once for both
+    if weights_sha256 is None and any((folder / record).is_file() for record in (REPORT_NAME, RESULTS_NAME, PRETRAINING_NAME)):
+        weights_sha256 = hash_weights(folder)  # once for all
     return model_card(
         config,
         VITRAIL.image_processor(raw, config),
@@ -149,6 +157,7 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_s
         name=name or folder.resolve().name,
         carries_code="auto_map" in content,
         results=read_results(folder, weights_sha256),
+        pretraining=read_pretraining(folder, weights_sha256),
     )
 
 

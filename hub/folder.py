@@ -17,6 +17,9 @@ CARD_NAME = "README.md"
 RESULTS_NAME = "results.json"
 # What an evaluation leaves in the folder of the model that it has measured
 RESULT_NAMES = (RESULTS_NAME, "curves.png", "heads.png", "confusion.png")
+# What self-supervised training leaves in the folder of its teacher
+PRETRAINING_NAME = "pretraining.json"
+PRETRAINING_NAMES = (PRETRAINING_NAME, "pretraining.png")
 
 CODE_NAMES = ("configuration_vit.py", "modeling_vit.py", "image_processing_vit.py")
 LICENSE_NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
@@ -66,13 +69,28 @@ def read_report(folder: Path, weights_sha256: str | None = None) -> dict[str, An
 
 def read_results(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
     """What a folder's results.json says, as `read_report` reads; None also where it is somebody else's."""
-    return _of_these_weights(read_json(folder / RESULTS_NAME), folder, weights_sha256) if holds_results(folder) else None
+    return _read_ours(folder, RESULTS_NAME, weights_sha256)
 
 
-def holds_results(folder: Path) -> bool:
-    """Whether a folder's results.json is one that vitrail wrote."""
+def read_pretraining(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
+    """What a folder's pretraining.json says, as `read_results` reads."""
+    return _read_ours(folder, PRETRAINING_NAME, weights_sha256)
+
+
+def own_records(folder: Path) -> tuple[str, ...]:
+    """The names of what an evaluation or a training by vitrail may have left in a folder, as far as it is not somebody else's."""
+    kinds = ((RESULTS_NAME, RESULT_NAMES), (PRETRAINING_NAME, PRETRAINING_NAMES))
+    return tuple(name for record, names in kinds if _is_ours(folder / record) for name in names)
+
+
+def _read_ours(folder: Path, name: str, weights_sha256: str | None) -> dict[str, Any] | None:
+    return _of_these_weights(read_json(folder / name), folder, weights_sha256) if _is_ours(folder / name) else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a record is one that vitrail wrote."""
     try:
-        return {"task", "weights_sha256"} <= read_json(folder / RESULTS_NAME).keys()
+        return {"task", "weights_sha256"} <= read_json(path).keys()
     except (FileNotFoundError, CorruptFileError):
         return False
 

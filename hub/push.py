@@ -26,10 +26,12 @@ from .folder import (
     INDEX_NAME,
     LICENSE_NAMES,
     PREPROCESSOR_CONFIG_NAME,
+    PRETRAINING_NAMES,
     REPORT_NAME,
     RESULT_NAMES,
     WEIGHTS,
     is_model_folder,
+    read_pretraining,
     read_report,
     read_results,
     weight_files,
@@ -40,8 +42,10 @@ from .remote_code import add_code, remove_code
 from .save import save
 
 LAYOUTS = ("vitrail", "transformers", "timm")
+# What an evaluation or a training leaves beside the weights, which the card tells of
+RECORD_NAMES = (*RESULT_NAMES, *PRETRAINING_NAMES)
 # What a model's folder may hold beside its weights
-MODEL_NAMES = (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, REPORT_NAME, CARD_NAME, *RESULT_NAMES, *CODE_NAMES, *LICENSE_NAMES)
+MODEL_NAMES = (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, REPORT_NAME, CARD_NAME, *RECORD_NAMES, *CODE_NAMES, *LICENSE_NAMES)
 # What a push may take away from a repository, with weights that are no more
 REMOVABLE_NAMES = (PREPROCESSOR_CONFIG_NAME, REPORT_NAME, *CODE_NAMES)
 
@@ -143,10 +147,12 @@ def stage(
     model, image_processor, report = load(source, token=token)  # sound, complete and finite, or an error
     upload, weights_sha256 = Upload({}), report.source.sha256
     said: dict[str, Any] | None = report.to_dict()
-    results, stale = None, []
+    results, pretraining, stale = None, None, []
     if ours:
         said, results = read_report(path, weights_sha256), read_results(path, weights_sha256)
+        pretraining = read_pretraining(path, weights_sha256)
         of_others = [REPORT_NAME] * (said is None) + list(RESULT_NAMES) * (results is None)
+        of_others += list(PRETRAINING_NAMES) * (pretraining is None)
         stale = [name for name in of_others if (path / name).exists()]
         if stale:
             upload.notices.append(f"left out, because it is not of these weights: {', '.join(stale)}")
@@ -165,6 +171,7 @@ def stage(
             format=to,
             notices=exported.notices,
             results=results,
+            pretraining=pretraining,
         )
         write_card(folder, card)
         if ours and not may_be_rendered(path):
@@ -229,7 +236,7 @@ def send(
             and is_rendered(upload.files[CARD_NAME])
             and not is_rendered(Path(api.hf_hub_download(repo_id, CARD_NAME, revision=there.sha)))
         )
-        removable = REMOVABLE_NAMES if kept_card else (*REMOVABLE_NAMES, *RESULT_NAMES)  # which the card tells of
+        removable = REMOVABLE_NAMES if kept_card else (*REMOVABLE_NAMES, *RECORD_NAMES)
         removed = [name for name in names if name not in upload.files and (name in removable or WEIGHTS.fullmatch(name))]
         added = {name: path for name, path in upload.files.items() if not (kept_card and name == CARD_NAME)}
         commit = api.create_commit(

@@ -17,11 +17,10 @@ from .folder import (
     CODE_NAMES,
     CONFIG_NAME,
     REPORT_NAME,
-    RESULT_NAMES,
     WEIGHTS,
     hash_weights,
-    holds_results,
     is_model_folder,
+    own_records,
     read_report,
     write_report,
 )
@@ -79,7 +78,7 @@ def save(
 def _replace_files(new: Path, folder: Path) -> None:
     """Moves files over those of a folder, and removes what else belonged to the model that was there."""
     written = sorted((file.name for file in new.iterdir()), key=lambda name: name == CONFIG_NAME)  # which comes last
-    own = (REPORT_NAME, *CODE_NAMES, *(RESULT_NAMES if holds_results(folder) else ()))
+    own = (REPORT_NAME, *CODE_NAMES, *own_records(folder))
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     for file in list(folder.iterdir()):
         if file.name not in written and (file.name in own or WEIGHTS.fullmatch(file.name)):

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 import deterministic
 import vitrail
+from small_run import KNN, MODEL, make_run
 from vitrail.convert.catalog import find_checkpoint, official_config, official_image_processor
 from vitrail.convert.export import to_format, write_exported
 from vitrail.convert.labels import imagenet_labels
@@ -21,6 +22,7 @@ from vitrail.errors import VitrailError
 from vitrail.hub.card import folder_card, model_card, official_card
 from vitrail.hub.citations import PAPERS
 from vitrail.hub.descriptions import counts, preparation
+from vitrail.hub.folder import hash_weights
 from vitrail.hub.provenance import linked
 from vitrail.hub.save import keep_verification
 
@@ -568,3 +570,122 @@ def test_counts_of_two_depths_give_those_of_the_model(model_class, fields):
     classifies = model_class is vitrail.ViTForImageClassification
     assert counts(model.config, classifies=classifies, size=(96, 48)) == vitrail.complexity(model, (96, 48))
     assert counts(model.config, classifies=classifies, size=(96, 48)).parameters == sum(map(torch.numel, model.parameters()))
+
+
+# -------------------------------------------------------------------------------------------------------- training by vitrail
+
+
+def trained(**options):
+    """The card of a new model after a run of DINO."""
+    return model_card(CONFIG, PROCESSOR, None, **{"classifies": False, "name": "user/name", "pretraining": make_run()} | options)
+
+
+def test_training_from_scratch_is_told():
+    card = trained()
+    text = section(card, "Training")
+    assert text.startswith(
+        "Vitrail trained it without labels by DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), from scratch, on the 12,345 "
+        "images of"
+    )
+    assert "3 epochs of 512 images an update, 1,234 updates, in 1:02:03 with one process, in bfloat16" in text
+    assert "by the recipe dino (facebookresearch/dino, main_dino.py), with the seed 7. These weights are the teacher's." in text
+    assert text.endswith("![Curves of the training](pretraining.png)\n")
+    for absent in ("nearest", "not stated", "Before that", "the rest"):
+        assert absent not in text.lower()
+    assert "changes" not in card.text
+    assert "model-index" not in card.data.to_dict()
+
+
+def test_the_accuracy_of_neighbours_is_told():
+    text = section(trained(pretraining=make_run(knn=KNN)), "Training")
+    assert (
+        "A weighted vote of the 20 nearest among 800 labelled training images names 81.2 % of 200 images right that it was not trained on."
+    ) in text
+
+
+def test_the_time_of_a_resumed_run_and_its_processes():
+    """The time is of the last part alone, and says nothing."""
+    text = section(trained(pretraining=make_run(resumed_from="checkpoint-10", processes=4)), "Training")
+    assert "1:02:03" not in text
+    assert "1,234 updates, with 4 processes, in bfloat16" in " ".join(text.split())
+
+
+def test_an_export_has_no_curves_beside_it():
+    text = section(trained(format="transformers"), "Training")
+    assert "without labels by DINO" in text
+    assert "pretraining.png" not in text
+    assert "pretraining.json" not in text
+
+
+def test_what_it_learned_from_is_not_denied_elsewhere():
+    limits = section(trained(), "Intended use and limits")
+    assert "biases of the images that it learned from" in limits
+    assert "how it was trained" not in limits
+
+
+def test_training_that_goes_on_from_a_published_checkpoint_is_a_change():
+    card = converted("dino-vits16", pretraining=make_run(model=MODEL))
+    table = rows(section(card, "The model"))
+    assert table["Weights"] == ["trained further by DINO, see [Training](#training)", "as published"]
+    assert set(table) == {"Setting", "---", "Weights"}
+    assert "model-index" not in card.data.to_dict()  # whose numbers are of the published weights
+    assert section(card, "Published results").startswith("None")
+    text = section(card, "Training")
+    assert "by DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), beginning with `dino-vits16`, on" in text
+    before = section(converted("dino-vits16"), "Training").strip()
+    assert before not in ("", "*Not stated.*")
+    assert f"\n\nBefore that: {before}" in text
+
+
+RESULTS = {
+    "task": "linear probe",
+    "accuracy": 0.75,
+    "top_5_accuracy": 1.0,
+    "mean_per_class_accuracy": 0.625,
+    "best_head": {"features": "[CLS]", "learning_rate": 0.01},
+    "recipe": {"name": "plain", "source": "this test", "epochs": 4},
+    "fine_tuning": None,
+    "heads": [{}, {}],
+    "bad_images": [],
+    "data": {"source": "digits", "train_images": 1000, "validation_images": 20, "labels": ["a", "b"]},
+}
+
+
+def test_a_classifier_on_top_of_what_was_trained_without_labels():
+    card = trained(classifies=True, results=RESULTS, pretraining=make_run(knn=KNN))
+    text = section(card, "Training")
+    assert text.startswith(
+        "Its classifier was trained as [Measured results](#measured-results) says. Vitrail trained the rest without"
+    )
+    assert "not stated" not in text.lower()
+    assert [result.metric_value for result in card.data.eval_results] == [0.75, 0.625]
+    only_results = section(trained(classifies=True, results=RESULTS, pretraining=None), "Training")
+    assert "How the rest was trained: *not stated*." in only_results
+    assert "DINO" not in only_results
+    assert section(trained(pretraining=None), "Training") == "*Not stated.*\n"
+
+
+def test_names_in_a_run_cannot_break_the_card():
+    run = make_run(model={"name": "a`b|<i>.pth", "checkpoint": None})
+    run["data"] |= {"source": "c`d<script>"}
+    run["recipe"] = {"name": "<b>", "source": "mine"}
+    text = section(trained(pretraining=run), "Training")
+    assert "beginning with `a'b|<i>.pth`," in text  # as code
+    assert "images of `c'd<script>`: 3 epochs" in text
+    assert "<b>" not in text
+
+
+def test_training_is_told_of_the_weights_that_it_made(tmp_path):
+    """Not of those that somebody puts in their place; nor is a file of that name by somebody else read."""
+    model = vitrail.ViTModel(CONFIG)
+    vitrail.save(model, PROCESSOR, tmp_path / "model")
+    run = make_run() | {"weights_sha256": hash_weights(tmp_path / "model")}
+    (tmp_path / "model" / "pretraining.json").write_text(json.dumps(run))
+    assert "without labels by DINO" in folder_card(tmp_path / "model").text
+    with torch.no_grad():
+        model.layernorm.bias += 1
+    model.save_pretrained(tmp_path / "model")
+    assert "DINO" not in section(folder_card(tmp_path / "model"), "Training")
+    for content in ("{bad", "[]", '{"epochs": 3}'):
+        (tmp_path / "model" / "pretraining.json").write_text(content)
+        assert "DINO" not in section(folder_card(tmp_path / "model"), "Training")

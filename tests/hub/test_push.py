@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 import vitrail
 from hub_server import Fault
 from small_models import randomize
+from small_run import KNN, make_run
 from vitrail.convert.verify import Check
 from vitrail.errors import UploadError, VitrailError
+from vitrail.hub.folder import hash_weights
 from vitrail.hub.save import keep_verification
 
 CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
@@ -239,6 +241,61 @@ def test_what_is_of_other_weights_is_left_out(hub_server, folder):
     files = hub_server.repositories["user/name"].files()
     assert files.keys() == FILES
     assert b"file.pth" not in files["README.md"]
+
+
+def keep_training(folder):
+    """As a run of `vitrail pretrain` leaves its folder, but for the picture."""
+    run = make_run(knn=KNN) | {"weights_sha256": hash_weights(folder)}
+    (folder / "pretraining.json").write_text(json.dumps(run))
+    (folder / "pretraining.png").write_bytes(b"a picture")
+
+
+def test_what_a_training_left_is_pushed_and_goes_with_its_weights(hub_server, folder, tmp_path):
+    vitrail.save(*small(vitrail.ViTModel), folder)
+    keep_training(folder)
+    records = {"pretraining.json", "pretraining.png"}
+    vitrail.push(folder, "user/name")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES | records
+    assert all(files[name] == (folder / name).read_bytes() for name in records)
+    assert b"without labels by DINO" in files["README.md"]
+    assert b"](pretraining.png)" in files["README.md"]
+
+    vitrail.save(*small(vitrail.ViTModel, seed=1), folder)
+    vitrail.push(folder, "user/name")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES
+    assert b"DINO" not in files["README.md"].partition(b"## Training")[2].partition(b"\n## ")[0]
+
+
+def test_an_edited_card_on_the_hub_keeps_what_it_tells_of(hub_server, folder):
+    vitrail.save(*small(vitrail.ViTModel), folder)
+    keep_training(folder)
+    vitrail.push(folder, "user/name")
+    hub_server.put("user/name", {"README.md": b"# Edited on the Hub\n"})
+    vitrail.save(*small(vitrail.ViTModel, seed=1), folder)
+    vitrail.push(folder, "user/name")
+    assert hub_server.repositories["user/name"].files().keys() == FILES | {"pretraining.json", "pretraining.png"}
+
+
+@pytest.mark.parametrize("to", ["transformers", "timm"])
+def test_an_export_tells_of_the_training_in_words(hub_server, folder, to):
+    vitrail.save(*small(vitrail.ViTModel), folder)
+    keep_training(folder)
+    vitrail.push(folder, "user/name", to=to)
+    files = hub_server.repositories["user/name"].files()
+    assert not {"pretraining.json", "pretraining.png"} & files.keys()
+    assert b"without labels by DINO" in files["README.md"]
+    assert b"pretraining.png" not in files["README.md"]
+
+
+def test_a_training_of_other_weights_is_left_out(hub_server, folder):
+    keep_training(folder)
+    small(seed=1)[0].save_pretrained(folder)
+    vitrail.push(folder, "user/name")
+    files = hub_server.repositories["user/name"].files()
+    assert files.keys() == FILES
+    assert b"without labels by DINO" not in files["README.md"]
 
 
 def test_a_sharded_branch_becomes_one_file(hub_server, folder):

@@ -180,6 +180,19 @@ def test_results_of_somebody_else_stay(tmp_path):
     assert not (tmp_path / "model" / "results.json").exists()
 
 
+def test_what_a_training_left_goes_with_the_weights(tmp_path):
+    """But not what somebody else has called so; nor the other kind of record, if that is not of vitrail."""
+    names = ["pretraining.json", "pretraining.png", "results.json", "curves.png"]
+    vitrail.save(*small(), tmp_path / "model")
+    for name in names:
+        (tmp_path / "model" / name).write_text('{"loss": 0.9}')
+    vitrail.save(*small(), tmp_path / "model")
+    assert all((tmp_path / "model" / name).exists() for name in names)
+    (tmp_path / "model" / "pretraining.json").write_text('{"task": "DINO", "weights_sha256": "of a model that was here before"}')
+    vitrail.save(*small(), tmp_path / "model")
+    assert [name for name in names if (tmp_path / "model" / name).exists()] == ["results.json", "curves.png"]
+
+
 def test_a_folder_by_another_name(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")

@@ -1,0 +1,28 @@
+"""What the card says of a self-supervised training by vitrail: pretraining.json in words."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from .conversion import code, plain
+
+
+def pretraining_facts(run: Mapping[str, Any], *, pictures: bool) -> dict[str, Any]:
+    """What the section on training is filled with; `pictures`: they lie beside the card."""
+    knn, processes = run["knn"], run["processes"]
+    return {
+        "begun": "from scratch" if run["model"] is None else f"beginning with {code(run['model']['name'])}",
+        "data": code(run["data"]["source"]),
+        "train_images": f"{run['data']['train_images']:,}",
+        "epochs": f"{run['epochs']:,}",
+        "batch_size": f"{run['batch_size']:,}",
+        "updates": f"{run['updates']:,}",
+        "time": None if run["resumed_from"] else str(timedelta(seconds=round(run["seconds"]))),  # of the whole run
+        "processes": "one process" if processes == 1 else f"{processes} processes",
+        "precision": run["precision"],
+        "recipe": f"{plain(run['recipe']['name'])} ({plain(run['recipe']['source'])})",
+        "seed": run["seed"],
+        # of which nothing is known where no labelled image could be read
+        "knn": knn and knn["accuracy"] is not None and knn | {"accuracy": f"{100 * knn['accuracy']:.1f} %"},
+        "pictures": pictures,
+    }

@@ -1,0 +1,61 @@
+"""Models that begin from scratch, by name."""
+
+import re
+from pathlib import Path
+
+from transformers import set_seed
+
+from ..configuration.configuration_vit import ViTConfig
+from ..configuration.presets import SIZES
+from ..convert.family import make_config
+from ..convert.files import read_json
+from ..errors import VitrailError
+from ..modeling.modeling_vit import ViTModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.presets import make_image_processor
+
+PLAIN_SIZES = ("tiny", "small", "base", "large", "huge")  # of `vitrail.SIZES`, those of blocks as DINO's
+NAME = re.compile(rf"vit_(?P<size>{'|'.join(PLAIN_SIZES)})_patch(?P<patch>[1-9]\d*)")
+
+
+def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, VitrailImageProcessor]:
+    """A model with random weights, and DINO's image processor.
+
+    Args:
+        name: vit_SIZE_patchP, with a size of PLAIN_SIZES, as "vit_small_patch16"; or a config.json with the fields of ViTConfig.
+        image_size: of a model that a name stands for, in pixels, to be divided by the patch: the next size that is.
+        seed: of the weights.
+
+    Raises:
+        VitrailError: there is no such name, or the config is none.
+    """
+    match = NAME.fullmatch(name)
+    if match:
+        patch = int(match["patch"])
+        config = ViTConfig(
+            **SIZES[match["size"]],
+            patch_size=patch,
+            image_size=-(-image_size // patch) * patch,
+            layer_norm_eps=1e-6,
+            position_interpolation_offset=0.1,
+        )
+    elif Path(name).suffix == ".json" and Path(name).is_file():
+        config = _read_config(Path(name))
+    else:
+        raise VitrailError(
+            f'There is no architecture "{name}": write vit_SIZE_patchP, SIZE being {", ".join(PLAIN_SIZES)}, or a config.json with the '
+            "fields of ViTConfig."
+        )
+    set_seed(seed)
+    return ViTModel(config), make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels)
+
+
+def _read_config(path: Path) -> ViTConfig:
+    """A config of a file in which every field is one of ours: of a misspelt one the default would be taken."""
+    content = read_json(path)
+    known = {**ViTConfig().to_dict(), "auto_map": None, "num_labels": None}
+    unknown = [field for field in content if field not in known]
+    if unknown or content.get("model_type", ViTConfig.model_type) != ViTConfig.model_type:
+        found = f"has {', '.join(unknown)}" if unknown else f'says "{content["model_type"]}"'
+        raise VitrailError(f"{path} {found}; write a config.json with the fields of ViTConfig, as hidden_size and patch_size.")
+    return make_config(content)

@@ -1,0 +1,76 @@
+"""Images to train on, with labels or without."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..evaluation.datasets import LabelledImages, images_of, load_images
+from ..evaluation.image_sources import image_files, read_splits
+from ..features.collections.images import image_suffixes
+from ..features.collections.tables import choose_image_column, declare_images, label_columns
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What a run without labels reads, and the labels, if there are any, by which it is measured.
+
+    train: with the column "image", {"bytes", "path"} for `open_image`.
+    labelled: `train` with its labels, and images to measure on that are not trained on; None without labels.
+    source: what the user gave.
+    fingerprint: as that of `LabelledImages`.
+    """
+
+    train: datasets.Dataset
+    labelled: LabelledImages | None
+    source: str
+    fingerprint: str
+
+
+def load_training_images(
+    source: str | os.PathLike,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str | None = None,
+    revision: str | None = None,
+    **validation: Any,
+) -> TrainingImages:
+    """Reads a collection of images; no image is decoded yet.
+
+    Args:
+        source: whatever `vitrail.evaluation.datasets.load_images` takes, or the like without labels: a folder in which images lie, and
+            maybe folders with more; Parquet, WebDataset or a dataset of the Hub without a column of labels.
+        image_column, label_column, train_split, revision: as there.
+        validation: the other keywords of `load_images`, which choose the labelled images to measure on. These are not trained on.
+
+    Raises VitrailError, which says what was found; SourceNotFoundError where nothing was.
+    """
+    source = os.fspath(source)
+    folder = Path(source).expanduser()
+    suffixes = image_suffixes()
+    if folder.is_dir() and any(_is_image(file, suffixes) for file in folder.iterdir()):
+        paths = [{"bytes": None, "path": file} for file in image_files(folder.absolute())]
+        files = datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
+        return _unlabelled(files, "image", source)
+    train, _ = read_splits(source, train_split=train_split, validation_split=None, revision=revision)
+    train = declare_images(train).flatten()
+    if label_column is None and len(label_columns(train.features)) != 1:
+        return _unlabelled(train, choose_image_column(train.features, image_column), source)
+    labelled = load_images(
+        source, image_column=image_column, label_column=label_column, train_split=train_split, revision=revision, **validation
+    )
+    if len(labelled.label_names) < 2:  # one folder of images, say, which is no class
+        return _unlabelled(train, choose_image_column(train.features, image_column), source)
+    return TrainingImages(labelled.train, labelled, source, labelled.fingerprint)
+
+
+def _is_image(file: Path, suffixes: frozenset[str]) -> bool:
+    return file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+
+
+def _unlabelled(dataset: datasets.Dataset, column: str, source: str) -> TrainingImages:
+    images = images_of(dataset, column)
+    return TrainingImages(images, None, source, images._fingerprint)

@@ -1,0 +1,215 @@
+"""DINO's training from images to a folder: student and teacher, crops, the Trainer, what is measured meanwhile, and a report."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers.trainer_callback import PrinterCallback
+
+from ..convert.report import ConversionReport
+from ..convert.writing import check_new
+from ..errors import VitrailError
+from ..evaluation.results import described_model, public_name, versions
+from ..evaluation.run_folder import only_one_run, open_run
+from ..evaluation.training import KeepLastCheckpoint, Progress, last_checkpoint
+from ..features.embed import encoder
+from ..features.processes import start_processes
+from ..hub.save import check_output_dir, save
+from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+from .arguments import DINOTrainingArguments
+from .crops import MultiCropImages
+from .images import TrainingImages
+from .original import check_original_layout, save_original_checkpoint
+from .recipes import REFERENCE_BATCH, PretrainingRecipe, find_recipe, fit_to_patches
+from .report import write_report
+from .teacher_knn import ACCURACY, MOST_IMAGES, NUM_NEIGHBOURS, TeacherKNN
+from .trainer import DINOTrainer
+
+LOGS = 500  # about so many points has a curve
+EVALUATIONS = 25  # by k-NN, where nothing else is said
+
+
+def pretrain(
+    model: ViTPreTrainedModel,
+    image_processor: VitrailImageProcessor,
+    images: TrainingImages,
+    *,
+    output_dir: str | os.PathLike,
+    recipe: str | PretrainingRecipe = "dino",
+    epochs: int | None = None,
+    seed: int = 0,
+    device_batch_size: int | None = None,
+    num_workers: int = 0,
+    evaluate_every: int | None = None,
+    strict: bool = False,
+    original_checkpoint: str | os.PathLike | None = None,
+    progress: bool = True,
+    report: ConversionReport | None = None,
+) -> dict[str, Any]:
+    """Trains a model by DINO on images without labels, and writes the teacher as a folder.
+
+    The folder is that of `vitrail.save`, with pretraining.json and its curves. A run that is interrupted is taken up again by the same
+    call, from the checkpoint of the last epoch in `output_dir`.run, which is removed in the end. Every process that `accelerate launch`
+    starts calls this function.
+
+    Args:
+        model: where student and teacher begin, which itself stays as it is.
+        image_processor: of the model; its normalisation is that of the crops.
+        images: to train on; labels, if there are any, only measure.
+        recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
+        epochs: instead of the recipe's.
+        seed: of the head's first weights, the order of the images, their crops, and stochastic depth.
+        device_batch_size: images that a device takes at a time, with all their crops; gradients are accumulated up to the recipe's batch.
+            None takes all at once.
+        num_workers: processes that decode images and make crops; 0 to do it in this one.
+        evaluate_every: epochs between two evaluations of the teacher by k-NN; None for 25 in all.
+        strict: refuse an image that cannot be read, instead of taking the next one in its place.
+        original_checkpoint: a .pth file to write as well, in the original's layout of full checkpoints.
+        report: what `vitrail.load` said of the model.
+
+    Returns:
+        What pretraining.json holds.
+
+    Raises:
+        VitrailError: there are fewer images than a batch has, the folder holds something else, or the run in it is another one or goes on
+            elsewhere.
+    """
+    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    vit = encoder(model)
+    recipe = dataclasses.replace(
+        recipe,
+        epochs=recipe.epochs if epochs is None else epochs,
+        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_size),
+    )
+    output_dir = Path(output_dir)
+    check_output_dir(output_dir)
+    if original_checkpoint is not None:
+        check_new(Path(original_checkpoint))
+        check_original_layout(vit, image_processor)
+    if len(images.train) < recipe.batch_size:
+        raise VitrailError(
+            f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
+            f"{recipe.batch_size}: give a recipe (.json) with a smaller batch_size."
+        )
+    processes = start_processes()
+    run_dir = output_dir.with_name(f"{output_dir.name}.run")
+    with only_one_run(run_dir) if processes.is_main_process else contextlib.nullcontext():
+        started = time.monotonic()
+        if processes.is_main_process:
+            described = {"recipe": dataclasses.asdict(recipe), "seed": seed, "data": images.fingerprint}
+            open_run(run_dir, described | {"model": described_model(report)})
+        processes.wait_for_everyone()
+        args = training_arguments(
+            run_dir, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
+        )
+        crops = MultiCropImages(images.train, image_processor, recipe.augmentation, seed=seed, strict=strict)
+        trainer = DINOTrainer(vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
+        trainer.remove_callback(PrinterCallback)
+        if progress:
+            trainer.add_callback(Progress("pretraining"))
+        if images.labelled is not None:
+            every = evaluate_every or -(-recipe.epochs // EVALUATIONS)
+            trainer.add_callback(TeacherKNN(trainer, image_processor, images.labelled, every=every, num_workers=num_workers))
+        checkpoint = last_checkpoint(run_dir)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+        run = {
+            "task": "DINO self-supervised training",
+            "model": described_model(report),
+            "recipe": {"name": recipe.name, "source": recipe.source},
+            **_settings(recipe, args),
+            "augmentation": dataclasses.asdict(recipe.augmentation),
+            "data": {"source": public_name(images.source), "fingerprint": images.fingerprint, "train_images": len(images.train)},
+            "updates": trainer.state.global_step,
+            "knn": _knn(trainer, images),
+            "curves": _curves(trainer),
+            "resumed_from": None if checkpoint is None else checkpoint.name,
+            "processes": processes.num_processes,
+            "seconds": round(time.monotonic() - started, 1),
+            "versions": versions(),
+        }
+        if processes.is_main_process:
+            if original_checkpoint is not None:
+                save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
+            save(trainer.teacher, image_processor, output_dir, report=report)
+            write_report(output_dir, run)
+            shutil.rmtree(run_dir)
+        processes.wait_for_everyone()
+        return run
+
+
+def training_arguments(
+    output_dir: Path,
+    recipe: PretrainingRecipe,
+    processes: PartialState,
+    *,
+    seed: int,
+    device_batch_size: int | None,
+    num_workers: int,
+) -> DINOTrainingArguments:
+    """Arguments of a DINOTrainer for a recipe: checkpoints after each epoch go to `output_dir`.
+
+    Raises VitrailError if a batch cannot be divided among the processes.
+    """
+    share, rest = divmod(recipe.batch_size, processes.num_processes)
+    if rest:
+        raise VitrailError(
+            f"A batch of {recipe.batch_size} images cannot be divided evenly among {processes.num_processes} processes: give a recipe "
+            "(.json) with another batch_size, or start another number of processes."
+        )
+    at_once = max(number for number in range(1, min(device_batch_size or share, share) + 1) if share % number == 0)
+    return DINOTrainingArguments(
+        str(output_dir),
+        seed=seed,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate * recipe.batch_size / REFERENCE_BATCH,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=share // at_once,
+        **{
+            "dataloader_num_workers": num_workers,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "logging_steps": 1 / LOGS,  # a share of the run
+            "save_strategy": "epoch",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": not torch.accelerator.is_available(),
+            **recipe.arguments,
+        },
+    )
+
+
+def _settings(recipe: PretrainingRecipe, args: DINOTrainingArguments) -> dict[str, Any]:
+    """What the run was made with, as far as it changes the numbers."""
+    own = [name for name in DINOTrainingArguments.__annotations__ if hasattr(args, name)]
+    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    arguments = {name: getattr(args, name) for name in own} | dict(recipe.arguments)
+    return {
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "arguments": arguments,
+        "precision": precision,
+        "seed": args.seed,
+    }
+
+
+def _knn(trainer: DINOTrainer, images: TrainingImages) -> dict[str, Any] | None:
+    """How the teacher was measured, and the last accuracy."""
+    if images.labelled is None:
+        return None
+    halves = {"train": images.labelled.train, "validation": images.labelled.validation}
+    counts = {f"{name}_images": min(len(half), MOST_IMAGES) for name, half in halves.items()}
+    accuracies = [entry[ACCURACY] for entry in trainer.state.log_history if ACCURACY in entry]
+    return {"k": min(NUM_NEIGHBOURS, counts["train_images"]), "accuracy": accuracies[-1] if accuracies else None, **counts}
+
+
+def _curves(trainer: DINOTrainer) -> list[Mapping[str, float]]:
+    """What was logged."""
+    return [entry for entry in trainer.state.log_history if "loss" in entry or ACCURACY in entry]

@@ -1,0 +1,42 @@
+"""How DINO's settings change during a run: by update, or by epoch.
+
+facebookresearch/dino, utils.py, cosine_scheduler; main_dino.py, train_dino and DINOLoss.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """A half cosine from `start` to `end` over all updates, after a linear warm-up from 0 to `start`.
+
+    num_updates: of the whole run. warmup: updates of the warm-up, the last of which has the value `start`.
+    """
+
+    start: float
+    end: float
+    num_updates: int
+    warmup: int = 0
+
+    def __call__(self, update: int) -> float:
+        """The value in an update, the first of which is 0; after the last it stays at `end`."""
+        if update < self.warmup:
+            return self.start * update / max(self.warmup - 1, 1)
+        done = min((update - self.warmup) / max(self.num_updates - self.warmup, 1), 1.0)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class LinearWarmup:
+    """From `start` to `end` in equal steps over `warmup` epochs, the last of which has the value `end`; then `end`."""
+
+    start: float
+    end: float
+    warmup: int
+
+    def __call__(self, epoch: int) -> float:
+        """The value in an epoch, the first of which is 0."""
+        if epoch >= self.warmup:
+            return self.end
+        return self.start + (self.end - self.start) * epoch / max(self.warmup - 1, 1)

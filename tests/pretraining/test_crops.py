@@ -1,0 +1,192 @@
+"""Images as a run reads them: the same crops for the same seed, epoch and row, in whatever process, and others otherwise."""
+
+import logging
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers.utils import logging as transformers_logging
+
+from image_folders import small_processor, write_broken, write_images
+from vitrail.errors import BadImageError, VitrailError
+from vitrail.features.collections.images import open_image
+from vitrail.pretraining.crops import MOST_BAD, MultiCropImages
+from vitrail.pretraining.images import load_training_images
+from vitrail.processing.augmentation import rng_of
+from vitrail.processing.multi_crop import CropAugmentation, MultiCropAugmentation, multi_crop
+
+pytestmark = pytest.mark.usefixtures("cache_of_datasets")
+
+GLOBAL = CropAugmentation(16, (0.4, 1.0), blur_probability=0.5)
+AUGMENTATION = MultiCropAugmentation((GLOBAL, GLOBAL), CropAugmentation(8, (0.1, 0.4)), num_local_crops=3)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Nine images in three folders."""
+    write_images(tmp_path / "pictures", 9)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def warnings_of_crops():
+    """What the user is told."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = transformers_logging.get_logger("vitrail.pretraining.crops")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def crops_of(folder, *, processor=None, **options):
+    images = load_training_images(folder, validation_fraction=0.01)
+    return MultiCropImages(images.train, processor or small_processor(), AUGMENTATION, **options)
+
+
+def equal(first, second):
+    return all(torch.equal(first[name], second[name]) for name in ("pixel_values", "local_pixel_values"))
+
+
+def one_by_one(loader):
+    """The items that a loader of batches of one image gives."""
+    return [{name: values[0] for name, values in batch.items()} for batch in loader]
+
+
+def test_an_item_has_the_crops_of_its_image(pictures):
+    crops = crops_of(pictures, seed=5)
+    crops.set_epoch(2)
+    assert len(crops) == len(crops.dataset) == 6
+    processor = small_processor()
+    for row in range(6):
+        item = crops[row]
+        image = open_image(crops.dataset[row]["image"])
+        global_crops, local_crops = multi_crop(
+            image, AUGMENTATION, rng_of(5, 2, row), mean=processor.image_mean, std=processor.image_std
+        )
+        assert equal(item, {"pixel_values": global_crops, "local_pixel_values": local_crops})
+    assert item["pixel_values"].shape == (2, 3, 16, 16)
+    assert item["local_pixel_values"].shape == (3, 3, 8, 8)
+    assert item.keys() == {"pixel_values", "local_pixel_values"}
+
+
+def test_seed_epoch_and_row_each_matter(pictures):
+    crops = crops_of(pictures)
+    first = crops[0]
+    assert equal(crops[0], first)
+    assert equal(crops_of(pictures)[0], first)
+    assert not equal(crops_of(pictures, seed=1)[0], first)
+    assert not equal(crops[1], first)
+    crops.set_epoch(1)
+    assert not equal(crops[0], first)
+    crops.set_epoch(0)
+    assert equal(crops[0], first)
+
+
+def test_the_normalisation_is_the_image_processors(pictures):
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    plain = crops_of(pictures, processor=small_processor(do_normalize=False))[0]["pixel_values"]
+    assert 0 <= plain.min() < plain.max() <= 1
+    normalized = crops_of(pictures, processor=small_processor(image_mean=mean, image_std=std))[0]["pixel_values"]
+    expected = (plain - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(normalized, expected)
+
+
+def test_the_channels_are_the_image_processors(pictures):
+    processor = small_processor(num_channels=1, image_mean=[0.5], image_std=[0.5])
+    item = crops_of(pictures, processor=processor)[0]
+    assert item["pixel_values"].shape == (2, 1, 16, 16)
+    assert item["local_pixel_values"].shape == (3, 1, 8, 8)
+    assert crops_of(pictures, processor=small_processor(num_channels=1, do_normalize=False))[0]["pixel_values"].shape[1] == 1
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_processes_that_read_ahead_draw_the_same_and_see_the_epoch(pictures, persistent):
+    crops, here = crops_of(pictures), crops_of(pictures)
+    loader = DataLoader(crops, batch_size=1, num_workers=1, persistent_workers=persistent)
+    for epoch in (0, 3):
+        crops.set_epoch(epoch)
+        here.set_epoch(epoch)
+        items = one_by_one(loader)
+        assert len(items) == 6
+        assert all(equal(item, here[row]) for row, item in enumerate(items))
+
+
+def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(pictures, warnings_of_crops):
+    """With the crops of the row that was asked for; the user is told of each once."""
+    crops = crops_of(pictures)
+    intact = [crops[row] for row in range(6)]
+    images = [row["image"]["path"] for row in crops.dataset]
+    for row in (1, 2, 5):
+        with open(images[row], "wb") as file:
+            file.write(b"no image")
+    for epoch in (0, 1):
+        crops.set_epoch(epoch)
+        items = [crops[row] for row in range(6)]
+        for row, other in ((1, 3), (2, 3), (5, 0)):
+            processor = small_processor()
+            image = open_image(crops.dataset[other]["image"])
+            expected, _ = multi_crop(image, AUGMENTATION, rng_of(0, epoch, row), mean=processor.image_mean, std=processor.image_std)
+            assert torch.equal(items[row]["pixel_values"], expected)
+        if epoch == 0:
+            assert all(equal(items[row], intact[row]) for row in (0, 3, 4))
+    assert len(warnings_of_crops) == 3
+    for row in (1, 2, 5):
+        (told,) = [warning for warning in warnings_of_crops if images[row] in warning]
+        assert told.startswith("left out, the next image takes its place: cannot read the image")
+
+
+def test_strict_refuses_it(pictures):
+    crops = crops_of(pictures, strict=True)
+    path = crops.dataset[4]["image"]["path"]
+    with open(path, "wb") as file:
+        file.write(b"no image")
+    assert crops[3]["pixel_values"].shape == (2, 3, 16, 16)
+    with pytest.raises(BadImageError, match="cannot read the image") as raised:
+        crops[4]
+    assert raised.value.path == path
+
+
+def test_an_error_in_a_process_that_reads_ahead_is_one_sentence(pictures):
+    """Not the traceback that torch makes the message of."""
+    crops = crops_of(pictures, strict=True)
+    path = crops.dataset[4]["image"]["path"]
+    with open(path, "wb") as file:
+        file.write(b"no image")
+    batches = iter(DataLoader(crops, batch_size=1, num_workers=1))
+    for _ in range(4):
+        next(batches)
+    with pytest.raises(VitrailError) as raised:
+        next(batches)
+    assert len(list(batches)) == 1  # so that the process ends at once
+    assert str(raised.value) == f"cannot read the image {path}: Pillow knows no such format"
+
+
+def test_all_that_can_be_wrong_with_a_file_is_survived(pictures):
+    """The broken ones are a folder of their own, the first by its name."""
+    write_broken(pictures)
+    crops = crops_of(pictures)
+    assert all(crops[row]["pixel_values"].isfinite().all() for row in range(len(crops)))
+    assert len(crops.reported) > 10
+
+
+@pytest.mark.parametrize("number", [5, MOST_BAD + 50])
+def test_a_run_in_which_nothing_can_be_read_gives_up(tmp_path, number, warnings_of_crops):
+    for index in range(number):
+        (tmp_path / f"{index:03d}.png").write_bytes(b"")
+    crops = crops_of(tmp_path)
+    expected = min(number, MOST_BAD)
+    with pytest.raises(VitrailError, match=f"{expected} images in a row, from row 3 on, cannot be read"):
+        crops[3]
+    assert len(warnings_of_crops) == expected
+
+
+def test_one_good_image_among_bad_ones_is_enough(tmp_path):
+    write_images(tmp_path, 1)
+    next(tmp_path.glob("*/*.jpg")).rename(tmp_path / "good.jpg")
+    for index in range(9):
+        (tmp_path / f"{index}.png").write_bytes(b"")
+    crops = crops_of(tmp_path)
+    assert len(crops) == 10
+    assert all(crops[row]["pixel_values"].shape == (2, 3, 16, 16) for row in range(10))

@@ -1,0 +1,159 @@
+"""Recipes against the defaults of facebookresearch/dino, and what a file may change."""
+
+import dataclasses
+import json
+
+import pytest
+
+from vitrail.errors import VitrailError
+from vitrail.pretraining.arguments import DINOTrainingArguments
+from vitrail.pretraining.recipes import RECIPES, PretrainingRecipe, find_recipe, fit_to_patches
+from vitrail.processing.multi_crop import DINO_AUGMENTATION
+
+# main_dino.py, get_args_parser: the name there, ours, the default there
+ORIGINAL_DEFAULTS = (
+    ("out_dim", "num_prototypes", 65536),
+    ("norm_last_layer", "normalize_last_layer", True),
+    ("momentum_teacher", "teacher_momentum", 0.996),
+    ("warmup_teacher_temp", "warmup_teacher_temperature", 0.04),
+    ("teacher_temp", "teacher_temperature", 0.04),
+    ("warmup_teacher_temp_epochs", "warmup_teacher_temperature_epochs", 0),
+    ("weight_decay", "weight_decay", 0.04),
+    ("weight_decay_end", "final_weight_decay", 0.4),
+    ("clip_grad", "max_grad_norm", 3.0),
+    ("freeze_last_layer", "freeze_last_layer_epochs", 1),
+    ("lr", "learning_rate", 0.0005),
+    ("warmup_epochs", "warmup_epochs", 10),
+    ("min_lr", "min_learning_rate", 1e-6),
+    ("epochs", "num_train_epochs", 100),
+    ("drop_path_rate", "drop_path_rate", 0.1),
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**content):
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def test_defaults_are_those_of_the_original(tmp_path):
+    args = DINOTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    assert {ours: getattr(args, ours) for _, ours, _ in ORIGINAL_DEFAULTS} == {ours: value for _, ours, value in ORIGINAL_DEFAULTS}
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)  # torch.optim.AdamW's
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0}, "learning_rate is 0; write a number above 0"),
+        ({"num_prototypes": 0}, "num_prototypes is 0"),
+        ({"teacher_temperature": -0.1}, "teacher_temperature is -0.1"),
+        ({"student_temperature": 0.0}, "student_temperature"),
+        ({"teacher_momentum": 1.1}, "teacher_momentum is 1.1; write a number from 0 to 1"),
+        ({"center_momentum": -0.1}, "center_momentum"),
+        ({"drop_path_rate": 2}, "drop_path_rate"),
+        ({"num_train_epochs": 5}, "warmup_epochs is 10.0, longer than the run of 5 epochs"),
+    ],
+)
+def test_arguments_that_cannot_be(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        DINOTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **settings)
+
+
+def test_the_recipe_is_that_of_the_source():
+    recipe = RECIPES["dino"]
+    # README.md, "Vanilla DINO training": 8 GPUs, 64 images on each
+    assert (recipe.batch_size, recipe.epochs, recipe.learning_rate) == (512, 100, 0.0005)
+    assert recipe.arguments == {}
+    assert recipe.augmentation == DINO_AUGMENTATION
+    for name, known in RECIPES.items():
+        assert name == known.name
+        assert "facebookresearch/dino" in known.source
+        assert find_recipe(name) is known
+
+
+def test_a_file_changes_what_it_says(write):
+    name = write(
+        recipe="dino",
+        batch_size=64,
+        learning_rate=0.001,
+        arguments={"warmup_epochs": 1, "bf16": True},
+        augmentation={"num_local_crops": 4, "local_crop": {"size": 32, "scale": [0.1, 0.3]}},
+    )
+    recipe = find_recipe(name)
+    assert (recipe.name, recipe.source) == ("mine", "facebookresearch/dino, main_dino.py, changed by mine.json")
+    assert (recipe.batch_size, recipe.learning_rate, recipe.epochs) == (64, 0.001, 100)
+    assert recipe.arguments == {"warmup_epochs": 1, "bf16": True}
+    augmentation = recipe.augmentation
+    assert (augmentation.num_local_crops, augmentation.local_crop.size, augmentation.local_crop.scale) == (4, 32, (0.1, 0.3))
+    unchanged = dataclasses.replace(augmentation, num_local_crops=8, local_crop=DINO_AUGMENTATION.local_crop)
+    assert unchanged == DINO_AUGMENTATION
+    assert RECIPES["dino"].batch_size == 512
+
+
+def test_a_file_keeps_the_arguments_of_its_recipe(write, monkeypatch):
+    base = PretrainingRecipe("base", "a paper", 3, 4, 0.1, arguments={"warmup_epochs": 1, "num_prototypes": 100})
+    monkeypatch.setitem(RECIPES, "base", base)
+    recipe = find_recipe(write(recipe="base", arguments={"num_prototypes": 200}))
+    assert recipe.arguments == {"warmup_epochs": 1, "num_prototypes": 200}
+    assert base.arguments["num_prototypes"] == 100
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, 'does not say which recipe it changes: write "recipe": "dino"'),
+        ({"recipe": "dinov3"}, "does not say which recipe"),
+        ({"recipe": ["dino"]}, "does not say which recipe"),
+        ({"recipe": "dino", "batch": 3}, "says batch, which is not among: epochs, batch_size"),
+        ({"recipe": "dino", "name": "x"}, "says name, which is not among"),
+        ({"recipe": "dino", "arguments": {"momentum": 0.9}}, "says momentum, which is not among"),
+        ({"recipe": "dino", "arguments": {"learning_rate": 0.9}}, "says learning_rate, which is not among"),
+        ({"recipe": "dino", "arguments": {"output_dir": "x"}}, "says output_dir, which is not among"),
+        ({"recipe": "dino", "arguments": [1]}, "says arguments: .1.; write an object"),
+        ({"recipe": "dino", "arguments": {"warmup_epochs": "1"}}, "says warmup_epochs: '1'; write a number, as 10.0"),
+        ({"recipe": "dino", "augmentation": 3}, "says augmentation: 3; write an object"),
+        ({"recipe": "dino", "augmentation": {"flips": 3}}, "found flips in a MultiCropAugmentation"),
+        ({"recipe": "dino", "augmentation": {"local_crop": {"size": 0, "scale": [0.1, 1]}}}, "found size=0"),
+        ({"recipe": "dino", "batch_size": "64"}, "says batch_size: '64'; write a whole number above 0"),
+        ({"recipe": "dino", "batch_size": 0}, "says batch_size: 0"),
+        ({"recipe": "dino", "epochs": 1.5}, "says epochs: 1.5"),
+        ({"recipe": "dino", "epochs": True}, "says epochs: True"),
+        ({"recipe": "dino", "learning_rate": -1}, "says learning_rate: -1; write a number above 0"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused(write, content, message):
+    with pytest.raises(VitrailError, match=message):
+        find_recipe(write(**content))
+
+
+@pytest.mark.parametrize("name", ["dinov3", "nowhere.json", ""])
+def test_an_unknown_recipe_is_refused(name):
+    with pytest.raises(VitrailError, match=f'no recipe "{name}": choose dino, or give a .json file'):
+        find_recipe(name)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "mine.json").write_text("{bad")
+    with pytest.raises(VitrailError, match=r"mine\.json is no JSON"):
+        find_recipe(str(tmp_path / "mine.json"))
+
+
+@pytest.mark.parametrize(("patch", "sizes"), [(16, (224, 96)), (8, (224, 96)), (14, (224, 98)), (32, (224, 96)), (20, (240, 100))])
+def test_crops_are_fitted_to_patches(patch, sizes):
+    fitted = fit_to_patches(DINO_AUGMENTATION, (patch, patch))
+    assert [crop.size for crop in fitted.crops] == [sizes[0]] * 2 + [sizes[1]] * 8
+    for crop, before in zip(fitted.crops, DINO_AUGMENTATION.crops, strict=True):
+        assert dataclasses.replace(crop, size=before.size) == before
+    assert dataclasses.replace(fitted, global_crops=DINO_AUGMENTATION.global_crops, local_crop=DINO_AUGMENTATION.local_crop) == (
+        DINO_AUGMENTATION
+    )
+
+
+def test_patches_that_are_no_squares_are_refused():
+    with pytest.raises(VitrailError, match="patches are 4x8 pixels"):
+        fit_to_patches(DINO_AUGMENTATION, (4, 8))

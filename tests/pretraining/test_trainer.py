@@ -1,0 +1,264 @@
+"""The Trainer against the original loop: the golden case, in one process and in two, in pieces and resumed."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+import deterministic
+from golden_training import ANSWERS, BATCH, HELD_OUT, SETTINGS, UPDATES, GoldenCrops, golden_arguments, golden_model, golden_trainer
+from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient, make_dino_model
+
+TOLERANCE = 1e-4
+
+# As golden_training.golden_trainer, started by a launcher; each process writes what it has
+SCRIPT = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+from golden_training import golden_trainer
+trainer = golden_trainer(sys.argv[2], per_device_train_batch_size=2)
+trainer.train()
+if trainer.is_world_process_zero():
+    import torch
+    torch.save({"log": trainer.state.log_history, "model": trainer.model.state_dict()}, sys.argv[2] + "/trained.pth")
+"""
+
+
+class Centers(TrainerCallback):
+    """The centre after each update."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.centers = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.centers.append(self.trainer.model.loss.center.clone())
+
+
+def logged(log_history, name):
+    return torch.tensor([entry[name] for entry in log_history if "loss" in entry])
+
+
+def check_networks(model):
+    pixel_values = deterministic.pixel_values(HELD_OUT)
+    for name in ("student", "teacher"):
+        network = getattr(model, name).eval()
+        with torch.no_grad():
+            features, outputs = network.features(pixel_values), network(pixel_values)
+        torch.testing.assert_close(features, ANSWERS[f"{name}_cls"], rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(outputs, ANSWERS[f"{name}_head"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"activation_checkpointing": True},
+        {"optim": "adamw_torch"},
+        {"dataloader_num_workers": 1},
+    ],
+    ids=["plain", "accumulated", "checkpointed", "not fused", "worker"],
+)
+def test_the_original_loop(changes, tmp_path):
+    trainer = golden_trainer(tmp_path, **changes)
+    centers = Centers(trainer)
+    trainer.add_callback(centers)
+    trainer.train()
+    log = trainer.state.log_history
+    assert trainer.state.global_step == UPDATES
+    torch.testing.assert_close(logged(log, "loss"), ANSWERS["losses"], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(torch.cat(centers.centers), ANSWERS["centers"], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(logged(log, "learning_rate"), ANSWERS["lr"], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(logged(log, "teacher_momentum"), ANSWERS["momentum"], rtol=1e-6, atol=0)
+    check_networks(trainer.model)
+
+
+def test_two_processes_are_one_with_the_joined_batch(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    folders = json.dumps([str(Path(__file__).parent), str(deterministic.GOLDEN)])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, "script.py", folders, str(tmp_path)], cwd=tmp_path, check=True)
+    trained = torch.load(tmp_path / "trained.pth", weights_only=True)
+    torch.testing.assert_close(logged(trained["log"], "loss"), ANSWERS["losses"], rtol=0, atol=TOLERANCE)
+    model = golden_model(golden_arguments(tmp_path))
+    model.load_state_dict(trained["model"])
+    torch.testing.assert_close(model.loss.center, ANSWERS["centers"][-1:], rtol=0, atol=TOLERANCE)
+    check_networks(model)
+
+
+@pytest.mark.parametrize("update", [2, 3], ids=["between epochs", "within an epoch"])
+def test_resumed_it_goes_on_as_if_nothing_had_been(update, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": update}
+    first = golden_trainer(tmp_path, **changes)
+    first.train()
+    resumed = golden_trainer(tmp_path, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{update}"))
+    losses = logged(resumed.state.log_history, "loss")
+    assert len(losses) == UPDATES
+    assert losses.tolist() == logged(first.state.log_history, "loss").tolist()
+    for name, tensor in first.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+    check_networks(resumed.model)
+
+
+def test_weight_decay_grows_and_is_for_matrices_alone(tmp_path):
+    trainer = golden_trainer(tmp_path)
+    decays = []
+
+    class Decays(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            decays.append([group["weight_decay"] for group in trainer.optimizer.param_groups])
+
+    trainer.add_callback(Decays())
+    trainer.train()
+    decaying, others = zip(*decays, strict=True)
+    torch.testing.assert_close(torch.tensor(decaying), ANSWERS["weight_decay"], rtol=1e-6, atol=0)
+    assert set(others) == {0.0}
+    assert {parameter.ndim for parameter in trainer.optimizer.param_groups[1]["params"]} == {1}
+    assert len(trainer.optimizer.param_groups[1]["params"]) == 1 + 2 * 8 + 2 + 3  # patches, blocks, norm, head: biases and vectors
+
+
+def test_the_last_layer_stays_in_the_first_epoch(tmp_path):
+    trainer = golden_trainer(tmp_path)
+    begin = trainer.model.student.head.last_layer.weight_v.detach().clone()
+    moved = []
+
+    class Moved(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            moved.append(not torch.equal(begin, trainer.model.student.head.last_layer.weight_v))
+
+    trainer.add_callback(Moved())
+    trainer.train()
+    assert moved == [False, False, True, True, True, True]  # the learning rate of the first update is 0 as well
+    assert torch.equal(trainer.model.teacher.head.last_layer.weight_g, torch.ones(SETTINGS["out_dim"], 1))
+
+
+def test_signs_of_collapse_are_means_since_the_last_log(tmp_path):
+    each = golden_trainer(tmp_path)
+    each.train()
+    pairs = golden_trainer(tmp_path, logging_steps=2)
+    pairs.train()
+    for name in ("target_entropy", "mean_target_entropy", "center_norm"):
+        expected = logged(each.state.log_history, name).unflatten(0, (-1, 2)).mean(dim=1)
+        torch.testing.assert_close(logged(pairs.state.log_history, name), expected, rtol=1e-5, atol=1e-6)
+    assert (logged(each.state.log_history, "target_entropy") < math.log(SETTINGS["out_dim"])).all()
+
+
+def test_bfloat16_is_near(tmp_path):
+    trainer = golden_trainer(tmp_path, bf16=True)
+    trainer.train()
+    torch.testing.assert_close(logged(trainer.state.log_history, "loss"), ANSWERS["losses"], rtol=0, atol=0.1)
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+def test_a_backbone_is_where_both_begin(tmp_path):
+    args = golden_arguments(tmp_path, drop_path_rate=0.5)
+    vit = golden_model(args).student.backbone
+    trainer = DINOTrainer(vit, args, train_dataset=GoldenCrops())
+    before = {name: parameter.clone() for name, parameter in vit.named_parameters()}
+    for network in (trainer.model.student, trainer.model.teacher):
+        assert all(torch.equal(before[name], parameter) for name, parameter in network.backbone.named_parameters())
+    assert [layer.drop_path_rate for layer in trainer.model.student.backbone.layers] == [0.0, 0.5]
+    assert [layer.drop_path_rate for layer in trainer.model.teacher.backbone.layers] == [0.0, 0.0]
+    trainer.train()
+    assert all(torch.equal(before[name], parameter) for name, parameter in vit.named_parameters())
+    assert not all(torch.equal(before[name], parameter) for name, parameter in trainer.teacher.named_parameters())
+    again = DINOTrainer(vit, args, train_dataset=GoldenCrops())
+    assert torch.equal(make_dino_model(vit, args).student.head.mlp[0].bias, again.model.student.head.mlp[0].bias)
+
+
+def test_the_seed_decides_the_head_and_the_order(tmp_path):
+    args = golden_arguments(tmp_path, train_sampling_strategy="random")
+    vit = golden_model(args).student.backbone
+    losses = []
+    for seed in (0, 0, 1):
+        args = golden_arguments(tmp_path, train_sampling_strategy="random", seed=seed)
+        trainer = DINOTrainer(vit, args, train_dataset=GoldenCrops())
+        trainer.train()
+        losses.append(logged(trainer.state.log_history, "loss").tolist())
+    assert losses[0] == losses[1] != losses[2]
+
+
+class Rows(Dataset):
+    """Remembers which rows were read."""
+
+    def __init__(self, number):
+        self.number, self.read = number, []
+        self.crops = GoldenCrops()
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, row):
+        self.read.append(row)
+        return self.crops[row % len(self.crops)]
+
+
+def test_an_epoch_has_whole_updates_in_a_new_order(tmp_path):
+    rows = Rows(11)
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "train_sampling_strategy": "random"}
+    args = golden_arguments(tmp_path, num_train_epochs=2, **changes)
+    trainer = DINOTrainer(golden_model(args), args, train_dataset=rows)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    first, second = rows.read[:8], rows.read[8:]
+    assert len(second) == 8
+    assert len(set(first)) == len(set(second)) == 8
+    assert first != second
+
+
+def test_fewer_images_than_an_update(tmp_path):
+    args = golden_arguments(tmp_path, train_sampling_strategy="random", gradient_accumulation_steps=3)
+    trainer = DINOTrainer(golden_model(args), args, train_dataset=GoldenCrops())
+    with pytest.raises(ValueError, match=f"The data have {2 * BATCH} images, fewer than an update, {3 * BATCH}"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; write a number above 0"),
+        ({"teacher_momentum": 1.5}, "teacher_momentum is 1.5; write a number from 0 to 1"),
+        ({"warmup_epochs": 4}, "warmup_epochs is 4, longer than the run of 3 epochs"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        golden_arguments(tmp_path, **changes)
+
+
+def test_each_gradient_is_clipped_by_itself():
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 4) for _ in range(3)])
+    scales = [0.1, 10.0, 1000.0]
+    for linear, scale in zip(model, scales, strict=True):
+        linear.weight.grad = torch.full((4, 4), scale)  # norm 4 * scale
+    model[0].bias.grad = None
+    norm = clip_each_gradient(model, 3.0)
+    assert norm.item() == pytest.approx(4 * math.sqrt(sum(scale**2 for scale in scales)))
+    norms = [linear.weight.grad.norm().item() for linear in model]
+    assert norms == pytest.approx([0.4, 3.0, 3.0], rel=1e-5)
+
+
+def test_the_loss_of_crops_that_are_not_trained_on(tmp_path):
+    trainer = golden_trainer(tmp_path)
+    begin = trainer.evaluate(GoldenCrops())["eval_loss"]
+    assert begin == pytest.approx(ANSWERS["losses"][0].item(), abs=0.5)  # of the first crops and those of the next iteration
+    assert trainer.model.loss.gathered is None
+    trainer.model.train()
+    trainer.train()
+    assert trainer.evaluate(GoldenCrops())["eval_loss"] != begin
+
+
+def test_without_local_crops(tmp_path):
+    args = golden_arguments(tmp_path)
+    model = golden_model(args)
+    crops = GoldenCrops()[0]["pixel_values"][None]
+    alone = model(crops)["loss"]
+    assert torch.equal(alone, model(crops, torch.zeros(1, 0, 3, 16, 16))["loss"])
