@@ -42,6 +42,7 @@ from .provenance import checkpoint_link, eval_results, load_name
 from .sections import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
 
 TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md.jinja"
+DINO = "2104.14294"  # arXiv's number of the paper by which vitrail trains encoders
 # Which library loads a repository, by its layout: the word that the Hub knows
 LIBRARIES = {"official": "transformers", "vitrail": "transformers", "transformers": "transformers", "timm": "timm"}
 
@@ -110,6 +111,8 @@ def model_card(
             facts["changes"] = markdown_table(("Setting", "here", checkpoint_link(checkpoint)), changes)
         else:
             facts |= original_facts(checkpoint) | published_facts(checkpoint)
+    if pretraining and PAPERS[DINO].bibtex not in facts["citations"]:
+        facts["citations"] += "\n\n" + PAPERS[DINO].bibtex
     data = _metadata(
         checkpoint,
         title,

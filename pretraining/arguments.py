@@ -1,6 +1,6 @@
 """The settings of a DINO run: `transformers.TrainingArguments`, and what DINO adds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from transformers import TrainingArguments
 
@@ -62,3 +62,10 @@ class DINOTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs}, longer than the run of {self.num_train_epochs} epochs; write at most that."
             )
+
+
+# What a run was made with, as far as it changes the numbers and no recipe says otherwise
+DINO_ARGUMENTS = (
+    *("learning_rate", "weight_decay", "max_grad_norm"),
+    *(known.name for known in fields(DINOTrainingArguments) if known.name not in TrainingArguments.__dataclass_fields__),
+)

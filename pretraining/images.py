@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 
+from ..errors import VitrailError
 from ..evaluation.datasets import LabelledImages, images_of, load_images
 from ..evaluation.image_sources import image_files, read_splits
 from ..features.collections.images import image_suffixes
@@ -52,6 +53,9 @@ def load_training_images(
     folder = Path(source).expanduser()
     suffixes = image_suffixes()
     if folder.is_dir() and any(_is_image(file, suffixes) for file in folder.iterdir()):
+        named = {"image_column": image_column, "label_column": label_column, "train_split": train_split, "revision": revision}
+        if given := [name for name, value in named.items() if value is not None]:
+            raise VitrailError(f"{source} is a folder of images, which has no {' and no '.join(given)}: leave that out.")
         paths = [{"bytes": None, "path": file} for file in image_files(folder.absolute())]
         files = datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
         return _unlabelled(files, "image", source)

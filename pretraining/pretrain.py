@@ -5,7 +5,6 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ..features.processes import start_processes
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .arguments import DINOTrainingArguments
+from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
 from .crops import MultiCropImages
 from .images import TrainingImages
 from .original import check_original_layout, save_original_checkpoint
@@ -99,17 +98,15 @@ def pretrain(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
             f"{recipe.batch_size}: give a recipe (.json) with a smaller batch_size."
         )
-    processes = start_processes()
+    processes, begun_with = start_processes(), described_model(report)
     run_dir = output_dir.with_name(f"{output_dir.name}.run")
+    args = training_arguments(run_dir, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers)
     with only_one_run(run_dir) if processes.is_main_process else contextlib.nullcontext():
-        started = time.monotonic()
         if processes.is_main_process:
-            described = {"recipe": dataclasses.asdict(recipe), "seed": seed, "data": images.fingerprint}
-            open_run(run_dir, described | {"model": described_model(report)})
+            settings = {"recipe": dataclasses.asdict(recipe), "seed": seed, "data": images.fingerprint, "model": begun_with}
+            open_run(run_dir, settings)
         processes.wait_for_everyone()
-        args = training_arguments(
-            run_dir, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
-        )
+        started = time.monotonic()
         crops = MultiCropImages(images.train, image_processor, recipe.augmentation, seed=seed, strict=strict)
         trainer = DINOTrainer(vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
         trainer.remove_callback(PrinterCallback)
@@ -120,27 +117,18 @@ def pretrain(
             trainer.add_callback(TeacherKNN(trainer, image_processor, images.labelled, every=every, num_workers=num_workers))
         checkpoint = last_checkpoint(run_dir)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
         run = {
             "task": "DINO self-supervised training",
-            "model": described_model(report),
-            "recipe": {"name": recipe.name, "source": recipe.source},
-            **_settings(recipe, args),
-            "augmentation": dataclasses.asdict(recipe.augmentation),
-            "data": {"source": public_name(images.source), "fingerprint": images.fingerprint, "train_images": len(images.train)},
-            "updates": trainer.state.global_step,
-            "knn": _knn(trainer, images),
-            "curves": _curves(trainer),
+            "model": begun_with,
+            **_described(trainer, recipe, images),
             "resumed_from": None if checkpoint is None else checkpoint.name,
-            "processes": processes.num_processes,
             "seconds": round(time.monotonic() - started, 1),
-            "versions": versions(),
         }
         if processes.is_main_process:
-            if original_checkpoint is not None:
-                save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
             save(trainer.teacher, image_processor, output_dir, report=report)
             write_report(output_dir, run)
+            if original_checkpoint is not None:
+                save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
             shutil.rmtree(run_dir)
         processes.wait_for_everyone()
         return run
@@ -186,17 +174,23 @@ def training_arguments(
     )
 
 
-def _settings(recipe: PretrainingRecipe, args: DINOTrainingArguments) -> dict[str, Any]:
-    """What the run was made with, as far as it changes the numbers."""
-    own = [name for name in DINOTrainingArguments.__annotations__ if hasattr(args, name)]
-    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-    arguments = {name: getattr(args, name) for name in own} | dict(recipe.arguments)
+def _described(trainer: DINOTrainer, recipe: PretrainingRecipe, images: TrainingImages) -> dict[str, Any]:
+    """What was run, on what, what was logged, and with which versions."""
+    args = trainer.args
     return {
+        "recipe": {"name": recipe.name, "source": recipe.source},
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
-        "arguments": arguments,
-        "precision": precision,
+        "arguments": {name: getattr(args, name) for name in DINO_ARGUMENTS} | dict(recipe.arguments),
+        "augmentation": dataclasses.asdict(recipe.augmentation),
+        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         "seed": args.seed,
+        "data": {"source": public_name(images.source), "fingerprint": images.fingerprint, "train_images": len(images.train)},
+        "updates": trainer.state.global_step,
+        "knn": _knn(trainer, images),
+        "curves": [entry for entry in trainer.state.log_history if "loss" in entry or ACCURACY in entry],
+        "processes": args.world_size,
+        "versions": versions(),
     }
 
 
@@ -208,8 +202,3 @@ def _knn(trainer: DINOTrainer, images: TrainingImages) -> dict[str, Any] | None:
     counts = {f"{name}_images": min(len(half), MOST_IMAGES) for name, half in halves.items()}
     accuracies = [entry[ACCURACY] for entry in trainer.state.log_history if ACCURACY in entry]
     return {"k": min(NUM_NEIGHBOURS, counts["train_images"]), "accuracy": accuracies[-1] if accuracies else None, **counts}
-
-
-def _curves(trainer: DINOTrainer) -> list[Mapping[str, float]]:
-    """What was logged."""
-    return [entry for entry in trainer.state.log_history if "loss" in entry or ACCURACY in entry]

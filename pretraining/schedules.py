@@ -23,7 +23,9 @@ class CosineSchedule:
         """The value in an update, the first of which is 0; after the last it stays at `end`."""
         if update < self.warmup:
             return self.start * update / max(self.warmup - 1, 1)
-        done = min((update - self.warmup) / max(self.num_updates - self.warmup, 1), 1.0)
+        if update >= self.num_updates:
+            return self.end
+        done = (update - self.warmup) / (self.num_updates - self.warmup)
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
 
 

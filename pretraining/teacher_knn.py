@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from ..evaluation.datasets import LabelledImages
 from ..evaluation.features import ImageViews, extract_chunks, parts_programs
@@ -18,6 +19,8 @@ from .trainer import DINOTrainer
 NUM_NEIGHBOURS = 20  # DINO's best for most models: arXiv:2104.14294, section 4.1
 MOST_IMAGES = 10_000  # of each half, evenly spread, so that it takes little of the time of the training
 ACCURACY = "eval_knn_accuracy"
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,4 +77,6 @@ class TeacherKNN(TrainerCallback):
             num_workers=self.num_workers,
             advance=lambda rows: None,
         )
+        for image in chunk.bad:
+            logger.warning_once(f"left out of the evaluation by k-NN: {image.path}: {image.reason}")
         return chunk.parts[0, :, 0], np.array(images["label"][:])[chunk.rows]

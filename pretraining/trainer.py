@@ -41,9 +41,8 @@ class DINOTrainer(Trainer):
         if not isinstance(model, DINOModel):
             set_seed(args.seed)  # as Trainer does, too late for a new head
             model = make_dino_model(model, args)
-        args._n_gpu = min(
-            args.n_gpu, 1
-        )  # one process for each device (accelerate launch): no nn.DataParallel where it sees several
+        # One process for each device (accelerate launch): no nn.DataParallel where it sees several
+        args._n_gpu = min(args.n_gpu, 1)
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(_DINOSteps(self))
         self.signs = dict.fromkeys(SIGNS, torch.zeros((), device=args.device))  # summed since the last log
@@ -76,13 +75,13 @@ class DINOTrainer(Trainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The schedules of a run of so many updates; that of the optimizer's learning rate and weight decay is returned."""
+        args = self.args
+        self.updates_per_epoch = num_training_steps / args.num_train_epochs
+        self.teacher_momentum = CosineSchedule(args.teacher_momentum, 1.0, num_training_steps)
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             assert optimizer is not None
-            args = self.args
-            self.updates_per_epoch = num_training_steps / args.num_train_epochs
             warmup = round(args.warmup_epochs * self.updates_per_epoch)
-            self.momentum = CosineSchedule(args.teacher_momentum, 1.0, num_training_steps)
             self.lr_scheduler = OptimizerSchedule(
                 optimizer,
                 learning_rate=CosineSchedule(args.learning_rate, args.min_learning_rate, num_training_steps, warmup),
@@ -126,7 +125,7 @@ class DINOTrainer(Trainer):
         if "loss" in logs and self.num_signs:
             update = self.state.global_step - 1
             means = {name: self.accelerator.reduce(total / self.num_signs, "mean").item() for name, total in self.signs.items()}
-            logs = logs | means | {"teacher_momentum": self.momentum(update)}
+            logs = logs | means | {"teacher_momentum": self.teacher_momentum(update)}
             self.signs = {name: torch.zeros_like(total) for name, total in self.signs.items()}
             self.num_signs = 0
         super().log(logs, start_time)
@@ -183,7 +182,7 @@ class _DINOSteps(TrainerCallback):
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The teacher follows the student, and the centre the teacher."""
-        self.trainer.model.update_teacher(self.trainer.momentum(state.global_step))
+        self.trainer.model.update_teacher(self.trainer.teacher_momentum(state.global_step))
         self.trainer.model.loss.update_center()
 
 

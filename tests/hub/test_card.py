@@ -594,6 +594,7 @@ def test_training_from_scratch_is_told():
         assert absent not in text.lower()
     assert "changes" not in card.text
     assert "model-index" not in card.data.to_dict()
+    assert card.text.count("caron2021emerging") == 1
 
 
 def test_the_accuracy_of_neighbours_is_told():
@@ -625,6 +626,7 @@ def test_what_it_learned_from_is_not_denied_elsewhere():
 
 def test_training_that_goes_on_from_a_published_checkpoint_is_a_change():
     card = converted("dino-vits16", pretraining=make_run(model=MODEL))
+    assert card.text.count("caron2021emerging") == 1
     table = rows(section(card, "The model"))
     assert table["Weights"] == ["trained further by DINO, see [Training](#training)", "as published"]
     assert set(table) == {"Setting", "---", "Weights"}

@@ -166,3 +166,10 @@ def test_where_nothing_is(tmp_path, no_network):
         load_training_images(tmp_path / "nothing-here.parquet")
     with pytest.raises(VitrailError, match="holds no folders"):
         load_training_images(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["image_column", "label_column", "train_split", "revision"])
+def test_a_folder_of_images_has_no_columns(option, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    with pytest.raises(VitrailError, match=f"is a folder of images, which has no {option}: leave that out"):
+        load_training_images(tmp_path, **{option: "x"})
