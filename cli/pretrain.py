@@ -42,6 +42,9 @@ def pretrain(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     train_split: TrainSplit = None,
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Set labelled images aside to measure on; or train on all there are.")
+    ] = True,
     validation_split: ValidationSplit = None,
     validation_fraction: ValidationFraction = 0.2,
     data_revision: DataRevision = None,
@@ -92,6 +95,7 @@ def pretrain(
         image_column=image_column,
         label_column=label_column,
         train_split=train_split,
+        labels=labels,
         validation_split=validation_split,
         validation_fraction=validation_fraction,
         seed=seed,
@@ -111,6 +115,7 @@ def pretrain(
         strict=strict,
         original_checkpoint=original_checkpoint,
         report=report,
+        from_scratch=arch is not None,
     )
     if not start_processes().is_main_process:
         return
@@ -120,7 +125,7 @@ def pretrain(
             f"  loss {last['loss']:.3f}; entropy of targets {last['target_entropy']:.2f}, of their mean "
             f"{last['mean_target_entropy']:.2f}; norm of the centre {last['center_norm']:.2f}"
         )
-    if run["knn"] is not None:
+    if run["knn"] is not None and run["knn"]["accuracy"] is not None:
         lines.append(f"  k-NN accuracy of the teacher (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
     files = [
         f"{output}: the teacher, pretraining.json and its curves",

@@ -9,9 +9,12 @@ from .conversion import code, plain
 
 def pretraining_facts(run: Mapping[str, Any], *, pictures: bool) -> dict[str, Any]:
     """What the section on training is filled with; `pictures`: they lie beside the card."""
-    knn, processes = run["knn"], run["processes"]
+    knn, processes, model = run["knn"], run["processes"], run["model"]
+    begun = "from scratch"
+    if model is not None:
+        begun = f"beginning with {code(model['name']) if model['name'] else 'weights of which nothing is stated'}"
     return {
-        "begun": "from scratch" if run["model"] is None else f"beginning with {code(run['model']['name'])}",
+        "begun": begun,
         "data": code(run["data"]["source"]),
         "train_images": f"{run['data']['train_images']:,}",
         "epochs": f"{run['epochs']:,}",

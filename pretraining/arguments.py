@@ -33,6 +33,7 @@ class DINOTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = False
     ddp_broadcast_buffers: bool | None = False  # the centre is the same everywhere
     remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False  # a loss that is no number ends the run
 
     num_prototypes: int = 65536
     head_hidden_size: int = 2048
@@ -52,7 +53,8 @@ class DINOTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("learning_rate", "num_train_epochs", "num_prototypes", "teacher_temperature", "student_temperature"):
+        temperatures = ("warmup_teacher_temperature", "teacher_temperature", "student_temperature")
+        for name in ("learning_rate", "num_train_epochs", "num_prototypes", *temperatures):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; write a number above 0.")
         for name in ("teacher_momentum", "center_momentum", "drop_path_rate"):
@@ -60,7 +62,8 @@ class DINOTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; write a number from 0 to 1.")
         if self.warmup_epochs > self.num_train_epochs:
             raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}, longer than the run of {self.num_train_epochs} epochs; write at most that."
+                f"warmup_epochs is {self.warmup_epochs}, longer than the run of {self.num_train_epochs} epochs; write at most "
+                'that, in a recipe (.json) as {"arguments": {"warmup_epochs": …}}.'
             )
 
 

@@ -1,6 +1,7 @@
 """Images as DINO's training reads them: several random views of each, new ones in every epoch."""
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 from transformers.utils import logging
@@ -9,7 +10,7 @@ from ..errors import BadImageError, ReadingAheadError, VitrailError
 from ..features.collections.images import open_image
 from ..processing.augmentation import rng_of
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.multi_crop import MultiCropAugmentation, multi_crop
+from ..processing.multi_crop import MultiCropAugmentation, check_channels, multi_crop
 
 MOST_BAD = 100  # images in a row that cannot be read, before a run gives up
 
@@ -27,6 +28,8 @@ class MultiCropImages(Dataset):
         image_processor: of the model, for its channels and its normalisation.
         augmentation: the views.
         strict: refuse an image that cannot be read.
+
+    Raises VitrailError for a number of channels other than 1 and 3.
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class MultiCropImages(Dataset):
         self.augmentation = augmentation
         self.seed = seed
         self.strict = strict
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # so that processes that read ahead see it change
+        check_channels(image_processor.num_channels)
+        # Both are shared with the processes that read ahead
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.reported = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
         self.num_channels = image_processor.num_channels
         self.mean = image_processor.image_mean if image_processor.do_normalize else (0.0,) * self.num_channels
         self.std = image_processor.image_std if image_processor.do_normalize else (1.0,) * self.num_channels
-        self.reported: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -68,24 +73,26 @@ class MultiCropImages(Dataset):
         for candidate in range(row, row + tries):
             candidate %= len(self)
             try:
-                image = open_image(self.dataset[candidate]["image"])
+                global_crops, local_crops = self._crops_of(candidate, rng_of(self.seed, int(self.epoch), row))
             except BadImageError as error:
                 if self.strict:
                     raise
-                self._report(error)
+                self._report(candidate, error)
                 continue
-            global_crops, local_crops = multi_crop(
-                image,
-                self.augmentation,
-                rng_of(self.seed, int(self.epoch), row),
-                mean=self.mean,
-                std=self.std,
-                num_channels=self.num_channels,
-            )
             return {"pixel_values": global_crops, "local_pixel_values": local_crops}
         raise VitrailError(f"{tries} images in a row, from row {row} on, cannot be read: is the store of images still there?")
 
-    def _report(self, error: BadImageError) -> None:
-        if error.path not in self.reported:
-            self.reported.add(error.path)
+    def _crops_of(self, row: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        entry = self.dataset[row]["image"]
+        image = open_image(entry)
+        try:
+            return multi_crop(image, self.augmentation, rng, mean=self.mean, std=self.std, num_channels=self.num_channels)
+        except VitrailError:  # of the settings, not of this image
+            raise
+        except ValueError as error:  # decoded, but of channels or values that the model cannot take
+            raise BadImageError(entry["path"] or "without a path", str(error)) from error
+
+    def _report(self, row: int, error: BadImageError) -> None:
+        if not self.reported[row]:
+            self.reported[row] = True
             logger.warning(f"left out, the next image takes its place: {error}")

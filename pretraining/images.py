@@ -11,6 +11,7 @@ from ..errors import VitrailError
 from ..evaluation.datasets import LabelledImages, images_of, load_images
 from ..evaluation.image_sources import image_files, read_splits
 from ..features.collections.images import image_suffixes
+from ..features.collections.read import DIGITS
 from ..features.collections.tables import choose_image_column, declare_images, label_columns
 
 
@@ -37,6 +38,7 @@ def load_training_images(
     label_column: str | None = None,
     train_split: str | None = None,
     revision: str | None = None,
+    labels: bool = True,
     **validation: Any,
 ) -> TrainingImages:
     """Reads a collection of images; no image is decoded yet.
@@ -45,23 +47,24 @@ def load_training_images(
         source: whatever `vitrail.evaluation.datasets.load_images` takes, or the like without labels: a folder in which images lie, and
             maybe folders with more; Parquet, WebDataset or a dataset of the Hub without a column of labels.
         image_column, label_column, train_split, revision: as there.
+        labels: False to pay no heed to those that there are, and train on all images: of a folder, all that lie below it.
         validation: the other keywords of `load_images`, which choose the labelled images to measure on. These are not trained on.
 
     Raises VitrailError, which says what was found; SourceNotFoundError where nothing was.
     """
     source = os.fspath(source)
     folder = Path(source).expanduser()
-    suffixes = image_suffixes()
-    if folder.is_dir() and any(_is_image(file, suffixes) for file in folder.iterdir()):
+    without_classes = source != DIGITS and folder.is_dir() and (not labels or _holds_images(folder))
+    if without_classes and (files := image_files(folder.absolute())):
         named = {"image_column": image_column, "label_column": label_column, "train_split": train_split, "revision": revision}
         if given := [name for name, value in named.items() if value is not None]:
             raise VitrailError(f"{source} is a folder of images, which has no {' and no '.join(given)}: leave that out.")
-        paths = [{"bytes": None, "path": file} for file in image_files(folder.absolute())]
-        files = datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
-        return _unlabelled(files, "image", source)
+        paths = [{"bytes": None, "path": file} for file in files]
+        dataset = datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
+        return _unlabelled(dataset, "image", source)
     train, _ = read_splits(source, train_split=train_split, validation_split=None, revision=revision)
     train = declare_images(train).flatten()
-    if label_column is None and len(label_columns(train.features)) != 1:
+    if not labels or (label_column is None and len(label_columns(train.features)) != 1):
         return _unlabelled(train, choose_image_column(train.features, image_column), source)
     labelled = load_images(
         source, image_column=image_column, label_column=label_column, train_split=train_split, revision=revision, **validation
@@ -71,8 +74,10 @@ def load_training_images(
     return TrainingImages(labelled.train, labelled, source, labelled.fingerprint)
 
 
-def _is_image(file: Path, suffixes: frozenset[str]) -> bool:
-    return file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+def _holds_images(folder: Path) -> bool:
+    """Whether images lie in a folder itself, which are of no class."""
+    suffixes = image_suffixes()
+    return any(file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file() for file in folder.iterdir())
 
 
 def _unlabelled(dataset: datasets.Dataset, column: str, source: str) -> TrainingImages:

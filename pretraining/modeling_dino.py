@@ -106,6 +106,7 @@ class DINOModel(nn.Module):
         backbone: where both begin.
         head: where both heads begin.
         loss: with its centre.
+        teacher_temperature: of the teacher's softmax; a DINOTrainer changes the attribute.
         drop_path_rate: stochastic depth of the student.
     """
 
@@ -114,13 +115,21 @@ class DINOModel(nn.Module):
     loss: DINOLoss
     accepts_loss_kwargs = False  # tells the Trainer that the loss is a mean, to be divided among accumulation steps
 
-    def __init__(self, backbone: ViTModel, head: DINOHead, loss: DINOLoss, *, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        backbone: ViTModel,
+        head: DINOHead,
+        loss: DINOLoss,
+        *,
+        teacher_temperature: float = 0.04,
+        drop_path_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.student = DINONetwork(_copy(backbone, drop_path_rate), head)
         self.teacher = DINONetwork(_copy(backbone, 0.0), copy.deepcopy(head))
         self.teacher.requires_grad_(False).eval()
         self.loss = loss
-        self.teacher_temperature = 0.04  # a DINOTrainer sets it
+        self.teacher_temperature = teacher_temperature
 
     def train(self, mode: bool = True) -> "DINOModel":
         """The teacher stays as it is: without dropout, and without stochastic depth."""

@@ -103,7 +103,7 @@ def _arguments(trainer: DINOTrainer, recipe: PretrainingRecipe) -> argparse.Name
         warmup_teacher_temp=args.warmup_teacher_temperature,
         teacher_temp=args.teacher_temperature,
         warmup_teacher_temp_epochs=args.warmup_teacher_temperature_epochs,
-        use_fp16=bool(args.fp16),
+        use_fp16=trainer.accelerator.mixed_precision == "fp16",
         weight_decay=args.weight_decay,
         weight_decay_end=args.final_weight_decay,
         clip_grad=args.max_grad_norm,

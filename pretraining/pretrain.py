@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import math
 import os
 import shutil
 import time
@@ -16,7 +18,7 @@ from ..convert.report import ConversionReport
 from ..convert.writing import check_new
 from ..errors import VitrailError
 from ..evaluation.results import described_model, public_name, versions
-from ..evaluation.run_folder import only_one_run, open_run
+from ..evaluation.run_folder import RUN_NAME, only_one_run, open_run
 from ..evaluation.training import KeepLastCheckpoint, Progress, last_checkpoint
 from ..features.embed import encoder
 from ..features.processes import start_processes
@@ -34,6 +36,8 @@ from .trainer import DINOTrainer
 
 LOGS = 500  # about so many points has a curve
 EVALUATIONS = 25  # by k-NN, where nothing else is said
+UNKNOWN = {"name": None}  # a model of which no report says where it comes from
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of accelerate's mixed precision
 
 
 def pretrain(
@@ -52,6 +56,7 @@ def pretrain(
     original_checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
     report: ConversionReport | None = None,
+    from_scratch: bool = False,
 ) -> dict[str, Any]:
     """Trains a model by DINO on images without labels, and writes the teacher as a folder.
 
@@ -73,13 +78,14 @@ def pretrain(
         strict: refuse an image that cannot be read, instead of taking the next one in its place.
         original_checkpoint: a .pth file to write as well, in the original's layout of full checkpoints.
         report: what `vitrail.load` said of the model.
+        from_scratch: that the model has random weights; the record says so.
 
     Returns:
-        What pretraining.json holds.
+        What pretraining.json holds but for the hash of the weights.
 
     Raises:
-        VitrailError: there are fewer images than a batch has, the folder holds something else, or the run in it is another one or goes on
-            elsewhere.
+        VitrailError: there are fewer images than a batch has, the folder holds something else, the run in it is another one or goes on
+            elsewhere, or the training diverges.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     vit = encoder(model)
@@ -98,12 +104,22 @@ def pretrain(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
             f"{recipe.batch_size}: give a recipe (.json) with a smaller batch_size."
         )
-    processes, begun_with = start_processes(), described_model(report)
+    processes = start_processes()
+    begun_with = None if from_scratch else described_model(report) or UNKNOWN
     run_dir = output_dir.with_name(f"{output_dir.name}.run")
     args = training_arguments(run_dir, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers)
     with only_one_run(run_dir) if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
-            settings = {"recipe": dataclasses.asdict(recipe), "seed": seed, "data": images.fingerprint, "model": begun_with}
+            if last_checkpoint(run_dir) is None:  # whatever was begun there has trained nothing
+                (run_dir / RUN_NAME).unlink(missing_ok=True)
+            settings = {
+                "recipe": dataclasses.asdict(recipe),
+                "seed": seed,
+                "data": images.fingerprint,
+                "model": begun_with,
+                "config": json.loads(vit.config.to_json_string()),
+                "image processor": json.loads(image_processor.to_json_string()),
+            }
             open_run(run_dir, settings)
         processes.wait_for_everyone()
         started = time.monotonic()
@@ -117,6 +133,9 @@ def pretrain(
             trainer.add_callback(TeacherKNN(trainer, image_processor, images.labelled, every=every, num_workers=num_workers))
         checkpoint = last_checkpoint(run_dir)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        processes.wait_for_everyone()  # or one may still write into the folder of the run when it goes
+        if not all(parameter.isfinite().all() for parameter in trainer.teacher.parameters()):
+            raise VitrailError("The teacher's weights are no finite numbers: write a smaller learning_rate into the recipe.")
         run = {
             "task": "DINO self-supervised training",
             "model": begun_with,
@@ -183,7 +202,7 @@ def _described(trainer: DINOTrainer, recipe: PretrainingRecipe, images: Training
         "batch_size": recipe.batch_size,
         "arguments": {name: getattr(args, name) for name in DINO_ARGUMENTS} | dict(recipe.arguments),
         "augmentation": dataclasses.asdict(recipe.augmentation),
-        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "precision": PRECISIONS[trainer.accelerator.mixed_precision],
         "seed": args.seed,
         "data": {"source": public_name(images.source), "fingerprint": images.fingerprint, "train_images": len(images.train)},
         "updates": trainer.state.global_step,
@@ -195,10 +214,11 @@ def _described(trainer: DINOTrainer, recipe: PretrainingRecipe, images: Training
 
 
 def _knn(trainer: DINOTrainer, images: TrainingImages) -> dict[str, Any] | None:
-    """How the teacher was measured, and the last accuracy."""
+    """How the teacher was measured, and the last accuracy, if there is one; images that cannot be read are counted too."""
     if images.labelled is None:
         return None
     halves = {"train": images.labelled.train, "validation": images.labelled.validation}
     counts = {f"{name}_images": min(len(half), MOST_IMAGES) for name, half in halves.items()}
     accuracies = [entry[ACCURACY] for entry in trainer.state.log_history if ACCURACY in entry]
-    return {"k": min(NUM_NEIGHBOURS, counts["train_images"]), "accuracy": accuracies[-1] if accuracies else None, **counts}
+    known = bool(accuracies) and not math.isnan(accuracies[-1])
+    return {"k": min(NUM_NEIGHBOURS, counts["train_images"]), "accuracy": accuracies[-1] if known else None, **counts}

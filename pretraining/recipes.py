@@ -13,12 +13,14 @@ from .arguments import DINOTrainingArguments
 REFERENCE_BATCH = 256  # a learning rate is for so many images, and is scaled linearly to the batch
 # Arguments that a recipe does not set, because it has fields for them, or the run does
 NOT_ARGUMENTS = (
-    "output_dir",
-    "num_train_epochs",
-    "learning_rate",
-    "seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
+    *("output_dir", "num_train_epochs", "max_steps", "learning_rate", "seed"),
+    *(
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "auto_find_batch_size",
+        "resume_from_checkpoint",
+        "push_to_hub",
+    ),
 )
 
 
@@ -75,9 +77,26 @@ def find_recipe(name: str) -> PretrainingRecipe:
     arguments = changes.get("arguments", {})
     _check_names(path, arguments, _names(DINOTrainingArguments, but=NOT_ARGUMENTS))
     _check_numbers(path, arguments)
-    augmentation = MultiCropAugmentation.from_dict(asdict(base.augmentation) | changes.get("augmentation", {}))
+    augmentation = _changed(path, base.augmentation, changes.get("augmentation", {}))
     changes |= {"arguments": {**base.arguments, **arguments}, "augmentation": augmentation}
     return replace(base, **changes, name=path.stem, source=f"{base.source}, changed by {path.name}")
+
+
+def _changed(path: Path, base: MultiCropAugmentation, changes: Mapping[str, Any]) -> MultiCropAugmentation:
+    """An augmentation of which a file says what is otherwise; of a crop, too, it may leave out what stays."""
+    crops = changes.get("global_crops", ({}, {}))
+    kinds = [*crops, changes.get("local_crop", {})] if isinstance(crops, list | tuple) else [crops]
+    if len(kinds) != 3 or not all(isinstance(kind, Mapping) for kind in kinds):
+        raise VitrailError(f'{path}: write two objects into a list for "global_crops", and one object for "local_crop".')
+    first, second, local = (
+        asdict(crop) | dict(kind) for crop, kind in zip((*base.global_crops, base.local_crop), kinds, strict=True)
+    )
+    try:
+        return MultiCropAugmentation.from_dict(
+            asdict(base) | dict(changes) | {"global_crops": (first, second), "local_crop": local}
+        )
+    except VitrailError as error:
+        raise VitrailError(f"{path}, augmentation: {error}") from error
 
 
 def _names(kind: type, *, but: Collection[str]) -> list[str]:

@@ -1,10 +1,12 @@
 """How good the teacher's features are while it trains: weighted k-NN of labelled images, as DINO is evaluated."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -27,6 +29,8 @@ logger = logging.get_logger(__name__)
 class TeacherKNN(TrainerCallback):
     """Logs the accuracy of the teacher's features under "eval_knn_accuracy" as epochs end.
 
+    Where it takes longer than `ddp_timeout` (`TrainingArguments`), other processes that wait for it give up.
+
     Args:
         trainer: whose teacher it is.
         image_processor: of the model.
@@ -43,16 +47,21 @@ class TeacherKNN(TrainerCallback):
     num_workers: int = 0
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluates in the first process, for which the others wait where they next meet."""
-        epoch = round(state.epoch or 0)
-        due = epoch % self.every == 0 or state.global_step >= state.max_steps
-        if due and state.is_world_process_zero:
-            self.trainer.log({ACCURACY: self.accuracy()})
+        """Evaluates in the first process, for which the others wait; all of them log the same."""
+        if round(state.epoch or 0) % self.every and state.global_step < state.max_steps:
+            return
+        accuracy = [self.accuracy() if state.is_world_process_zero else math.nan]
+        broadcast_object_list(accuracy)
+        should_log = control.should_log  # which logging takes back: the loss of the epoch may still have to be logged
+        self.trainer.log({ACCURACY: accuracy[0]})
+        control.should_log = should_log
 
     def accuracy(self) -> float:
-        """The share of images to measure on whose class the vote names."""
+        """The share of images to measure on whose class the vote names; NaN where none can be read."""
         train, train_labels = self._vectors(self.images.train)
         validation, labels = self._vectors(self.images.validation)
+        if not len(train_labels) or not len(labels):
+            return math.nan
         k = min(NUM_NEIGHBOURS, len(train_labels))
         classes = knn_classify(
             train,

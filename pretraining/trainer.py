@@ -3,6 +3,7 @@
 Caron et al. 2021, arXiv:2104.14294; facebookresearch/dino, main_dino.py, train_dino and train_one_epoch.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from ..errors import VitrailError
 from ..features.embed import encoder
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from .arguments import DINOTrainingArguments
@@ -122,6 +124,11 @@ class DINOTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means of the signs of collapse since the last log, and where the schedules are."""
+        if not math.isfinite(logs.get("loss", 0.0)):  # the mean over all processes, which stop together
+            raise VitrailError(
+                f"The loss is {logs['loss']} after {self.state.global_step} updates: the training has diverged. Write a smaller "
+                "learning_rate into the recipe, or a longer warm-up."
+            )
         if "loss" in logs and self.num_signs:
             update = self.state.global_step - 1
             means = {name: self.accelerator.reduce(total / self.num_signs, "mean").item() for name, total in self.signs.items()}
@@ -132,12 +139,11 @@ class DINOTrainer(Trainer):
 
 
 class OptimizerSchedule(torch.optim.lr_scheduler.LRScheduler):
-    """Sets the learning rate of every group of an optimizer, and the weight decay of those that have one."""
+    """Sets the learning rate of every group of an optimizer, and the weight decay of the first."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, learning_rate: CosineSchedule, weight_decay: CosineSchedule) -> None:
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.decaying = [bool(group["weight_decay"]) for group in optimizer.param_groups]
         super().__init__(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,8 +157,7 @@ class OptimizerSchedule(torch.optim.lr_scheduler.LRScheduler):
     def step(self, epoch: int | None = None) -> None:
         """On to the next update."""
         super().step(epoch)
-        for group, decays in zip(self.optimizer.param_groups, self.decaying, strict=True):
-            group["weight_decay"] = self.weight_decay(self.last_epoch) if decays else 0.0
+        self.optimizer.param_groups[0]["weight_decay"] = self.weight_decay(self.last_epoch)
 
 
 class _DINOSteps(TrainerCallback):
@@ -171,7 +176,11 @@ class _DINOSteps(TrainerCallback):
             self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The temperature of this epoch."""
+        """The temperature of this epoch; and the learning rate goes on also after an update that float16 has skipped."""
+        scheduler = self.trainer.lr_scheduler
+        assert scheduler is not None
+        if scheduler.last_epoch < state.global_step:
+            scheduler.step()
         self.trainer.model.teacher_temperature = self.teacher_temperature(self.trainer.epoch_of(state.global_step))
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -199,7 +208,7 @@ def make_dino_model(model: ViTPreTrainedModel, args: DINOTrainingArguments) -> D
         normalize_last_layer=args.normalize_last_layer,
     )
     loss = DINOLoss(args.num_prototypes, student_temperature=args.student_temperature, center_momentum=args.center_momentum)
-    return DINOModel(backbone, head, loss, drop_path_rate=args.drop_path_rate)
+    return DINOModel(backbone, head, loss, teacher_temperature=args.teacher_temperature, drop_path_rate=args.drop_path_rate)
 
 
 @torch.no_grad()

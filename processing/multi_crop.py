@@ -200,10 +200,7 @@ def multi_crop(
 
     Raises VitrailError for another number of channels, and ValueError for an image without pixels or of floats beyond 0 to 1.
     """
-    if num_channels not in MODES:
-        raise VitrailError(
-            f"found num_channels={num_channels}; the changes of colour are defined for 3 (RGB) and 1 (greyscale), write one of these"
-        )
+    check_channels(num_channels)
     if not len(mean) == len(std) == num_channels:
         raise VitrailError(
             f"found mean={mean} and std={std} with num_channels={num_channels}; write {num_channels} numbers for each"
@@ -220,6 +217,14 @@ def multi_crop(
         np.subtract(values, mean_operand, out=values)
         np.divide(values, std_operand, out=values)
     return global_crops, local_crops
+
+
+def check_channels(num_channels: int) -> None:
+    """Raises VitrailError for a number of channels whose colours cannot be changed."""
+    if num_channels not in MODES:
+        raise VitrailError(
+            f"found num_channels={num_channels}; the changes of colour are defined for 3 (RGB) and 1 (greyscale), write one of these"
+        )
 
 
 def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:

@@ -2,8 +2,10 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
@@ -13,6 +15,7 @@ from vitrail.features.collections.images import open_image
 from vitrail.pretraining.crops import MOST_BAD, MultiCropImages
 from vitrail.pretraining.images import load_training_images
 from vitrail.processing.augmentation import rng_of
+from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.processing.multi_crop import CropAugmentation, MultiCropAugmentation, multi_crop
 
 pytestmark = pytest.mark.usefixtures("cache_of_datasets")
@@ -190,3 +193,21 @@ def test_one_good_image_among_bad_ones_is_enough(tmp_path):
     crops = crops_of(tmp_path)
     assert len(crops) == 10
     assert all(crops[row]["pixel_values"].shape == (2, 3, 16, 16) for row in range(10))
+
+
+def test_an_image_of_values_that_do_not_fit_is_a_bad_one(tmp_path):
+    """It decodes, but floats are from 0 to 1."""
+    Image.fromarray(np.full((20, 20), 7.0, np.float32)).save(tmp_path / "0.tif")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "1.png")
+    images = load_training_images(tmp_path).train
+    views = MultiCropImages(images, small_processor(), AUGMENTATION)[0]
+    assert torch.equal(views["pixel_values"].isfinite(), torch.ones_like(views["pixel_values"], dtype=torch.bool))
+    with pytest.raises(BadImageError, match=r"0\.tif"):
+        MultiCropImages(images, small_processor(), AUGMENTATION, strict=True)[0]
+
+
+def test_other_numbers_of_channels_are_refused_at_once(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "1.png")
+    processor = VitrailImageProcessor(num_channels=4, image_mean=[0.5] * 4, image_std=[0.5] * 4)
+    with pytest.raises(VitrailError, match="found num_channels=4"):
+        MultiCropImages(load_training_images(tmp_path).train, processor, AUGMENTATION)

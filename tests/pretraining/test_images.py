@@ -173,3 +173,21 @@ def test_a_folder_of_images_has_no_columns(option, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     with pytest.raises(VitrailError, match=f"is a folder of images, which has no {option}: leave that out"):
         load_training_images(tmp_path, **{option: "x"})
+
+
+def test_labels_may_be_left_alone(tmp_path):
+    write_images(tmp_path, 6)
+    assert load_training_images(tmp_path).labelled is not None
+    images = load_training_images(tmp_path, labels=False)
+    assert images.labelled is None
+    assert len(images.train) == 6
+    digits = load_training_images("digits", labels=False)
+    assert digits.labelled is None
+    assert len(digits.train) == 899
+
+
+def test_a_folder_of_that_name_is_not_the_data_set(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "digits" / "one.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_training_images("digits").train) == 899

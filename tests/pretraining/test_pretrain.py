@@ -85,11 +85,12 @@ def write_images(folder, number, *, labelled):
 
 def run(folder, output="model", data="images", seed=0, **options):
     folder = Path(folder)
+    fields = SMALL | {name: options.pop(name) for name in list(options) if name in vitrail.ViTConfig.__annotations__}
     torch.manual_seed(0)
-    model = vitrail.ViTModel(vitrail.ViTConfig(**SMALL))
-    image_processor = vitrail.make_image_processor("dino", image_size=16)
+    model = vitrail.ViTModel(vitrail.ViTConfig(**fields))
+    image_processor = vitrail.make_image_processor("dino", image_size=fields["image_size"])
     images = load_training_images(folder / data, validation_fraction=0.25)
-    options = {"recipe": RECIPE, "progress": False, **options}
+    options = {"recipe": RECIPE, "progress": False, "from_scratch": True, **options}
     return pretrain(model, image_processor, images, output_dir=folder / output, seed=seed, **options)
 
 
@@ -161,6 +162,8 @@ def test_killed_it_goes_on(prepared, whole):
     assert not (prepared / "model").exists()
     with pytest.raises(VitrailError, match="an unfinished run with another seed: repeat it as it was begun"):
         run(prepared, seed=1)
+    with pytest.raises(VitrailError, match="an unfinished run with another config and image processor"):
+        run(prepared, num_attention_heads=4, layer_norm_eps=1e-5, image_size=32)
     resumed = run(prepared)
     assert resumed["resumed_from"] == "checkpoint-3"
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
@@ -245,3 +248,48 @@ def test_a_new_model_of_a_name():
     assert image_processor.crop_size["height"] == 224
     again, _ = new_model("vit_tiny_patch16", image_size=224, seed=3)
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_each_epoch_is_logged_and_measured(prepared, whole):
+    recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"logging_strategy": "epoch"})
+    result = run(prepared, "by-epoch", recipe=recipe)
+    assert [point["epoch"] for point in result["curves"] if "loss" in point] == [1.0, 2.0, 3.0]
+    assert [point["epoch"] for point in result["curves"] if "eval_knn_accuracy" in point] == [1.0, 2.0, 3.0]
+    assert losses(result)[0] == pytest.approx(np.mean(losses(whole)[:3]), abs=1e-5)
+
+
+def test_what_began_and_trained_nothing_does_not_stand_in_the_way(prepared):
+    write_images(prepared / "damaged", 9, labelled=False)
+    (prepared / "damaged" / "00.png").write_bytes(b"no image")
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    with pytest.raises(VitrailError, match=r"cannot read the image .*00\.png"):
+        run(prepared, "mended", "damaged", recipe=recipe, strict=True)
+    (prepared / "damaged" / "00.png").unlink()
+    assert run(prepared, "mended", "damaged", recipe=recipe, strict=True)["updates"] == 1
+
+
+def test_a_training_that_diverges_leaves_nothing(prepared):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e12)
+    with pytest.raises(VitrailError, match=r"the training has diverged|no finite numbers"):
+        run(prepared, "diverged", recipe=recipe)
+    assert not (prepared / "diverged").exists()
+
+
+def test_labelled_images_that_cannot_be_read_measure_nothing(prepared):
+    write_images(prepared / "half", 24, labelled=True)
+    held_out = load_training_images(prepared / "half", validation_fraction=0.25).labelled.validation
+    for row in held_out:
+        Path(row["image"]["path"]).write_bytes(b"no image")
+    result = run(prepared, "unmeasured", "half", epochs=1)
+    assert result["knn"]["accuracy"] is None
+    assert "nearest" not in (prepared / "unmeasured" / "README.md").read_text()
+
+
+def test_a_model_of_which_nothing_is_known(prepared):
+    run(prepared, "given", "unlabelled", epochs=1, from_scratch=False)
+    assert "beginning with weights of which nothing is stated" in (prepared / "given" / "README.md").read_text()
+
+
+def test_mixed_precision_is_told(prepared):
+    recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"bf16": True})
+    assert run(prepared, "mixed", "unlabelled", recipe=recipe, epochs=1)["precision"] == "bfloat16"

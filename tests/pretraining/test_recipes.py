@@ -157,3 +157,38 @@ def test_crops_are_fitted_to_patches(patch, sizes):
 def test_patches_that_are_no_squares_are_refused():
     with pytest.raises(VitrailError, match="patches are 4x8 pixels"):
         fit_to_patches(DINO_AUGMENTATION, (4, 8))
+
+
+def test_of_a_crop_only_what_differs_is_said(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(
+        json.dumps({"recipe": "dino", "augmentation": {"local_crop": {"size": 48}, "global_crops": [{}, {"scale": [0.5, 1]}]}})
+    )
+    augmentation = find_recipe(str(path)).augmentation
+    base = RECIPES["dino"].augmentation
+    assert augmentation.local_crop == dataclasses.replace(base.local_crop, size=48)
+    assert augmentation.global_crops == (base.global_crops[0], dataclasses.replace(base.global_crops[1], scale=(0.5, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_crops": 224}, 'write two objects into a list for "global_crops"'),
+        ({"global_crops": [{"size": 224}]}, 'write two objects into a list for "global_crops"'),
+        ({"local_crop": {"sise": 48}}, "augmentation: found sise"),
+        ({"hue": 2}, "augmentation: found hue=2"),
+    ],
+)
+def test_mistakes_in_the_augmentation_name_the_file(changes, message, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"recipe": "dino", "augmentation": changes}))
+    with pytest.raises(VitrailError, match=f"mine.json.*{message}"):
+        find_recipe(str(path))
+
+
+@pytest.mark.parametrize("name", ["max_steps", "seed", "learning_rate"])
+def test_what_the_run_decides_is_no_argument_of_a_recipe(name, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"recipe": "dino", "arguments": {name: 1}}))
+    with pytest.raises(VitrailError, match=f"says {name}"):
+        find_recipe(str(path))

@@ -1,0 +1,71 @@
+"""The checkpoint on board: it is what its card says."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import vitrail
+from vitrail.convert.files import read_checkpoint, read_json
+from vitrail.evaluation.datasets import load_images
+from vitrail.evaluation.extraction import Extraction
+from vitrail.evaluation.pooled import evaluate_knn
+from vitrail.pretraining.recipes import find_recipe
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+CHECKPOINT = DIGITS / "dino_vit_digits.pth"
+RESULTS = json.loads((DIGITS / "results.json").read_text(encoding="utf-8"))
+PRETRAINING = read_json(DIGITS / "pretraining.json")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return vitrail.load(CHECKPOINT)
+
+
+def test_it_is_a_teacher_in_the_original_format_and_small(loaded, tmp_path):
+    content = read_checkpoint(CHECKPOINT).content
+    assert list(content) == ["teacher"]
+    assert all(name.startswith("backbone.") for name in content["teacher"])
+    assert {tensor.dtype for tensor in content["teacher"].values()} == {torch.float16}
+    model, _, report = loaded
+    assert (report.format, report.root) == ("dino", "teacher")
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size <= 2_000_000
+    expected = vitrail.ViTConfig(**read_json(DIGITS / "config.json"))
+    for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size"):
+        assert getattr(model.config, field) == getattr(expected, field)
+
+
+def test_it_knows_the_digits_that_it_was_not_trained_on(loaded, tmp_path):
+    model, image_processor, _ = loaded
+    results = evaluate_knn(
+        model.float(),
+        image_processor,
+        load_images("digits"),
+        num_neighbours=[20],
+        extraction=Extraction(cache_dir=tmp_path, progress=False),
+    )
+    trained, random = (RESULTS[name][0] for name in ("trained", "random"))
+    assert results["accuracy"] == pytest.approx(trained["knn"], abs=0.005)  # those are of the weights in float32
+    assert results["accuracy"] > random["knn"] + 0.1
+
+
+def test_the_recipe_is_the_one_that_was_run():
+    recipe = find_recipe(str(DIGITS / "recipe.json"))
+    assert (PRETRAINING["epochs"], PRETRAINING["batch_size"]) == (recipe.epochs, recipe.batch_size)
+    assert recipe.arguments.items() <= PRETRAINING["arguments"].items()
+    assert PRETRAINING["augmentation"]["local_crop"]["size"] == recipe.augmentation.local_crop.size
+    assert PRETRAINING["knn"]["accuracy"] == pytest.approx(RESULTS["trained"][0]["knn"], abs=1e-6)
+    assert [row["seed"] for row in RESULTS["trained"]] == [row["seed"] for row in RESULTS["random"]] == [0, 1, 2]
+
+
+def test_the_card_says_what_was_measured(loaded):
+    script = runpy.run_path(str(DIGITS / "train.py"))
+    text = (DIGITS / "README.md").read_text(encoding="utf-8")
+    cpu = re.search(r"one core of an (.+)\), by", text)[1]
+    assert script["card"](RESULTS, PRETRAINING, loaded[0], cpu) == text
