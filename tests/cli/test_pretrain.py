@@ -236,3 +236,9 @@ def test_a_missing_package_is_named_with_the_remedy(files, capsys, monkeypatch):
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ("datasets", "sklearn") else find_spec(name))
     error = error_of(capsys, *words(files))
     assert 'not installed (datasets, sklearn): pip install "vitrail[evaluation]"' in error
+
+
+def test_without_labels_all_images_are_trained_on(files, capsys):
+    assert end_of(*words(files, data=files / "pictures", recipe="short"), "--no-labels") == 0
+    assert "15 images, 1 epochs, 2 updates" in capsys.readouterr().out
+    assert json.loads((files / "model" / "pretraining.json").read_text())["knn"] is None
