@@ -11,7 +11,7 @@ from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointErr
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .adapt import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
-from .detect import find_family, open_checkpoint
+from .detect import BRANCHES, find_family, open_checkpoint
 from .family import Family, RawCheckpoint, make_config
 from .files import read_json
 from .report import REPORT_NAME, ConversionReport, SourceFile, hash_later
@@ -84,7 +84,7 @@ def load(
     if raw.left_out:
         report.notices.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
 
-    if raw.config is None and family.name in ASSUMED:
+    if raw.config is None and family.name in ASSUMED and raw.root not in BRANCHES:
         report.notices.append(ASSUMED[family.name])
     fields = family.configure(raw, num_heads)
     tensors, coverage = convert_family(raw, family, report.notices)

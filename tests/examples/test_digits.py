@@ -67,5 +67,5 @@ def test_the_recipe_is_the_one_that_was_run():
 def test_the_card_says_what_was_measured(loaded):
     script = runpy.run_path(str(DIGITS / "train.py"))
     text = (DIGITS / "README.md").read_text(encoding="utf-8")
-    cpu = re.search(r"one core of an (.+)\), by", text)[1]
+    cpu = re.search(r"one thread on an (.+), whose cores", text)[1]
     assert script["card"](RESULTS, PRETRAINING, loaded[0], cpu) == text
