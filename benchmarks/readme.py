@@ -41,6 +41,26 @@ TABLES: dict[str, tuple[str, str | None, dict[str, str]]] = {
         None,
         {"way": "way", "images_per_second": "images/s", "vitrail_is_faster_by": "vitrail is faster by"},
     ),
+    "augment": (
+        "A JPEG of 500 x 375 pixels to the ten views of DINO's augmentation, in one thread",
+        None,
+        {
+            "way": "way",
+            "ms_per_image": "ms for each",
+            "images_per_second": "images/s",
+            "vitrail_is_faster_by": "vitrail is faster by",
+        },
+    ),
+    "pretrain": (
+        "DINO's training of ViT-S/16, float32, crops of 224 and 96 pixels that lie ready; and the making of crops",
+        None,
+        {
+            "way": "way",
+            "batch": "batch",
+            "images_per_second": "images/s",
+            "vitrail_is_faster_by": "vitrail is faster by",
+        },
+    ),
     "load": ("ViT-L/16 from disk (in the page cache) to the first output", None, {}),
     "import": ("Importing, in fresh processes", None, {}),
 }
