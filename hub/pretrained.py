@@ -12,7 +12,8 @@ def pretraining_facts(run: Mapping[str, Any], *, pictures: bool) -> dict[str, An
     knn, processes, model = run["knn"], run["processes"], run["model"]
     begun = "from scratch"
     if model is not None:
-        begun = f"beginning with {code(model['name']) if model['name'] else 'weights of which nothing is stated'}"
+        name = model.get("checkpoint") or model.get("hub_id") or model["name"]
+        begun = f"beginning with {code(name) if name else 'weights of which nothing is stated'}"
     return {
         "begun": begun,
         "data": code(run["data"]["source"]),

@@ -2,7 +2,7 @@
 
 import math
 
-MODEL = {"name": "dino-vits16", "checkpoint": "dino-vits16"}
+MODEL = {"name": "dino_deitsmall16_pretrain.pth", "checkpoint": "dino-vits16"}
 KNN = {"k": 20, "accuracy": 0.8125, "train_images": 800, "validation_images": 200}
 
 
