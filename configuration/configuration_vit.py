@@ -146,11 +146,16 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return int(self.use_cls_token) + self.num_register_tokens
 
     @property
+    def pooled_size(self) -> int:
+        """Width of `pooler_output`."""
+        return self.representation_size or self.hidden_size * (2 if self.pooling == "cls+avg" else 1)
+
+    @property
     def classifier_input_size(self) -> int:
         """Width of what the classifier reads."""
         if self.classifier_reads_tokens:
             return self.hidden_size * (self.classifier_cls_layers + int(self.classifier_mean_patch))
-        return self.representation_size or self.hidden_size * (2 if self.pooling == "cls+avg" else 1)
+        return self.pooled_size
 
     @property
     def classifier_reads_tokens(self) -> bool:

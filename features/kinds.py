@@ -133,5 +133,5 @@ class FeatureOutputs(nn.Module):
 def vector_size(kind: FeatureKind, config: ViTConfig) -> int:
     """The length of a vector of features."""
     if kind.name == "pooled":
-        return config.representation_size or config.hidden_size * (2 if config.pooling == "cls+avg" else 1)
+        return config.pooled_size
     return config.hidden_size * (2 if kind.name == "cls+mean" else 1)

@@ -53,7 +53,7 @@ def model_facts(
         else None,
         "num_labels": config.num_labels,
         "hidden_size": config.hidden_size,
-        "pooled_width": _pooled_width(config),
+        "pooled_width": config.pooled_size,
         "patch": by(config.patch_size),
         "multiple": height if height == width else by(config.patch_size),
         "native": by(config.image_size),
@@ -75,10 +75,6 @@ def _prepared(config: ViTConfig, image_processor: VitrailImageProcessor) -> tupl
     size = image_size(image_processor)
     fits = size is not None and not any(length % patch for length, patch in zip(size, config.patch_size, strict=True))
     return size if fits else None
-
-
-def _pooled_width(config: ViTConfig) -> int:
-    return config.representation_size or config.hidden_size * (2 if config.pooling == "cls+avg" else 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- how to load it
@@ -113,11 +109,11 @@ def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, *, classifies:
             f"outputs.logits  # (1, {config.num_labels})",
             "model.config.id2label[outputs.logits.argmax(-1).item()]  # the most probable class",
         ]
-        ours = f"model.vit(**inputs).pooler_output  # (1, {_pooled_width(config)}): features of the image"
+        ours = f"model.vit(**inputs).pooler_output  # (1, {config.pooled_size}): features of the image"
         return lines if layout == "transformers" else [*lines, ours]
     count, which = tokens(config, prepared or config.image_size)
     shape = f"(1, {count}, {config.hidden_size}): {which}" if prepared else f"(1, tokens, {config.hidden_size})"
-    pooled = f"outputs.pooler_output  # (1, {_pooled_width(config)}): the image"
+    pooled = f"outputs.pooler_output  # (1, {config.pooled_size}): the image"
     if layout == "transformers" and export_model_type(config) == "vit" and config.representation_size is None:
         pooled = f"outputs.last_hidden_state[:, 0]  # (1, {config.hidden_size}): [CLS], the image"  # its pooler is of zeros
     return [pooled, f"outputs.last_hidden_state  # {shape}"]

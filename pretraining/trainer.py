@@ -198,10 +198,8 @@ class _DINOSteps(TrainerCallback):
 def make_dino_model(model: ViTPreTrainedModel, args: DINOTrainingArguments) -> DINOModel:
     """Student, teacher and loss of a run that begins at a model's encoder, with a new head."""
     backbone = encoder(model)
-    config = backbone.config
-    pooled_size = config.representation_size or config.hidden_size * (2 if config.pooling == "cls+avg" else 1)
     head = DINOHead(
-        pooled_size,
+        backbone.config.pooled_size,
         args.num_prototypes,
         hidden_size=args.head_hidden_size,
         bottleneck_size=args.head_bottleneck_size,
