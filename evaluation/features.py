@@ -168,7 +168,7 @@ def extract_chunks(
 
 def _parts_shape(parts: Parts) -> tuple[int, int]:
     config = parts.vit.config
-    return (parts.num_cls_layers + 1, config.hidden_size) if parts.num_cls_layers else (1, config.classifier_input_size)
+    return (parts.num_cls_layers + 1, config.hidden_size) if parts.num_cls_layers else (1, config.pooled_size)
 
 
 def _by_shape(items: list[tuple[int, torch.Tensor] | BadImage]) -> tuple[list[tuple[list[int], torch.Tensor]], list[BadImage]]:

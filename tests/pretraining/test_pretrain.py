@@ -293,3 +293,16 @@ def test_a_model_of_which_nothing_is_known(prepared):
 def test_mixed_precision_is_told(prepared):
     recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"bf16": True})
     assert run(prepared, "mixed", "unlabelled", recipe=recipe, epochs=1)["precision"] == "bfloat16"
+
+
+def test_on_from_a_classifier_that_reads_several_blocks(prepared):
+    """What is measured is what the encoder pools, of another width than what the classifier reads."""
+    torch.manual_seed(0)
+    config = vitrail.ViTConfig(**SMALL, classifier_cls_layers=2, classifier_mean_patch=True, num_labels=5)
+    images = load_training_images(prepared / "images", validation_fraction=0.25)
+    image_processor = vitrail.make_image_processor("dino", image_size=16)
+    output = prepared / "from-classifier"
+    model = vitrail.ViTForImageClassification(config)
+    result = pretrain(model, image_processor, images, output_dir=output, recipe=RECIPE, epochs=1, progress=False)
+    assert result["knn"]["accuracy"] == 1.0
+    assert type(AutoModel.from_pretrained(output)) is vitrail.ViTModel
