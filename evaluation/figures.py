@@ -1,9 +1,6 @@
-"""How the pictures of a run look, and how they and its numbers are written."""
+"""How the pictures of a run look, and how they are written."""
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,12 +24,3 @@ def save_figure(figure: Figure, path: Path) -> None:
     temporary = path.with_name(f".{path.stem}.part.png")
     figure.savefig(temporary)
     temporary.replace(path)
-
-
-def finite(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON has not."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

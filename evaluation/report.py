@@ -1,6 +1,5 @@
 """What a linear probe leaves behind beside its model: results.json and three pictures."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..hub.card import folder_card
-from ..hub.folder import RESULT_NAMES, hash_weights, write_text
-from ..hub.readme import may_be_rendered, write_card
-from .figures import COLOURS, MARKERS, OTHERS, STYLE, finite, save_figure
+from ..hub.folder import RESULT_NAMES
+from ..hub.save import keep_record
+from .figures import COLOURS, MARKERS, OTHERS, STYLE, save_figure
 
 MOST_CLASSES = 30  # in a confusion matrix that can be read
 MOST_NUMBERED = 15  # whose cells also have room for numbers
@@ -34,11 +32,7 @@ def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray
     save_figure(learning_curves(results), folder / curves_name)
     save_figure(accuracy_by_head(results), folder / heads_name)
     save_figure(confusion_picture(confusion, results["data"]["labels"]), folder / confusion_name)
-    weights_sha256 = hash_weights(folder)
-    kept = finite(results) | {"weights_sha256": weights_sha256}
-    write_text(folder / results_name, json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    if may_be_rendered(folder):
-        write_card(folder, folder_card(folder, weights_sha256=weights_sha256))
+    keep_record(folder, results_name, results)
 
 
 def learning_curves(results: Mapping[str, Any]) -> Figure:

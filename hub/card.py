@@ -104,9 +104,7 @@ def model_card(
     changes: list[tuple[str, str, str]] = []
     if checkpoint is not None:
         facts |= checkpoint_facts(checkpoint)
-        changes = _changes(config, image_processor, report, checkpoint, classifies, results)
-        if pretraining:
-            changes.append(("Weights", "trained further by DINO, see [Training](#training)", "as published"))
+        changes = _changes(config, image_processor, report, checkpoint, classifies, results, pretraining)
         if changes:
             facts["changes"] = markdown_table(("Setting", "here", checkpoint_link(checkpoint)), changes)
         else:
@@ -204,6 +202,7 @@ def _changes(
     checkpoint: Checkpoint,
     classifies: bool,
     results: Mapping[str, Any] | None,
+    pretraining: Mapping[str, Any] | None,
 ) -> list[tuple[str, str, str]]:
     """In what a model differs from the published checkpoint that it was made of: what, here, there."""
     here = architecture(config, classifies=classifies, named_classes=has_named_classes(config)) | preparation(image_processor)
@@ -215,6 +214,8 @@ def _changes(
         here["Network of the training run"], there["Network of the training run"] = "student", "teacher"
     if results is not None and classifies:
         here["Classifier"] += ", trained as measured below"
-    if results is not None and results["fine_tuning"] is not None:
-        here["Weights"], there["Weights"] = "fine-tuned", "as published"
+    trained = ["trained further by DINO, see [Training](#training)"] if pretraining is not None else []
+    trained += ["fine-tuned"] if results is not None and results["fine_tuning"] is not None else []
+    if trained:
+        here["Weights"], there["Weights"] = ", then ".join(trained), "as published"
     return differences(here, there)

@@ -1,8 +1,11 @@
 """Writes a model as a folder that `AutoModel` and `AutoImageProcessor` load: complete, or not at all."""
 
+import json
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from .folder import (
     own_records,
     read_report,
     write_report,
+    write_text,
 )
 from .readme import may_be_rendered, write_card
 from .remote_code import remove_code
@@ -101,6 +105,33 @@ def keep_verification(folder: str | os.PathLike, checks: list[Check]) -> None:
     weights_sha256 = hash_weights(folder)
     report = read_report(folder, weights_sha256) or {"weights_sha256": weights_sha256}
     write_report(folder, report | {"verification": [check.to_dict() for check in checks]})
+    _render_card(folder, weights_sha256)
+
+
+def keep_record(folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Puts what was measured or trained into a folder, with the hash of its weights, and into its card, unless someone has edited that.
+
+    Args:
+        folder: of the model.
+        name: of the JSON file, as `hub.folder` has it.
+        record: with "task"; numbers that are not finite become null.
+    """
+    weights_sha256 = hash_weights(folder)
+    kept = _finite(record) | {"weights_sha256": weights_sha256}
+    write_text(folder / name, json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _render_card(folder, weights_sha256)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _render_card(folder: Path, weights_sha256: str) -> None:
     if may_be_rendered(folder):
         write_card(folder, folder_card(folder, weights_sha256=weights_sha256))
 

@@ -1,6 +1,5 @@
 """What a run of DINO leaves beside its teacher: pretraining.json and its curves."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.figures import COLOURS, OTHERS, STYLE, finite, save_figure
-from ..hub.card import folder_card
-from ..hub.folder import PRETRAINING_NAMES, hash_weights, write_text
-from ..hub.readme import may_be_rendered, write_card
+from ..evaluation.figures import COLOURS, OTHERS, STYLE, save_figure
+from ..hub.folder import PRETRAINING_NAMES
+from ..hub.save import keep_record
 from .teacher_knn import ACCURACY
 
 
@@ -27,11 +25,7 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
     """
     name, curves_name = PRETRAINING_NAMES
     save_figure(training_curves(run), folder / curves_name)
-    weights_sha256 = hash_weights(folder)
-    kept = finite(run) | {"weights_sha256": weights_sha256}
-    write_text(folder / name, json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    if may_be_rendered(folder):
-        write_card(folder, folder_card(folder, weights_sha256=weights_sha256))
+    keep_record(folder, name, run)
 
 
 def training_curves(run: Mapping[str, Any]) -> Figure:
