@@ -64,11 +64,44 @@ def load_images(
 
     Raises VitrailError, which says what was found; SourceNotFoundError where nothing was.
     """
+    check_fraction(validation_fraction)
+    train, validation = read_tables(source, train_split=train_split, validation_split=validation_split, revision=revision)
+    return two_halves(
+        train,
+        validation,
+        source=source,
+        image_column=image_column,
+        label_column=label_column,
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )
+
+
+def check_fraction(validation_fraction: float) -> None:
+    """Raises VitrailError for what is no share of the images."""
     if not 0 < validation_fraction < 1:
         raise VitrailError(f"found validation_fraction={validation_fraction}; write a number between 0 and 1, as 0.2")
+
+
+def read_tables(
+    source: str | Path, *, train_split: str | None, validation_split: str | None, revision: str | None
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """What `read_splits` reads, with images declared as such and the fields of structures as columns."""
     train, validation = read_splits(str(source), train_split=train_split, validation_split=validation_split, revision=revision)
-    train = declare_images(train).flatten()
-    validation = None if validation is None else declare_images(validation).flatten()
+    return declare_images(train).flatten(), None if validation is None else declare_images(validation).flatten()
+
+
+def two_halves(
+    train: datasets.Dataset,
+    validation: datasets.Dataset | None,
+    *,
+    source: str | Path,
+    image_column: str | None,
+    label_column: str | None,
+    validation_fraction: float,
+    seed: int,
+) -> LabelledImages:
+    """The second step of `load_images`, whose arguments and errors it has: what `read_tables` has read becomes two labelled halves."""
     image_column = choose_image_column(train.features, image_column)
     label_column = choose_label_column(train.features, label_column)
     feature = train.features[label_column]

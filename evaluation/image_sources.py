@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import datasets
@@ -105,12 +105,18 @@ def _class_folders(folder: Path) -> datasets.Dataset:
 def image_files(folder: Path) -> list[str]:
     """The paths of all images below a folder, in their order."""
     suffixes = image_suffixes()
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-    )
+    walk = os.walk(folder, followlinks=True)
+    return sorted(os.path.join(parent, name) for parent, _, names in walk for name in names if _is_image(name, suffixes))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether images lie in a folder itself."""
+    suffixes = image_suffixes()
+    return any(_is_image(file.name, suffixes) and file.is_file() for file in folder.iterdir())
+
+
+def _is_image(name: str, suffixes: Collection[str]) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -3,16 +3,14 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 
 from ..errors import VitrailError
-from ..evaluation.datasets import LabelledImages, images_of, load_images
-from ..evaluation.image_sources import image_files, read_splits
-from ..features.collections.images import image_suffixes
+from ..evaluation.datasets import LabelledImages, check_fraction, images_of, read_tables, two_halves
+from ..evaluation.image_sources import holds_images, image_files
 from ..features.collections.read import DIGITS
-from ..features.collections.tables import choose_image_column, declare_images, label_columns
+from ..features.collections.tables import choose_image_column, label_columns
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,11 @@ def load_training_images(
     image_column: str | None = None,
     label_column: str | None = None,
     train_split: str | None = None,
+    validation_split: str | None = None,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
     revision: str | None = None,
     labels: bool = True,
-    **validation: Any,
 ) -> TrainingImages:
     """Reads a collection of images; no image is decoded yet.
 
@@ -47,14 +47,14 @@ def load_training_images(
         source: whatever `vitrail.evaluation.datasets.load_images` takes, or the like without labels: a folder in which images lie, and
             maybe folders with more; Parquet, WebDataset or a dataset of the Hub without a column of labels.
         image_column, label_column, train_split, revision: as there.
+        validation_split, validation_fraction, seed: as there; they choose the labelled images to measure on, which are not trained on.
         labels: False to pay no heed to those that there are, and train on all images: of a folder, all that lie below it.
-        validation: the other keywords of `load_images`, which choose the labelled images to measure on. These are not trained on.
 
     Raises VitrailError, which says what was found; SourceNotFoundError where nothing was.
     """
     source = os.fspath(source)
     folder = Path(source).expanduser()
-    without_classes = source != DIGITS and folder.is_dir() and (not labels or _holds_images(folder))
+    without_classes = source != DIGITS and folder.is_dir() and (not labels or holds_images(folder))
     if without_classes and (files := image_files(folder.absolute())):
         named = {"image_column": image_column, "label_column": label_column, "train_split": train_split, "revision": revision}
         if given := [name for name, value in named.items() if value is not None]:
@@ -62,22 +62,23 @@ def load_training_images(
         paths = [{"bytes": None, "path": file} for file in files]
         dataset = datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
         return _unlabelled(dataset, "image", source)
-    train, _ = read_splits(source, train_split=train_split, validation_split=None, revision=revision)
-    train = declare_images(train).flatten()
+    measured = validation_split if labels else None
+    train, validation = read_tables(source, train_split=train_split, validation_split=measured, revision=revision)
     if not labels or (label_column is None and len(label_columns(train.features)) != 1):
         return _unlabelled(train, choose_image_column(train.features, image_column), source)
-    labelled = load_images(
-        source, image_column=image_column, label_column=label_column, train_split=train_split, revision=revision, **validation
+    check_fraction(validation_fraction)
+    labelled = two_halves(
+        train,
+        validation,
+        source=source,
+        image_column=image_column,
+        label_column=label_column,
+        validation_fraction=validation_fraction,
+        seed=seed,
     )
     if len(labelled.label_names) < 2:  # one folder of images, say, which is no class
         return _unlabelled(train, choose_image_column(train.features, image_column), source)
     return TrainingImages(labelled.train, labelled, source, labelled.fingerprint)
-
-
-def _holds_images(folder: Path) -> bool:
-    """Whether images lie in a folder itself, which are of no class."""
-    suffixes = image_suffixes()
-    return any(file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file() for file in folder.iterdir())
 
 
 def _unlabelled(dataset: datasets.Dataset, column: str, source: str) -> TrainingImages:
