@@ -74,8 +74,7 @@ def probe(
     """
     check_packages(PACKAGES, extra="evaluation")
     runtime = Runtime(precision, engine)
-    if Path(model).exists() and Path(model).resolve() == output.resolve():
-        raise VitrailError(f"{output} is the model itself: give the name of another folder to write.")
+    check_not_itself(model, output)
     from ..evaluation import probe as job
     from ..evaluation.recipes import find_recipe
 
@@ -210,6 +209,12 @@ def logistic(
     if results["unconverged"]:
         lines.append(f"the fits of {len(results['unconverged'])} values of C ended before they had converged")
     _print(results, [*lines, *fidelity_lines(extraction.fidelity)], output)
+
+
+def check_not_itself(model: str, output: Path) -> None:
+    """Refuses to write over the model that is read."""
+    if Path(model).exists() and Path(model).resolve() == output.resolve():
+        raise VitrailError(f"{output} is the model itself: give the name of another folder to write.")
 
 
 def _read_data(source: str, **options: Any) -> "LabelledImages":

@@ -21,6 +21,7 @@ from .evaluate import (
     TrainSplit,
     ValidationFraction,
     ValidationSplit,
+    check_not_itself,
 )
 from .images import check_output
 
@@ -83,8 +84,7 @@ def pretrain(
         check_output(original_checkpoint, (".pth",))
     chosen = find_recipe(recipe)
     if from_ is not None:
-        if Path(from_).exists() and Path(from_).resolve() == output.resolve():
-            raise VitrailError(f"{output} is the model itself: give the name of another folder to write.")
+        check_not_itself(from_, output)
         model, image_processor, report = load(from_)
     else:
         assert arch is not None

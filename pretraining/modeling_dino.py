@@ -14,8 +14,6 @@ from torch import nn
 from ..modeling.modeling_vit import ViTModel
 from .loss import NUM_GLOBAL_CROPS, DINOLoss
 
-LAST_LAYER = "last_layer"
-
 
 class WeightNormLinear(nn.Module):
     """A linear layer without bias whose rows are `weight_g * weight_v / |weight_v|` (Salimans and Kingma 2016, arXiv:1602.07868).

@@ -4,20 +4,21 @@ facebookresearch/dino, main_dino.py, train_dino: `save_dict`.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..configuration.configuration_vit import ViTConfig
 from ..configuration.presets import size_name
 from ..convert.export import to_format
 from ..convert.family import VIT_RULES
 from ..convert.writing import temporary_beside
+from ..evaluation.recipes import REFERENCE_BATCH
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .modeling_dino import DINONetwork
-from .recipes import REFERENCE_BATCH, PretrainingRecipe
+from .recipes import PretrainingRecipe
 from .trainer import DINOTrainer
 
 DDP_PREFIX = "module."  # which DistributedDataParallel puts before the names of the student, not of the teacher
@@ -56,15 +57,11 @@ def original_state(network: DINONetwork) -> dict[str, torch.Tensor]:
 
 def original_names(network: DINONetwork) -> dict[str, str]:
     """For our name of each parameter the original's, in the original's order."""
-    config: ViTConfig = network.backbone.config
-    blocks = [rule for rule in VIT_RULES if "{layer}" in rule.sources[0]]
-    first = VIT_RULES.index(blocks[0])
-    rules = [
-        *((rule, None) for rule in VIT_RULES[:first]),
-        *((rule, layer) for layer in range(config.num_hidden_layers) for rule in blocks),
-        *((rule, None) for rule in VIT_RULES[first + len(blocks) :]),
-    ]
-    names = {rule.targets[0].format(layer=layer): rule.sources[0].format(layer=layer) for rule, layer in rules}
+    names: dict[str, str] = {}
+    for of_a_block, group in itertools.groupby(VIT_RULES, key=lambda rule: "{layer}" in rule.sources[0]):
+        rules = list(group)
+        for layer in range(network.backbone.config.num_hidden_layers if of_a_block else 1):
+            names |= {rule.targets[0].format(layer=layer): rule.sources[0].format(layer=layer) for rule in rules}
     present = dict(network.backbone.named_parameters())
     backbone = {f"backbone.{ours}": f"backbone.{original}" for ours, original in names.items() if ours in present}
     return backbone | {f"head.{name}": f"head.{name}" for name, _ in network.head.named_parameters()}

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from ..convert.report import ConversionReport
 from ..convert.writing import check_new
 from ..errors import VitrailError
+from ..evaluation.recipes import REFERENCE_BATCH
 from ..evaluation.results import described_model, public_name, versions
 from ..evaluation.run_folder import RUN_NAME, only_one_run, open_run
 from ..evaluation.training import KeepLastCheckpoint, Progress, last_checkpoint
@@ -29,7 +30,7 @@ from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
 from .crops import MultiCropImages
 from .images import TrainingImages
 from .original import check_original_layout, save_original_checkpoint
-from .recipes import REFERENCE_BATCH, PretrainingRecipe, find_recipe, fit_to_patches
+from .recipes import PretrainingRecipe, find_recipe, fit_to_patches
 from .report import write_report
 from .teacher_knn import ACCURACY, MOST_IMAGES, NUM_NEIGHBOURS, TeacherKNN
 from .trainer import DINOTrainer
@@ -125,12 +126,7 @@ def pretrain(
         started = time.monotonic()
         crops = MultiCropImages(images.train, image_processor, recipe.augmentation, seed=seed, strict=strict)
         trainer = DINOTrainer(vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
-        trainer.remove_callback(PrinterCallback)
-        if progress:
-            trainer.add_callback(Progress("pretraining"))
-        if images.labelled is not None:
-            every = evaluate_every or -(-recipe.epochs // EVALUATIONS)
-            trainer.add_callback(TeacherKNN(trainer, image_processor, images.labelled, every=every, num_workers=num_workers))
+        _observe(trainer, image_processor, images, evaluate_every or -(-recipe.epochs // EVALUATIONS), progress=progress)
         checkpoint = last_checkpoint(run_dir)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         processes.wait_for_everyone()  # or one may still write into the folder of the run when it goes
@@ -151,6 +147,18 @@ def pretrain(
             shutil.rmtree(run_dir)
         processes.wait_for_everyone()
         return run
+
+
+def _observe(
+    trainer: DINOTrainer, image_processor: VitrailImageProcessor, images: TrainingImages, evaluate_every: int, *, progress: bool
+) -> None:
+    """A bar instead of printed logs, and k-NN where there are labels."""
+    trainer.remove_callback(PrinterCallback)
+    if progress:
+        trainer.add_callback(Progress("pretraining"))
+    if images.labelled is not None:
+        num_workers = trainer.args.dataloader_num_workers
+        trainer.add_callback(TeacherKNN(trainer, image_processor, images.labelled, every=evaluate_every, num_workers=num_workers))
 
 
 def training_arguments(

@@ -10,7 +10,6 @@ from ..errors import VitrailError
 from ..processing.multi_crop import DINO_AUGMENTATION, CropAugmentation, MultiCropAugmentation
 from .arguments import DINOTrainingArguments
 
-REFERENCE_BATCH = 256  # a learning rate is for so many images, and is scaled linearly to the batch
 # Arguments that a recipe does not set, because it has fields for them, or the run does
 NOT_ARGUMENTS = (
     *("output_dir", "num_train_epochs", "max_steps", "learning_rate", "seed"),

@@ -16,7 +16,7 @@ from ..features.embed import encoder
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from .arguments import DINOTrainingArguments
 from .loss import CollapseSigns, DINOLoss
-from .modeling_dino import LAST_LAYER, DINOHead, DINOModel
+from .modeling_dino import DINOHead, DINOModel
 from .schedules import CosineSchedule, LinearWarmup
 
 SIGNS = tuple(CollapseSigns.__annotations__)
@@ -186,7 +186,7 @@ class _DINOSteps(TrainerCallback):
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """In the first epochs the last layer stays."""
         if self.trainer.epoch_of(state.global_step) < self.trainer.args.freeze_last_layer_epochs:
-            for parameter in getattr(self.trainer.model.student.head, LAST_LAYER).parameters():
+            for parameter in self.trainer.model.student.head.last_layer.parameters():
                 parameter.grad = None
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
