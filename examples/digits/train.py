@@ -74,7 +74,7 @@ among about fifteen by the k-NN accuracy on these images, with the seed 0. [resu
 
 ## Limits
 
-It knows digits of 8 x 8 pixels, written by 43 people in the nineties, and nothing else: use it to try the library, not for work.
+It knows digits of 8 x 8 pixels, written by 13 people before 1998, and nothing else: use it to try the library, not for work.
 """
 
 
