@@ -6,26 +6,20 @@ Importing it registers the classes with transformers' Auto classes: a folder tha
 
 from .auto import register
 from .configuration.configuration_vit import ViTConfig
-from .configuration.presets import SIZES
+from .configuration.sizes import SIZES
 from .convert.export import export_model
-from .convert.load import load
+from .convert.loading import load
 from .convert.report import ConversionReport
-from .convert.verify import verify
+from .convert.verification import verify
 from .errors import VitrailError
-from .features.optimize import OptimizationReport, OptimizedModel, optimize
-from .hub.card import folder_card, official_card
 from .hub.push import push
 from .hub.save import convert_checkpoint, save
+from .model_cards.card import folder_card, official_card
 from .modeling.complexity import complexity
-from .modeling.modeling_vit import (
-    ViTBackbone,
-    ViTForImageClassification,
-    ViTForMaskedImageModeling,
-    ViTModel,
-    ViTPreTrainedModel,
-)
+from .modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel, ViTPreTrainedModel
 from .processing.image_processing_vit import VitrailImageProcessor
 from .processing.presets import make_image_processor
+from .runtime.optimization import OptimizationReport, OptimizedModel, optimize
 from .version import __version__
 
 register()

@@ -82,7 +82,7 @@ def check_work(image: Image.Image) -> None:
     """Raises AssertionError where torchvision's functions make other pixels of the same draws."""
     from torchvision.transforms import functional
 
-    from vitrail.processing.crop_view import make_crop
+    from vitrail.processing.color_ops import make_crop
     from vitrail.processing.multi_crop import DINO_AUGMENTATION, draw_crops
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Images per second from files to features: `vitrail.features.extract` against transformers' pipeline and loops over timm.
+"""Images per second from files to features: `vitrail.features.extraction` against transformers' pipeline and loops over timm.
 
 240 JPEGs made from the three photographs on board, half of them 500 x 375 pixels and half of the photographs' own sizes; ViT-S/16 at 224
 pixels in float32 on the CPU, the same random weights for all, exported to each format; the [CLS] token. All squash images to the model's
@@ -102,10 +102,10 @@ def run() -> list[dict[str, Any]]:
     from transformers.utils import logging
 
     import vitrail
-    from vitrail.features.collections import read_collection
-    from vitrail.features.extract import extract
-    from vitrail.features.runtime import DEFAULT_RUNTIME, Runtime
+    from vitrail.data import read_collection
+    from vitrail.features.extraction import extract
     from vitrail.features.store import StoredFeatures
+    from vitrail.runtime.compiled import DEFAULT_RUNTIME, Runtime
 
     logging.disable_progress_bar()
     os.environ["ACCELERATE_USE_CPU"] = "true"  # as the others do

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers.utils import logging
 
 import vitrail
-from vitrail.convert.catalog import find_checkpoint, official_config, official_image_processor
+from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
 
 from .extract import PHOTOS
 from .peers import matrix_products, peers_of

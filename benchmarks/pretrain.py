@@ -23,12 +23,12 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 import vitrail
+from vitrail.data.unlabeled import load_training_images
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.arguments import DINOTrainingArguments
 from vitrail.pretraining.crops import MultiCropImages
-from vitrail.pretraining.images import load_training_images
-from vitrail.pretraining.loss import DINOLoss
-from vitrail.pretraining.modeling_dino import DINOHead
+from vitrail.pretraining.methods.dino import DINOHead
+from vitrail.pretraining.methods.loss import DINOLoss
 from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient
 from vitrail.processing.multi_crop import DINO_AUGMENTATION
 

@@ -21,10 +21,10 @@ def run() -> list[dict[str, Any]]:
     from transformers.utils import logging
 
     import vitrail
-    from vitrail.evaluation.datasets import load_images
-    from vitrail.evaluation.extraction import Extraction
-    from vitrail.evaluation.probe import probe
+    from vitrail.data.labeled import load_images
+    from vitrail.evaluation.probing import probe
     from vitrail.evaluation.recipes import Recipe, find_recipe
+    from vitrail.features.cache_settings import Extraction
 
     logging.disable_progress_bar()
     torch.manual_seed(0)

@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..convert.load import load
-from ..convert.packages import check_packages
+from ..convert.loading import load
 from ..errors import VitrailError
-from ..features.runtime import Runtime
-from ..hub.folder import write_text
 from ..processing.presets import keep_aspect as make_keep_aspect
-from .convert import Source
+from ..runtime.compiled import Runtime
+from ..utils.atomic import write_text
+from ..utils.optional import check_packages
+from .checkpoints import Source
 from .images import PICTURES, AspectOption, ModelArgument, check_output, save_picture
 from .runtime import EngineOption, PrecisionOption, fidelity_lines
 
@@ -57,9 +57,9 @@ def extract(
     check_packages(PACKAGES, extra="features")
     if runner == "ray":
         check_packages(("ray",), extra="ray")
-    from ..features import extract as job
-    from ..features.collections import read_collection
-    from ..features.processes import start_processes
+    from ..data import read_collection
+    from ..features import extraction as job
+    from ..utils.processes import start_processes
 
     runtime = Runtime(precision, engine)
     collection = read_collection(source, split=split, image_column=image_column, label_column=label_column, revision=revision)
@@ -113,8 +113,8 @@ def similar(
     """Find the images nearest to one that is given, by the cosine of their features."""
     check_packages(PACKAGES, extra="features")
     check_output(output, PICTURES)
-    from ..features import similar as job
     from ..features.store import StoredFeatures
+    from ..visualization import similar as job
 
     stored = StoredFeatures(folder)
     loaded, _, _ = load(model)
@@ -136,7 +136,7 @@ def report(
     """Write a page that shows the features: a map of the images, their nearest neighbours, and the norms of patch tokens."""
     check_packages((*PACKAGES, "sklearn"), extra="features")
     check_output(output, (".html", ".htm"))
-    from ..features.report import page as job
+    from ..visualization.report import page as job
 
     page = job.make_report(folder, model=model, num_images=images)
     write_text(output, page.html)

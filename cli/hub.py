@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..hub.folder import write_text
 from ..hub.push import check_target, send, stage
-from ..hub.readme import card_of
-from .convert import Source
+from ..model_cards.readme import card_of
+from ..utils.atomic import write_text
+from .checkpoints import Source
 from .images import check_output
 
 

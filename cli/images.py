@@ -11,17 +11,17 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from ..convert.load import load
+from ..convert.loading import load
 from ..errors import VitrailError
-from ..features.embed import classify_image, encoder, extract_features
-from ..features.maps import attention_picture
-from ..features.optimize import OptimizedModel
-from ..features.pca import pca_picture
-from ..features.pictures import at_size
-from ..features.runtime import Runtime
+from ..features.embedding import classify_image, encoder, extract_features
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.presets import keep_aspect as make_keep_aspect
+from ..runtime.compiled import Runtime
+from ..runtime.optimization import OptimizedModel
+from ..visualization.attention import attention_picture
+from ..visualization.pca import pca_picture
+from ..visualization.pictures import at_size
 from .runtime import EngineOption, PrecisionOption, run_by
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

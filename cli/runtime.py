@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..features.optimize import OptimizedModel, optimize
-from ..features.runtime import DEFAULT_RUNTIME, NUM_CALIBRATION, Fidelity, Runtime
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Fidelity, Runtime
+from ..runtime.optimization import OptimizedModel, optimize
 
 PrecisionOption = Annotated[
     str | None,

@@ -1,6 +1,6 @@
 """ViTConfig, and the sizes of the published architectures."""
 
 from .configuration_vit import ViTConfig
-from .presets import SIZES
+from .sizes import SIZES
 
 __all__ = ["SIZES", "ViTConfig"]

@@ -19,17 +19,17 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .convert_dino import DINO
-from .convert_dinov2 import DINOV2
-from .convert_google import GOOGLE
-from .convert_timm import TIMM, timm_config
-from .convert_transformers import BASE_PREFIXES, TRANSFORMERS, transformers_config, transformers_preprocessor_config
-from .export_graph import GRAPH_FORMATS, export_graph
-from .family import Family, RawCheckpoint
-from .load import load
-from .packages import check_packages
-from .rules import Rule, convert_tensors, group_names, reverse
-from .writing import check_new, temporary_beside
+from ..runtime.graph_export import GRAPH_FORMATS, export_graph
+from ..utils.atomic import check_new, temporary_beside
+from ..utils.optional import check_packages
+from .families.dino import DINO
+from .families.dinov2 import DINOV2
+from .families.family import Family, RawCheckpoint
+from .families.google import GOOGLE
+from .families.rules import Rule, convert_tensors, group_names, reverse
+from .families.timm import TIMM, timm_config
+from .families.transformers import BASE_PREFIXES, TRANSFORMERS, transformers_config, transformers_preprocessor_config
+from .loading import load
 
 # The rule by which positions change to another size belongs to the implementation that reads the format, not to the file
 INTERPOLATION = "position_interpolation_"
@@ -314,7 +314,7 @@ def export_model(
         to: "transformers", "timm", "dino", "dinov2" or "google"; "onnx" or "openvino".
         image_size: height and width, in pixels, that positions are resized to, as by `vitrail.load`; without it, a graph is for the size
             that the image processor makes, or else for the model's.
-        batch_size, dynamic_size: of a graph, see `vitrail.convert.export_graph.export_graph`.
+        batch_size, dynamic_size: of a graph, see `vitrail.runtime.graph_export.export_graph`.
 
     Returns:
         What a person should know: what was left out, and how positions behave at other sizes; of a graph, how far its answers are off.

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from ..errors import VitrailError
+from ..utils.hashing import sha256
 from ..version import __version__
-from .download import sha256
 
 REPORT_NAME = "conversion.json"  # beside the weights that it reports on
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from ..features.collections.images import open_image
+from ..data.decoding import open_image
 from ..processing.augmentation import rng_of, training_view
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .recipes import Schedule

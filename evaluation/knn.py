@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import VitrailError
-from ..features.neighbours import nearest, unit_rows
+from ..features.neighbors import nearest, unit_rows
 
 NUM_NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07

@@ -26,7 +26,7 @@ class LinearHeads(nn.Module):
     Args:
         heads: what each reads; heads that read the same should stand together.
         part_size: width D of a part of the features.
-        num_cls_layers: how many of the parts are [CLS] tokens; see `vitrail.evaluation.cache.Features`.
+        num_cls_layers: how many of the parts are [CLS] tokens; see `vitrail.features.cache.Features`.
         num_labels: number of classes K.
         seed: of the first weights, which depend on this number and on what a head reads, not on the other heads.
     """
@@ -85,7 +85,7 @@ class LinearHeads(nn.Module):
 
 
 def feature_parts(choice: tuple[int, bool], num_cls_layers: int) -> slice:
-    """Which parts of the features a choice of features takes; see `vitrail.evaluation.cache.Features`."""
+    """Which parts of the features a choice of features takes; see `vitrail.features.cache.Features`."""
     layers, mean_patch = choice
     if num_cls_layers == 0:
         return slice(0, 1)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..configuration.configuration_vit import ViTConfig
-from ..features.embed import encoder
+from ..features.embedding import encoder
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from .recipes import Head
 

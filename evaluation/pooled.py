@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..convert.report import ConversionReport
-from ..features.embed import encoder
-from ..features.processes import start_processes
+from ..data.labeled import LabelledImages
+from ..features.cache import Features
+from ..features.cache_settings import Extraction
+from ..features.embedding import encoder
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .cache import Features
-from .datasets import LabelledImages
-from .extraction import Extraction
+from ..utils.processes import start_processes
 from .knn import NUM_NEIGHBOURS, TEMPERATURE, knn_classify
 from .logistic import fit_logistic
 from .results import described, described_model, scores

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
+from ..features.feature_types import reads_tokens
 
 # What all recipes share (facebookresearch/dino, eval_linear.py; facebookresearch/dinov2, dinov2/eval/linear.py)
 MOMENTUM = 0.9  # of SGD, without weight decay
@@ -135,16 +136,6 @@ def recipe_heads(recipe: Recipe, config: ViTConfig) -> tuple[Head, ...]:
         choices = (POOLED,)
     choices = tuple(dict.fromkeys((min(layers, config.num_hidden_layers), mean_patch) for layers, mean_patch in choices))
     return tuple(Head(rate, *choice) for choice in choices for rate in recipe.learning_rates)
-
-
-def reads_tokens(config: ViTConfig) -> bool:
-    """Whether a classifier of the model can read [CLS] tokens and the mean patch, or else `pooler_output` only."""
-    return config.use_cls_token and config.norm_before_pooling and config.representation_size is None
-
-
-def num_readable_layers(config: ViTConfig, wanted: int) -> int:
-    """Of how many last blocks a classifier can read [CLS], at most `wanted`; 0 where it reads `pooler_output` only."""
-    return min(wanted, config.num_hidden_layers) if reads_tokens(config) else 0
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..hub.folder import RESULT_NAMES
+from ..convert.model_folder import RESULT_NAMES
 from ..hub.save import keep_record
-from .figures import COLOURS, MARKERS, OTHERS, STYLE, save_figure
+from ..utils.figures import COLOURS, MARKERS, OTHERS, STYLE, save_figure
 
 MOST_CLASSES = 30  # in a confusion matrix that can be read
 MOST_NUMBERED = 15  # whose cells also have room for numbers
@@ -25,7 +25,7 @@ def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray
 
     Args:
         folder: of the model.
-        results: what `vitrail.evaluation.probe.probe` returns.
+        results: what `vitrail.evaluation.probing.probe` returns.
         confusion: (K, K) counts; rows are the true classes, columns the predicted ones.
     """
     results_name, curves_name, heads_name, confusion_name = RESULT_NAMES

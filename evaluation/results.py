@@ -11,10 +11,10 @@ import numpy as np
 from transformers import EvalPrediction
 
 from ..convert.report import ConversionReport
-from ..features.processes import start_processes
+from ..data.labeled import LabelledImages
+from ..features.cache import Features
+from ..utils.processes import start_processes
 from ..version import __version__
-from .cache import Features
-from .datasets import LabelledImages
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")

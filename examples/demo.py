@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoModel
 from transformers.utils import logging
 
 import vitrail
-from vitrail.features.collections.digits import digit_splits
+from vitrail.data.digits import digit_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = os.path.relpath(ROOT / "examples" / "digits" / "dino_vit_digits.pth")

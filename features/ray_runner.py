@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 
 import torch
 
+from ..data.reader import Piece
 from ..errors import VitrailError
+from ..runtime.workers import Lanes
 from ..version import __version__
-from .batches import Piece
-from .extract import CORES_PER_WORKER, MOST_WORKERS, TOO_MANY, Job
-from .lanes import Lanes
+from .job import CORES_PER_WORKER, MOST_WORKERS, TOO_MANY, Job
 
 try:
     import ray

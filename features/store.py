@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from ..convert.download import sha256
-from ..convert.files import read_json
+from ..data.entries import ImageEntry, row_id
+from ..data.reader import BadEntry, Chunk
 from ..errors import VitrailError
-from .batches import BadEntry, Chunk
-from .collections.entries import ImageEntry, row_id
+from ..utils.atomic import read_json
+from ..utils.hashing import sha256
 
 FORMAT = 1
 MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"

@@ -14,12 +14,8 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
 from ..convert.export import to_format, write_exported
-from ..convert.load import load
-from ..errors import UploadError, VitrailError
-from ..modeling.modeling_vit import ViTForImageClassification
-from ..version import __version__
-from .card import folder_card, model_card
-from .folder import (
+from ..convert.loading import load
+from ..convert.model_folder import (
     CARD_NAME,
     CODE_NAMES,
     CONFIG_NAME,
@@ -37,7 +33,11 @@ from .folder import (
     weight_files,
     write_report,
 )
-from .readme import is_rendered, may_be_rendered, write_card
+from ..errors import UploadError, VitrailError
+from ..model_cards.card import folder_card, model_card
+from ..model_cards.readme import is_rendered, may_be_rendered, write_card
+from ..modeling.modeling_vit import ViTForImageClassification
+from ..version import __version__
 from .remote_code import add_code, remove_code
 from .save import save
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.configuration_vit import ViTConfig
-from ..convert.files import read_json
+from ..convert.model_folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME
 from ..processing.image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
+from ..utils.atomic import read_json, write_text
 from ..version import __version__
-from .folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, write_text
 
 PACKAGE = Path(__file__).resolve().parent.parent
 

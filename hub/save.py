@@ -9,14 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..convert.load import load
-from ..convert.report import ConversionReport
-from ..convert.verify import Check
-from ..errors import VitrailError
-from ..modeling.modeling_vit import ViTPreTrainedModel
-from ..processing.image_processing_vit import VitrailImageProcessor
-from .card import folder_card
-from .folder import (
+from ..convert.loading import load
+from ..convert.model_folder import (
     CODE_NAMES,
     CONFIG_NAME,
     REPORT_NAME,
@@ -26,9 +20,15 @@ from .folder import (
     own_records,
     read_report,
     write_report,
-    write_text,
 )
-from .readme import may_be_rendered, write_card
+from ..convert.report import ConversionReport
+from ..convert.verification import Check
+from ..errors import VitrailError
+from ..model_cards.card import folder_card
+from ..model_cards.readme import may_be_rendered, write_card
+from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+from ..utils.atomic import write_text
 from .remote_code import remove_code
 
 MAX_SHARD_SIZE = "5GB"  # the Hub asks for files that are not larger

@@ -1,15 +1,13 @@
-"""Renders the cards of all official checkpoints, and their index: `python model_cards/render.py [FOLDER]`."""
+"""Render the cards of all official checkpoints, and their index: `python -m vitrail.model_cards.render model_cards/official`."""
 
 import sys
 from pathlib import Path
 
-from vitrail.convert.catalog import Checkpoint, checkpoints, official_config
-from vitrail.hub.card import official_card
-from vitrail.hub.descriptions import architecture_name, counts, markdown_table
-from vitrail.hub.lineages import lineage_of
-from vitrail.hub.provenance import METRICS, load_name, published_metrics
-
-FOLDER = Path(__file__).parent
+from ..convert.sources.catalog import Checkpoint, checkpoints, official_config
+from .card import official_card
+from .descriptions import architecture_name, counts, markdown_table
+from .lineages import lineage_of
+from .provenance import METRICS, load_name, published_metrics
 
 # Headings of the index, by the format of the files
 HEADINGS = {
@@ -29,7 +27,8 @@ The name is what `vitrail.load` and `vitrail convert` take. Image sizes are heig
 in millions; GMACs are billions of multiply-accumulate operations for one image of that size, as timm's model cards count them. Accuracies
 are the publishers' own, on ImageNet-1k, in percent; where there is none, the publisher reports none for this file.
 
-These files are rendered from the catalogue: `python model_cards/render.py` writes them anew, and a test says when they are out of date.
+These files are rendered from the catalogue: `python -m vitrail.model_cards.render model_cards/official` renders them
+again, and a test says when they are out of date.
 """
 
 
@@ -70,4 +69,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    write_model_cards(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    write_model_cards(Path(sys.argv[1]))

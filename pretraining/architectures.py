@@ -6,13 +6,13 @@ from pathlib import Path
 from transformers import set_seed
 
 from ..configuration.configuration_vit import ViTConfig
-from ..configuration.presets import SIZES
-from ..convert.family import make_config
-from ..convert.files import read_json
+from ..configuration.sizes import SIZES
+from ..convert.families.family import make_config
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.presets import make_image_processor
+from ..utils.atomic import read_json
 
 PLAIN_SIZES = ("tiny", "small", "base", "large", "huge")  # of `vitrail.SIZES`, those of blocks as DINO's
 NAME = re.compile(rf"vit_(?P<size>{'|'.join(PLAIN_SIZES)})_patch(?P<patch>[1-9]\d*)")

@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 from transformers.utils import logging
 
+from ..data.decoding import open_image
 from ..errors import BadImageError, ReadingAheadError, VitrailError
-from ..features.collections.images import open_image
 from ..processing.augmentation import rng_of
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.multi_crop import MultiCropAugmentation, check_channels, multi_crop
@@ -24,7 +24,7 @@ class MultiCropImages(Dataset):
     resumed. In the place of an image that cannot be read stands the next one that can, unless `strict`.
 
     Args:
-        dataset: with the column "image", as `vitrail.evaluation.datasets.load_images` makes it.
+        dataset: with the column "image", as `vitrail.data.labeled.load_images` makes it.
         image_processor: of the model, for its channels and its normalisation.
         augmentation: the views.
         strict: refuse an image that cannot be read.

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..convert.files import read_json
 from ..errors import VitrailError
 from ..processing.multi_crop import DINO_AUGMENTATION, CropAugmentation, MultiCropAugmentation
+from ..utils.atomic import read_json
 from .arguments import DINOTrainingArguments
 
 # Arguments that a recipe does not set, because it has fields for them, or the run does

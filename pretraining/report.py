@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.figures import COLOURS, OTHERS, STYLE, save_figure
-from ..hub.folder import PRETRAINING_NAMES
+from ..convert.model_folder import PRETRAINING_NAMES
 from ..hub.save import keep_record
-from .teacher_knn import ACCURACY
+from ..utils.figures import COLOURS, OTHERS, STYLE, save_figure
+from .teacher_evaluation import ACCURACY
 
 
 def write_report(folder: Path, run: Mapping[str, Any]) -> None:
@@ -21,7 +21,7 @@ def write_report(folder: Path, run: Mapping[str, Any]) -> None:
 
     Args:
         folder: of the teacher.
-        run: what `vitrail.pretraining.pretrain.pretrain` returns.
+        run: what `vitrail.pretraining.job.pretrain` returns.
     """
     name, curves_name = PRETRAINING_NAMES
     save_figure(training_curves(run), folder / curves_name)

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from ..errors import VitrailError
-from ..features.embed import encoder
+from ..features.embedding import encoder
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from .arguments import DINOTrainingArguments
-from .loss import CollapseSigns, DINOLoss
-from .modeling_dino import DINOHead, DINOModel
+from .methods.dino import DINOHead, DINOModel
+from .methods.loss import CollapseSigns, DINOLoss
 from .schedules import CosineSchedule, LinearWarmup
 
 SIGNS = tuple(CollapseSigns.__annotations__)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import VitrailError
 from .augmentation import RATIO, random_resized_crop_box
-from .crop_view import JITTER, CropDraw, make_crop
+from .color_ops import JITTER, CropDraw, make_crop
 from .image_processing_vit import convert_channels
 
 Kind = TypeVar("Kind")

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import close_session, constants, hf_api
 from threadpoolctl import threadpool_limits
 
+from digit_models import digits, digits_processor, random_model, trained_model  # noqa: F401  # fixtures
 from hub_server import HubServer
 from local_server import LocalServer, Request
 

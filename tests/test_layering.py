@@ -1,4 +1,4 @@
-"""Imports go one way, and the three files that are uploaded with a model stand alone."""
+"""Imports go one way, without a circle, and the three files that are uploaded with a model stand alone."""
 
 import ast
 from pathlib import Path
@@ -8,49 +8,88 @@ import pytest
 import vitrail
 
 ROOT = Path(vitrail.__file__).parent
-# Each part may import from those before it; the files of the root stand in for parts of their own
-ORDER = ["errors", "version", "configuration", "modeling", "processing", "convert", "hub", "features", "evaluation", "pretraining"]
-ORDER += ["auto", "cli", "__init__", "__main__"]
+# Each part may import from those before it; the files of the root are parts of their own
+ORDER = ["errors", "version", "utils", "configuration", "modeling", "processing", "runtime", "data", "convert", "features"]
+ORDER += ["model_cards", "visualization", "hub", "evaluation", "pretraining", "auto", "__init__", "cli", "__main__"]
+NOT_CODE = {"__pycache__", "py.typed"}
 UPLOADED = {
     "configuration/configuration_vit.py": set(),
     "modeling/modeling_vit.py": {"configuration"},
     "processing/image_processing_vit.py": set(),
 }
-FILES = sorted(
-    path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0].removesuffix(".py") in ORDER
-)
+FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 
-def imported_parts(file):
-    """The parts of the package from which a file imports."""
-    parts = set()
+def part_of(file: Path) -> str:
+    return file.parts[0].removesuffix(".py")
+
+
+def module_of(file: Path) -> str:
+    """The name of a module inside the package; a package is called as its folder."""
+    parts = file.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """The modules of the package that a file imports, anywhere in it."""
+    package = file.parent.parts
+    modules = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert not (node.module or "").startswith("vitrail"), f"{file}: imports inside the package are relative"
-            if node.level == len(file.parts):  # from the root of the package
-                parts |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-            assert node.level <= len(file.parts), f"{file}: reaches out of the package"
+            if node.level:
+                assert node.level <= len(file.parts), f"{file}: reaches out of the package"
+                base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+                for alias in node.names:
+                    whole = ".".join(filter(None, [*base, alias.name]))
+                    modules.add(whole if whole in MODULES else ".".join(filter(None, base)))
         elif isinstance(node, ast.Import):
             assert not any(alias.name.split(".")[0] == "vitrail" for alias in node.names), file
-    return parts
+    return modules
 
 
-def test_every_part_has_files():
-    assert {file.parts[0].removesuffix(".py") for file in FILES} >= {
-        "configuration",
-        "modeling",
-        "processing",
-        "convert",
-        "hub",
-        "cli",
-    }
+GRAPH = {module: imported_modules(file) for module, file in MODULES.items()}
+
+
+def imported_parts(file: Path) -> set[str]:
+    return {module.split(".")[0] or "__init__" for module in imported_modules(file)}
+
+
+def test_every_name_at_the_top_has_its_place():
+    found = {path.name.removesuffix(".py") for path in ROOT.iterdir()} - NOT_CODE
+    assert found == set(ORDER)
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_imports_go_one_way(file):
-    own = file.parts[0].removesuffix(".py")
+    own = part_of(file)
     for part in imported_parts(file) - {own}:
         assert ORDER.index(part) < ORDER.index(own), f"{file} imports from {part}"
+
+
+def test_there_is_no_circle():
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for imported in sorted(GRAPH[module]):
+                visit(imported, (*path, module))
+            done.add(module)
+
+    for module in GRAPH:
+        visit(module, ())
+
+
+def test_no_room_holds_a_fifth_of_the_code():
+    lines: dict[str, int] = {}
+    for file in FILES:
+        lines[part_of(file)] = lines.get(part_of(file), 0) + len((ROOT / file).read_text(encoding="utf-8").splitlines())
+    largest = max(lines, key=lines.__getitem__)
+    assert lines[largest] < sum(lines.values()) / 5, f"{largest}: {lines[largest]} of {sum(lines.values())} lines"
 
 
 @pytest.mark.parametrize("file", UPLOADED)
@@ -58,7 +97,7 @@ def test_uploaded_files_stand_alone(file):
     assert imported_parts(Path(file)) == UPLOADED[file]
 
 
-def test_modeling_does_not_know_processing():
+def test_modeling_and_processing_do_not_know_each_other():
     for file in FILES:
-        if file.parts[0] == "processing":
-            assert "modeling" not in imported_parts(file)
+        if part_of(file) in ("modeling", "processing"):
+            assert not {"modeling", "processing"} - {part_of(file)} & imported_parts(file), file

@@ -5,21 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import paths
 import vitrail
-
-CHECKOUT = Path(__file__).parent.parent
 
 
 def test_the_tests_run_on_the_installed_package():
     """Not on the checkout, which would hide a file that is missing in the wheel."""
-    assert Path(vitrail.__file__).resolve().parent != CHECKOUT
+    assert Path(vitrail.__file__).resolve().parent != paths.CHECKOUT
     assert Path(vitrail.__file__).parent.parent.name == "site-packages"
 
 
 def test_every_package_of_the_checkout_is_installed():
     """setup.cfg lists packages one by one; none may be forgotten."""
     not_packages = {"tests", "examples", "benchmarks", "model_cards", "build", "dist"}
-    for file in CHECKOUT.glob("*/__init__.py"):
+    for file in paths.CHECKOUT.glob("*/__init__.py"):
         if file.parent.name not in not_packages:
             assert (Path(vitrail.__file__).parent / file.parent.name / "__init__.py").is_file(), file.parent.name
 
@@ -60,6 +59,6 @@ def test_importing_takes_no_package_beyond_those_of_transformers(tmp_path):
 def test_what_only_some_commands_need_is_not_imported(tmp_path):
     """Neither by the package nor by the command line, until a command asks for it."""
     extra = ("datasets", "evaluate", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas", "pyarrow", "ray", "sklearn")
-    program = f"import sys, vitrail.cli; print([name for name in {extra} if name in sys.modules])"
+    program = f"import sys, vitrail.cli.app; print([name for name in {extra} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert ended.stdout.strip() == "[]", ended.stderr

@@ -3,11 +3,11 @@
 import re
 import runpy
 from collections import Counter
-from pathlib import Path
 
-from vitrail.convert.catalog import checkpoints
+import paths
+from vitrail.convert.sources.catalog import checkpoints
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (paths.CHECKOUT / "README.md").read_text(encoding="utf-8")
 OF_CHECKPOINTS = README.partition("## Proof")[0]
 
 
@@ -43,6 +43,6 @@ def test_the_list_names_every_checkpoint_in_its_family():
 
 def test_the_tables_of_speed_are_those_of_the_results():
     """If not: python benchmarks/readme.py."""
-    script = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "readme.py"))
+    script = runpy.run_path(str(paths.CHECKOUT / "benchmarks" / "readme.py"))
     assert script["replaced"](README) == README
     assert "| vitrail extract |" in script["section"]()

@@ -16,12 +16,12 @@ import torch
 
 import vitrail
 from vitrail.convert.export import to_format
-from vitrail.evaluation.datasets import load_images
-from vitrail.evaluation.extraction import Extraction
+from vitrail.data.decoding import open_image
+from vitrail.data.labeled import load_images
 from vitrail.evaluation.knn import knn_classify
 from vitrail.evaluation.pooled import evaluate_knn
-from vitrail.evaluation.probe import probe
-from vitrail.features.collections.images import open_image
+from vitrail.evaluation.probing import probe
+from vitrail.features.cache_settings import Extraction
 from vitrail.pretraining.architectures import new_model
 
 HERE = Path(__file__).parent

@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors import safe_open
 
 import deterministic
+import paths
 from command_line import end_of
 
-PHOTO = Path(__file__).parent.parent / "images" / "chelsea.jpg"
+PHOTO = paths.IMAGES / "chelsea.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_card(model_dir, tmp_path, capsys):
     run("card", model_dir)
     assert capsys.readouterr().out in (model_dir / "README.md").read_text()
     run("card", "dino-vits8")
-    official = (Path(__file__).parents[2] / "model_cards" / "dino-vits8.md").read_text()
+    official = (paths.CHECKOUT / "model_cards" / "official" / "dino-vits8.md").read_text()
     assert capsys.readouterr().out == official
     run("card", model_dir.parent / "dino_deitsmall16_pretrain.pth", "--output", tmp_path / "card.md")
     assert "dino_deitsmall16_pretrain.pth" in (tmp_path / "card.md").read_text()

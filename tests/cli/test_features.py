@@ -9,10 +9,10 @@ from PIL import Image
 
 from command_line import end_of
 from image_folders import PHOTOS, small_model, small_processor, write_broken, write_images
-from vitrail.features.report.page import make_report
-from vitrail.features.similar import similar
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.save import save
+from vitrail.visualization.report.page import make_report
+from vitrail.visualization.similar import similar
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +133,10 @@ def test_the_commands_are_there_without_what_they_need(tmp_path):
     """Help imports neither pyarrow nor scikit-learn; and a command says which packages are missing, before it does anything."""
     program = (
         "import importlib.util, sys\n"
-        "from vitrail.cli import main\n"
+        "from vitrail.cli.app import main\n"
         "find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name in ('pyarrow', 'sklearn') else find(name, *rest)\n"
-        "import vitrail.convert.packages; vitrail.convert.packages.find_spec = importlib.util.find_spec\n"
+        "import vitrail.utils.optional; vitrail.utils.optional.find_spec = importlib.util.find_spec\n"
         "sys.argv = ['vitrail', 'report', 'out']\n"
         "try:\n"
         "    main()\n"

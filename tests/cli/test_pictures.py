@@ -1,20 +1,19 @@
 """`vitrail attention` and `vitrail pca`: the pictures as a user gets them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import paths
 import vitrail
 from command_line import end_of
-from vitrail.features.maps import attention_picture
-from vitrail.features.pca import pca_picture
-from vitrail.features.pictures import at_size
 from vitrail.processing.presets import keep_aspect
+from vitrail.visualization.attention import attention_picture
+from vitrail.visualization.pca import pca_picture
+from vitrail.visualization.pictures import at_size
 
-IMAGES = Path(__file__).parent.parent / "images"
+IMAGES = paths.IMAGES
 PHOTO, OTHER = IMAGES / "chelsea.jpg", IMAGES / "astronaut.jpg"
 
 

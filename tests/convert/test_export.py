@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import deterministic
 import vitrail
-from vitrail.convert.detect import open_checkpoint
+from vitrail.convert.detection import open_checkpoint
 from vitrail.convert.export import FORMATS
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
 

@@ -17,12 +17,12 @@ from transformers.core_model_loading import revert_weight_conversion
 
 import deterministic
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.convert import detect
-from vitrail.convert.catalog import Checkpoint, checkpoints, official_config
-from vitrail.convert.family import Family, RawCheckpoint
-from vitrail.convert.files import CheckpointFile
-from vitrail.convert.load import convert_family
-from vitrail.convert.rules import Coverage
+from vitrail.convert import detection as detect
+from vitrail.convert.families.family import Family, RawCheckpoint
+from vitrail.convert.families.rules import Coverage
+from vitrail.convert.loading import convert_family
+from vitrail.convert.sources.catalog import Checkpoint, checkpoints, official_config
+from vitrail.convert.sources.files import CheckpointFile
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 

@@ -7,8 +7,8 @@ import transformers
 from sklearn import metrics as sklearn_metrics
 
 import vitrail
+from vitrail.data.labeled import load_images
 from vitrail.errors import VitrailError
-from vitrail.evaluation.datasets import load_images
 from vitrail.evaluation.metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics, confusion_matrix
 
 CLASSES = 7

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vitrail
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.convert.verify import Check
+from vitrail.convert.verification import Check
 from vitrail.evaluation.report import accuracy_by_head, confusion_picture, learning_curves, write_report
 from vitrail.evaluation.results import public_name
 from vitrail.hub.push import stage

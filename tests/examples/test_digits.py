@@ -3,20 +3,21 @@
 import json
 import re
 import runpy
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import paths
 import vitrail
-from vitrail.convert.files import read_checkpoint, read_json
-from vitrail.evaluation.datasets import load_images
-from vitrail.evaluation.extraction import Extraction
+from vitrail.convert.sources.files import read_checkpoint
+from vitrail.data.labeled import load_images
 from vitrail.evaluation.pooled import evaluate_knn
+from vitrail.features.cache_settings import Extraction
 from vitrail.pretraining.recipes import find_recipe
+from vitrail.utils.atomic import read_json
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+DIGITS = paths.EXAMPLES / "digits"
 CHECKPOINT = DIGITS / "dino_vit_digits.pth"
 RESULTS = json.loads((DIGITS / "results.json").read_text(encoding="utf-8"))
 PRETRAINING = read_json(DIGITS / "pretraining.json")

@@ -5,7 +5,6 @@ import math
 import runpy
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import deterministic
-from vitrail.convert.catalog import find_checkpoint
+import paths
+from vitrail.convert.sources.catalog import find_checkpoint
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = paths.EXAMPLES
 PHOTO = EXAMPLES / "chelsea.jpg"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}

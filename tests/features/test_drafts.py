@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from image_folders import PHOTOS, small_model, small_processor
+from vitrail.data import read_collection
 from vitrail.evaluation.batches import ImageRows
-from vitrail.evaluation.features import ImageViews
-from vitrail.features.collections import read_collection
-from vitrail.features.embed import ImageEmbedder
-from vitrail.features.extract import extract
-from vitrail.features.similar import similar
+from vitrail.features.embedding import ImageEmbedder
+from vitrail.features.extraction import extract
 from vitrail.features.store import StoredFeatures
+from vitrail.features.token_features import ImageViews
 from vitrail.processing.augmentation import rng_of, training_view
+from vitrail.visualization.similar import similar
 
 FILES = [str(path) for path in PHOTOS]  # JPEGs of 300 pixels and more, of which the model sees 36
 BICUBIC = Image.Resampling.BICUBIC

@@ -24,14 +24,15 @@ pytest.importorskip("ray.data", exc_type=ImportError)
 
 import ray
 
+from vitrail.data import read_collection
 from vitrail.errors import VitrailError
 from vitrail.features import ray_runner
-from vitrail.features.collections import read_collection
-from vitrail.features.extract import Job, extract
-from vitrail.features.lanes import Lanes
+from vitrail.features.extraction import extract
+from vitrail.features.job import Job
 from vitrail.features.ray_runner import Pool, Share, choose_pool, run_on_ray
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.save import save
+from vitrail.runtime.workers import Lanes
 
 # Ray Data sets the options of its own that it has deprecated
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")

@@ -14,9 +14,9 @@ import vitrail
 from hub_server import Fault
 from small_models import randomize
 from small_run import KNN, make_run
-from vitrail.convert.verify import Check
+from vitrail.convert.model_folder import hash_weights
+from vitrail.convert.verification import Check
 from vitrail.errors import UploadError, VitrailError
-from vitrail.hub.folder import hash_weights
 from vitrail.hub.save import keep_verification
 
 CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}

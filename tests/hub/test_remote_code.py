@@ -23,7 +23,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import vitrail
 from small_models import randomize
-from vitrail.hub.folder import CODE_NAMES
+from vitrail.convert.model_folder import CODE_NAMES
 from vitrail.hub.remote_code import flat_code, remove_code
 
 PACKAGE = Path(vitrail.__file__).parent

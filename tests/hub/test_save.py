@@ -7,7 +7,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import vitrail
-from vitrail.convert.verify import Check
+from vitrail.convert.verification import Check
 from vitrail.errors import ConversionError, UnsupportedCheckpointError, VitrailError
 from vitrail.hub.save import keep_verification
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from small_models import IMPORT_OF_THE_COMPILER, every_config, make_images, make_model, run
-from vitrail.modeling.modeling_vit import (
-    ViTForImageClassification,
-)
+from vitrail.modeling.modeling_vit import ViTForImageClassification
 
 
 @IMPORT_OF_THE_COMPILER

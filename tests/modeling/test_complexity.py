@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.configuration.presets import SIZES
+from vitrail.configuration.sizes import SIZES
 from vitrail.modeling.complexity import complexity
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModel
 

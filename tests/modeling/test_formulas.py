@@ -10,9 +10,7 @@ from transformers.activations import ACT2FN
 
 from small_models import CONFIGS, SMALL, every_config, make_config, make_images, make_model
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.modeling.modeling_vit import (
-    ViTForImageClassification,
-)
+from vitrail.modeling.modeling_vit import ViTForImageClassification
 
 
 def test_the_list_covers_every_field_and_every_choice():

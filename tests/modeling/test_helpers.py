@@ -7,11 +7,7 @@ import torch
 
 from small_models import every_class, every_config, make_config, make_images, make_mask, make_model, run
 from vitrail.modeling import modeling_vit
-from vitrail.modeling.modeling_vit import (
-    ViTBackbone,
-    ViTForImageClassification,
-    ViTModel,
-)
+from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModel
 
 # --------------------------------------------------------------------------------------------------------------- helpers
 

@@ -6,11 +6,7 @@ import pytest
 import torch
 
 from small_models import IMPORT_OF_THE_COMPILER, every_class, every_config, main_output, make_images, make_mask, make_model, run
-from vitrail.modeling.modeling_vit import (
-    ViTForMaskedImageModeling,
-    ViTModel,
-    ViTModelOutput,
-)
+from vitrail.modeling.modeling_vit import ViTForMaskedImageModeling, ViTModel, ViTModelOutput
 
 # --------------------------------------------------------------------------------------------------------------- outputs
 

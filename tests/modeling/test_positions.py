@@ -5,13 +5,13 @@ import itertools
 import math
 import pickle
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+import paths
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.modeling import modeling_vit
 from vitrail.modeling.modeling_vit import (
@@ -23,7 +23,7 @@ from vitrail.modeling.modeling_vit import (
     relative_position_index,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "timm_relative_positions.safetensors"
+GOLDEN = paths.GOLDEN / "timm_relative_positions.safetensors"
 PATCH = 4
 
 

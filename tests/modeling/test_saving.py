@@ -9,12 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from small_models import HEADS, every_class, every_config, make_config, make_images, make_model, randomize, run
-from vitrail.modeling.modeling_vit import (
-    ViTBackbone,
-    ViTForImageClassification,
-    ViTForMaskedImageModeling,
-    ViTModel,
-)
+from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 
 @every_class

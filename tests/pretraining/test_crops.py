@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from image_folders import small_processor, write_broken, write_images
+from vitrail.data.decoding import open_image
+from vitrail.data.unlabeled import load_training_images
 from vitrail.errors import BadImageError, VitrailError
-from vitrail.features.collections.images import open_image
 from vitrail.pretraining.crops import MOST_BAD, MultiCropImages
-from vitrail.pretraining.images import load_training_images
 from vitrail.processing.augmentation import rng_of
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.processing.multi_crop import CropAugmentation, MultiCropAugmentation, multi_crop

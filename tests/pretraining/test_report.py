@@ -10,7 +10,7 @@ from PIL import Image
 
 from small_run import KNN, make_run, without_numbers
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.hub.folder import hash_weights, read_pretraining
+from vitrail.convert.model_folder import hash_weights, read_pretraining
 from vitrail.hub.save import save
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.pretraining.report import training_curves, write_report

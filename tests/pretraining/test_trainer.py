@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 import deterministic
+import paths
 from golden_training import ANSWERS, BATCH, HELD_OUT, SETTINGS, UPDATES, GoldenCrops, golden_arguments, golden_model, golden_trainer
 from vitrail.errors import VitrailError
 from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient, make_dino_model
@@ -83,7 +83,7 @@ def test_the_original_loop(changes, tmp_path):
 
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    folders = json.dumps([str(Path(__file__).parent), str(deterministic.GOLDEN)])
+    folders = json.dumps([str(paths.TESTS / "helpers")])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launch, "script.py", folders, str(tmp_path)], cwd=tmp_path, check=True)
     trained = torch.load(tmp_path / "trained.pth", weights_only=True)

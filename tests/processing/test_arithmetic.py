@@ -1,18 +1,17 @@
 """How levels become `pixel_values`, against Pillow and numpy or torch, one operation after the other."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import paths
 from vitrail.processing import image_processing_vit
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.processing.presets import PRESETS, make_image_processor
 
-IMAGES = Path(__file__).parents[1] / "images"
+IMAGES = paths.IMAGES
 LEVELS = {"do_rescale": False, "do_normalize": False}
 
 # What each layout makes of an image of 600x400, by hand: the (width, height) to resize to, and the box to cut out

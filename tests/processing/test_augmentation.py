@@ -1,15 +1,15 @@
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
+import paths
 import vitrail
 from vitrail.processing.augmentation import RATIO, random_resized_crop_box, rng_of, training_view
 
-PHOTO = Path(__file__).parent.parent / "images" / "chelsea.jpg"
+PHOTO = paths.IMAGES / "chelsea.jpg"
 SIDE = 10_000  # so large that rounding to pixels does not show
 
 

@@ -13,14 +13,14 @@ from PIL import Image, ImageCms
 from safetensors.torch import load_file
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+import paths
 from vitrail.processing import image_processing_vit
 from vitrail.processing.image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
 from vitrail.processing.presets import make_image_processor
 
-TESTS = Path(__file__).parents[1]
-CHELSEA = TESTS / "images" / "chelsea.jpg"  # 451x300
-COFFEE = TESTS / "images" / "coffee.jpg"  # 600x400
-GOLDEN = load_file(TESTS / "golden" / "preprocessing.safetensors")
+CHELSEA = paths.IMAGES / "chelsea.jpg"  # 451x300
+COFFEE = paths.IMAGES / "coffee.jpg"  # 600x400
+GOLDEN = load_file(paths.GOLDEN / "preprocessing.safetensors")
 PLANS = {
     "dino_eval": ("dino", {}),
     "dinov2_logreg": ("dinov2", {"crop_pct": 1.0}),
@@ -61,7 +61,7 @@ def test_pil_backend_equals_torchvision_bit_for_bit(case):
     name, plan = case.split("/")
     preset, options = PLANS[plan]
     image_processor = make_image_processor(preset, **options)
-    path = TESTS / "images" / f"{name}.jpg"
+    path = paths.IMAGES / f"{name}.jpg"
     levels = image_processor(path, **LEVELS, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(levels, GOLDEN[case].float())
 
@@ -93,7 +93,7 @@ def test_torch_backend_is_near_torchvision(case):
     name, plan = case.split("/")
     preset, options = PLANS[plan]
     image_processor = make_image_processor(preset, backend="torch", **options)
-    levels = image_processor(TESTS / "images" / f"{name}.jpg", **LEVELS, return_tensors="pt")["pixel_values"][0]
+    levels = image_processor(paths.IMAGES / f"{name}.jpg", **LEVELS, return_tensors="pt")["pixel_values"][0]
     assert_near_pillow(levels, GOLDEN[case].float())
 
 

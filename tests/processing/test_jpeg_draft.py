@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +9,10 @@ import torch
 from huggingface_hub.utils import httpx
 from PIL import Image
 
+import paths
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
-COFFEE = Path(__file__).parents[1] / "images" / "coffee.jpg"  # 600x400
+COFFEE = paths.IMAGES / "coffee.jpg"  # 600x400
 SQUASHED = {"size": {"height": 224, "width": 224}, "do_center_crop": False}
 
 

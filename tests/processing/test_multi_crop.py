@@ -31,7 +31,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,21 +39,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
 
+import paths
 import vitrail
 from vitrail.processing import multi_crop as module
 from vitrail.processing.augmentation import rng_of
-from vitrail.processing.crop_view import JITTER, CropDraw, adjust_hue, make_crop
-from vitrail.processing.multi_crop import (
-    DINO_AUGMENTATION,
-    CropAugmentation,
-    MultiCropAugmentation,
-    draw_crops,
-    multi_crop,
-)
+from vitrail.processing.color_ops import JITTER, CropDraw, adjust_hue, make_crop
+from vitrail.processing.multi_crop import DINO_AUGMENTATION, CropAugmentation, MultiCropAugmentation, draw_crops, multi_crop
 from vitrail.processing.presets import IMAGENET_MEAN, IMAGENET_STD
 
-TESTS = Path(__file__).parents[1]
-GOLDEN = load_file(TESTS / "golden" / "augmentation.safetensors")
+GOLDEN = load_file(paths.GOLDEN / "augmentation.safetensors")
 PHOTO = Image.fromarray(GOLDEN["photo"].numpy())  # 128 x 96
 PART = (40, 20, 80, 60)
 FACTORS = {

@@ -1,0 +1,129 @@
+"""Changes a checkpoint to another image size, number of channels or number of classes while it is loaded, and says how."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedCheckpointError
+from ..modeling.modeling_vit import interpolate_positions, resize_relative_table
+from ..processing.image_processing_vit import VitrailImageProcessor
+from .families.family import make_config
+from .sources.labels import imagenet_labels
+
+POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
+RELATIVE_TABLE = "relative_position.table"
+CHANNEL_RULES = ("sum", "repeat", "average")
+
+
+def may_be_adapted(name: str) -> bool:
+    """Whether a tensor of ours is one that this file changes."""
+    return name in (POSITIONS, PROJECTION) or name.endswith(RELATIVE_TABLE) or name.startswith("classifier.")
+
+
+def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], image_size: tuple[int, int]) -> list[str]:
+    """Resizes position embeddings or relative bias tables to another image size, by the family's own rule."""
+    before, after = make_config(fields), make_config(fields | {"image_size": image_size})
+    if before.patch_grid == after.patch_grid:
+        return []
+    if POSITIONS in tensors:
+        first = int(before.use_cls_token and before.use_cls_position)
+        positions = tensors[POSITIONS]
+        tensors[POSITIONS] = torch.cat(
+            (positions[:, :first], interpolate_positions(positions[:, first:], after.patch_grid, before)), dim=1
+        )
+    tables = [name for name in tensors if name.endswith(RELATIVE_TABLE)]
+    for name in tables:
+        num_offsets = (2 * before.patch_grid[0] - 1) * (2 * before.patch_grid[1] - 1)
+        table = tensors[name]
+        resized = resize_relative_table(table[:num_offsets], before.patch_grid, after.patch_grid)
+        tensors[name] = torch.cat((resized, table[num_offsets:]))
+    fields["image_size"] = after.image_size
+    if POSITIONS not in tensors and not tables:  # the relative MLP works at any size as it is
+        return []
+    (height, width), (new_height, new_width) = before.patch_grid, after.patch_grid
+    return [f"positions of {height}x{width} patches resized to {new_height}x{new_width}, by the family's rule"]
+
+
+def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_channels: int, rule: str | None) -> list[str]:
+    """Changes the patch projection (D, C, ph, pw) to another number of channels.
+
+    "sum" adds up the channels' weights (for one channel: the answer to a grey image stays the same); "repeat" takes them in turn and
+    "average" gives each new channel their mean, both times old / new, so that equal channels are answered as before (by "repeat", only
+    where the new number is a multiple of the old). timm's rule: "sum" for one channel, else "repeat" (timm/models/_manipulate.py,
+    adapt_input_conv).
+    """
+    if num_channels < 1:
+        raise UnsupportedCheckpointError(f"num_channels is {num_channels}: it must be at least 1.")
+    weight = tensors[PROJECTION]
+    old = weight.shape[1]
+    if num_channels == old:
+        return []
+    rule = rule or ("sum" if num_channels == 1 else "repeat")
+    if rule not in CHANNEL_RULES or (rule == "sum" and num_channels != 1):
+        raise UnsupportedCheckpointError(
+            f'channel_rule="{rule}" cannot make {num_channels} channels: choose repeat or average, or, for one channel, sum.'
+        )
+    values = weight.float()
+    if rule == "sum":
+        values = values.sum(dim=1, keepdim=True)
+    elif rule == "repeat":
+        values = values[:, torch.arange(num_channels) % old] * (old / num_channels)
+    else:
+        values = values.mean(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) * (old / num_channels)
+    tensors[PROJECTION] = values.to(weight.dtype)
+    fields["num_channels"] = num_channels
+    return [f"patch projection of {old} channels made one of {num_channels}, by the rule {rule}"]
+
+
+def adapt_image_processor(
+    image_processor: VitrailImageProcessor, *, image_size: tuple[int, int] | None, num_channels: int
+) -> VitrailImageProcessor:
+    """The same preparation for another size (a crop keeps its share of the shorter side) or number of channels."""
+    options = image_processor.to_dict()
+    if image_size is not None and image_processor.size_divisor is None:
+        height, width = image_size
+        crops = image_processor.do_center_crop and height == width
+        options |= {"do_center_crop": crops, "crop_size": {"height": height, "width": width}}
+        if crops and "shortest_edge" in options["size"]:
+            old_crop = dict(image_processor.crop_size)["height"]
+            options["size"] = {"shortest_edge": height * options["size"]["shortest_edge"] // old_crop}
+        else:
+            options["size"] = {"height": height, "width": width}
+    if num_channels != image_processor.num_channels:
+        mean, std = (torch.tensor(options[name]).mean().item() for name in ("image_mean", "image_std"))
+        options |= {"num_channels": num_channels, "image_mean": [mean] * num_channels, "image_std": [std] * num_channels}
+    return VitrailImageProcessor.from_dict(options)
+
+
+def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_labels: int) -> list[str]:
+    """Puts an untrained classifier in the place of the one in the checkpoint, if there is one."""
+    if num_labels < 1:
+        raise UnsupportedCheckpointError(
+            f"num_labels is {num_labels}: it must be at least 1; leave it out to keep what the file holds."
+        )
+    had = tensors.pop("classifier.weight", None)
+    tensors.pop("classifier.bias", None)
+    for name in ("id2label", "label2id"):
+        fields.pop(name, None)
+    fields["num_labels"] = num_labels
+    config = make_config(fields)
+    dtype = tensors[PROJECTION].dtype
+    weight = torch.empty(num_labels, config.classifier_input_size)
+    tensors["classifier.weight"] = nn.init.trunc_normal_(weight, std=config.initializer_range).to(dtype)
+    tensors["classifier.bias"] = torch.zeros(num_labels, dtype=dtype)
+    replaced = "" if had is None else f", in the place of one for {len(had)}"
+    return [f"the classifier for {num_labels} classes is fresh and untrained{replaced}"]
+
+
+def with_labels(fields: dict[str, Any], num_labels: int) -> list[str]:
+    """Sets the number of classes of the checkpoint's own classifier, and ImageNet's labels where their number is ImageNet's."""
+    if "id2label" in fields:
+        return []
+    labels = imagenet_labels(num_labels)
+    if labels is None:
+        fields["num_labels"] = num_labels
+        return []
+    fields["id2label"] = dict(enumerate(labels))
+    fields["label2id"] = {label: index for index, label in enumerate(labels)}
+    return [f"{num_labels} classes: labels of ImageNet-{'1k' if num_labels == 1000 else '21k'}"]

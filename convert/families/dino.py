@@ -1,0 +1,63 @@
+"""DINO's own .pth files: Caron et al., arXiv 2104.14294; github.com/facebookresearch/dino, vision_transformer.py, eval_linear.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...processing.presets import make_image_processor
+from .family import VIT_RULES, Family, RawCheckpoint, linear_head, plain_vit_fields, square_grid
+from .rules import Deinterleave, Rule
+
+# DINO's projection head, in full training checkpoints: its outputs are no classes
+IGNORED = (r"head\.mlp\.\d+\.(weight|bias)", r"head\.last_layer\.(weight_g|weight_v|parametrizations\.weight\.original[01])")
+
+# What the linear classifier reads, by its width in units of the model's: eval_linear.py, --n_last_blocks and --avgpool_patchtokens
+HEAD_FIELDS: dict[int, dict[str, Any]] = {
+    1: {},
+    2: {"classifier_mean_patch": True},  # ViT-B: one [CLS] and the mean patch
+    3: {"classifier_cls_layers": 3},
+    4: {"classifier_cls_layers": 4},  # ViT-S: four [CLS]
+}
+
+
+def recognises(raw: RawCheckpoint) -> bool:
+    """[CLS], absolute positions, a fused qkv, and none of what DINOv2 and timm add."""
+    needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
+    added = ("blocks.0.ls1.gamma", "mask_token", "register_tokens", "reg_token", "head.weight", "fc_norm.weight")
+    return raw.config is None and all(name in raw.tensors for name in needed) and not any(name in raw.tensors for name in added)
+
+
+def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
+    """The fields of ViTConfig for a backbone of these shapes."""
+    fields = plain_vit_fields(raw, num_heads)
+    grid = square_grid(raw.shape("pos_embed")[1] - 1, "pos_embed")
+    return fields | {
+        "intermediate_size": raw.shape("blocks.0.mlp.fc1.weight")[0],
+        "image_size": tuple(grid * side for side in fields["patch_size"]),
+        "position_interpolation_offset": 0.1,
+    }
+
+
+def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
+    """A linear-evaluation file, `{"state_dict": {"module.linear.weight", …}}`."""
+
+    def rules(parts: int) -> Sequence[Rule]:
+        # The original joins [CLS] and mean patch element by element; ours stand one after the other
+        operations = [Deinterleave()] if parts == 2 else []
+        return Rule("linear.weight", "classifier.weight", *operations), Rule("linear.bias", "classifier.bias")
+
+    return linear_head(raw, hidden_size, "linear.", HEAD_FIELDS, rules)
+
+
+DINO = Family(
+    name="dino",
+    containers=("torch",),
+    recognises=recognises,
+    rules=lambda raw: VIT_RULES,
+    export_rules=lambda config: VIT_RULES,
+    ignored=IGNORED,
+    configure=configure,
+    image_processor=lambda raw, config: make_image_processor(
+        "dino", image_size=config.image_size, num_channels=config.num_channels
+    ),
+    head_rules=head_rules,
+)

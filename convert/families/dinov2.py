@@ -1,0 +1,100 @@
+"""DINOv2's own .pth files: Oquab et al., arXiv 2304.07193; Darcet et al., arXiv 2309.16588; github.com/facebookresearch/dinov2."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...errors import UnsupportedCheckpointError
+from ...processing.presets import make_image_processor
+from .family import LAYER_SCALE_RULES, VIT_RULES, Family, RawCheckpoint, linear_head, plain_vit_fields, square_grid
+from .rules import Rule, Unsqueeze
+
+RULES = (
+    *VIT_RULES,
+    *LAYER_SCALE_RULES,
+    Rule("mask_token", "embeddings.mask_token", Unsqueeze()),
+    Rule("register_tokens", "embeddings.register_tokens"),
+    Rule("blocks.{layer}.mlp.w12.weight", "layers.{layer}.mlp.gate_up_proj.weight"),
+    Rule("blocks.{layer}.mlp.w12.bias", "layers.{layer}.mlp.gate_up_proj.bias"),
+    Rule("blocks.{layer}.mlp.w3.weight", "layers.{layer}.mlp.down_proj.weight"),
+    Rule("blocks.{layer}.mlp.w3.bias", "layers.{layer}.mlp.down_proj.bias"),
+)
+
+# The projection heads of a training run
+IGNORED = (r"(dino|ibot)_head\..*",)
+
+# What the linear classifier reads, by its width in units of the model's: hubconf, classifiers.py; eval/linear.py
+HEAD_FIELDS: dict[int, dict[str, Any]] = {
+    1: {},
+    2: {"classifier_mean_patch": True},
+    4: {"classifier_cls_layers": 4},
+    5: {"classifier_cls_layers": 4, "classifier_mean_patch": True},
+}
+
+
+def recognises(raw: RawCheckpoint) -> bool:
+    """A mask token beside [CLS] and positions: only DINOv2's files keep theirs."""
+    return raw.config is None and all(
+        name in raw.tensors for name in ("cls_token", "pos_embed", "mask_token", "blocks.0.ls1.gamma")
+    )
+
+
+def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
+    """The fields of ViTConfig for a backbone of these shapes; with registers the original interpolates positions by another rule."""
+    fields = plain_vit_fields(raw, num_heads)
+    grid = square_grid(raw.shape("pos_embed")[1] - 1, "pos_embed")
+    swiglu = "blocks.0.mlp.w12.weight" in raw.tensors
+    registers = raw.tensors["register_tokens"].shape[1] if "register_tokens" in raw.tensors else 0
+    return fields | {
+        "intermediate_size": raw.shape("blocks.0.mlp.w3.weight")[1] if swiglu else raw.shape("blocks.0.mlp.fc1.weight")[0],
+        "mlp_type": "swiglu" if swiglu else "mlp",
+        "image_size": tuple(grid * side for side in fields["patch_size"]),
+        "num_register_tokens": registers,
+        "use_mask_token": True,
+        "layer_scale_init_value": 1.0,
+        "position_interpolation_offset": 0.0 if registers else 0.1,
+        "position_interpolation_antialias": bool(registers),
+    }
+
+
+def flatten_chunks(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Blocks that the original keeps in chunks (`blocks.1.7.norm1.weight`) by their own number, which counts through."""
+    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
+
+
+def choose_head(tensors: Mapping[str, torch.Tensor], head_name: str | None) -> Mapping[str, torch.Tensor]:
+    """One classifier of a linear-evaluation checkpoint, which trains many at once (`classifiers_dict.NAME.linear.weight`)."""
+    names = sorted({match[1] for name in tensors if (match := re.match(r"classifiers_dict\.(\w+)\.", name))})
+    if not names:
+        if head_name is not None:
+            raise UnsupportedCheckpointError(
+                f'head_name="{head_name}" chooses one of many classifiers, but this head file holds one.'
+            )
+        return tensors
+    if head_name not in names:
+        found = f'none called "{head_name}"' if head_name else "many classifiers"
+        raise UnsupportedCheckpointError(f"The head file holds {found}: choose one with head_name=, among {', '.join(names)}.")
+    prefix = f"classifiers_dict.{head_name}.linear."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
+    """An official linear head (`weight`, `bias`), or one classifier of a linear evaluation."""
+    rules = (Rule("weight", "classifier.weight"), Rule("bias", "classifier.bias"))
+    return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda parts: rules)
+
+
+DINOV2 = Family(
+    name="dinov2",
+    containers=("torch",),
+    recognises=recognises,
+    rules=lambda raw: RULES,
+    export_rules=lambda config: RULES,
+    ignored=IGNORED,
+    configure=configure,
+    # evaluated at 224 pixels, though positions are those of 518
+    image_processor=lambda raw, config: make_image_processor("dinov2", image_size=224, num_channels=config.num_channels),
+    head_rules=head_rules,
+)

@@ -1,0 +1,115 @@
+"""Google's .npz files: github.com/google-research/vision_transformer; Dosovitskiy et al., arXiv 2010.11929; Steiner et al., 2106.10270."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...processing.presets import make_image_processor
+from .family import Family, RawCheckpoint, square_grid
+from .rules import Concatenate, FlattenHeads, Permute, Rule, Transpose
+
+BLOCK = "Transformer/encoderblock_{}"
+# Sub-layers are numbered through the block in the published files, and each kind on its own in newer flax
+ATTENTION = ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0")
+MLP = ("MlpBlock_3", "MlpBlock_0")
+SECOND_NORM = ("LayerNorm_2", "LayerNorm_1")
+
+
+def numbering(raw: RawCheckpoint) -> int:
+    """0 for the published numbering of sub-layers, 1 for that of newer flax."""
+    return int(f"{BLOCK.format(0)}/{MLP[1]}/Dense_0/kernel" in raw.tensors)
+
+
+def heads(raw: RawCheckpoint) -> int:
+    """Number of attention heads, which has an axis of its own."""
+    return raw.shape(f"{BLOCK.format(0)}/{ATTENTION[numbering(raw)]}/query/kernel")[1]
+
+
+def table(num_heads: int, which: int = 0) -> Sequence[Rule]:
+    """The rules for a number of heads and a numbering of sub-layers."""
+    source, target = BLOCK.replace("{}", "{layer}"), "layers.{layer}"
+    attention = f"{source}/{ATTENTION[which]}"
+    query_key_value = ("query", "key", "value")
+    rules = [
+        Rule("cls", "embeddings.cls_token"),
+        Rule("Transformer/posembed_input/pos_embedding", "embeddings.position_embeddings"),
+        Rule("embedding/kernel", "embeddings.patch_embeddings.projection.weight", Permute((3, 2, 0, 1))),  # (h, w, in, out)
+        Rule("embedding/bias", "embeddings.patch_embeddings.projection.bias"),
+        Rule(
+            [f"{attention}/{part}/kernel" for part in query_key_value],  # each (D, A, d)
+            f"{target}.attention.qkv.weight",
+            FlattenHeads(num_heads, axis=1),
+            Transpose(),
+            Concatenate(3),
+        ),
+        Rule(
+            [f"{attention}/{part}/bias" for part in query_key_value],  # each (A, d)
+            f"{target}.attention.qkv.bias",
+            FlattenHeads(num_heads, axis=0),
+            Concatenate(3),
+        ),
+        Rule(
+            f"{attention}/out/kernel", f"{target}.attention.proj.weight", FlattenHeads(num_heads, axis=0), Transpose()
+        ),  # (A, d, D)
+        Rule(f"{attention}/out/bias", f"{target}.attention.proj.bias"),
+    ]
+    for name, ours in ((f"{source}/LayerNorm_0", f"{target}.norm1"), (f"{source}/{SECOND_NORM[which]}", f"{target}.norm2")):
+        rules += [Rule(f"{name}/scale", f"{ours}.weight"), Rule(f"{name}/bias", f"{ours}.bias")]
+    rules += [Rule("Transformer/encoder_norm/scale", "layernorm.weight"), Rule("Transformer/encoder_norm/bias", "layernorm.bias")]
+    for name, ours in (
+        (f"{source}/{MLP[which]}/Dense_0", f"{target}.mlp.fc1"),
+        (f"{source}/{MLP[which]}/Dense_1", f"{target}.mlp.fc2"),
+        ("pre_logits", "representation"),
+        ("head", "classifier"),
+    ):
+        rules += [Rule(f"{name}/kernel", f"{ours}.weight", Transpose()), Rule(f"{name}/bias", f"{ours}.bias")]
+    return rules
+
+
+def recognises(raw: RawCheckpoint) -> bool:
+    """Flax's names of an encoder block and a patch embedding."""
+    return "embedding/kernel" in raw.tensors and f"{BLOCK.format(0)}/LayerNorm_0/scale" in raw.tensors
+
+
+def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
+    """The fields of ViTConfig; flax's GELU is the tanh approximation, its epsilon 1e-6; positions resize with fixed corners."""
+    which = numbering(raw)
+    patch_height, patch_width, num_channels, hidden_size = raw.shape("embedding/kernel")
+    grid = square_grid(raw.shape("Transformer/posembed_input/pos_embedding")[1] - 1, "pos_embedding")
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": raw.count_blocks(BLOCK + "/LayerNorm_0/scale"),
+        "num_attention_heads": num_heads or heads(raw),
+        "intermediate_size": raw.shape(f"{BLOCK.format(0)}/{MLP[which]}/Dense_0/kernel")[1],
+        "image_size": (grid * patch_height, grid * patch_width),
+        "patch_size": (patch_height, patch_width),
+        "num_channels": num_channels,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+        "position_interpolation_mode": "bilinear",
+        "position_interpolation_align_corners": True,
+        "representation_size": raw.tensors["pre_logits/kernel"].shape[1] if "pre_logits/kernel" in raw.tensors else None,
+    }
+
+
+def drops(raw: RawCheckpoint) -> dict[str, str]:
+    """The head of an ImageNet-21k file is published as zeros."""
+    if "head/kernel" in raw.tensors and not any(raw.tensors[name].any() for name in ("head/kernel", "head/bias")):
+        return dict.fromkeys(
+            ("head/kernel", "head/bias"), "the head holds only zeros, as published: dropped, the model has no classifier"
+        )
+    return {}
+
+
+GOOGLE = Family(
+    name="google",
+    containers=("npz",),
+    recognises=recognises,
+    rules=lambda raw: table(heads(raw), numbering(raw)),
+    export_rules=lambda config: table(config.num_attention_heads),
+    ignored=(),
+    configure=configure,
+    image_processor=lambda raw, config: make_image_processor(
+        "google", image_size=config.image_size, num_channels=config.num_channels
+    ),
+    drops=drops,
+)

@@ -1,0 +1,278 @@
+"""timm's checkpoints: github.com/huggingface/pytorch-image-models, timm/models/vision_transformer.py, vision_transformer_relpos.py."""
+
+import math
+import re
+from typing import Any
+
+from ...configuration.configuration_vit import ViTConfig
+from ...errors import UnsupportedCheckpointError
+from ...processing.image_processing_vit import VitrailImageProcessor
+from ...processing.presets import make_image_processor
+from .family import LAYER_SCALE_RULES, VIT_RULES, Family, RawCheckpoint, plain_vit_fields, square_grid
+from .rules import Rule
+
+INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
+ACTIVATIONS = {
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+}  # timm's, ours
+# What neither names nor shapes tell, by the architecture that config.json names: timm/models/vision_transformer.py
+BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
+    (r"vit_base_patch16_rpn_\d+", {"norm_position": "residual_post"}),
+    (r"vit_base_patch16_gap_\d+|vit_giantopt_.*", {"num_attention_heads": 16}),
+    (
+        r"vit_(base_patch32_siglip_gap_256|large_patch16_siglip_gap_512|(so400m|giantopt)_patch16_siglip_gap_\d+)",
+        {"hidden_act": "gelu_pytorch_tanh"},
+    ),
+)
+
+
+def _relative_rules(source: str, target: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{source}.mlp.fc1.weight", f"{target}.fc1.weight"),
+        Rule(f"{source}.mlp.fc1.bias", f"{target}.fc1.bias"),
+        Rule(f"{source}.mlp.fc2.weight", f"{target}.fc2.weight"),
+        Rule(f"{source}.mlp.fc2.bias", f"{target}.fc2.bias"),
+        Rule(f"{source}.relative_position_bias_table", f"{target}.table"),
+    )
+
+
+COMMON_RULES = (
+    *(rule for rule in VIT_RULES if not rule.sources[0].startswith("norm.")),
+    *LAYER_SCALE_RULES,
+    *_relative_rules("blocks.{layer}.attn.rel_pos", "layers.{layer}.attention.relative_position"),
+    *_relative_rules("shared_rel_pos", "relative_position"),
+    Rule("reg_token", "embeddings.register_tokens"),
+    Rule("pre_logits.fc.weight", "representation.weight"),
+    Rule("pre_logits.fc.bias", "representation.bias"),
+    Rule("head.weight", "classifier.weight"),
+    Rule("head.bias", "classifier.bias"),
+)
+SWIGLU_RULES = tuple(
+    Rule(rule.sources, rule.targets[0].replace("fc1", "gate_up_proj").replace("fc2", "down_proj"))
+    if ".mlp.fc" in rule.targets[0]
+    else rule
+    for rule in COMMON_RULES
+)
+
+
+def is_swiglu(raw: RawCheckpoint) -> bool:
+    """Timm keeps gate and up together in fc1, so that it is twice as wide as what fc2 reads."""
+    return raw.shape("blocks.0.mlp.fc1.weight")[0] == 2 * raw.shape("blocks.0.mlp.fc2.weight")[1]
+
+
+def table(swiglu: bool, norm_before_pooling: bool) -> list[Rule]:
+    """The rules; the final norm stands before pooling (`norm`) or after it (`fc_norm`), and is one layer of ours."""
+    norm = "norm" if norm_before_pooling else "fc_norm"
+    return [
+        *(SWIGLU_RULES if swiglu else COMMON_RULES),
+        Rule(f"{norm}.weight", "layernorm.weight"),
+        Rule(f"{norm}.bias", "layernorm.bias"),
+    ]
+
+
+def recognises(raw: RawCheckpoint) -> bool:
+    """Timm's names of patch embedding and blocks, and its config.json where there is one."""
+    if raw.config is not None and "architecture" not in raw.config:
+        return False
+    return "patch_embed.proj.weight" in raw.tensors and "blocks.0.attn.qkv.weight" in raw.tensors
+
+
+def _activation(act_layer: str | None, default: str) -> str:
+    if act_layer is None:
+        return default
+    if act_layer not in ACTIVATIONS:
+        raise UnsupportedCheckpointError(
+            f'timm\'s act_layer="{act_layer}" is none of those that are known to mean the same here: {", ".join(ACTIVATIONS)}.'
+        )
+    return ACTIVATIONS[act_layer]
+
+
+def _known_grid(config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of patches at the image size that config.json names; the weights may be of another."""
+    size = (config.get("model_args") or {}).get("img_size") or (_pretrained_cfg_of(config).get("input_size") or ())[1:]
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    return (pair[0] // patch_size[0], pair[1] // patch_size[1]) if len(pair) == 2 else None
+
+
+def _pretrained_cfg_of(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("pretrained_cfg") or config  # early files have its fields at the top
+
+
+def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
+    """The fields of ViTConfig: from the shapes, and pooling and image size from config.json where there is one."""
+    config = raw.config or {}
+    architecture, model_args = config.get("architecture", ""), config.get("model_args") or {}
+    told: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu"}
+    for pattern, particulars in BY_ARCHITECTURE:
+        if re.fullmatch(pattern, architecture):
+            told |= particulars
+    fields = told | plain_vit_fields(raw, num_heads or model_args.get("num_heads") or told.get("num_attention_heads"))
+    tokens = raw.tensors
+    has_cls = "cls_token" in tokens
+    after_pooling = "fc_norm.weight" in tokens
+    global_pool = config.get("global_pool") or model_args.get("global_pool")
+    pooling = {"token": "cls", "avg": "avg", None: "avg" if after_pooling or not has_cls else "cls"}.get(global_pool or None)
+    if pooling is None:
+        raise UnsupportedCheckpointError(f'timm\'s global_pool="{global_pool}" cannot be represented: only "token" and "avg" can.')
+    fields |= {
+        "mlp_type": "swiglu" if is_swiglu(raw) else "mlp",
+        "hidden_act": _activation(model_args.get("act_layer"), told["hidden_act"]),
+        "intermediate_size": raw.shape("blocks.0.mlp.fc2.weight")[1],
+        "use_cls_token": has_cls,
+        "num_register_tokens": tokens["reg_token"].shape[1] if "reg_token" in tokens else 0,
+        "layer_scale_init_value": 1e-5 if "blocks.0.ls1.gamma" in tokens else None,
+        "pooling": pooling,
+        "norm_before_pooling": not after_pooling,
+        "representation_size": tokens["pre_logits.fc.weight"].shape[0] if "pre_logits.fc.weight" in tokens else None,
+    }
+    known = _known_grid(config, fields["patch_size"])
+    if "pos_embed" not in tokens:
+        return fields | _relative_fields(raw, known, fields["patch_size"], has_cls)
+    num_positions = tokens["pos_embed"].shape[1]
+    if known and num_positions - known[0] * known[1] in (0, int(has_cls)):
+        grid = known
+    else:  # with a position for [CLS] the number is no square
+        side = square_grid(num_positions - int(has_cls and math.isqrt(num_positions) ** 2 != num_positions), "pos_embed")
+        grid = (side, side)
+    # resampled when a checkpoint is loaded at another size: timm/layers/pos_embed.py, resample_abs_pos_embed
+    return fields | {
+        "image_size": tuple(count * length for count, length in zip(grid, fields["patch_size"], strict=True)),
+        "use_cls_position": num_positions > grid[0] * grid[1] or not has_cls,
+        "position_interpolation_antialias": True,
+    }
+
+
+def _relative_fields(
+    raw: RawCheckpoint, known: tuple[int, int] | None, patch_size: tuple[int, int], has_cls: bool
+) -> dict[str, Any]:
+    shared = any(name.startswith("shared_rel_pos.") for name in raw.tensors)
+    prefix = "shared_rel_pos" if shared else "blocks.0.attn.rel_pos"
+    if not any(name.startswith(f"{prefix}.") for name in raw.tensors):
+        raise UnsupportedCheckpointError(
+            "The checkpoint has neither pos_embed nor rel_pos: positions of another kind cannot be represented."
+        )
+    table = raw.tensors.get(f"{prefix}.relative_position_bias_table")
+    fields: dict[str, Any] = {
+        "position_embedding_type": "relative_mlp" if table is None else "relative_table",
+        "share_relative_position": shared,
+        # LayerScale is in every block with a norm before it; the blocks with a norm after it have none (ResPostRelPosBlock)
+        "norm_position": "pre" if "blocks.0.ls1.gamma" in raw.tensors else "residual_post",
+    }
+    grid = known
+    if (
+        table is None
+    ):  # nothing in the weights tells the size: timm's published ones are of 224 pixels, where config.json does not say
+        fields["relative_position_hidden_size"] = raw.shape(f"{prefix}.mlp.fc1.weight")[0]
+        grid = known or (224 // patch_size[0], 224 // patch_size[1])
+    elif not known or (2 * known[0] - 1) * (2 * known[1] - 1) != table.shape[0] - 3 * has_cls:
+        side = (square_grid(table.shape[0] - 3 * has_cls, "relative_position_bias_table") + 1) // 2
+        grid = (side, side)
+    assert grid is not None
+    return fields | {"image_size": tuple(count * length for count, length in zip(grid, patch_size, strict=True))}
+
+
+def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
+    """As `pretrained_cfg` of config.json says: timm/data/transforms_factory.py, transforms_imagenet_eval."""
+    cfg = _pretrained_cfg_of(raw.config or {})
+    mode, interpolation = cfg.get("crop_mode", "center"), cfg.get("interpolation", "bicubic")
+    if mode not in ("center", "squash") or interpolation not in INTERPOLATIONS:
+        raise UnsupportedCheckpointError(
+            f'pretrained_cfg asks for crop_mode="{mode}" and interpolation="{interpolation}", but the image processor knows crop_mode '
+            '"center" and "squash", and "bicubic" and "bilinear": edit config.json, or prepare the images yourself.'
+        )
+    height, width = config.image_size
+    if mode == "squash" or height != width:
+        processor = make_image_processor("google", image_size=config.image_size, num_channels=config.num_channels)
+    else:
+        processor = make_image_processor(
+            "timm", image_size=config.image_size, num_channels=config.num_channels, crop_pct=cfg.get("crop_pct") or 0.9
+        )
+    options = processor.to_dict() | {"resample": INTERPOLATIONS[interpolation]}
+    if "mean" in cfg:
+        options |= {"image_mean": cfg["mean"], "image_std": cfg["std"], "num_channels": len(cfg["mean"])}
+    return VitrailImageProcessor(**options)
+
+
+def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
+    """The config.json that timm reads beside model.safetensors: a registered architecture, and how the model differs from it."""
+    relative = config.position_embedding_type != "absolute"
+    width = config.intermediate_size * (2 if config.mlp_type == "swiglu" else 1)
+    mlp_ratio = width / config.hidden_size
+    if int(config.hidden_size * mlp_ratio) != width:  # timm rounds down
+        mlp_ratio = (width + 0.5) / config.hidden_size
+    arguments: dict[str, Any] = {
+        "img_size": list(config.image_size),
+        "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": mlp_ratio,
+        "qkv_bias": config.qkv_bias,
+        "class_token": config.use_cls_token,
+        "fc_norm": not config.norm_before_pooling,
+    }
+    if config.hidden_act != "gelu":
+        if config.hidden_act not in ACTIVATIONS.values():
+            raise UnsupportedCheckpointError(f"timm has no name for the activation {config.hidden_act}.")
+        arguments["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
+    if relative:
+        architecture = "vit_relpos_base_patch16_224" if config.norm_position == "pre" else "vit_relpos_medium_patch16_rpn_224"
+        arguments |= {
+            "rel_pos_type": "mlp" if config.position_embedding_type == "relative_mlp" else "bias",
+            "rel_pos_dim": config.relative_position_hidden_size,
+            "shared_rel_pos": config.share_relative_position,
+        }
+    else:
+        architecture = "vit_giant_patch14_dinov2" if config.mlp_type == "swiglu" else "vit_base_patch16_224"
+        arguments |= {"reg_tokens": config.num_register_tokens, "no_embed_class": not config.use_cls_position}
+    arguments["init_values"] = None if config.layer_scale_init_value is None else float(config.layer_scale_init_value)
+    global_pool = "token" if config.pooling == "cls" else config.pooling
+    return {
+        "architecture": architecture,
+        "num_classes": num_classes,
+        "num_features": config.hidden_size,
+        "global_pool": global_pool,
+        "model_args": arguments | {"global_pool": global_pool},
+        "pretrained_cfg": _pretrained_cfg(config, image_processor, num_classes),
+    }
+
+
+def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
+    height, width = config.image_size
+    size = dict(image_processor.size)
+    crops = image_processor.do_center_crop and "shortest_edge" in size
+    interpolation = next((name for name, number in INTERPOLATIONS.items() if number == int(image_processor.resample)), None)
+    if interpolation is None:
+        raise UnsupportedCheckpointError(
+            f"timm's config.json is written with {' or '.join(INTERPOLATIONS)}, not resample={image_processor.resample}."
+        )
+    return {
+        "input_size": [config.num_channels, height, width],
+        "fixed_input_size": True,
+        "interpolation": interpolation,
+        "crop_pct": dict(image_processor.crop_size)["height"] / size["shortest_edge"] if crops else 1.0,
+        "crop_mode": "center" if crops else "squash",
+        "mean": list(image_processor.image_mean),
+        "std": list(image_processor.image_std),
+        "num_classes": num_classes,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+
+
+TIMM = Family(
+    name="timm",
+    containers=("safetensors", "torch"),
+    recognises=recognises,
+    rules=lambda raw: table(is_swiglu(raw), "fc_norm.weight" not in raw.tensors),
+    export_rules=lambda config: table(config.mlp_type == "swiglu", config.norm_before_pooling),
+    ignored=(),
+    configure=configure,
+    image_processor=image_processor,
+)

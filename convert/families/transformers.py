@@ -1,0 +1,290 @@
+"""transformers' own models, as folders on the Hub hold them: model types vit, deit, dinov2, dinov2_with_registers, vit_mae.
+
+Source: github.com/huggingface/transformers, src/transformers/models/{vit,dinov2,dinov2_with_registers,vit_mae}.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...configuration.configuration_vit import ViTConfig
+from ...errors import UnsupportedCheckpointError
+from ...processing.image_processing_vit import VitrailImageProcessor
+from ...processing.presets import make_image_processor
+from .family import Family, RawCheckpoint
+from .rules import Concatenate, Rule, Unsqueeze
+
+KIND_KEYS = ("image_processor_type", "feature_extractor_type")
+VIT_TYPES, DINOV2_TYPES = ("vit", "deit", "vit_mae"), ("dinov2", "dinov2_with_registers")
+# Before the encoder's names in models with a head; taken off when a checkpoint is opened
+BASE_PREFIXES = {name: f"{name.removesuffix('_mae')}." for name in (*VIT_TYPES, *DINOV2_TYPES)} | {ViTConfig.model_type: "vit."}
+
+EMBEDDING_RULES = (
+    Rule("embeddings.cls_token", "embeddings.cls_token"),
+    Rule("embeddings.position_embeddings", "embeddings.position_embeddings"),
+    Rule("embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.projection.weight"),
+    Rule("embeddings.patch_embeddings.projection.bias", "embeddings.patch_embeddings.projection.bias"),
+    Rule("embeddings.register_tokens", "embeddings.register_tokens"),
+    Rule("layernorm.weight", "layernorm.weight"),
+    Rule("layernorm.bias", "layernorm.bias"),
+    Rule("classifier.weight", "classifier.weight"),
+    Rule("classifier.bias", "classifier.bias"),
+)
+
+# Names inside a block, as on the Hub ("hub") and as in transformers' modules today ("module"): block, query/key/value, attention's
+# output, and what else a block holds
+VIT_BLOCKS = {
+    "hub": (
+        "encoder.layer.{layer}",
+        "attention.attention.{}",
+        ("query", "key", "value"),
+        {
+            "attention.output.dense": "attention.proj",
+            "intermediate.dense": "mlp.fc1",
+            "output.dense": "mlp.fc2",
+            "layernorm_before": "norm1",
+            "layernorm_after": "norm2",
+        },
+    ),
+    "module": (
+        "layers.{layer}",
+        "attention.{}_proj",
+        ("q", "k", "v"),
+        {
+            "attention.o_proj": "attention.proj",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+            "layernorm_before": "norm1",
+            "layernorm_after": "norm2",
+        },
+    ),
+}
+DINOV2_BLOCKS = {
+    "hub": (
+        "encoder.layer.{layer}",
+        "attention.attention.{}",
+        ("query", "key", "value"),
+        {
+            "attention.output.dense": "attention.proj",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+            "mlp.weights_in": "mlp.gate_up_proj",
+            "mlp.weights_out": "mlp.down_proj",
+            "norm1": "norm1",
+            "norm2": "norm2",
+        },
+    ),
+    "module": (
+        "encoder.layer.{layer}",
+        "attention.{}_proj",
+        ("q", "k", "v"),
+        {
+            "attention.o_proj": "attention.proj",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+            "mlp.down_proj": "mlp.down_proj",
+            "norm1": "norm1",
+            "norm2": "norm2",
+        },
+    ),
+}
+
+
+def layout(raw: RawCheckpoint) -> str:
+    """Whether blocks are named as on the Hub or as in transformers' modules today."""
+    return "module" if any(name.endswith(".attention.q_proj.weight") for name in raw.tensors) else "hub"
+
+
+def table(model_type: str, layout: str = "hub") -> Sequence[Rule]:
+    """The rules for a model type and the layout of its names."""
+    is_dinov2 = model_type in DINOV2_TYPES
+    block, projection, parts, others = (DINOV2_BLOCKS if is_dinov2 else VIT_BLOCKS)[layout]
+    rules = list(EMBEDDING_RULES)
+    for kind in ("weight", "bias"):
+        query_key_value = [f"{block}.{projection.format(part)}.{kind}" for part in parts]
+        rules.append(Rule(query_key_value, f"layers.{{layer}}.attention.qkv.{kind}", Concatenate(3)))
+        rules += [Rule(f"{block}.{theirs}.{kind}", f"layers.{{layer}}.{ours}.{kind}") for theirs, ours in others.items()]
+        if layout == "module" and is_dinov2:
+            gate_up = [f"{block}.mlp.{part}_proj.{kind}" for part in ("gate", "up")]
+            rules.append(Rule(gate_up, f"layers.{{layer}}.mlp.gate_up_proj.{kind}", Concatenate(2)))
+        if not is_dinov2:
+            rules.append(Rule(f"pooler.dense.{kind}", f"representation.{kind}"))
+    if is_dinov2:
+        rules += [Rule(f"{block}.layer_scale{which}.lambda1", f"layers.{{layer}}.layer_scale{which}") for which in (1, 2)]
+    # DINOv2's mask token is (1, D), ViT's (1, 1, D) as ours
+    return [*rules, Rule("embeddings.mask_token", "embeddings.mask_token", *([Unsqueeze()] if is_dinov2 else []))]
+
+
+def model_type(raw: RawCheckpoint) -> str:
+    """The `model_type` of config.json."""
+    return (raw.config or {}).get("model_type", "")
+
+
+def export_model_type(config: ViTConfig) -> str:
+    """Which of transformers' models is meant to hold a config: those with LayerScale are DINOv2's."""
+    if config.layer_scale_init_value is None:
+        return "vit"
+    return "dinov2_with_registers" if config.num_register_tokens else "dinov2"
+
+
+def recognises(raw: RawCheckpoint) -> bool:
+    """A config.json with one of our model types: activation and epsilon stand nowhere else."""
+    return model_type(raw) in (*VIT_TYPES, *DINOV2_TYPES)
+
+
+def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
+    """The fields of ViTConfig, from config.json; what transformers' classes do with it is part of the family.
+
+    transformers interpolates positions bicubically to the target size, without DINO's offset, and antialiased only with registers.
+    """
+    config = raw.config or {}
+    defaults = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3, "qkv_bias": True}
+    fields = {name: config.get(name, default) for name, default in defaults.items()}
+    if num_heads is not None:
+        fields["num_attention_heads"] = num_heads
+    fields |= {
+        "hidden_act": config.get("hidden_act", "gelu"),
+        "hidden_dropout_prob": config.get("hidden_dropout_prob", 0.0),
+        "attention_probs_dropout_prob": config.get("attention_probs_dropout_prob", 0.0),
+        "image_size": config.get("image_size", 224),
+        "use_mask_token": "embeddings.mask_token" in raw.tensors,
+    }
+    if config.get("problem_type"):
+        fields["problem_type"] = config["problem_type"]
+    if labels := config.get("id2label"):
+        fields |= {"id2label": labels, "label2id": config.get("label2id") or {label: int(index) for index, label in labels.items()}}
+    if model_type(raw) in VIT_TYPES:
+        dropped = drops(raw)
+        has_pooler = "pooler.dense.weight" in raw.tensors and "pooler.dense.weight" not in dropped
+        if has_pooler and (activation := config.get("pooler_act", "tanh")) != "tanh":
+            raise UnsupportedCheckpointError(
+                f'The pooler\'s activation is "{activation}", but the representation layer knows only "tanh".'
+            )
+        return fields | {
+            "intermediate_size": config.get("intermediate_size", 3072),
+            "patch_size": config.get("patch_size", 16),
+            "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
+            "representation_size": raw.tensors["pooler.dense.weight"].shape[0] if has_pooler else None,
+        }
+    swiglu, width = config.get("use_swiglu_ffn", False), int(fields["hidden_size"] * config.get("mlp_ratio", 4))
+    registers = config.get("num_register_tokens", 4) if model_type(raw) == "dinov2_with_registers" else 0
+    return fields | {
+        "intermediate_size": (int(width * 2 / 3) + 7) // 8 * 8 if swiglu else width,
+        "mlp_type": "swiglu" if swiglu else "mlp",
+        "patch_size": config.get("patch_size", 16 if registers else 14),
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-6),
+        "layer_scale_init_value": config.get("layerscale_value", 1.0),
+        "drop_path_rate": config.get("drop_path_rate", 0.0),
+        "num_register_tokens": registers,
+        "position_interpolation_antialias": bool(registers),
+        "classifier_mean_patch": "classifier.weight" in raw.tensors,
+    }
+
+
+def drops(raw: RawCheckpoint) -> dict[str, str]:
+    """A pooler that no classifier reads, or that was never trained: fresh ones have a bias of zeros."""
+    pooler = ("pooler.dense.weight", "pooler.dense.bias")
+    if not all(name in raw.tensors for name in pooler):
+        return {}
+    if "classifier.weight" in raw.tensors:
+        return dict.fromkeys(pooler, "the pooler is dropped: transformers' classifier does not read it")
+    if not raw.tensors["pooler.dense.bias"].any():
+        return dict.fromkeys(pooler, "the pooler is dropped: its bias is all zero, so that it was never trained")
+    return {}
+
+
+def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
+    """preprocessor_config.json of any age; without one, what the model type's processor does by default."""
+    saved = raw.preprocessor_config
+    if saved is None:
+        if model_type(raw) in VIT_TYPES:
+            return make_image_processor("google-hub", image_size=config.image_size, num_channels=config.num_channels)
+        return make_image_processor("dinov2", image_size=224, num_channels=config.num_channels)
+    kind = "".join(str(saved.get(key)) for key in KIND_KEYS)
+    crops = saved.get("do_center_crop", any(name in kind for name in ("Bit", "CLIP", "DeiT")))  # the default of these
+    size = saved.get("size", 224)
+    if isinstance(size, int):  # an early form; a lone number is the shorter side where a processor keeps the aspect
+        keeps_aspect = any(name in kind for name in ("Bit", "CLIP", "ConvNext"))
+        size = {"shortest_edge": size} if keeps_aspect else {"height": size, "width": size}
+    crop_size = saved.get("crop_size", {"height": 224, "width": 224})
+    image_mean, image_std = (saved.get(name) or [0.5, 0.5, 0.5] for name in ("image_mean", "image_std"))
+    return VitrailImageProcessor(
+        num_channels=len(image_mean),
+        do_resize=saved.get("do_resize", True),
+        size=size,
+        resample=saved.get("resample", 2),
+        do_center_crop=crops,
+        crop_size={"height": crop_size, "width": crop_size} if isinstance(crop_size, int) else crop_size,
+        do_rescale=saved.get("do_rescale", True),
+        rescale_factor=saved.get("rescale_factor", 1 / 255),
+        do_normalize=saved.get("do_normalize", True),
+        image_mean=image_mean,
+        image_std=image_std,
+    )
+
+
+def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: bool) -> dict[str, Any]:
+    """The config.json that transformers' own class reads."""
+    kind = export_model_type(config)
+    model_class = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[kind]
+    result: dict[str, Any] = {
+        "model_type": kind,
+        "architectures": [f"{model_class}{'ForImageClassification' if classifies else 'Model'}"],
+        "image_size": config.image_size[0] if len(set(config.image_size)) == 1 else list(config.image_size),
+        "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
+    }
+    same = [
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "qkv_bias", "hidden_act", "layer_norm_eps"),
+        *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "problem_type"),
+    ]
+    result |= {name: getattr(config, name) for name in same}
+    if classifies:
+        result |= {"id2label": config.id2label, "label2id": config.label2id}
+    if kind == "vit":
+        pooler = {} if config.representation_size is None else {"pooler_output_size": config.representation_size}
+        return result | {"intermediate_size": config.intermediate_size} | pooler
+    swiglu = config.mlp_type == "swiglu"
+    registers = {"num_register_tokens": config.num_register_tokens} if kind == "dinov2_with_registers" else {}
+    return result | registers | {
+        "mlp_ratio": round(config.intermediate_size / config.hidden_size * (1.5 if swiglu else 1)),
+        "use_swiglu_ffn": swiglu,
+        "layerscale_value": float(config.layer_scale_init_value or 1.0),
+        "drop_path_rate": config.drop_path_rate,
+        "use_mask_token": use_mask_token,
+    }  # fmt: skip
+
+
+def transformers_preprocessor_config(image_processor: VitrailImageProcessor) -> dict[str, Any]:
+    """The preprocessor_config.json that transformers' own image processor reads."""
+    if image_processor.size_divisor is not None:
+        raise UnsupportedCheckpointError(
+            "transformers' image processors know no size_divisor: save the model with one of the cropping or squashing presets."
+        )
+    saved = image_processor.to_dict()
+    same = (
+        "do_resize",
+        "size",
+        "resample",
+        "do_center_crop",
+        "do_rescale",
+        "rescale_factor",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+    )
+    result = {name: saved[name] for name in same if name in saved}
+    if image_processor.do_center_crop:
+        result["crop_size"] = saved["crop_size"]
+    return result | {"image_processor_type": "BitImageProcessor" if image_processor.do_center_crop else "ViTImageProcessor"}
+
+
+TRANSFORMERS = Family(
+    name="transformers",
+    containers=("safetensors", "torch"),
+    recognises=recognises,
+    rules=lambda raw: table(model_type(raw), layout(raw)),
+    export_rules=lambda config: table(export_model_type(config)),
+    ignored=(r"decoder\..*",),  # of MAE's pre-training and of SimMIM
+    configure=configure,
+    image_processor=image_processor,
+    drops=drops,
+)

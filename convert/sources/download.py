@@ -1,0 +1,172 @@
+"""Files over HTTP: resumed where they broke off, checked, and kept in `vitrail/` under the Hub's own cache folder (HF_HOME)."""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
+
+from ...errors import DownloadError, SourceNotFoundError
+from ...version import __version__
+
+CHUNK = 1 << 20  # bytes
+
+
+def download(url: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Path:
+    """The file at an http(s) or gs URL, from the cache or fetched into it.
+
+    A download that breaks off is kept and goes on where it stopped, unless the file has changed on the server. Beside the file
+    lies NAME.json with its url, size in bytes, etag and SHA-256. Raises DownloadError where it cannot be fetched whole.
+    """
+    url = https_url(url)
+    name = unquote(urlsplit(url).path).rpartition("/")[2]
+    folder = Path(cache_dir or Path(constants.HF_HOME, "vitrail")) / hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = folder / (name if name.strip(".") else "checkpoint")
+    if _is_complete(path):
+        return path
+    if is_offline_mode():
+        raise DownloadError(f"{url} is not in the cache ({folder}), and HF_HUB_OFFLINE is set: unset it to download the file.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder / ".lock"):
+        if not _is_complete(path):  # another process may have fetched it while this one waited
+            _fetch(url, path, progress=progress)
+    return path
+
+
+def https_url(url: str) -> str:
+    """The same URL over https where it is a Google Storage URI."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "gs":
+        return f"https://storage.googleapis.com/{rest}"
+    if scheme not in ("http", "https"):
+        raise SourceNotFoundError(
+            f"{url} begins with {scheme}://, which is not fetched here; expected http, https or gs. "
+            "Download the file and give its path."
+        )
+    return url
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What is known of a download: url, size, etag, last_modified, and sha256 once it is complete."""
+    try:
+        return json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    path.with_name(f"{path.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_complete(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == _read_record(path).get("size")
+
+
+def _fetch(url: str, path: Path, *, progress: bool) -> None:
+    """Downloads into NAME.part, from where an earlier attempt stopped, and renames it when it is whole."""
+    part = path.with_name(f"{path.name}.part")
+    known = _read_record(path)
+    validator = _validator(known)
+    offset = 0
+    headers = {"User-Agent": f"vitrail/{__version__}"}
+    if validator and part.is_file() and (offset := part.stat().st_size):
+        headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
+
+    with _open(url, headers) as response:
+        resumed = offset > 0 and response.status == 206
+        if response.status == 416 or (
+            resumed and response.headers["Content-Range"] != f"bytes {offset}-{known['size'] - 1}/{known['size']}"
+        ):  # the file became another one, and the server does not know If-Range
+            part.unlink()
+            return _fetch(url, path, progress=progress)
+        if response.headers.get_content_type() == "text/html":
+            raise DownloadError(f"{url} answers with an HTML page instead of a file; open it in a browser to see why.")
+        if not resumed:
+            length = response.headers["Content-Length"]
+            known = {
+                "url": url,
+                "size": int(length) if length else None,
+                "etag": response.headers["ETag"],
+                "last_modified": response.headers["Last-Modified"],
+            }
+            _write_record(path, known)
+
+        try:
+            with part.open("r+b" if resumed else "w+b") as file:
+                digest = hashlib.file_digest(file, "sha256")  # of what is there already; leaves the file at its end
+                with _progress_bar(path.name, total=known["size"], completed=file.tell(), wanted=progress) as advance:
+                    while chunk := response.read(CHUNK):
+                        file.write(chunk)
+                        digest.update(chunk)
+                        advance(len(chunk))
+        except (OSError, http.client.HTTPException) as error:
+            raise _broken_off(part, known, reason=str(error) or type(error).__name__) from error
+
+    size = part.stat().st_size
+    if known["size"] not in (None, size):
+        raise _broken_off(part, known, reason="the server closed the connection")
+    _write_record(path, known | {"size": size, "sha256": digest.hexdigest()})
+    part.replace(path)
+    return None
+
+
+def _validator(known: dict[str, Any]) -> str | None:
+    """What tells the server which version of the file a part belongs to; None where it cannot be resumed."""
+    if not known.get("size"):
+        return None
+    etag = known["etag"]
+    return etag if etag and not etag.startswith("W/") else known["last_modified"]  # If-Range takes no weak tag
+
+
+def _broken_off(part: Path, known: dict[str, Any], *, reason: str) -> DownloadError:
+    outlook = f"What arrived is kept in {part}: run again to go on from there." if _validator(known) else "Run it again."
+    return DownloadError(
+        f"the download of {known['url']} broke off after {part.stat().st_size} of {known['size'] or 'unknown'} bytes "
+        f"({reason}). {outlook}"
+    )
+
+
+def _open(url: str, headers: dict[str, str]) -> Any:
+    """The response to a GET; a refused range (416) is a response too."""
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        return urllib.request.urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and "Range" in headers:
+            return error
+        error.close()
+        meaning = {
+            401: "it is not public: download it where you are logged in and give its path",
+            403: "the server does not hand it out: open it in a browser to see why, or give the path of a copy",
+            404: "there is no such file: check the address",
+        }.get(error.code, "try again later, or give the path of a copy")
+        raise DownloadError(f"{url} was refused with {error.code} {error.reason}; {meaning}.") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise DownloadError(
+            f"{url} cannot be reached ({reason}). Check the network, or download the file elsewhere and give its path."
+        ) from error
+
+
+@contextlib.contextmanager
+def _progress_bar(name: str, *, total: int | None, completed: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, if that is a terminal; yields the function that advances it by a number of bytes."""
+    # Not above: `import vitrail` would take a tenth more modules, for a bar that few see
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    shown = wanted and console.is_terminal and not are_progress_bars_disabled()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not shown) as bar:
+        task = bar.add_task(name, total=total, completed=completed)
+        yield lambda received: bar.advance(task, received)

@@ -1,0 +1,95 @@
+"""Data sets of the `datasets` library: loaded with errors that say what to do, and the columns that hold images and labels."""
+
+import tarfile
+from typing import Any
+
+import datasets
+
+from ..errors import SourceNotFoundError, VitrailError
+
+# What a column of labels is called where no column has the type ClassLabel; `cls` is WebDataset's
+LABEL_NAMES = ("label", "labels", "cls", "class", "target")
+
+# What datasets raises on damaged files, missing configurations and a network that does not answer
+LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError, LookupError, tarfile.TarError)
+
+
+def load_dataset(source: str, *args: str, **kwargs: Any) -> Any:
+    """`datasets.load_dataset(*args, **kwargs)`; source: what the user gave, for messages.
+
+    Raises SourceNotFoundError where there is nothing of that name, VitrailError where it cannot be read.
+    """
+    try:
+        return datasets.load_dataset(*args, **kwargs)
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(
+            f"found neither a file or folder {source} nor such a dataset on the Hub ({error}); check the name, or log in with "
+            "`hf auth login` if it is private"
+        ) from error
+    except LOAD_ERRORS as error:
+        raise VitrailError(f"datasets cannot load {source}: {error.__cause__ or error}") from error
+
+
+def declare_images(dataset: Any) -> Any:
+    """The same data set, streamed or not, in which a structure of "bytes" and "path" is an image also where nobody has declared it one."""
+    for name, feature in dataset.features.items():
+        if isinstance(feature, dict) and "bytes" in feature and set(feature) <= {"bytes", "path"}:
+            dataset = dataset.cast_column(name, datasets.Image())
+    return dataset
+
+
+def choose_image_column(features: datasets.Features, given: str | None) -> str:
+    """The column that was given, or else the one that holds images by its type.
+
+    Raises VitrailError if there is none of that name, it holds no images, or there is not one that could be meant.
+    """
+    if given is not None:
+        check_columns(features, given)
+        feature = features[given]
+        # bytes, or the paths of files
+        if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", None) not in ("binary", "large_binary", "string"):
+            raise VitrailError(
+                f"the column {given!r} holds no images; name another with image_column, among {columns_and_types(features)}"
+            )
+        return given
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    # Parquet that datasets has not written: the bytes alone, or the structure that flatten() has made two columns of
+    return _only("image", images or [name for name, feature in features.items() if feature == datasets.Value("binary")], features)
+
+
+def choose_label_column(features: datasets.Features, given: str | None) -> str:
+    """The column that was given, or else the one of type ClassLabel, or called as labels are.
+
+    Raises VitrailError if there is none of that name, or not one that could be meant.
+    """
+    if given is not None:
+        check_columns(features, given)
+        return given
+    return _only("label", label_columns(features), features)
+
+
+def label_columns(features: datasets.Features) -> list[str]:
+    """The columns that could hold labels."""
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return labels or [name for name in features if name.rpartition(".")[2] in LABEL_NAMES]
+
+
+def check_columns(features: datasets.Features, *columns: str) -> None:
+    """Raises VitrailError if there is no such column."""
+    for column in columns:
+        if column not in features:
+            raise VitrailError(f"there is no column {column!r}; found {columns_and_types(features)}")
+
+
+def columns_and_types(features: datasets.Features) -> str:
+    """All columns, for a message."""
+    return ", ".join(f"{name} ({getattr(feature, 'dtype', type(feature).__name__)})" for name, feature in features.items())
+
+
+def _only(kind: str, found: list[str], features: datasets.Features) -> str:
+    if len(found) == 1:
+        return found[0]
+    raise VitrailError(
+        f"found {len(found) or 'no'} columns that could hold the {kind}{'s' if not found else ': ' + ', '.join(found)}; name it with "
+        f"{kind}_column, among {columns_and_types(features)}"
+    )

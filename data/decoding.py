@@ -1,0 +1,87 @@
+"""Images from files, bytes and URLs, decoded, or refused with the reason."""
+
+import errno
+import io
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+from ..errors import BadImageError, VitrailError
+from ..processing.image_processing_vit import DECODE_ERRORS, decode
+from .entries import ImageEntry
+from .remote import fetch, is_url
+
+# `decode`, or that of an image processor, which may decode JPEG files at a reduced scale: the image of a file, upright
+Decode: TypeAlias = Callable[[Any], Image.Image]
+
+# Kinds that Pillow recognises and cannot decode
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}
+
+# Errors of the machine that any image would have met: no handle or memory left, a mounted store that is gone
+MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
+
+
+def image_suffixes() -> frozenset[str]:
+    """What the names of images end in: those of all kinds that Pillow decodes, as ".jpg"."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in STUBS)
+
+
+def open_entry(entry: ImageEntry, decode: Decode = decode) -> Image.Image:
+    """The image of an entry, decoded, upright (its EXIF orientation applied), in the mode of its file.
+
+    decode: of the image processor, `image_processor.decode`, where nothing else sees the image.
+
+    Raises BadImageError for what is missing, not to be read, empty, cut short, damaged, no image, or so large that it is taken for
+    an attack. Raises a VitrailError that is none where the fault is not the image's: a store that does not answer three times.
+    """
+    if entry.problem is not None:
+        raise BadImageError(entry.path, entry.problem)
+    if entry.content is not None:
+        return _open(entry.path, entry.content, decode)
+    assert entry.location is not None
+    if not is_url(entry.location):
+        return _open(entry.path, entry.location, decode)
+    try:
+        content = fetch(entry.location)
+    except OSError as error:
+        raise BadImageError(entry.path, _reason(error)) from error
+    return _open(entry.path, content, decode)
+
+
+def open_image(entry: Mapping[str, Any] | None, decode: Decode = decode) -> Image.Image:
+    """The image of a row, decoded, upright (its EXIF orientation applied), in the mode of its file.
+
+    entry: {"bytes", "path"}, one of which may be None.
+    decode: as for `open_entry`.
+
+    Raises BadImageError for what is missing, empty, cut short, damaged, no image, or so large that it is taken for an attack.
+    """
+    entry = entry or {"bytes": None, "path": None}
+    path, content = entry["path"], entry["bytes"]
+    name = path or "without a path"
+    if path is None and content is None:
+        raise BadImageError(name, "the row holds no image")
+    return _open(name, path if content is None else content, decode)
+
+
+def _open(name: str, file: str | bytes, decode: Decode) -> Image.Image:
+    """file: its path, or its content."""
+    try:
+        return decode(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except Image.UnidentifiedImageError as error:
+        empty = not file if isinstance(file, bytes) else os.path.exists(file) and not os.path.getsize(file)
+        raise BadImageError(name, "it is empty" if empty else "Pillow knows no such format") from error
+    except DECODE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            raise VitrailError(
+                f"cannot read the image {name}: {error.strerror}; this is a fault of the machine, not of the image"
+            ) from error
+        raise BadImageError(name, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,229 @@
+"""Images that are files: in a folder, here or in a store; of a pattern; in a list."""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceNotFoundError, VitrailError
+from ..utils.hashing import digest
+from .entries import ImageCollection, ImageEntry
+from .remote import fetch, is_http, is_url, open_store, persist
+
+MAGIC = re.compile(r"[*?[{]")
+BRACES = re.compile(r"{([^{}]*)}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+INTEGER = re.compile(r"-?\d{1,18}")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files in the order of their names.
+
+    root: the folder or URL that the names are relative to; absolute, with a slash at its end. sizes: in bytes, where known.
+    """
+
+    root: str
+    names: list[str]
+    sizes: list[int | None]
+
+    def only(self, suffixes: Collection[str]) -> "Listing":
+        """The files whose names end so."""
+        kept = [index for index, name in enumerate(self.names) if suffix_of(self.root + name) in suffixes]
+        return Listing(self.root, [self.names[index] for index in kept], [self.sizes[index] for index in kept])
+
+    def measured(self) -> "Listing":
+        """The same with the sizes of files of this machine, which cost a look at each of them."""
+        sizes = [
+            os.path.getsize(self.root + name) if not is_url(self.root) else size
+            for name, size in zip(self.names, self.sizes, strict=True)
+        ]
+        return Listing(self.root, self.names, sizes)
+
+
+class FileCollection(ImageCollection):
+    """Files, each of them an image. The names in the listing may also be absolute, or URLs."""
+
+    random_access = True
+    num_parts = 1
+
+    def __init__(
+        self, listing: Listing, *, source: str, settings: dict[str, Any], labels: Sequence[str | int | None] | None
+    ) -> None:
+        self.source = source
+        self.settings = settings
+        self.root = listing.root
+        self.names = listing.names
+        self.labels = labels
+        self.num_rows = len(self.names)
+        self.label_type = None if labels is None else "string" if any(isinstance(label, str) for label in labels) else "int64"
+        self.fingerprint = digest([*self.names, *listing.sizes, *(labels or [])])
+
+    def read(self, part: int = 0, start: int = 0) -> Iterator[ImageEntry]:
+        """The images from the row `start`."""
+        for row in range(start, len(self.names)):
+            name = self.names[row]
+            location = name if is_url(name) or os.path.isabs(name) else self.root + name
+            yield ImageEntry(row, as_text(name), location=location, label=None if self.labels is None else self.labels[row])
+
+
+# Names
+
+
+def suffix_of(name: str) -> str:
+    """What a path or URL ends in, in lower case, as ".jpg"; ".tar.gz" and the like are one."""
+    stem, suffix = os.path.splitext(without_query(name).lower())
+    return f".tar{suffix}" if stem.endswith(".tar") else suffix
+
+
+def without_query(name: str) -> str:
+    """The name without what follows ? in a URL of a web server."""
+    return name.partition("?")[0] if is_http(name) else name
+
+
+def as_text(name: str) -> str:
+    r"""A name of the file system as text that can be written as UTF-8; bytes that are none are written as \xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def class_folders(names: list[str]) -> list[str | None] | None:
+    """The first folder on the way to each image, as its label, or None where it lies in no folder; None if no image lies in any."""
+    labels = [as_text(name.partition("/")[0]) if "/" in name else None for name in names]
+    return labels if any(labels) else None
+
+
+# Listing
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a path or URL stands for several files, as *.jpg and {0000..0127}.tar do, and is not the name of one."""
+    return re.search(r"{" if is_http(source) else MAGIC, source) is not None and not os.path.exists(source)
+
+
+def list_folder(folder: str) -> Listing:
+    """All files in a folder and the folders in it, but hidden ones; folder: an absolute path, or a URL.
+
+    Raises VitrailError if it, or a folder in it, cannot be listed.
+    """
+    if is_http(folder):
+        raise VitrailError(
+            f"{folder}: a web server does not say what it has; give a list file, or the URL of a .tar or .parquet file"
+        )
+    if is_url(folder):
+        store, path = open_store(folder)
+        found = _ask(folder, lambda: store.find(path, detail=True))
+        return _listing(
+            store.unstrip_protocol(path), {store.unstrip_protocol(name): info.get("size") for name, info in found.items()}
+        )
+    return _listing(folder, dict.fromkeys(_walk(folder)))
+
+
+def list_pattern(pattern: str) -> Listing:
+    """The files that an absolute path or a URL stands for: one, or all that *, ?, [], ** and {} match.
+
+    Raises SourceNotFoundError where there is none.
+    """
+    if is_url(pattern):
+        store, path = open_store(pattern)
+        pattern = store.unstrip_protocol(path)
+    several = is_pattern(pattern)
+    files: dict[str, int | None] = {}
+    for one in _alternatives(pattern) if several else [pattern]:
+        if several and not is_http(one) and glob.has_magic(one):
+            files |= _matches(one)
+        elif is_url(one) or os.path.isfile(one):
+            files[one] = None
+        else:
+            raise SourceNotFoundError(f"found no file {one}; give an existing file, a pattern of files, or a folder")
+    if not files:
+        raise SourceNotFoundError(f"found no file at {pattern}; give an existing file, a pattern of files, or a folder")
+    return _listing((MAGIC.split(pattern)[0] if several else pattern).rpartition("/")[0], files)
+
+
+def read_list(file: str) -> tuple[Listing, list[str | int | None] | None]:
+    """The paths and URLs on the lines of a text file, and their labels, if any has one.
+
+    A line is a path or URL, which may be relative to the folder of the file, and perhaps a tab and a label. Empty lines, and those
+    that begin with #, are left out. Labels are integers where all are.
+
+    Raises SourceNotFoundError if there is no such file, VitrailError if it is not text.
+    """
+    try:
+        content = _ask(file, lambda: fetch(file)) if is_url(file) else Path(file).read_bytes()
+        lines = content.decode("utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"found no file {file}; give an existing list, pattern of files, or folder") from error
+    except OSError as error:
+        raise VitrailError(f"cannot read {file}: {error.strerror}; give a file that you may read") from error
+    except UnicodeDecodeError as error:
+        raise VitrailError(f"{file} is not a list of images: {error}; write a path or URL on each line, in UTF-8") from error
+    rows = [line.split("\t", 1) for line in map(str.strip, lines) if line and not line.startswith("#")]
+    names = [row[0].strip() for row in rows]
+    labels: list[str | int | None] = [row[1].strip() if len(row) == 2 else None for row in rows]
+    given = [label for label in labels if label is not None]
+    if all(INTEGER.fullmatch(str(label)) for label in given):
+        labels = [None if label is None else int(label) for label in labels]
+    return Listing(f"{file.rpartition('/')[0]}/", names, [None] * len(names)), labels if given else None
+
+
+def _listing(folder: str, files: Mapping[str, int | None]) -> Listing:
+    """files: the size of each, by path or URL."""
+    root = folder if folder.endswith("/") else f"{folder}/"
+    sizes = {file.removeprefix(root).lstrip("/"): size for file, size in files.items()}
+    names = sorted(name for name in sizes if not any(part.startswith(".") for part in name.split("/")))
+    return Listing(root, names, [sizes[name] for name in names])
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise VitrailError(
+            f"cannot list the folder {error.filename}: {error.strerror}; make it readable, or move it away"
+        ) from error
+
+    for inner, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(os.path.join(inner, name))]
+        yield from (os.path.join(inner, name) for name in files)
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether this is a link to a folder that it lies in, which would have no end."""
+    if not os.path.islink(folder):
+        return False
+    target, here = (os.path.join(os.path.realpath(path), "") for path in (folder, os.path.dirname(folder)))
+    return here.startswith(target)
+
+
+def _matches(pattern: str) -> dict[str, int | None]:
+    if not is_url(pattern):
+        return {file: None for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)}
+    store, path = open_store(pattern)
+    found = _ask(pattern, lambda: store.glob(path, detail=True))
+    return {store.unstrip_protocol(name): info.get("size") for name, info in found.items() if info["type"] == "file"}
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """What braces stand for: a{1,2} is a1 and a2, {08..10} is 08, 09 and 10."""
+    braces = BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    between = RANGE.fullmatch(braces[1])
+    if between is None:
+        values = braces[1].split(",")
+    else:
+        first, last = between.groups()
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        values = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    return [one for value in values for one in _alternatives(pattern[: braces.start()] + value + pattern[braces.end() :])]
+
+
+def _ask(location: str, action: Callable[[], Any]) -> Any:
+    """What a store answers about what the user gave; raises SourceNotFoundError, or VitrailError with its reason."""
+    try:
+        return persist(action, location)
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"found nothing at {location}; check the URL") from error
+    except OSError as error:
+        raise VitrailError(f"cannot open {location}: {error}; check the URL, and that you may read it") from error

@@ -1,0 +1,180 @@
+"""Images in data sets of the `datasets` library: in memory or on disk, or streamed from Parquet files and the Hub."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import datasets
+import pyarrow as pa
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
+
+from ..errors import VitrailError
+from ..utils.hashing import digest
+from .columns import (
+    LOAD_ERRORS,
+    check_columns,
+    choose_image_column,
+    choose_label_column,
+    columns_and_types,
+    declare_images,
+    label_columns,
+    load_dataset,
+)
+from .digits import digit_splits
+from .entries import ImageCollection, ImageEntry, LabelType
+from .files import Listing, as_text
+
+AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
+
+ROWS_AT_ONCE = 16  # that are taken from a stream
+
+
+class DatasetCollection(ImageCollection):
+    """The rows of a data set: of one with random access, or those of each shard of a stream.
+
+    identity: what tells this data set from others. split: how rows without a path begin their name.
+    """
+
+    def __init__(
+        self, dataset: AnyDataset, source: str, split: str, settings: dict[str, Any], *, identity: list[str | int | None]
+    ) -> None:
+        self.random_access = isinstance(dataset, datasets.Dataset)
+        dataset = declare_images(dataset if dataset.features is not None else dataset._resolve_features())
+        self.image_column = choose_image_column(dataset.features, settings["image_column"])
+        self.label_column = _choose_label_column(dataset.features, settings["label_column"], self.image_column)
+        label = None if self.label_column is None else dataset.features[self.label_column]
+        self.label_type = None if label is None else _label_type(label)
+        self.label_names = label.names if isinstance(label, datasets.ClassLabel) else None
+        columns = [column for column in (self.image_column, self.label_column) if column is not None]
+        self.dataset = dataset.select_columns(columns).cast_column(self.image_column, datasets.Image(decode=False))
+        self.source = source
+        self.split = split
+        self.settings = {**settings, "split": split, "image_column": self.image_column, "label_column": self.label_column}
+        self.fingerprint = digest([*identity, split, self.image_column, self.label_column])
+        self.num_parts = 1 if self.random_access else dataset.num_shards
+        self.num_rows = len(dataset) if self.random_access else _announced_rows(dataset, split)
+
+    def read(self, part: int = 0, start: int = 0) -> Iterator[ImageEntry]:
+        """The images of a shard, from the row `start`."""
+        if self.random_access and start >= len(self.dataset):
+            return
+        dataset = self.dataset if self.num_parts == 1 else self.dataset.shard(num_shards=self.num_parts, index=part)
+        dataset = dataset.skip(start) if start else dataset
+        row = start
+        try:
+            # in batches, because a stream that is iterated over gives each worker of a DataLoader only some of its rows
+            for batch in dataset.iter(batch_size=ROWS_AT_ONCE):
+                labels = batch[self.label_column] if self.label_column else [None] * ROWS_AT_ONCE
+                for image, label in zip(batch[self.image_column], labels, strict=False):
+                    yield self._entry(part, row, image or {}, label)
+                    row += 1
+        except LOAD_ERRORS as error:
+            if isinstance(error, pa.ArrowInvalid) and row == 0:  # a file that is no Parquet, or was cut short, has no rows at all
+                yield ImageEntry(row, self._name(part, row), problem=f"the file ends early, or is damaged: {error}")
+                return
+            # within a file the reader runs ahead: which rows it has given before the damage is up to chance
+            found = str(error.__cause__ or error).strip()
+            raise VitrailError(
+                f"cannot read {self.source} from row {row} of part {part} on: {found}; repeat the command, or mend the file"
+            ) from error
+
+    def _entry(self, part: int, row: int, image: Mapping[str, Any], label: Any) -> ImageEntry:
+        content, path = image.get("bytes"), image.get("path")
+        name = self._name(part, row) if path is None else as_text(path)
+        if self.label_names is not None:
+            label = None if label is None or label < 0 else self.label_names[label]
+        elif self.label_type == "int64" and label is not None:
+            label = int(label)
+        if content is not None:
+            return ImageEntry(row, name, content=content, label=label)
+        return ImageEntry(row, name, location=path, label=label, problem="the row holds no image" if path is None else None)
+
+    def _name(self, part: int, row: int) -> str:
+        return f"{self.split}/{row}" if self.num_parts == 1 else f"{self.split}/{part}/{row}"
+
+
+def collect_dataset(source: Any, settings: dict[str, Any]) -> DatasetCollection:
+    """The rows of an object of `datasets`, or of one of its splits; raises VitrailError if it is none."""
+    splits = source if isinstance(source, dict) else {str(getattr(source, "split", None) or "train"): source}
+    kind = type(source).__name__
+    split, dataset = _choose_split(splits, settings["split"], f"the {kind}")
+    if isinstance(dataset, datasets.Dataset):
+        name = f"{kind} {dataset._fingerprint}"
+        return DatasetCollection(dataset, name, split, {**settings, "source": name}, identity=[dataset._fingerprint])
+    if not isinstance(dataset, datasets.IterableDataset):
+        raise VitrailError(f"found {kind}; give a path, a URL, the id of a data set on the Hub, or a data set of datasets")
+    # a stream has no digest of its own: its shards, columns and first image stand for it
+    stream = DatasetCollection(dataset, kind, split, settings, identity=[dataset.num_shards, repr(dataset.features)])
+    stream.fingerprint = digest([stream.fingerprint, repr(next(stream.read(), None))])
+    stream.source = stream.settings["source"] = f"{kind} {stream.fingerprint[:16]}"
+    return stream
+
+
+def collect_digits(settings: dict[str, Any]) -> DatasetCollection:
+    """Half of scikit-learn's digits."""
+    source = settings["source"]
+    split, dataset = _choose_split(digit_splits(), settings["split"], source)
+    return DatasetCollection(dataset, source, split, settings, identity=[source])
+
+
+def collect_saved(source: str, settings: dict[str, Any]) -> DatasetCollection:
+    """What `save_to_disk` has written."""
+    try:
+        saved = datasets.load_from_disk(settings["source"])
+    except LOAD_ERRORS as error:
+        raise VitrailError(f"datasets cannot load {source}: {error.__cause__ or error}") from error
+    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+    split, dataset = _choose_split(splits, settings["split"], source)
+    return DatasetCollection(dataset, source, split, settings, identity=[dataset._fingerprint])
+
+
+def collect_parquet(listing: Listing, source: str, settings: dict[str, Any], *, folder: bool) -> DatasetCollection:
+    """Parquet files, each of them a shard or more; the names of those of a folder may tell splits."""
+    files = [listing.root + name for name in listing.names]
+    given: dict[str, Any] = {"data_dir": settings["source"]} if folder else {"data_files": files}
+    split, dataset = _choose_split(load_dataset(source, "parquet", streaming=True, **given), settings["split"], source)
+    return DatasetCollection(dataset, source, split, settings, identity=[*listing.names, *listing.sizes])
+
+
+def collect_from_hub(source: str, settings: dict[str, Any]) -> DatasetCollection:
+    """A data set on the Hub, streamed; of the commit that the revision is now."""
+    revision = settings["revision"]
+    with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled):  # datasets says better what is wrong
+        revision = HfApi().dataset_info(source, revision=revision).sha
+    splits = load_dataset(source, source, revision=revision, streaming=True)
+    split, dataset = _choose_split(splits, settings["split"], source)
+    return DatasetCollection(dataset, source, split, {**settings, "revision": revision}, identity=[source, revision])
+
+
+def _choose_split(splits: Mapping[str, AnyDataset], split: str | None, source: str) -> tuple[str, AnyDataset]:
+    """The split of that name, or the only one, or train."""
+    names = [str(name) for name in splits]
+    chosen = split or (names[0] if len(names) == 1 else "train")
+    if chosen not in names:
+        raise VitrailError(f"{source} has no split {chosen!r}; found {', '.join(names)}: name one of them with split")
+    return chosen, splits[chosen]
+
+
+def _choose_label_column(features: datasets.Features, given: str | None, image_column: str) -> str | None:
+    """The column that was given, or else the one that could hold labels, if there is one."""
+    if given is not None:
+        check_columns(features, given)
+        if _label_type(features[given]) is None:
+            raise VitrailError(f"the column {given!r} holds no strings or integers; found {columns_and_types(features)}")
+        return given
+    found = [column for column in label_columns(features) if column != image_column and _label_type(features[column]) is not None]
+    return choose_label_column(features, None if len(found) > 1 else found[0]) if found else None
+
+
+def _label_type(feature: Any) -> LabelType | None:
+    if isinstance(feature, datasets.ClassLabel):
+        return "string"
+    dtype = getattr(feature, "dtype", "") if isinstance(feature, datasets.Value) else ""
+    return "string" if dtype in ("string", "large_string") else "int64" if dtype.startswith(("int", "uint", "bool")) else None
+
+
+def _announced_rows(dataset: datasets.IterableDataset, split: str) -> int | None:
+    announced = (dataset.info.splits or {}).get(split)
+    return (announced and announced.num_examples) or None

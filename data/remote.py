@@ -1,0 +1,151 @@
+"""Files in stores that fsspec reaches (https, S3, the Hub, …), read with patience: a store that does not answer is asked again.
+
+What a store answers is told apart from its silence. That an object is not there, or not for us to read, is an OSError of that object;
+a store that cannot be reached is a VitrailError, because every other object would seem to be missing too.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import fsspec
+
+from ..errors import VitrailError
+
+Result = TypeVar("Result")
+
+WAITS = (1, 4)  # seconds before the second and third try
+URL = re.compile(r"([A-Za-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
+
+# What stores raise beside OSError when they cannot be reached, by the library that they are built on
+STORE_ERRORS = {"aiohttp": "ClientError", "botocore.exceptions": "BotoCoreError", "httpx": "HTTPError"}
+
+# HTTP: not there; not for anybody who is not logged in, which is no fault of one object; ask again later
+MISSING, NOT_LOGGED_IN, LATER = {404, 410}, 401, {408, 425, 429}
+ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def is_url(location: str) -> bool:
+    """Whether this is a URL, as s3://bucket/name, and no path of this machine."""
+    return URL.match(location) is not None
+
+
+def is_http(location: str) -> bool:
+    """Whether this is a URL of a web server, which cannot list what it has."""
+    return location.startswith(("http://", "https://"))
+
+
+def open_store(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The store of a URL, and its path there; raises VitrailError where no package that is installed reaches it."""
+    try:
+        return fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:  # "Install s3fs to access S3"; "Protocol not known: x"
+        raise VitrailError(f"cannot open {location}: {error}") from error
+
+
+def fetch(location: str) -> bytes:
+    """The content at a URL. Raises what `persist` does."""
+    store, path = open_store(location)
+    return persist(lambda: store.cat_file(path), location)
+
+
+def persist(action: Callable[[], Result], location: str) -> Result:
+    """What the action returns, which reads from the store of a location; tried three times.
+
+    Raises FileNotFoundError, PermissionError or another OSError where the store says so, VitrailError if it cannot be reached.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except _store_errors() as raised:
+            error = _cause(raised)
+            answer = _answer(error)
+            if answer is not None:
+                raise answer from (None if answer is error else error)
+            if wait is None or _status(error) == NOT_LOGGED_IN:
+                reason = str(error) or type(error).__name__
+                raise VitrailError(f"cannot reach {location}: {reason}; repeat the command when its store answers") from error
+        time.sleep(wait)
+    raise AssertionError
+
+
+class RemoteFile:
+    """The bytes at a URL from the first to the last, in whatever pieces they are asked for; it goes on where a connection broke off."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.store, self.path = open_store(location)
+        self.offset = 0
+        self.file: Any = None
+        self.ranges = True  # until a web server turns out to know no ranges: then it is one long answer
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end. Raises what `persist` does."""
+        return persist(lambda: self._read(size), self.location)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def _read(self, size: int) -> bytes:
+        try:
+            if self.file is None:
+                self._open()
+            content = self.file.read(size)
+        except ValueError:  # fsspec's word for a server that ignores ranges
+            self.close()
+            if not (self.ranges and is_http(self.location)):
+                raise
+            self.ranges = False
+            return self._read(size)
+        except _store_errors():
+            self.close()
+            raise
+        self.offset += len(content)
+        return content
+
+    def _open(self) -> None:
+        if self.ranges:
+            self.file = self.store.open(self.path, "rb")
+            self.file.seek(self.offset)
+            return
+        import aiohttp  # which fsspec reads from web servers with
+
+        # The answer lasts as long as its images take: only silence has a limit
+        store = fsspec.filesystem("http", client_kwargs={"timeout": aiohttp.ClientTimeout(total=None, sock_read=60)})
+        self.file = store.open(self.path, "rb", block_size=0)
+        skipped = 0
+        while skipped < self.offset:
+            skipped += len(self.file.read(min(self.offset - skipped, 1 << 20)))
+
+
+def _store_errors() -> tuple[type[BaseException], ...]:
+    """Only of libraries that are in use, so that none is imported for its errors."""
+    return OSError, *(getattr(sys.modules[name], error) for name, error in STORE_ERRORS.items() if name in sys.modules)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error itself, or what fsspec has taken for a missing file: it is anything that keeps a web server from telling a size."""
+    cause = error.__cause__
+    return cause if cause is not None and isinstance(error, FileNotFoundError) and isinstance(cause, _store_errors()) else error
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error is about."""
+    response = getattr(error, "response", None)
+    return getattr(error, "status", None) or getattr(response, "status_code", None)
+
+
+def _answer(error: BaseException) -> OSError | None:
+    """What the store says of the object, or None if it has said nothing."""
+    status = _status(error)
+    if status is not None:
+        if status in MISSING:
+            return FileNotFoundError("there is no such file")
+        refused = 400 <= status < 500 and status not in LATER and status != NOT_LOGGED_IN
+        return PermissionError(f"its server refuses it ({status})") if refused else None
+    return error if isinstance(error, ANSWERS) else None

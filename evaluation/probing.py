@@ -1,0 +1,270 @@
+"""Linear probing from images to a model: features, heads, the best one merged, and a report."""
+
+import contextlib
+import copy
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from ..convert.report import ConversionReport
+from ..data.labeled import LabelledImages
+from ..errors import VitrailError
+from ..features.cache import Features
+from ..features.cache_settings import Extraction
+from ..features.embedding import encoder
+from ..hub.save import check_output_dir, save
+from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+from ..utils.processes import start_processes
+from ..utils.run_folder import only_one_run, open_run
+from .batches import FeatureRows, ImageRows
+from .fine_tuning import FineTuner, finetune
+from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies
+from .merge import merge_head
+from .metrics import confusion_matrix
+from .recipes import Head, Recipe, find_recipe, make_schedule, recipe_heads
+from .report import write_report
+from .results import described, described_model, scores
+from .training import training_arguments
+
+EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each
+LARGEST_LOGITS = 2**27  # numbers that all heads make at a time, on features: 512 MiB; larger batches are accumulated
+
+
+@dataclass(frozen=True)
+class ProbeRun:
+    """What the steps of a probe share; see `probe`."""
+
+    model: ViTPreTrainedModel
+    image_processor: VitrailImageProcessor
+    data: LabelledImages
+    recipe: Recipe
+    views: int
+    seed: int
+    extraction: Extraction
+    run_dir: Path
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads to train."""
+        return recipe_heads(self.recipe, encoder(self.model).config)
+
+    def features(self, images: datasets.Dataset, *, views: int) -> Features:
+        """The features of one half of the data."""
+        return self.extraction.features(
+            self.model,
+            self.image_processor,
+            images,
+            num_cls_layers=max(head.num_cls_layers for head in self.heads),
+            views=views,
+            seed=self.seed,
+            resample=self.recipe.resample,
+        )
+
+    def images(self, images: datasets.Dataset, features: Features, *, augmented: bool) -> ImageRows:
+        """The images that some features are of."""
+        return ImageRows(
+            images,
+            self.image_processor,
+            rows=features.rows,
+            labels=features.labels,
+            seed=self.seed if augmented else None,
+            resample=self.recipe.resample,
+        )
+
+    def train_heads(self, train: Features, validation: Features) -> tuple[ProbeTrainer, int | None]:
+        """Trains the heads; returns their Trainer, and the update it was resumed from, if it was."""
+        on_images = self.recipe.augmented and not self.views
+        schedule = make_schedule(self.recipe, len(train.labels), seed=self.seed)
+        heads, num_labels = self.heads, len(self.data.label_names)
+        args = training_arguments(
+            self.run_dir / "heads",
+            schedule,
+            seed=self.seed,
+            device_batch_size=self.extraction.batch_size if on_images else max(1, LARGEST_LOGITS // (len(heads) * num_labels)),
+            num_workers=self.extraction.num_workers if on_images else 0,
+            evaluate_every=schedule.updates_per_epoch
+            if schedule.iterations is None
+            else max(1, schedule.iterations // EVALUATIONS),
+        )
+        trainer = ProbeTrainer(
+            heads=heads,
+            schedule=schedule,
+            model=LinearHeads(
+                heads,
+                part_size=train.parts.shape[-1],
+                num_cls_layers=train.num_cls_layers,
+                num_labels=num_labels,
+                seed=self.seed,
+            ),
+            args=args,
+            train_dataset=(
+                self.images(self.data.train, train, augmented=True) if on_images else FeatureRows(train.parts, train.labels)
+            ),
+            eval_dataset=FeatureRows(validation.parts, validation.labels),
+            features_of=lambda pixel_values: self._parts(pixel_values, train.num_cls_layers),
+            progress=self.extraction.progress,
+        )
+        return trainer, trainer.train_or_resume()
+
+    def _parts(self, pixel_values: torch.Tensor, num_cls_layers: int) -> torch.Tensor:
+        (parts,) = self.extraction.programs(encoder(self.model), num_cls_layers)(pixel_values)
+        return parts
+
+    def fine_tune(self, merged: ViTForImageClassification, train: Features, validation: Features, epochs: int) -> FineTuner:
+        """Fine-tunes a copy of a merged model, which is the `model` of the Trainer that comes back."""
+        return finetune(
+            copy.deepcopy(merged),  # whose encoder is still that of the backbone
+            self.images(self.data.train, train, augmented=True),
+            self.images(self.data.validation, validation, augmented=False),
+            epochs=epochs,
+            output_dir=self.run_dir / "fine-tuning",
+            seed=self.seed,
+            device_batch_size=self.extraction.batch_size,
+            num_workers=self.extraction.num_workers,
+            progress=self.extraction.progress,
+        )
+
+
+def probe(
+    model: ViTPreTrainedModel,
+    image_processor: VitrailImageProcessor,
+    data: LabelledImages,
+    *,
+    output_dir: str | os.PathLike,
+    recipe: str | Recipe = "quick",
+    views: int = 0,
+    seed: int = 0,
+    unfreeze_epochs: int = 0,
+    extraction: Extraction | None = None,
+    report: ConversionReport | None = None,
+) -> dict[str, Any]:
+    """Trains linear classifiers on the frozen features of a model, and writes the best one, merged into the model, as a folder.
+
+    The folder is that of `vitrail.save`, with results.json and its pictures. Whatever is interrupted is taken up again by the same
+    call: features from their cache, training from a checkpoint in `output_dir`.run, which is removed in the end. Every process that
+    `accelerate launch` starts calls this function, and the result is that of one process.
+
+    Args:
+        model: the backbone, which stays as it is, but moves to the device of this process.
+        recipe: a name in `vitrail.evaluation.recipes.RECIPES`, or a recipe of your own.
+        views: with an augmented recipe, so many cached views of each training image, instead of a new one in each epoch.
+        seed: of the first weights, the order of the images, and their training views.
+        unfreeze_epochs: fine-tune the whole model for so many epochs after that.
+        extraction: how images are read and run. Where a training batch has more than `batch_size` images, gradients are accumulated.
+        report: what `vitrail.load` said of the model, kept in the folder.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        VitrailError: the folder holds something else, the run in it is another one or goes on elsewhere, a bad image is refused, or no
+            head has learned.
+    """
+    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    if views and not recipe.augmented:
+        raise VitrailError(f"The recipe {recipe.name} uses the one view of the image processor: leave out views={views}.")
+    if len(data.label_names) < 2:
+        raise VitrailError(f"{data.source} has one class, {data.label_names[0]!r}: a classifier needs two or more.")
+    output_dir = Path(output_dir)
+    check_output_dir(output_dir)
+    processes = start_processes()
+    model = model.to(processes.device).eval()
+    run_dir = output_dir.with_name(f"{output_dir.name}.run")
+    run = ProbeRun(model, image_processor, data, recipe, views, seed, extraction or Extraction(), run_dir)
+
+    with only_one_run(run_dir) if processes.is_main_process else contextlib.nullcontext():
+        return _run_probe(run, processes, output_dir, unfreeze_epochs=unfreeze_epochs, report=report)
+
+
+def _run_probe(
+    run: ProbeRun, processes: PartialState, output_dir: Path, *, unfreeze_epochs: int, report: ConversionReport | None
+) -> dict[str, Any]:
+    """Features, heads, fine-tuning, and the folder."""
+    data, recipe = run.data, run.recipe
+    model = described_model(report)
+    times = [time.monotonic()]
+    train, validation = run.features(data.train, views=run.views), run.features(data.validation, views=0)
+    if processes.is_main_process:
+        settings = {"recipe": asdict(recipe), "views": run.views, "seed": run.seed, "unfreeze_epochs": unfreeze_epochs}
+        open_run(run.run_dir, settings | {"train": train.key, "validation": validation.key})
+    processes.wait_for_everyone()
+    times.append(time.monotonic())
+
+    trainer, resumed_from = run.train_heads(train, validation)
+    classes = trainer.predict(trainer.eval_dataset).predictions  # (N, heads, at most 5)
+    heads = _head_results(trainer, classes, validation.labels)
+    best = int(np.argmax([head["accuracy"] for head in heads]))  # the first of equals
+    classes = classes[:, best]
+    _check_learned(classes, f"No head of the recipe {recipe.name} has learned")
+    linear = trainer.model.linears[best]
+    merged = merge_head(run.model, trainer.heads[best], linear.weight, linear.bias, data.label_names)
+    times.append(time.monotonic())
+
+    fine_tuning = None
+    if unfreeze_epochs:
+        fine_tuner = run.fine_tune(merged, train, validation, unfreeze_epochs)
+        classes = fine_tuner.predict(fine_tuner.eval_dataset).predictions
+        _check_learned(classes, "The model has lost in fine-tuning what it had learned")
+        merged = fine_tuner.model
+        fine_tuning = {"epochs": unfreeze_epochs, **asdict(fine_tuner.settings)}
+    times.append(time.monotonic())
+
+    results = {
+        "task": "linear probe" if fine_tuning is None else "fine-tuning after a linear probe",
+        **scores(classes, validation.labels),
+        "best_head": heads[best],
+        "selection": "the best head by its accuracy on these validation images",
+        "recipe": asdict(recipe) | {"views": run.views, "seed": run.seed},
+        "fine_tuning": fine_tuning,
+        "heads": heads,
+        "curves": _curves(trainer),
+        "resumed_from": resumed_from,
+        **described(
+            data,
+            {"train": train, "validation": validation},
+            model=model,
+            seconds=dict(zip(("features", "heads", "fine_tuning"), np.diff(times).tolist(), strict=True)),
+        ),
+    }
+    if processes.is_main_process:
+        save(merged, run.image_processor, output_dir, report=report)
+        write_report(output_dir, results, confusion_matrix(classes[:, 0], validation.labels, len(data.label_names)))
+        shutil.rmtree(run.run_dir)
+    processes.wait_for_everyone()
+    return results
+
+
+def _check_learned(classes: np.ndarray, otherwise: str) -> None:
+    if (classes == DIVERGED).any():
+        raise VitrailError(f"{otherwise}: the learning rates are too high for this batch size.")
+
+
+def _head_results(trainer: ProbeTrainer, classes: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    losses = trainer.training_log()[-1]["losses"]
+    by_head = {name: values.tolist() for name, values in accuracies(classes, labels).items()}
+    return [
+        {"name": head.name, "features": head.features, **asdict(head), "training_loss": losses[index]}
+        | {name: values[index] for name, values in by_head.items()}
+        for index, head in enumerate(trainer.heads)
+    ]
+
+
+def _curves(trainer: ProbeTrainer) -> list[dict[str, Any]]:
+    """The losses and accuracies of all heads, by update."""
+    points: dict[int, dict[str, Any]] = {}
+    for entry in trainer.state.log_history:
+        point = {name.removeprefix("eval_"): entry[name] for name in ("losses", "eval_accuracy") if name in entry}
+        if point:
+            update = entry["step"]
+            epoch = update / trainer.schedule.updates_per_epoch
+            points.setdefault(update, {"update": update, "epoch": epoch}).update(point)
+    return list(points.values())

@@ -1,0 +1,147 @@
+"""Which features of an image are taken: parsed from what a user writes, and computed.
+
+Shape letters: B batch, D hidden size, h w patches in each direction, n chosen blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..configuration.configuration_vit import ViTConfig
+from ..errors import VitrailError
+from ..modeling.modeling_vit import ViTModel
+
+VECTORS = ("pooled", "cls", "mean", "cls+mean")  # one vector for each image
+NAMES = (*VECTORS, "patches", "layers=I,J,…")
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """A kind of features.
+
+    name: of `NAMES`, without what follows "=".
+    layers: the blocks that "layers" reads, 0 for the first.
+    """
+
+    name: str
+    layers: tuple[int, ...] = ()
+
+    @property
+    def column(self) -> str:
+        """What a column of these features is called; of a tensor, its shape is in the column of that name with "_shape"."""
+        return self.name.replace("+", "_")
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether there is one vector for each image; else there is a tensor."""
+        return self.name in VECTORS
+
+
+def parse_features(names: Sequence[str], config: ViTConfig) -> tuple[FeatureKind, ...]:
+    """The kinds of features that are called so, of a model with this config.
+
+    - pooled: what the model pools, `pooler_output`, which `vitrail embed` writes.
+    - cls: the [CLS] token after the final norm (where that norm comes before the pooling), as in `last_hidden_state`.
+    - mean: the mean of the patch tokens, likewise.
+    - cls+mean: both, one after the other.
+    - patches: every patch token, (h, w, D).
+    - layers=I,J,…: [CLS], or else the mean patch, as it leaves the blocks with these indices, (n, D), normed likewise. 0 is the first
+      block, negative indices count from the last.
+
+    Raises VitrailError for other names, for one that is given twice, and for what the model does not have.
+    """
+    kinds = [_parse(name, config) for name in names]
+    if not kinds or len({kind.name for kind in kinds}) < len(kinds):
+        raise VitrailError(f"found the features {', '.join(names) or '(none)'}; name each kind once, among {', '.join(NAMES)}")
+    return tuple(kinds)
+
+
+def _parse(text: str, config: ViTConfig) -> FeatureKind:
+    name, equals, blocks = text.partition("=")
+    if name == "layers" and equals:
+        return FeatureKind(name, _layers(blocks, config.num_hidden_layers))
+    if equals or name not in (*VECTORS, "patches"):
+        raise VitrailError(f"found the features {text!r}; write one of {', '.join(NAMES)}")
+    if "cls" in name and not config.use_cls_token:
+        raise VitrailError(f"found the features {text!r}, but this model has no [CLS] token; write mean or pooled")
+    return FeatureKind(name)
+
+
+def _layers(text: str, number: int) -> tuple[int, ...]:
+    try:
+        layers = [int(index) for index in text.split(",")]
+    except ValueError as error:
+        raise VitrailError(f"found layers={text}; write indices of blocks, as layers=-4,-3,-2,-1") from error
+    if not all(-number <= index < number for index in layers):
+        raise VitrailError(f"found layers={text}; this model has the blocks 0 to {number - 1}, or -{number} to -1")
+    return tuple(index % number for index in layers)
+
+
+def compute_features(vit: ViTModel, pixel_values: torch.Tensor, kinds: Sequence[FeatureKind]) -> dict[str, torch.Tensor]:
+    """The features by column: vectors (B, D) or (B, 2 D), tensors (B, h, w, D) or (B, n, D), in the dtype of the model.
+
+    pixel_values: (B, C, H, W), on any device.
+    """
+    config = vit.config
+    pixel_values = pixel_values.to(vit.device, vit.dtype, non_blocking=True)
+    if all(kind.name == "cls" or (kind.name == "pooled" and config.pooling == "cls") for kind in kinds):
+        cls_features = vit.cls_features(pixel_values)
+        return {kind.column: cls_features if kind.name == "cls" else vit.pool(cls_features[:, None]) for kind in kinds}
+    layers = sorted({layer for kind in kinds for layer in kind.layers})
+    outputs = vit(
+        pixel_values,
+        output_hidden_states=[layer + 1 for layer in layers] or False,
+        return_dict=True,
+    )
+    tokens = outputs.last_hidden_state
+
+    def mean_patch(hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states[:, config.num_prefix_tokens :].mean(dim=1)
+
+    def vector_of(layer: int) -> torch.Tensor:
+        hidden_states = outputs.hidden_states[layer + 1]
+        if config.use_cls_token:
+            hidden_states = hidden_states[:, :1]  # before the norm, which then has less to do
+        hidden_states = vit.layernorm(hidden_states) if config.norm_before_pooling else hidden_states
+        return hidden_states[:, 0] if config.use_cls_token else mean_patch(hidden_states)
+
+    compute = {
+        "pooled": lambda kind: outputs.pooler_output,
+        "cls": lambda kind: tokens[:, 0],
+        "mean": lambda kind: mean_patch(tokens),
+        "cls+mean": lambda kind: torch.cat((tokens[:, 0], mean_patch(tokens)), dim=-1),
+        "patches": lambda kind: tokens[:, config.num_prefix_tokens :].unflatten(1, outputs.patch_grid),
+        "layers": lambda kind: torch.stack([vector_of(layer) for layer in kind.layers], dim=1),
+    }
+    return {kind.column: compute[kind.name](kind) for kind in kinds}
+
+
+class FeatureOutputs(nn.Module):
+    """`compute_features` as a module, from (B, C, H, W) to a tuple of features in the order of the kinds, which any engine can run."""
+
+    def __init__(self, vit: ViTModel, kinds: Sequence[FeatureKind]) -> None:
+        super().__init__()
+        self.vit = vit
+        self.kinds = tuple(kinds)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(compute_features(self.vit, pixel_values, self.kinds).values())
+
+
+def vector_size(kind: FeatureKind, config: ViTConfig) -> int:
+    """The length of a vector of features."""
+    if kind.name == "pooled":
+        return config.pooled_size
+    return config.hidden_size * (2 if kind.name == "cls+mean" else 1)
+
+
+def reads_tokens(config: ViTConfig) -> bool:
+    """Whether a classifier of the model can read [CLS] tokens and the mean patch, or else `pooler_output` only."""
+    return config.use_cls_token and config.norm_before_pooling and config.representation_size is None
+
+
+def num_readable_layers(config: ViTConfig, wanted: int) -> int:
+    """Of how many last blocks a classifier can read [CLS], at most `wanted`; 0 where it reads `pooler_output` only."""
+    return min(wanted, config.num_hidden_layers) if reads_tokens(config) else 0

@@ -1,0 +1,178 @@
+"""A config and an image processor in words: the tables of a model card, which also say in what two models differ."""
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple
+
+import torch
+from PIL import Image
+
+from ..configuration.configuration_vit import ViTConfig
+from ..configuration.sizes import size_name
+from ..modeling.complexity import Complexity, complexity
+from ..modeling.modeling_vit import ViTForImageClassification, ViTModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+
+LETTERS = {"tiny": "Ti", "small": "S", "medium": "M", "base": "B", "large": "L", "huge": "H", "giant": "g"}
+ACTIVATIONS = {"gelu": "GELU", "gelu_pytorch_tanh": "GELU, by its tanh approximation"}
+POOLED = {"cls": "[CLS]", "avg": "the mean of the patch tokens", "cls+avg": "[CLS] and the mean of the patch tokens, joined"}
+NONE = "none"
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown; a bar or a line break in a cell would end it."""
+    lines = [" ".join(cell.replace("|", "\\|").split()) for cell in header]
+    body = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines, ["---"] * len(lines), *body))
+
+
+def by(size: tuple[int, int]) -> str:
+    """A height and a width."""
+    return f"{size[0]} x {size[1]}"
+
+
+def architecture_name(config: ViTConfig) -> str:
+    """As in ViT-S/8; without the letter where the size has none."""
+    size, (height, width) = size_name(config), config.patch_size
+    return f"ViT{'-' + LETTERS[size] if size else ''}/{height if height == width else by(config.patch_size)}"
+
+
+def tokens(config: ViTConfig, size: tuple[int, int]) -> tuple[int, str]:
+    """How many tokens an image of `size` (height, width) pixels becomes, and which."""
+    grid = size[0] // config.patch_size[0], size[1] // config.patch_size[1]
+    registers = f"{config.num_register_tokens} register{'s' if config.num_register_tokens > 1 else ''}"
+    parts = ["[CLS]"] * config.use_cls_token + [registers] * (config.num_register_tokens > 0) + [f"{by(grid)} patches"]
+    return config.num_prefix_tokens + grid[0] * grid[1], ", ".join(parts)
+
+
+def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = True) -> dict[str, str]:
+    """What decides a model's answers beside its weights; `named_classes`: whether the classes have names."""
+    head_width = config.hidden_size // config.num_attention_heads
+    activation = ACTIVATIONS.get(config.hidden_act, config.hidden_act)
+    epsilon = f"{config.layer_norm_eps:g}".replace("e-0", "e-")
+    norm = "before" if config.norm_position == "pre" else "after"
+    count, which = tokens(config, config.image_size)
+    pooled = POOLED[config.pooling] + (", after the final norm" if config.norm_before_pooling else ", then the final norm")
+    if config.representation_size is not None:
+        pooled += f", then a layer of {config.representation_size} with tanh (pre_logits)"
+    channels = f"{config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
+    mask_token = {"Mask token": "yes, for training with masked patches"} if config.use_mask_token else {}
+    return {
+        "Blocks": f"{config.num_hidden_layers}, {config.hidden_size} wide, {config.num_attention_heads} heads of {head_width}",
+        "MLP": f"SwiGLU, {config.intermediate_size} wide"
+        if config.mlp_type == "swiglu"
+        else f"{config.intermediate_size} wide, {activation}",
+        "LayerNorm": f"{norm} attention and MLP",
+        "Epsilon of LayerNorm": epsilon,
+        "LayerScale": NONE if config.layer_scale_init_value is None else "yes",
+        "Bias of query, key and value": "yes" if config.qkv_bias else NONE,
+        "Image": f"{by(config.image_size)} pixels, {channels}, patches of {by(config.patch_size)}",
+        "Tokens": f"{count:,}: {which}",
+        **mask_token,
+        **_positions(config),
+        "`pooler_output`": pooled,
+        "Classifier": _classifier(config, named_classes) if classifies else NONE,
+    }
+
+
+def _positions(config: ViTConfig) -> dict[str, str]:
+    where = "one for all blocks" if config.share_relative_position else "one in each block"
+    if config.position_embedding_type == "relative_mlp":
+        width = config.relative_position_hidden_size
+        return {
+            "Positions": f"relative: an MLP, {width} wide, gives a bias of attention for each offset; {where}",
+            "Positions at other sizes": "the same MLP",
+        }
+    if config.position_embedding_type == "relative_table":
+        return {
+            "Positions": f"relative: a table holds a bias of attention for each offset; {where}",
+            "Positions at other sizes": "the table interpolated",
+        }
+    rule: list[str] = [config.position_interpolation_mode]
+    if config.position_interpolation_offset:
+        rule.append(f"{config.position_interpolation_offset:g} added to the target grid")
+    if config.position_interpolation_antialias:
+        rule.append("antialiased")
+    if config.position_interpolation_align_corners:
+        rule.append("corners kept in place")
+    has_cls = config.use_cls_token and config.use_cls_position
+    return {
+        "Positions": f"learned, one for each patch{' and for [CLS]' if has_cls else ''}",
+        "Positions at other sizes": f"interpolated: {', '.join(rule)}",
+    }
+
+
+def _classifier(config: ViTConfig, named_classes: bool) -> str:
+    reads = "`pooler_output`"
+    if config.classifier_reads_tokens:
+        blocks = config.classifier_cls_layers
+        reads = "[CLS]" if blocks == 1 else f"[CLS] of the last {blocks} blocks"
+        reads += " and the mean of the patch tokens" * config.classifier_mean_patch
+    return f"{config.num_labels:,} classes{'' if named_classes else ' without names'}, reads {reads}"
+
+
+def has_named_classes(config: ViTConfig) -> bool:
+    """Whether a config says what its classes are; a classifier that is fresh has only their numbers."""
+    return any(label != f"LABEL_{index}" for index, label in (config.id2label or {}).items())
+
+
+def preparation(image_processor: VitrailImageProcessor) -> dict[str, str]:
+    """What an image processor does to an image, one step in each row."""
+    size, crop = dict(image_processor.size), dict(image_processor.crop_size or {})
+    if not image_processor.do_resize:
+        resize = NONE
+    elif "height" in size:
+        resize = f"to {by((size['height'], size['width']))} pixels, whatever the aspect"
+    else:
+        longest = f", the longer at most {size['longest_edge']}" if size.get("longest_edge") else ""
+        resize = f"shorter side to {size['shortest_edge']} pixels{longest}, the aspect kept"
+    rows = {"JPEG files": "decoded at 1/2, 1/4 or 1/8 where that is enough"} if image_processor.jpeg_draft else {}
+    rows |= {"Resize": resize, "Filter": Image.Resampling(int(image_processor.resample)).name.lower()}
+    if image_processor.size_divisor is not None:
+        divisor = image_processor.size_divisor
+        sides = (divisor, divisor) if isinstance(divisor, int) else tuple(divisor)
+        rows["Multiples"] = f"{'padded' if image_processor.do_pad else 'resized'} to multiples of {by((sides[0], sides[1]))} pixels"
+    rows["Crop"] = f"the central {by((crop['height'], crop['width']))} pixels" if image_processor.do_center_crop else NONE
+    if not image_processor.do_rescale:
+        rows["Scale"] = NONE
+    normalises = image_processor.do_normalize
+    rows["Mean"] = ", ".join(f"{value:g}" for value in image_processor.image_mean) if normalises else NONE
+    rows["Standard deviation"] = ", ".join(f"{value:g}" for value in image_processor.image_std) if normalises else NONE
+    return rows
+
+
+def image_size(image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
+    """Height and width of every prepared image in pixels; None where they depend on the image."""
+    if image_processor.do_center_crop:
+        crop = dict(image_processor.crop_size)
+        return crop["height"], crop["width"]
+    size = dict(image_processor.size) if image_processor.do_resize else {}
+    return (size["height"], size["width"]) if "height" in size and image_processor.size_divisor is None else None
+
+
+def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Complexity:
+    """Parameters and operations for an image of `size` (height, width) pixels, as `complexity` counts them; blocks are alike, so that the
+    counts of two small depths give those of any.
+    """
+    fewest = config.classifier_cls_layers
+    names = [name for name in ViTConfig.__annotations__ if not name.startswith(("_", "position_interpolation_"))]
+    fields = {name: getattr(config, name) for name in names} | {"num_labels": config.num_labels}
+    low, high = (_counts(json.dumps(fields | {"num_hidden_layers": depth}), classifies, size) for depth in (fewest, fewest + 1))
+    blocks = config.num_hidden_layers - fewest
+    return Complexity(*(few + blocks * (more - few) for few, more in zip(astuple(low), astuple(high), strict=True)))
+
+
+@functools.cache
+def _counts(fields: str, classifies: bool, size: tuple[int, int]) -> Complexity:
+    """Many checkpoints have the same architecture."""
+    with torch.device("meta"):
+        model = (ViTForImageClassification if classifies else ViTModel)(ViTConfig(**json.loads(fields)))
+    return complexity(model, size)
+
+
+def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """The rows in which two tables differ: name, value here, value there."""
+    names = dict.fromkeys([*here, *there])
+    pairs = [(name, here.get(name, NONE), there.get(name, NONE)) for name in names]
+    return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]

@@ -1,0 +1,60 @@
+"""What the card says of an evaluation by vitrail: results.json in words, and for the model-index of the card's metadata."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from .conversion_section import plain
+from .descriptions import markdown_table
+
+# By the names in results.json: what a metric is called in words, and how `evaluate` calls it
+MEASURED = {
+    "accuracy": ("top-1 accuracy", "accuracy"),
+    "top_5_accuracy": ("top-5 accuracy", "top_5_accuracy"),
+    "mean_per_class_accuracy": ("mean accuracy per class", "mean_per_class_accuracy"),
+}
+
+
+def measured_facts(results: Mapping[str, Any], *, pictures: bool) -> dict[str, Any]:
+    """What the section on measured results is filled with; `pictures`: they lie beside the card."""
+    data, recipe, best = results["data"], results["recipe"], results["best_head"]
+    fine_tuning = results["fine_tuning"]
+    rows = [(name, f"{100 * results[key]:.1f} %") for key, (name, _) in _told(results).items()]
+    return {
+        "data": plain(data["source"]),
+        "train_images": f"{data['train_images']:,}",
+        "validation_images": f"{data['validation_images']:,}",
+        "recipe": f"{recipe['name']} ({recipe['source']})",
+        "num_heads": len(results["heads"]),
+        "left_out": len(results["bad_images"]),
+        "features": best["features"],
+        "learning_rate": f"{best['learning_rate']:g}",
+        "fine_tuning": f"{fine_tuning['epochs']} epochs ({fine_tuning['source']})" if fine_tuning else None,
+        "table": markdown_table(("Measured", "Value"), rows),
+        "pictures": pictures,
+    }
+
+
+def measured_results(results: Mapping[str, Any]) -> list[EvalResult]:
+    """The same for the model-index: values from 0 to 1, as `evaluate` gives them."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=results["data"]["source"]
+            if "/" in results["data"]["source"]
+            else "imagefolder",  # not a dataset of the Hub
+            dataset_name=results["data"]["source"],
+            dataset_split="validation",
+            metric_type=metric_type,
+            metric_name=name,
+            metric_value=results[key],
+        )
+        for key, (name, metric_type) in _told(results).items()
+    ]
+
+
+def _told(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The metrics that say something: top-5 accuracy of up to 5 classes is always 1."""
+    few = len(results["data"]["labels"]) <= 5
+    return {key: names for key, names in MEASURED.items() if not (few and key == "top_5_accuracy")}

@@ -1,0 +1,60 @@
+"""The card in a folder: rendered anew as more is known of the model, until someone edits it."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from ..convert.loading import load
+from ..convert.model_folder import CARD_NAME, is_model_folder
+from ..convert.sources.catalog import find_checkpoint
+from ..convert.sources.resolver import FILE_SUFFIXES
+from ..modeling.modeling_vit import ViTForImageClassification
+from ..utils.atomic import write_text
+from .card import folder_card, model_card, official_card
+
+# The last line of a card that was rendered, by which an edited one is told from it
+SIGNATURE = "<!-- Rendered by vitrail, which renders it anew as long as nobody edits it. {} -->\n"
+
+
+def card_of(source: str | os.PathLike) -> ModelCard:
+    """The card of a folder of ours, of an official checkpoint by a name of the catalogue, which is not downloaded, or of any other source.
+
+    Raises:
+        VitrailError: there is no such source, or it is no model.
+    """
+    path = Path(source)
+    if path.is_dir() and is_model_folder(path):
+        return folder_card(path)
+    checkpoint = None if path.exists() else find_checkpoint(os.fspath(source))
+    if checkpoint is not None:
+        return official_card(checkpoint)
+    model, image_processor, report = load(source)
+    name = os.path.basename(os.fspath(source).rstrip("/"))
+    if name.endswith(FILE_SUFFIXES):
+        name = os.path.splitext(name)[0]  # what the folder that it is converted into would be called
+    classifies = isinstance(model, ViTForImageClassification)
+    return model_card(model.config, image_processor, report.to_dict(), classifies=classifies, name=name)
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Writes a card as a folder's README.md, signed."""
+    text = str(card).rstrip("\n") + "\n"
+    write_text(folder / CARD_NAME, text + SIGNATURE.format(_digest(text)))
+
+
+def may_be_rendered(folder: Path) -> bool:
+    """Whether a folder's README.md is missing, or is as it was rendered."""
+    path = folder / CARD_NAME
+    return not path.is_file() or is_rendered(path)
+
+
+def is_rendered(path: Path) -> bool:
+    """Whether a card is as it was rendered."""
+    text, _, signature = path.read_bytes().decode("utf-8", errors="replace").rpartition("<!--")
+    return f"<!--{signature}" == SIGNATURE.format(_digest(text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

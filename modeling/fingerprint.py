@@ -1,0 +1,27 @@
+"""What tells one model from another: the numbers of its weights, and the fields of its config that they pass through."""
+
+import hashlib
+from typing import Any
+
+import torch
+
+from ..configuration.configuration_vit import ViTConfig
+from .modeling_vit import ViTModel
+
+# Fields of the config that only heads and backbones read
+WITHOUT_EFFECT = {"classifier_cls_layers", "classifier_mean_patch"}
+WITHOUT_EFFECT |= {"_out_features", "_out_indices", "apply_layernorm", "reshape_hidden_states"}
+
+
+def weights_digest(vit: ViTModel) -> str:
+    """The SHA-256 of an encoder's weights, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vit.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def config_fields(vit: ViTModel) -> dict[str, Any]:
+    """The fields of an encoder's config that its features follow from."""
+    return {name: getattr(vit.config, name) for name in sorted(ViTConfig.__annotations__.keys() - WITHOUT_EFFECT)}

@@ -1,0 +1,91 @@
+"""How good the teacher's features are while it trains: weighted k-NN of labelled images, as DINO is evaluated."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from ..data.labeled import LabelledImages
+from ..evaluation.knn import knn_classify
+from ..features.token_features import ImageViews, extract_chunks, parts_programs
+from ..modeling.modeling_vit import ViTModel
+from ..processing.image_processing_vit import VitrailImageProcessor
+from .trainer import DINOTrainer
+
+NUM_NEIGHBOURS = 20  # DINO's best for most models: arXiv:2104.14294, section 4.1
+MOST_IMAGES = 10_000  # of each half, evenly spread, so that it takes little of the time of the training
+ACCURACY = "eval_knn_accuracy"
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TeacherKNN(TrainerCallback):
+    """Logs the accuracy of the teacher's features under "eval_knn_accuracy" as epochs end.
+
+    Where it takes longer than `ddp_timeout` (`TrainingArguments`), other processes that wait for it give up.
+
+    Args:
+        trainer: whose teacher it is.
+        image_processor: of the model.
+        images: both halves; the first is what neighbours are found among.
+        every: epochs between two evaluations; there is one after the last epoch too.
+        batch_size, num_workers: how images are read and run.
+    """
+
+    trainer: DINOTrainer
+    image_processor: VitrailImageProcessor
+    images: LabelledImages
+    every: int = 1
+    batch_size: int = 32
+    num_workers: int = 0
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Evaluates in the first process, for which the others wait; all of them log the same."""
+        if round(state.epoch or 0) % self.every and state.global_step < state.max_steps:
+            return
+        accuracy = [self.accuracy() if state.is_world_process_zero else math.nan]
+        broadcast_object_list(accuracy)
+        should_log = control.should_log  # which logging takes back: the loss of the epoch may still have to be logged
+        self.trainer.log({ACCURACY: accuracy[0]})
+        control.should_log = should_log
+
+    def accuracy(self) -> float:
+        """The share of images to measure on whose class the vote names; NaN where none can be read."""
+        train, train_labels = self._vectors(self.images.train)
+        validation, labels = self._vectors(self.images.validation)
+        if not len(train_labels) or not len(labels):
+            return math.nan
+        k = min(NUM_NEIGHBOURS, len(train_labels))
+        classes = knn_classify(
+            train,
+            train_labels,
+            validation,
+            num_classes=len(self.images.label_names),
+            num_neighbours=[k],
+            device=self.trainer.args.device,
+        )[k]
+        return float((classes[:, 0] == labels).mean())
+
+    def _vectors(self, images: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """What the teacher pools of images, (N, D), and their labels, (N,); without those that cannot be read."""
+        number = min(len(images), MOST_IMAGES)
+        images = images.select([index * len(images) // number for index in range(number)])
+        teacher: ViTModel = self.trainer.teacher
+        (chunk,) = extract_chunks(
+            parts_programs(teacher, 0, batch_size=self.batch_size),
+            ImageViews(images, self.image_processor, views=0, seed=0, resample=Image.Resampling.BICUBIC),
+            [range(number)],
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            advance=lambda rows: None,
+        )
+        for image in chunk.bad:
+            logger.warning_once(f"left out of the evaluation by k-NN: {image.path}: {image.reason}")
+        return chunk.parts[0, :, 0], np.array(images["label"][:])[chunk.rows]

@@ -1,0 +1,185 @@
+"""Models as graphs of other engines: traced by torch.export, then written as ONNX or converted for OpenVINO.
+
+What follows from the image size alone, interpolated positions and relative biases, is computed before the tracing and becomes a constant;
+unless the size stays open, where the graph computes it (`any_size.py`).
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import UnsupportedCheckpointError
+from ..modeling.modeling_vit import PerSizeCache, ViTEmbeddings, ViTPreTrainedModel, ViTRelativePositionTable
+from ..utils.optional import import_without_telemetry
+from .any_size import take_any_size
+
+if TYPE_CHECKING:
+    import openvino
+
+INPUT_NAME, AXES = "pixel_values", ("batch", "channels", "height", "width")
+OPSET = 20  # of ONNX: the first that has GELU as one operation, exact or of tanh
+SEVERAL = 2  # the batch that stands for any number of images while a graph is traced; torch.export takes 1 for a number of its own
+
+
+Shape = tuple[int | None, int, int | None, int | None]
+"""(B, C, H, W) of `pixel_values`; None in place of a number that is left open."""
+
+
+@dataclass
+class Graph:
+    """A traced module.
+
+    shape: of its input.
+    output_names: of the tensors that it returns, in their order.
+    """
+
+    program: torch.export.ExportedProgram
+    shape: Shape
+    output_names: tuple[str, ...]
+
+
+class Kept(nn.Module):
+    """In place of a `PerSizeCache`: computes once, and from then on answers what it then computed, which tracing takes for a constant."""
+
+    value: torch.Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", None)
+
+    def get(self, grid: tuple[int, int], parameters: Sequence[nn.Parameter], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if self.value is None:
+            self.value = compute().detach()
+        return self.value
+
+
+def keep_constants(module: nn.Module) -> None:
+    """Has a module compute only once what follows from the image size alone; from then on it takes images of one size."""
+    for part in list(module.modules()):
+        if isinstance(getattr(part, "cache", None), PerSizeCache):
+            part.cache = Kept()
+
+
+def traceable(module: nn.Module) -> nn.Module:
+    """A copy for tracing: in evaluation mode, float32 on the CPU, attention in torch's own operation. It shares the weights that are so."""
+    shared = {id(tensor): tensor.detach().to("cpu", torch.float32) for tensor in (*module.parameters(), *module.buffers())}
+    for parameter in module.parameters():
+        shared[id(parameter)] = nn.Parameter(shared[id(parameter)], requires_grad=False)
+    copied = copy.deepcopy(module, shared).eval()
+    for part in copied.modules():
+        if isinstance(part, ViTPreTrainedModel):
+            part.config._attn_implementation = "sdpa"
+    return copied
+
+
+@torch.no_grad()
+def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> Graph:
+    """The graph of a module whose `forward(pixel_values)` returns a tuple of tensors; the module stays as it is.
+
+    Args:
+        shape: (B, C, H, W) of the input, None where it is left open. H and W can be open together only, for multiples of the patch size.
+        output_names: of all tensors; without, they are numbered.
+
+    Raises:
+        UnsupportedCheckpointError: H and W are open, but the model has relative positions in a table, which is resized by a rule that no
+            graph can follow.
+    """
+    module = traceable(module)
+    batch_size, num_channels, height, width = shape
+    open_lengths: dict[int, Any] = {} if batch_size else {0: torch.export.Dim("batch")}
+    if height is None or width is None:
+        (height, width), open_lengths[2], open_lengths[3] = _open_size(module)
+    else:
+        keep_constants(module)
+    pixel_values = torch.zeros(batch_size or SEVERAL, num_channels, height, width)
+    number = len(module(pixel_values))
+    # Of the kernels of attention only the plain one has the memory layout that decompositions of the operation have
+    with sdpa_kernel(SDPBackend.MATH):
+        program = torch.export.export(module, (pixel_values,), dynamic_shapes=(open_lengths,), strict=False)
+    return Graph(program, shape, tuple(output_names) or tuple(f"output_{index}" for index in range(number)))
+
+
+def _open_size(module: nn.Module) -> tuple[tuple[int, int], Any, Any]:
+    """Makes a module one that can be traced with H and W open; returns numbers to trace it with, and what H and W are for torch.export."""
+    parts = list(module.modules())
+    if any(isinstance(part, ViTRelativePositionTable) for part in parts):
+        raise UnsupportedCheckpointError(
+            "This model has a table of relative positions, which is resized to another image size by a search that no graph can hold: "
+            "leave out dynamic_size, and write a graph for each image size (image_size)."
+        )
+    embeddings = next(part for part in parts if isinstance(part, ViTEmbeddings))
+    if embeddings.position_embeddings is not None:
+        take_any_size(embeddings)
+    (rows, columns), (height, width) = embeddings.config.patch_grid, embeddings.patch_embeddings.patch_size
+    size = (rows + 1) * height, (columns + 2) * width  # another than that of the positions
+    return size, height * torch.export.Dim("rows"), width * torch.export.Dim("columns")
+
+
+def write_onnx(graph: Graph, path: Path) -> None:
+    """Writes a graph as ONNX; weights of more than ONNX's own limit of 2 GB into a second file, `path` with ".data" at its end."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    open_lengths = {index: name for index, name in enumerate(AXES) if graph.shape[index] is None}
+    with _quiet(), sdpa_kernel(SDPBackend.MATH):
+        onnx_program = torch.onnx.export(
+            graph.program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            output_names=list(graph.output_names),
+            dynamic_shapes=(open_lengths,),
+            verbose=False,
+        )
+    assert onnx_program is not None
+    ClearMetadataAndDocStringPass()(onnx_program.model)  # for each node, the lines of code it comes from, with their paths
+    onnx_program.save(path)
+
+
+def to_openvino(graph: Graph) -> "openvino.Model":
+    """Converts a graph for OpenVINO."""
+    openvino = import_without_telemetry("openvino")
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    decompositions = torch.export.default_decompositions()
+    for operation in ops_to_not_decompose():  # attention among them, which stays one operation
+        decompositions.pop(operation, None)
+    with _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        decoder = TorchFXPythonDecoder(graph.program.run_decompositions(decompositions).module(), dynamic_shapes=True)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
+    model.inputs[0].get_tensor().set_names({INPUT_NAME})
+    for output, name in zip(model.outputs, graph.output_names, strict=True):
+        output.get_tensor().set_names({name})
+    model.reshape(openvino.PartialShape([-1 if length is None else length for length in graph.shape]))
+    return model
+
+
+def write_openvino(graph: Graph, path: Path) -> None:
+    """Writes a graph for OpenVINO, in float32: `path`, which ends in .xml, and its weights beside it, in .bin."""
+    openvino = import_without_telemetry("openvino")
+    openvino.save_model(to_openvino(graph), path, compress_to_fp16=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says to those who develop it."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # that torchvision is not installed
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\). is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,159 @@
+"""`vitrail probe`, `knn` and `logistic`, in this process."""
+
+import dataclasses
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from command_line import end_of
+from vitrail.configuration.configuration_vit import ViTConfig
+from vitrail.evaluation.recipes import RECIPES
+from vitrail.hub.save import save
+from vitrail.modeling.modeling_vit import ViTModel
+from vitrail.processing.image_processing_vit import VitrailImageProcessor
+from vitrail.utils import optional as packages
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=8,
+        patch_size=4,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("backbone") / "small"
+    save(ViTModel(config), VitrailImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False), folder, code=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Noisy images of two colours, in a folder for each; one file is no image."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    rng = np.random.default_rng(0)
+    for name, colour in (("orange", (220, 120, 20)), ("teal", (20, 120, 130))):
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = (colour + rng.normal(0, 40, (12, 12, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
+    (folder / "teal" / "00.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def words(backbone, pictures, tmp_path):
+    """What all commands are told."""
+    return [backbone, "--data", pictures, "--cache-dir", tmp_path / "cache", "--batch-size", 16]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setitem(RECIPES, "quick", dataclasses.replace(RECIPES["quick"], iterations=50))
+    monkeypatch.setitem(RECIPES, "dino", dataclasses.replace(RECIPES["dino"], epochs=2))
+
+
+def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
+    assert end_of("probe", *words, "--output", tmp_path / "model") == 0
+    captured = capsys.readouterr()
+    results = json.loads((tmp_path / "model" / "results.json").read_text())
+    assert f"{results['data']['train_images']} images to learn from, 8 to measure on, 2 classes" in captured.out
+    assert f"best of 52 heads on these images: {results['best_head']['name']}, accuracy 100.0%" in captured.out
+    assert "accuracy 100.0%, top-5 100.0%, mean per class 100.0%" in captured.out
+    assert "left out: " in captured.out
+    assert "00.png" in captured.out
+    assert "Traceback" not in captured.err
+    assert results["model"]["name"] == "model.safetensors"
+    assert results["data"]["source"] == "pictures"
+    assert [image["path"] for image in results["bad_images"]] == ["teal/00.png"]
+    assert end_of("classify", tmp_path / "model", words[2] / "teal" / "03.png") == 0
+    assert capsys.readouterr().out.split()[1] == "teal"
+    classifier = pipeline("image-classification", model=str(tmp_path / "model"))
+    assert classifier(str(words[2] / "orange" / "03.png"))[0]["label"] == "orange"
+
+
+def test_probe_takes_every_option(words, capsys, tmp_path):
+    options = ["--recipe", "dino", "--views", 2, "--unfreeze", 1, "--seed", 3, "--num-workers", 0, "--validation-fraction", 0.3]
+    assert end_of("probe", *words, "--output", tmp_path / "model", *options) == 0
+    assert "fine-tuned for 1 epochs:" in capsys.readouterr().out
+    results = json.loads((tmp_path / "model" / "results.json").read_text())
+    assert results["recipe"]["name"] == "dino"
+    assert (results["recipe"]["views"], results["recipe"]["seed"], results["fine_tuning"]["epochs"]) == (2, 3, 1)
+    assert results["data"]["validation_images"] == 12
+
+
+def test_knn_prints_a_line_for_each_k(words, capsys, tmp_path):
+    assert end_of("knn", *words, "-k", 1, "-k", 5, "-k", 500, "--output", tmp_path / "knn.json") == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "knn.json").read_text())
+    assert [row["k"] for row in results["by_k"]] == [1, 5]  # there are not 500 neighbours
+    assert "k = 500 left out" in printed
+    for row in results["by_k"]:
+        assert f"k = {row['k']:<4} accuracy {row['accuracy']:.1%}" in printed
+    assert results["task"] == "k-NN"
+    assert results["data"]["labels"] == ["orange", "teal"]
+
+
+def test_logistic_prints_its_choice(words, capsys, tmp_path):
+    assert end_of("logistic", *words, "--output", tmp_path / "logistic.json") == 0
+    results = json.loads((tmp_path / "logistic.json").read_text())
+    assert f"C = {results['C']:.3g}   accuracy {results['accuracy']:.1%}" in capsys.readouterr().out
+    assert len(results["by_C"]) == 45
+
+
+def test_the_model_itself_is_not_written_over(words, capsys):
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in words[0].iterdir())
+    assert end_of("probe", *words, "--output", words[0]) == 2
+    assert "is the model itself" in capsys.readouterr().err
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in words[0].iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("probe", ["--recipe", "dinov3"], "no recipe"),
+        ("probe", ["--views", "3"], "leave out views=3"),
+        ("probe", ["--strict"], "cannot read the image"),
+        ("knn", ["--strict"], "cannot read the image"),
+        ("knn", ["--label-column", "colour"], "colour"),
+        ("logistic", ["--data", "nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
+def test_mistakes_end_with_one_message(words, capsys, tmp_path, command, options, message):
+    output = ["--output", tmp_path / ("model" if command == "probe" else "results.json")]
+    assert end_of(command, *words, *output, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not output[1].exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(words, capsys, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").touch()
+    assert end_of("probe", *words, "--output", tmp_path / "full") == 2
+    assert "other things in it" in capsys.readouterr().err
+    assert end_of("knn", *words, "--output", tmp_path / "knn.txt") == 2
+    assert ".json" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("command", ["probe", "knn", "logistic"])
+def test_a_missing_package_is_named_with_the_remedy(words, capsys, tmp_path, monkeypatch, command):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ("datasets", "sklearn") else find_spec(name))
+    output = ["--output", tmp_path / "model"] if command == "probe" else []
+    assert end_of(command, *words, *output) == 2
+    error = capsys.readouterr().err
+    assert 'not installed (datasets, sklearn): pip install "vitrail[evaluation]"' in error

@@ -1,0 +1,267 @@
+"""What is particular to timm's files: where pooling and the last norm stand, positions of every kind, config.json.
+
+The answers are timm's own: small models of each kind, in tests/golden/timm_variants.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import deterministic
+import vitrail
+from vitrail.convert.families.family import attention_heads
+from vitrail.errors import UnsupportedCheckpointError
+
+VARIANTS = deterministic.case("timm_variants")
+CASES, INPUTS = VARIANTS["cases"], VARIANTS["inputs"]
+ANSWERS = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
+TOLERANCE = 2e-5
+
+FIELDS = {
+    "absolute, [CLS]": {"pooling": "cls", "norm_before_pooling": True, "layer_scale_init_value": None},
+    "absolute, mean patch, fc_norm": {"pooling": "avg", "norm_before_pooling": False, "use_cls_token": True},
+    "absolute, no [CLS], norm, no qkv bias": {
+        "pooling": "avg",
+        "norm_before_pooling": True,
+        "use_cls_token": False,
+        "qkv_bias": False,
+        "layer_scale_init_value": 1e-5,
+    },
+    "absolute, no_embed_class": {"use_cls_position": False, "num_register_tokens": 0},
+    "absolute, registers": {"use_cls_position": False, "num_register_tokens": 3, "pooling": "cls"},
+    "absolute, registers, no [CLS]": {
+        "use_cls_token": False,
+        "num_register_tokens": 3,
+        "pooling": "avg",
+        "norm_before_pooling": False,
+    },
+    "absolute, swiglu": {"mlp_type": "swiglu", "intermediate_size": 160},
+    "absolute, rpn": {"norm_position": "residual_post", "use_cls_token": False},
+    "table": {"position_embedding_type": "relative_table", "use_cls_token": False, "norm_position": "pre"},
+    "table, [CLS]": {"position_embedding_type": "relative_table", "use_cls_token": True, "pooling": "cls"},
+    "table, shared": {"position_embedding_type": "relative_table", "share_relative_position": True, "norm_before_pooling": False},
+    "mlp": {"position_embedding_type": "relative_mlp", "relative_position_hidden_size": 24, "share_relative_position": False},
+    "mlp, shared": {
+        "position_embedding_type": "relative_mlp",
+        "relative_position_hidden_size": 128,
+        "share_relative_position": True,
+    },
+    "mlp, rpn": {"position_embedding_type": "relative_mlp", "norm_position": "residual_post", "layer_scale_init_value": None},
+}
+
+
+def write_folder(path, tensors, config=None):
+    """What lies on the Hub: model.safetensors and config.json."""
+    save_file(tensors, path / "model.safetensors")
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+CONTAINERS = ("folder", "bare .safetensors", "bare .pth")
+# That norms stand behind the layers is told by the architecture in config.json alone
+NEEDS_CONFIG = ("absolute, rpn",)
+
+
+@pytest.mark.parametrize(
+    ("variant", "container"),
+    [(variant, container) for variant in CASES for container in CONTAINERS if container == "folder" or variant not in NEEDS_CONFIG],
+)
+@torch.no_grad()
+def test_every_kind_answers_as_timm_does(variant, container, tmp_path):
+    case = CASES[variant]
+    tensors = deterministic.weights(case["checkpoint"])
+    if container == "folder":
+        source = write_folder(tmp_path, tensors, case["config"])
+    elif container == "bare .safetensors":
+        save_file(tensors, source := tmp_path / "timm.safetensors")
+    else:
+        torch.save(tensors, source := tmp_path / "timm.pth")
+    model, _, report = vitrail.load(source)
+    assert report.format == "timm"
+    assert report.coverage == {"converted": len(tensors), "ignored": []}
+    encoder = getattr(model, "vit", model)
+    assert {name: getattr(encoder.config, name) for name in FIELDS[variant]} == FIELDS[variant]
+    is_absolute = variant.startswith("absolute")
+    # The relative MLP's weights do not tell the size; every other kind's do
+    assert encoder.config.image_size == ((224, 224) if variant.startswith("mlp") else (32, 32))
+    assert encoder.config.position_interpolation_antialias == is_absolute
+    for size, spec in INPUTS.items():
+        outputs = encoder(pixel_values := deterministic.pixel_values(spec))
+        found = {"last_hidden_state": outputs.last_hidden_state[:, spec["token_index"]], "pooled": outputs.pooler_output}
+        found["logits"] = model(pixel_values).logits if model is not encoder else outputs.pooler_output
+        for name, array in found.items():
+            torch.testing.assert_close(array, ANSWERS[f"{variant}/{size}/{name}"], atol=TOLERANCE, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- config.json
+
+PLAIN = deterministic.weights(CASES["absolute, [CLS]"]["checkpoint"])
+FC_NORM = deterministic.weights(CASES["absolute, mean patch, fc_norm"]["checkpoint"])
+RELATIVE = deterministic.weights(CASES["mlp"]["checkpoint"])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "expected"),
+    [
+        (PLAIN, {"global_pool": "token"}, ("cls", True)),
+        (PLAIN, {"global_pool": "avg"}, ("avg", True)),
+        (PLAIN, {"model_args": {"global_pool": "avg"}}, ("avg", True)),
+        (PLAIN, {"global_pool": ""}, ("cls", True)),
+        (FC_NORM, {"global_pool": "token"}, ("cls", False)),
+        (FC_NORM, {}, ("avg", False)),
+    ],
+)
+@torch.no_grad()
+def test_pooling_is_what_config_json_says(tmp_path, tensors, config, expected):
+    model, _, _ = vitrail.load(write_folder(tmp_path, tensors, {"architecture": "vit", **config}))
+    assert (model.config.pooling, model.config.norm_before_pooling) == expected
+    outputs = model.vit(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    tokens = outputs.last_hidden_state
+    pooled = tokens[:, 0] if expected[0] == "cls" else tokens[:, 1:].mean(dim=1)
+    torch.testing.assert_close(outputs.pooler_output, pooled if expected[1] else model.vit.layernorm(pooled))
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        ({"architecture": "vit_base_patch16_gap_224"}, "num_attention_heads", 16),
+        ({"architecture": "vit_giantopt_patch16_siglip_gap_256"}, "num_attention_heads", 16),
+        ({"architecture": "vit_giantopt_patch16_siglip_gap_256"}, "hidden_act", "gelu_pytorch_tanh"),
+        ({"architecture": "vit_so400m_patch16_siglip_gap_256"}, "hidden_act", "gelu_pytorch_tanh"),
+        ({"architecture": "vit_so400m_patch14_siglip_gap_224"}, "hidden_act", "gelu"),
+        ({"architecture": "vit_large_patch16_siglip_gap_512"}, "hidden_act", "gelu_pytorch_tanh"),
+        ({"architecture": "vit_large_patch16_siglip_gap_384"}, "hidden_act", "gelu"),
+        ({"architecture": "vit_small_patch16_224", "model_args": {"num_heads": 8}}, "num_attention_heads", 8),
+        ({"architecture": "vit_small_patch16_224", "model_args": {"act_layer": "gelu_tanh"}}, "hidden_act", "gelu_pytorch_tanh"),
+        ({"architecture": "vit_small_patch16_224"}, "num_attention_heads", 2),
+    ],
+)
+def test_what_no_shape_tells_stands_in_config_json(tmp_path, config, field, value):
+    assert getattr(vitrail.load(write_folder(tmp_path, PLAIN, config))[0].config, field) == value
+
+
+def test_num_heads_goes_before_config_json(tmp_path):
+    folder = write_folder(tmp_path, PLAIN, {"architecture": "vit_base_patch16_gap_224"})
+    assert vitrail.load(folder, num_heads=4)[0].config.num_attention_heads == 4
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1152, 16), (1280, 16), (1408, 16), (1536, 24), (1664, 16)])
+def test_the_widest_models_have_other_heads(width, heads):
+    """timm's vit_so400m, vit_huge, vit_giant, vit_giant_patch14_dinov2 and vit_gigantic."""
+    assert attention_heads(width, None) == heads
+
+
+@pytest.mark.parametrize("kind", ["pretrained_cfg", "flat"])
+def test_the_image_size_of_a_relative_mlp_stands_in_config_json(tmp_path, kind):
+    cfg = {"input_size": [3, 64, 96]}
+    config = (
+        {"architecture": "vit_relpos", "pretrained_cfg": cfg} if kind == "pretrained_cfg" else {"architecture": "vit_relpos", **cfg}
+    )
+    assert vitrail.load(write_folder(tmp_path, RELATIVE, config))[0].config.image_size == (64, 96)
+
+
+@torch.no_grad()
+def test_pre_logits_of_older_models_are_a_tanh_layer(tmp_path):
+    torch.manual_seed(0)
+    layer = {"pre_logits.fc.weight": torch.randn(16, 128), "pre_logits.fc.bias": torch.randn(16)}
+    head = {"head.weight": torch.randn(5, 16), "head.bias": torch.randn(5)}
+    save_file(PLAIN | layer | head, tmp_path / "vit.safetensors")
+    model, _, _ = vitrail.load(tmp_path / "vit.safetensors")
+    pixel_values = torch.randn(2, 3, 32, 32)
+    cls_token = model.vit(pixel_values).last_hidden_state[:, 0]
+    pre_logits = torch.tanh(cls_token @ layer["pre_logits.fc.weight"].T + layer["pre_logits.fc.bias"])
+    torch.testing.assert_close(model.vit(pixel_values).pooler_output, pre_logits)
+    torch.testing.assert_close(model(pixel_values).logits, pre_logits @ head["head.weight"].T + head["head.bias"])
+
+
+# -------------------------------------------------------------------------------------------------------------- preprocessing
+
+CFG = {
+    "input_size": [3, 32, 32],
+    "interpolation": "bicubic",
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+
+def processor_of(tmp_path, cfg, tensors=PLAIN, **wrapped):
+    config = {"architecture": "vit", **(wrapped or {"pretrained_cfg": cfg})}
+    return vitrail.load(write_folder(tmp_path, tensors, config))[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "crops", "resample"),
+    [
+        ({}, {"shortest_edge": 35}, True, 3),  # floor(32 / 0.9)
+        ({"crop_pct": 1.0}, {"shortest_edge": 32}, True, 3),
+        ({"crop_pct": 0.95, "interpolation": "bilinear"}, {"shortest_edge": 33}, True, 2),
+        ({"crop_mode": "squash"}, {"height": 32, "width": 32}, False, 3),
+    ],
+)
+def test_pretrained_cfg_gives_the_preprocessing(tmp_path, changes, size, crops, resample):
+    processor = processor_of(tmp_path, CFG | changes)
+    assert (dict(processor.size), processor.do_center_crop, processor.resample) == (size, crops, resample)
+    if crops:
+        assert dict(processor.crop_size) == {"height": 32, "width": 32}
+    assert (list(processor.image_mean), list(processor.image_std)) == (CFG["mean"], CFG["std"])
+
+
+def test_an_older_config_json_holds_the_same_without_a_level(tmp_path):
+    processor = processor_of(tmp_path, None, **CFG)
+    assert processor.to_dict() == processor_of(tmp_path, CFG).to_dict()
+
+
+def test_without_pretrained_cfg_it_is_what_most_of_timm_does(tmp_path):
+    save_file(PLAIN, tmp_path / "vit.safetensors")
+    _, processor, _ = vitrail.load(tmp_path / "vit.safetensors")
+    assert (dict(processor.size), dict(processor.crop_size)) == ({"shortest_edge": 35}, {"height": 32, "width": 32})
+    assert (list(processor.image_mean), processor.resample) == ([0.5, 0.5, 0.5], 3)
+
+
+@pytest.mark.parametrize("changes", [{"crop_mode": "border"}, {"interpolation": "lanczos"}])
+def test_preprocessing_that_is_not_known_is_refused(tmp_path, changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(UnsupportedCheckpointError, match=f'{name}="{value}".*edit config.json'):
+        processor_of(tmp_path, CFG | changes)
+
+
+def test_a_model_of_grey_images_takes_the_average_of_colour_statistics(tmp_path):
+    grey = PLAIN | {"patch_embed.proj.weight": PLAIN["patch_embed.proj.weight"].sum(dim=1, keepdim=True)}
+    processor = processor_of(tmp_path, CFG, grey)
+    pixel_values = processor(np.full((40, 40), 255, np.uint8), return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 1, 32, 32)
+    torch.testing.assert_close(
+        pixel_values[0, 0, 0, 0].item(), (1 - sum(CFG["mean"]) / 3) / (sum(CFG["std"]) / 3), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("img_size", "cls_position"), [((16, 72), True), ((40, 56), False), ((24, 48), True)])
+def test_a_rectangle_is_what_config_json_says(tmp_path, img_size, cls_position):
+    """2 x 9 + 1 positions, 5 x 7 (+ 1 would be a square), 3 x 6 + 1: counts that could be read as something else."""
+    grid = img_size[0] // 8, img_size[1] // 8
+    tensors = dict(PLAIN)
+    tensors["pos_embed"] = torch.randn(1, grid[0] * grid[1] + cls_position, tensors["cls_token"].shape[-1])
+    config = {"architecture": "vit_base_patch16_224", "model_args": {"img_size": list(img_size)}, "pretrained_cfg": {}}
+    write_folder(tmp_path, tensors, config)
+    model, _, _ = vitrail.load(tmp_path)
+    assert model.config.image_size == img_size
+    assert model.config.use_cls_position is cls_position
+
+
+def test_an_activation_that_is_not_known_is_refused(tmp_path):
+    config = {"architecture": "vit_base_patch16_224", "model_args": {"act_layer": "mish_mash"}}
+    write_folder(tmp_path, PLAIN, config)
+    with pytest.raises(UnsupportedCheckpointError, match='act_layer="mish_mash"'):
+        vitrail.load(tmp_path)
+
+
+def test_positions_of_no_known_kind_are_refused(tmp_path):
+    write_folder(tmp_path, {name: tensor for name, tensor in PLAIN.items() if name != "pos_embed"})
+    with pytest.raises(UnsupportedCheckpointError, match="neither pos_embed nor rel_pos"):
+        vitrail.load(tmp_path)

@@ -1,0 +1,274 @@
+"""Another image size, number of channels or number of classes at loading: by the family's rule, and said in a notice."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import deterministic
+import vitrail
+from vitrail.convert.adaptation import adapt_image_processor, adapt_image_size
+from vitrail.errors import UnsupportedCheckpointError
+
+CLOSE = {"atol": 1e-5, "rtol": 0}
+VARIANTS = deterministic.case("timm_variants")
+CASES, INPUTS = VARIANTS["cases"], VARIANTS["inputs"]
+PLAIN = deterministic.weights(CASES["absolute, [CLS]"]["checkpoint"])  # 32 pixels, patches of 8, 5 classes
+PROJECTION = "patch_embed.proj.weight"
+DINOV2 = deterministic.weights(deterministic.case("dinov2_chunked_teacher_tiny")["checkpoint"])
+
+
+def timm(tmp_path, tensors, config=None):
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config or {"architecture": "vit"}))
+    return tmp_path
+
+
+# ----------------------------------------------------------------------------------------------------------------- image size
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 4,
+}
+RULES = {
+    "DINO": {"position_interpolation_offset": 0.1},
+    "DINOv2 with registers": {"num_register_tokens": 3, "position_interpolation_antialias": True},
+    "Google": {"position_interpolation_mode": "bilinear", "position_interpolation_align_corners": True},
+    "timm": {"position_interpolation_antialias": True},
+    "timm, no position of [CLS]": {"position_interpolation_antialias": True, "use_cls_position": False},
+    "timm, no [CLS]": {"position_interpolation_antialias": True, "use_cls_token": False, "pooling": "avg"},
+    "transformers": {},
+    "table": {"position_embedding_type": "relative_table", "use_cls_token": False, "pooling": "avg"},
+    "table with [CLS]": {"position_embedding_type": "relative_table"},
+    "shared table": {"position_embedding_type": "relative_table", "share_relative_position": True},
+    "MLP": {"position_embedding_type": "relative_mlp"},
+}
+
+
+def random_model(**fields):
+    torch.manual_seed(0)
+    model = vitrail.ViTModel(vitrail.ViTConfig(**fields)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("image_size", [(48, 48), (16, 16), (20, 44)], ids=str)
+@torch.no_grad()
+def test_resizing_at_loading_is_what_the_model_does_when_it_runs(rule, image_size):
+    fields = SMALL | RULES[rule]
+    model = random_model(**fields)
+    tensors = model.state_dict()
+    notices = adapt_image_size(tensors, fields, image_size)
+    assert fields["image_size"] == image_size
+    resized = vitrail.ViTModel(vitrail.ViTConfig(**fields)).eval()
+    resized.load_state_dict(tensors)
+    pixel_values = torch.randn(1, 3, *image_size)
+    torch.testing.assert_close(resized(pixel_values).last_hidden_state, model(pixel_values).last_hidden_state, **CLOSE)
+    if rule == "MLP":  # works at any size as it is
+        assert not notices
+    else:
+        assert f"8x8 patches resized to {image_size[0] // 4}x{image_size[1] // 4}" in notices[0]
+
+
+@pytest.mark.parametrize("variant", CASES)
+@torch.no_grad()
+def test_a_resized_model_of_timm_answers_as_timm_resizes_it(tmp_path, variant):
+    """timm's own `set_input_size` made these answers."""
+    folder = timm(tmp_path, deterministic.weights(CASES[variant]["checkpoint"]), CASES[variant]["config"])
+    model, processor, report = vitrail.load(folder, image_size=(56, 40))
+    assert model.config.image_size == (56, 40)
+    encoder, spec = getattr(model, "vit", model), INPUTS["56x40"]
+    found = encoder(deterministic.pixel_values(spec)).last_hidden_state[:, spec["token_index"]]
+    answers = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
+    torch.testing.assert_close(found, answers[f"{variant}/56x40/last_hidden_state"], atol=2e-5, rtol=0)
+    # a relative MLP works at any size as it is
+    assert any("resized to 7x5" in notice for notice in report.notices) == ("mlp" not in variant)
+    assert processor(np.zeros((60, 80, 3), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 3, 56, 40)
+
+
+@pytest.mark.parametrize(("image_size", "expected"), [(48, (48, 48)), ((48, 24), (48, 24)), ([24, 40], (24, 40))])
+def test_one_number_is_a_square(tmp_path, image_size, expected):
+    model, _, _ = vitrail.load(timm(tmp_path, PLAIN), image_size=image_size)
+    assert model.config.image_size == expected
+    assert model.vit.embeddings.position_embeddings.shape[1] == expected[0] // 8 * expected[1] // 8 + 1
+
+
+def test_the_size_that_the_file_has_changes_nothing(tmp_path):
+    model, _, report = vitrail.load(timm(tmp_path, PLAIN), image_size=32)
+    assert torch.equal(model.vit.embeddings.position_embeddings, PLAIN["pos_embed"])
+    assert report.notices == []
+
+
+def test_positions_keep_the_dtype_of_the_file(tmp_path):
+    folder = timm(tmp_path, {name: tensor.to(torch.bfloat16) for name, tensor in PLAIN.items()})
+    assert vitrail.load(folder, image_size=48)[0].vit.embeddings.position_embeddings.dtype == torch.bfloat16
+
+
+def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(UnsupportedCheckpointError, match=r"33x33 is not a multiple of patch_size 8x8: write image_size=\(32, 32\)"):
+        vitrail.load(timm(tmp_path, PLAIN), image_size=33)
+
+
+# ------------------------------------------------------------------------------------------------------------- image processor
+
+
+@pytest.mark.parametrize(
+    ("preset", "image_size", "size"),
+    [
+        ("dino", (448, 448), {"shortest_edge": 512}),
+        ("dinov2", (518, 518), {"shortest_edge": 592}),
+        ("timm", (384, 384), {"shortest_edge": 425}),  # 248 / 224 of it
+        ("google", (384, 384), {"height": 384, "width": 384}),
+        ("google", (384, 256), {"height": 384, "width": 256}),
+        ("dino", (448, 224), {"height": 448, "width": 224}),  # a rectangle is no centre crop
+    ],
+)
+def test_the_image_processor_goes_with_the_size(preset, image_size, size):
+    processor = adapt_image_processor(vitrail.make_image_processor(preset), image_size=image_size, num_channels=3)
+    assert dict(processor.size) == size
+    pixel_values = processor(np.zeros((700, 600, 3), np.uint8), return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 3, *image_size)
+
+
+@pytest.mark.parametrize("length", [98, 294, 406, 812])
+def test_a_processor_of_that_size_stays_as_it_is(length):
+    """The quotient of these lengths is a hair below a whole number where it is taken in floating point."""
+    processor = vitrail.make_image_processor("timm", image_size=length)
+    adapted = adapt_image_processor(processor, image_size=(length, length), num_channels=3)
+    assert dict(adapted.size) == dict(processor.size)
+
+
+# ------------------------------------------------------------------------------------------------------------------- channels
+
+
+def grey(num_channels):
+    image = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    return image.expand(-1, num_channels, -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "rule", "named"),
+    [
+        (1, None, "sum"),
+        (1, "sum", "sum"),
+        (1, "average", "average"),
+        (2, "average", "average"),
+        (4, "average", "average"),
+        (6, None, "repeat"),
+        (9, "repeat", "repeat"),
+    ],
+)
+@torch.no_grad()
+def test_equal_channels_are_answered_as_before(tmp_path, num_channels, rule, named):
+    folder = timm(tmp_path, PLAIN)
+    colour, _, _ = vitrail.load(folder)
+    model, processor, report = vitrail.load(folder, num_channels=num_channels, channel_rule=rule)
+    assert model.config.num_channels == processor.num_channels == num_channels
+    torch.testing.assert_close(model(grey(num_channels)).logits, colour(grey(3)).logits, **CLOSE)
+    assert any(f"3 channels made one of {num_channels}, by the rule {named}" in notice for notice in report.notices)
+
+
+@pytest.mark.parametrize(("num_channels", "channels"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 0]), (5, [0, 1, 2, 0, 1])])
+def test_repeat_takes_the_channels_in_turn_and_scales_them(tmp_path, num_channels, channels):
+    """timm's adapt_input_conv, by hand."""
+    model, _, _ = vitrail.load(timm(tmp_path, PLAIN), num_channels=num_channels, channel_rule="repeat")
+    expected = torch.stack([PLAIN[PROJECTION][:, channel] for channel in channels], dim=1) * 3 / num_channels
+    torch.testing.assert_close(model.vit.embeddings.patch_embeddings.projection.weight.data, expected)
+
+
+def test_a_grey_model_becomes_one_of_colour(tmp_path):
+    folder = timm(tmp_path, PLAIN | {PROJECTION: PLAIN[PROJECTION][:, :1].contiguous()})
+    model, processor, _ = vitrail.load(folder, num_channels=3)
+    expected = PLAIN[PROJECTION][:, :1].expand(-1, 3, -1, -1) / 3
+    torch.testing.assert_close(model.vit.embeddings.patch_embeddings.projection.weight.data, expected)
+    assert len(processor.image_mean) == 3
+
+
+def test_as_many_channels_as_the_file_has_change_nothing(tmp_path):
+    model, _, report = vitrail.load(timm(tmp_path, PLAIN), num_channels=3, channel_rule="average")
+    assert torch.equal(model.vit.embeddings.patch_embeddings.projection.weight, PLAIN[PROJECTION])
+    assert report.notices == []
+
+
+def test_statistics_are_averaged_over_the_channels(tmp_path):
+    cfg = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    _, processor, _ = vitrail.load(timm(tmp_path, PLAIN, {"architecture": "vit", "pretrained_cfg": cfg}), num_channels=2)
+    assert processor.image_mean == pytest.approx([sum(cfg["mean"]) / 3] * 2)
+    assert processor.image_std == pytest.approx([sum(cfg["std"]) / 3] * 2)
+    assert processor(np.zeros((40, 40, 2), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 2, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "rule", "message"),
+    [
+        (2, "sum", r'channel_rule="sum" cannot make 2 channels: choose repeat or average'),
+        (4, "first", r'channel_rule="first" cannot make 4 channels: choose repeat or average'),
+        (0, None, "num_channels is 0"),
+    ],
+)
+def test_a_channel_rule_that_does_not_fit_is_refused(tmp_path, num_channels, rule, message):
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        vitrail.load(timm(tmp_path, PLAIN), num_channels=num_channels, channel_rule=rule)
+
+
+# --------------------------------------------------------------------------------------------------------------------- labels
+
+
+def fresh(report):
+    return [notice for notice in report.notices if "fresh and untrained" in notice]
+
+
+def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
+    torch.manual_seed(0)
+    model, _, report = vitrail.load(timm(tmp_path, PLAIN), num_labels=1000)
+    assert model.classifier.weight.shape == (1000, 128)
+    assert (model.classifier.bias == 0).all()
+    assert 0.01 < model.classifier.weight.std() < 0.03
+    assert fresh(report) == ["the classifier for 1000 classes is fresh and untrained, in the place of one for 5"]
+    assert model.config.id2label[0] == "LABEL_0"  # nobody knows yet what the classes are
+
+
+def test_a_backbone_gets_a_fresh_classifier(tmp_path):
+    torch.save(DINOV2, tmp_path / "backbone.pth")
+    assert isinstance(vitrail.load(tmp_path / "backbone.pth")[0], vitrail.ViTModel)
+    model, _, report = vitrail.load(tmp_path / "backbone.pth", num_labels=7)
+    assert isinstance(model, vitrail.ViTForImageClassification)
+    assert model.classifier.weight.shape == (7, 128)
+    assert fresh(report) == ["the classifier for 7 classes is fresh and untrained"]
+
+
+def test_a_fresh_classifier_reads_what_the_old_one_read(tmp_path):
+    torch.save(DINOV2, tmp_path / "backbone.pth")
+    torch.save({"weight": torch.zeros(10, 5 * 128), "bias": torch.zeros(10)}, tmp_path / "head.pth")
+    model, _, report = vitrail.load(tmp_path / "backbone.pth", head=tmp_path / "head.pth", num_labels=7)
+    assert model.classifier.weight.shape == (7, 5 * 128)
+    assert fresh(report) == ["the classifier for 7 classes is fresh and untrained, in the place of one for 10"]
+
+
+def test_a_fresh_classifier_has_the_dtype_of_the_file(tmp_path):
+    folder = timm(tmp_path, {name: tensor.half() for name, tensor in PLAIN.items()})
+    assert vitrail.load(folder, num_labels=7)[0].dtype == torch.float16
+
+
+@pytest.mark.parametrize("num_labels", [0, -1])
+def test_a_classifier_has_classes(tmp_path, num_labels):
+    with pytest.raises(UnsupportedCheckpointError, match=f"num_labels is {num_labels}.*at least 1"):
+        vitrail.load(timm(tmp_path, PLAIN), num_labels=num_labels)
+
+
+@torch.no_grad()
+def test_everything_at_once(tmp_path):
+    model, processor, report = vitrail.load(timm(tmp_path, PLAIN), image_size=(48, 40), num_channels=1, num_labels=2)
+    pixel_values = processor(np.zeros((50, 60), np.uint8), return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 1, 48, 40)
+    assert model(pixel_values).logits.shape == (1, 2)
+    assert len(report.notices) == 3

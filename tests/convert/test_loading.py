@@ -1,0 +1,217 @@
+"""`load`: what it says when its arguments or a config make no model, where the weights lie then, and what it leaves for later."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from transformers import AutoModelForImageClassification, initialization
+
+import deterministic
+import vitrail
+from small_models import make_model
+from vitrail.convert import report as report_module
+from vitrail.convert.families.rules import Coverage
+from vitrail.convert.loading import build_model
+from vitrail.errors import ConversionError, UnsupportedCheckpointError, VitrailError
+from vitrail.utils.hashing import sha256
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("load") / "checkpoint.pth"
+    deterministic.write_checkpoint(deterministic.case("dinov2_chunked_teacher_tiny"), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"image_size": 33}, r"write image_size=\(28, 28\)"), ({"num_heads": 5}, "num_attention_heads=5")],
+)
+def test_options_that_make_no_model(source, options, message):
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        vitrail.load(source, **options)
+
+
+def test_two_models_in_one_file(source, tmp_path):
+    tensors = torch.load(source, weights_only=True)["teacher"]
+    tensors |= {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+    torch.save(tensors, tmp_path / "both.pth")
+    with pytest.raises(UnsupportedCheckpointError, match=r"backbone\.cls_token and cls_token: two models"):
+        vitrail.load(tmp_path / "both.pth")
+
+
+def test_an_activation_that_nobody_knows():
+    with pytest.raises(Exception, match='hidden_act "foo" is no activation'):
+        vitrail.ViTConfig(hidden_act="foo")
+
+
+# ---------------------------------------------------------------------------------------------------- where the weights lie
+
+
+def mapped_bytes(model):
+    """How many bytes of a model's parameters lie in pages of a file, as the kernel tells."""
+    regions = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, inode, path = [*line.split(maxsplit=5), ""][:6]
+        if inode != "0" and path:
+            regions.append([int(address, 16) for address in addresses.split("-")])
+    return sum(p.nbytes for p in model.parameters() if any(start <= p.data_ptr() < end for start, end in regions))
+
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux where memory lies")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A classifier as `save` writes it."""
+    model = make_model(vitrail.ViTForImageClassification, "absolute")
+    vitrail.save(model, vitrail.make_image_processor("dino", image_size=(16, 24)), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@on_linux
+def test_safetensors_are_mapped_into_place(folder):
+    model, _, _ = vitrail.load(folder)
+    assert mapped_bytes(model) == sum(p.nbytes for p in model.parameters())
+    half, _, _ = vitrail.load(folder, dtype=torch.float16)
+    assert mapped_bytes(half) == 0
+
+
+@on_linux
+def test_only_what_is_changed_is_copied(folder, tmp_path):
+    vitrail.export_model(folder, tmp_path / "exported", to="transformers")  # which keeps q, k and v apart
+    model, _, _ = vitrail.load(tmp_path / "exported")
+    fused = sum(p.nbytes for name, p in model.named_parameters() if ".qkv." in name)
+    assert fused
+    assert mapped_bytes(model) == sum(p.nbytes for p in model.parameters()) - fused
+
+
+@on_linux
+def test_a_torch_file_is_copied(source):
+    """torch.save overwrites in place."""
+    model, _, _ = vitrail.load(source)
+    assert mapped_bytes(model) == 0
+
+
+def test_what_is_done_to_a_model_does_not_reach_the_file(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    model, _, _ = vitrail.load(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("replace", ["save", "save_pretrained", "save_file", "remove"])
+def test_a_model_outlives_its_file(replace, folder):
+    """Whoever writes safetensors makes a new file and renames it; the old one stays as long as it is mapped."""
+    model, image_processor, _ = vitrail.load(folder)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    other = make_model(vitrail.ViTForImageClassification, "absolute")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    if replace == "save":
+        vitrail.save(other, image_processor, folder)
+    elif replace == "save_pretrained":
+        other.save_pretrained(folder)
+    elif replace == "save_file":
+        safetensors.torch.save_file(dict(other.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        shutil.rmtree(folder)
+    if replace != "remove":
+        assert not any(parameter.any() for parameter in vitrail.load(folder)[0].parameters())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_parameters_never_share_memory():
+    """Training the one would change the other; nor does a parameter keep a larger tensor alive, of which it is a part."""
+    model = make_model(vitrail.ViTModel, "absolute")
+    tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    tied, whole = tensors["layers.0.norm1.bias"], torch.randn(2, len(tensors["layernorm.bias"]))
+    tensors["layers.1.norm1.bias"], tensors["layernorm.bias"] = tied, whole[1]
+    tensors["layers.2.norm1.bias"] = torch.ones(1).expand_as(tied)
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    built = dict(build_model(model.config, tensors, Coverage(), "a test").named_parameters())
+    assert all(torch.equal(built[name], tensor) for name, tensor in expected.items())
+    assert len({parameter.untyped_storage().data_ptr() for parameter in built.values()}) == len(built)
+    assert all(parameter.untyped_storage().nbytes() == parameter.nbytes for parameter in built.values())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_one_number_that_is_not_finite(number, dtype, folder):
+    tensors = {name: tensor.to(dtype) for name, tensor in safetensors.torch.load_file(folder / "model.safetensors").items()}
+    tensors["vit.layers.2.mlp.fc2.weight"][-1, -2] = number
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConversionError, match=r"not finite, in what becomes vit\.layers\.2\.mlp\.fc2\.weight"):
+        vitrail.load(folder)
+
+
+def test_the_largest_numbers_are_finite(folder):
+    tensors = {
+        name: torch.full_like(tensor, 65504).half()
+        for name, tensor in safetensors.torch.load_file(folder / "model.safetensors").items()
+    }
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    vitrail.load(folder)  # though their sum is not
+
+
+def test_nothing_is_initialised(folder, monkeypatch):
+    """Neither by `load` nor by the Auto classes: on the device "meta", which has no numbers, at most."""
+    model_class = vitrail.ViTForImageClassification
+    drawn = []
+    for module in (torch.nn.init, initialization):
+        for name, function in vars(module).copy().items():
+            if name.endswith("_") and not name.startswith("_") and callable(function):
+
+                def watched(tensor, *args, function=function, **kwargs):
+                    drawn.extend([tensor] * (not tensor.is_meta and not getattr(tensor, "_is_hf_initialized", False)))
+                    return function(tensor, *args, **kwargs)
+
+                monkeypatch.setattr(module, name, watched)
+    state = torch.get_rng_state()
+    vitrail.load(folder)
+    AutoModelForImageClassification.from_pretrained(folder)
+    assert not drawn
+    assert torch.equal(torch.get_rng_state(), state)
+    model_class(vitrail.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=2))
+    assert drawn  # what is watched is what would do it
+
+
+# ------------------------------------------------------------------------------------------------------------- the SHA-256
+
+
+def test_the_file_is_hashed_when_its_hash_is_asked_for_and_once(folder, tmp_path, monkeypatch):
+    vitrail.convert_checkpoint(folder, tmp_path / "again")
+    calls = []
+    monkeypatch.setattr(report_module, "sha256", lambda *paths: calls.append(paths) or sha256(*paths))
+    _, _, report = vitrail.load(tmp_path / "again")
+    assert not calls
+    assert report.origin["format"] == "vitrail"
+    assert report.source.sha256 == hashlib.sha256((tmp_path / "again" / "model.safetensors").read_bytes()).hexdigest()
+    assert report.to_dict()["source"]["sha256"] == report.source.sha256
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_bytes(file.read_bytes() + b" "), lambda file: file.unlink()])
+def test_a_file_that_was_changed_after_loading_has_no_hash(change, folder):
+    """Or the report would say that the model came from another file."""
+    file = folder / "model.safetensors"
+    report = vitrail.load(folder)[2]
+    moved = file.with_name("moved")
+    shutil.copyfile(file, moved)
+    moved.replace(file)  # the file that was loaded stays as it is: it is mapped
+    change(file)
+    with pytest.raises(VitrailError, match="is no longer what was loaded"):
+        report.to_dict()
+
+
+def test_a_hash_that_was_asked_for_is_kept(folder):
+    report = vitrail.load(folder)[2]
+    sha = report.source.sha256
+    (folder / "model.safetensors").unlink()
+    assert report.to_dict()["source"]["sha256"] == sha

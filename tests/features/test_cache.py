@@ -1,0 +1,301 @@
+"""How features are kept: found again by what they are of, resumed after an interruption, the same from any number of processes."""
+
+import io
+import itertools
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.utils import WeakFileLock
+from PIL import Image
+
+from small_models import make_model, randomize
+from vitrail.errors import BadImageError, VitrailError
+from vitrail.features import cache
+from vitrail.features.cache import cached_features
+from vitrail.features.embedding import encoder
+from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
+from vitrail.processing.presets import make_image_processor
+
+ROWS = 13
+FILES = ("parts.npy", "labels.npy", "rows.npy", "manifest.json")
+
+# Extracts what `prepared` has saved, two images at a time; says in a file how many batches this process ran, or is killed at one
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import datasets
+from vitrail.evaluation import cache
+from vitrail.modeling.modeling_vit import ViTModel
+from vitrail.processing.image_processing_vit import VitrailImageProcessor
+
+folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+model = ViTModel.from_pretrained(folder / "model")
+batches = []
+
+def count(module, inputs):
+    batches.append(len(inputs[0]))
+    if len(batches) == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model.register_forward_pre_hook(count)
+cache.CHUNK = 4
+cache.cached_features(
+    model,
+    VitrailImageProcessor.from_pretrained(folder / "model"),
+    datasets.load_from_disk(folder / "data"),
+    cache_dir=folder / "features",
+    num_cls_layers=2,
+    batch_size=2,
+)
+(folder / f"batches-{os.environ.get('RANK')}").write_text(str(batches))
+"""
+
+
+def make_dataset(*, first=0, label=0, bad=()):
+    """Photos of which those with a number in `bad` end early; `first` and `label` change its first row."""
+    contents = []
+    for row in range(ROWS):
+        stream = io.BytesIO()
+        levels = np.random.default_rng([row, first if row == 0 else 0]).integers(256, size=(20 + row, 24, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(stream, "PNG")
+        contents.append(stream.getvalue()[: 200 if row in bad else None])
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    images = [{"bytes": content, "path": f"photo-{row}.png"} for row, content in enumerate(contents)]
+    labels = [label, *(row % 3 for row in range(1, ROWS))]
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+@dataclass
+class Extraction:
+    """Arguments of cached_features."""
+
+    cache_dir: Path
+    model: Any = field(default_factory=lambda: make_model(ViTModel, "registers"))
+    image_processor: Any = field(default_factory=lambda: make_image_processor("dino", image_size=16))
+    dataset: Any = field(default_factory=make_dataset)
+    options: dict = field(default_factory=lambda: {"num_cls_layers": 2, "batch_size": 2})
+
+    def run(self, **changes):
+        """The features, and the number of images in each batch that the model ran."""
+        batches = []
+        handle = encoder(self.model).register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+        try:
+            options = {**self.options, **changes}
+            features = cached_features(self.model, self.image_processor, self.dataset, cache_dir=self.cache_dir, **options)
+        finally:
+            handle.remove()
+        return features, batches
+
+    @property
+    def folder(self):
+        (folder,) = self.cache_dir.iterdir()
+        return folder
+
+
+@pytest.fixture
+def extraction(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    return Extraction(tmp_path / "features")
+
+
+def contents(folder):
+    """The bytes of a finished folder, which holds nothing else."""
+    assert {path.name for path in folder.iterdir()} - {".lock"} == set(FILES)
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def uninterrupted(extraction):
+    """The bytes of the same features, extracted in one go."""
+    other = replace(extraction, cache_dir=extraction.cache_dir.with_name("uninterrupted"))
+    other.run()
+    return contents(other.folder)
+
+
+@pytest.fixture
+def prepared(extraction, tmp_path):
+    """A folder from which SCRIPT extracts the same features, into the same cache."""
+    extraction.model.save_pretrained(tmp_path / "model")
+    extraction.image_processor.save_pretrained(tmp_path / "model")
+    extraction.dataset.save_to_disk(tmp_path / "data")
+    extraction.dataset = datasets.load_from_disk(tmp_path / "data")  # saving changes the fingerprint
+    return tmp_path
+
+
+def test_features_are_those_of_the_rows_in_evaluation(extraction):
+    extraction.model = make_model(ViTModel, "registers", hidden_dropout_prob=0.5).train()
+    features, _ = extraction.run()
+    assert features.parts.shape == (1, ROWS, 3, 32)
+    assert features.parts.dtype == np.float32
+    np.testing.assert_array_equal(features.rows, range(ROWS))
+    np.testing.assert_array_equal(features.labels, extraction.dataset["label"][:])
+    assert (features.num_cls_layers, features.has_mean_patch, features.bad) == (2, True, ())
+    images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in extraction.dataset]
+    with torch.no_grad():
+        pixel_values = extraction.image_processor(images, return_tensors="pt")["pixel_values"]
+        expected = extraction.model(pixel_values, output_hidden_states=True)
+    tokens = expected.last_hidden_state
+    np.testing.assert_allclose(features.parts[0, :, 1], tokens[:, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        features.parts[0, :, 0], extraction.model.layernorm(expected.hidden_states[-2][:, 0]).detach(), atol=1e-5
+    )
+    np.testing.assert_allclose(features.parts[0, :, 2], tokens[:, 4:].mean(1), atol=1e-5)
+
+
+def test_reading_again_runs_no_model_and_maps_the_file(extraction):
+    first, batches = extraction.run(views=2)
+    assert sum(batches) == 2 * ROWS
+    again, batches = extraction.run(views=2, num_workers=1, batch_size=7, strict=True)
+    assert batches == []
+    assert isinstance(again.parts, np.memmap)
+    assert not again.parts.flags.writeable
+    np.testing.assert_array_equal(first.parts, again.parts)
+    assert (again.parts[0] != again.parts[1]).any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize(("name", "num_cls_layers"), [("no_cls", 2), ("registers", 0)])
+def test_pooled_features_are_one_part(name, num_cls_layers, tmp_path):
+    features, _ = Extraction(tmp_path, make_model(ViTModel, name, image_size=16)).run(num_cls_layers=num_cls_layers)
+    assert features.parts.shape == (1, ROWS, 1, 32)
+    assert (features.num_cls_layers, features.has_mean_patch) == (0, False)
+
+
+def test_more_layers_than_there_are_means_all(tmp_path):
+    features, _ = Extraction(tmp_path).run(num_cls_layers=9)
+    assert features.parts.shape == (1, ROWS, 4, 32)
+    assert features.num_cls_layers == 3
+
+
+def test_what_changes_no_feature_changes_no_key(tmp_path):
+    extraction = Extraction(tmp_path)
+    extraction.run()
+    extraction.model = make_model(ViTForImageClassification, "registers", num_labels=7, classifier_mean_patch=True)
+    extraction.model.vit.load_state_dict(make_model(ViTModel, "registers").state_dict())
+    extraction.model.train()
+    for changes in ({}, {"seed": 3}, {"batch_size": 8}):
+        _, batches = extraction.run(**changes)
+        assert batches == []
+
+
+CHANGES = {
+    "weight": {"model": lambda: randomize(make_model(ViTModel, "registers"), seed=1)},
+    "dtype": {"model": lambda: make_model(ViTModel, "registers").to(torch.float64)},
+    "config": {"model": lambda: make_model(ViTModel, "registers", position_interpolation_antialias=False)},
+    "image processor": {"image_processor": lambda: make_image_processor("dino", image_size=16, crop_pct=0.9)},
+    "image": {"dataset": lambda: make_dataset(first=1)},
+    "label": {"dataset": lambda: make_dataset(label=1)},
+    "layers": {"num_cls_layers": 1},
+    "views": {"views": 1},
+    "number of views": {"views": 3},
+    "seed": {"views": 2, "seed": 1},
+    "resample": {"views": 2, "resample": Image.Resampling.BILINEAR},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_another_feature_has_another_key(name, tmp_path):
+    extraction = Extraction(tmp_path)
+    extraction.run(views=0)
+    extraction.run(views=2)
+    changes = dict(CHANGES[name])
+    for attribute in changes.keys() & {"model", "image_processor", "dataset"}:
+        setattr(extraction, attribute, changes.pop(attribute)())
+    _, batches = extraction.run(**changes)
+    assert batches
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_bad_images_are_left_out_and_listed(extraction):
+    extraction.dataset = make_dataset(bad=(0, 4, 5, 6, 7))
+    for _ in range(2):
+        features, _ = extraction.run()
+        np.testing.assert_array_equal(features.rows, [1, 2, 3, 8, 9, 10, 11, 12])
+        np.testing.assert_array_equal(features.labels, [1, 2, 0, 2, 0, 1, 2, 0])
+        assert [(image.row, image.path) for image in features.bad] == [(row, f"photo-{row}.png") for row in (0, 4, 5, 6, 7)]
+        assert all("truncated" in image.reason for image in features.bad)
+    with pytest.raises(BadImageError, match=r"photo-0\.png"):  # also of features that are there
+        extraction.run(strict=True)
+
+
+@pytest.mark.parametrize(("views", "done"), [(0, 8), (2, 8), (4, 9), (9, 9)])
+def test_strict_stops_at_the_first_bad_image_and_keeps_what_is_done(extraction, views, done):
+    """A chunk is of at most 4 forward passes, but of one image at least."""
+    extraction.dataset = make_dataset(bad=(9,))
+    with pytest.raises(BadImageError, match=r"photo-9\.png"):
+        extraction.run(views=views, strict=True)
+    _, batches = extraction.run(views=views)
+    assert sum(batches) == max(views, 1) * (ROWS - 1 - done)
+
+
+def test_no_image_at_all(extraction):
+    extraction.dataset = make_dataset(bad=range(ROWS))
+    with pytest.raises(VitrailError, match=r"None of the 13 images can be used; photo-0\.png: .*truncated"):
+        extraction.run()
+
+
+def test_killed_and_repeated_computes_what_is_missing(extraction, prepared):
+    killed = subprocess.run([sys.executable, "-c", SCRIPT, prepared, "4"], cwd=prepared, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    chunks = extraction.folder / "chunks"
+    (done,) = chunks.iterdir()  # the first 4 rows; the second 4 were on their way
+    (chunks / f".{done.name}.1").write_bytes(done.read_bytes()[:100])  # as if killed while it wrote
+    _, batches = extraction.run()
+    assert sum(batches) == ROWS - 4
+    assert contents(extraction.folder) == uninterrupted(extraction)
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_interrupted_at_each_change_of_the_folder(extraction, place, monkeypatch):
+    """Four chunks are renamed into place, then four files; then the chunks are removed."""
+    calls = itertools.count()
+
+    def interruptible(function):
+        def call(*args, **kwargs):
+            if next(calls) == place:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interruptible(Path.replace))
+        patch.setattr(shutil, "rmtree", interruptible(shutil.rmtree))
+        with pytest.raises(KeyboardInterrupt):
+            extraction.run()
+    _, batches = extraction.run()
+    assert sum(batches) == max(ROWS - 4 * place, 0)
+    assert contents(extraction.folder) == uninterrupted(extraction)
+
+
+def test_two_processes_give_the_bytes_of_one(extraction, prepared):
+    (prepared / "script.py").write_text(SCRIPT)
+    # What `accelerate launch` runs, which by itself starts one process where there are no GPUs
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([sys.executable, "-m", *launch, "script.py", prepared, "0"], cwd=prepared, check=True)
+    assert contents(extraction.folder) == uninterrupted(extraction)
+    assert (prepared / "batches-0").read_text() == "[2, 2, 2, 2]"  # rows 0 to 3 and 8 to 11
+    assert (prepared / "batches-1").read_text() == "[2, 2, 1]"
+
+
+def test_another_process_waits_for_the_same_features(extraction):
+    extraction.run()
+    held = extraction.folder / ".lock"
+    for name in FILES:
+        (extraction.folder / name).unlink()
+    with WeakFileLock(held):
+        waiting = threading.Thread(target=extraction.run)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        assert not (extraction.folder / "chunks").exists()
+    waiting.join()
+    contents(extraction.folder)

@@ -1,0 +1,484 @@
+"""`vitrail.features.extraction`: the rows, and that nothing is lost."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import datasets
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from filelock import FileLock
+
+from image_folders import broken_files, small_model, small_processor, write_broken, write_images
+from vitrail.data import read_collection
+from vitrail.errors import VitrailError
+from vitrail.features import store
+from vitrail.features.extraction import extract
+from vitrail.features.job import Job
+from vitrail.features.store import ChunkWriter, FeatureFolder, StoredFeatures
+from vitrail.hub.save import save
+from vitrail.processing.presets import keep_aspect
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with 30 images and 20 broken ones, and the paths of both."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return folder, write_images(folder, 30), write_broken(folder)
+
+
+@pytest.fixture(scope="module")
+def tars(pictures, tmp_path_factory):
+    """The same files as WebDataset shards of 20."""
+    folder, good, bad = pictures
+    output = tmp_path_factory.mktemp("tars")
+    names = sorted(good + bad)
+    for number in range(3):
+        with tarfile.open(output / f"{number:02d}.tar", "w") as tar:
+            for index, name in enumerate(names[number * 20 : number * 20 + 20]):
+                tar.add(folder / name, f"{index:03d}.{name.rpartition('.')[2]}")
+    return output
+
+
+def run(source, output, model=None, image_processor=None, **options):
+    source = read_collection(source) if isinstance(source, str | os.PathLike) else source
+    return extract(model or small_model(), image_processor or small_processor(), source, output, progress=False, **options)
+
+
+def files_of(folder):
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def rows_by_path(folder, column="pooled"):
+    stored = StoredFeatures(folder)
+    return dict(zip(stored.paths(), stored.vectors(column), strict=True))
+
+
+def test_rows_are_what_the_model_gives_for_each_image(pictures, tmp_path):
+    folder, good, bad = pictures
+    model, image_processor = small_model(), small_processor()
+    kinds = ["pooled", "mean", "cls+mean", "patches", "layers=0,1"]
+    done = run(folder, tmp_path / "out", model, image_processor, features=kinds, shard_size=16, batch_size=4)
+    assert (done.rows, done.errors, done.images) == (30, 20, 50)
+
+    table = pq.read_table(tmp_path / "out" / "data").to_pydict()
+    assert table["path"] == good
+    assert table["label"] == [name.partition("/")[0] for name in good]
+    assert table["id"] == sorted(table["id"])
+    for row, name in enumerate(good):
+        with torch.no_grad():
+            outputs = model(**image_processor(str(folder / name), return_tensors="pt"), output_hidden_states=True)
+        patches = outputs.last_hidden_state[0, 1:]
+        wanted = {
+            "pooled": outputs.pooler_output[0],
+            "mean": patches.mean(dim=0),
+            "cls_mean": torch.cat((outputs.last_hidden_state[0, 0], patches.mean(dim=0))),
+            "patches": patches.reshape(4, 4, -1),
+            "layers": model.layernorm(torch.stack(outputs.hidden_states[1:])[:, 0, 0]),
+        }
+        for column, tensor in wanted.items():
+            stored = np.array(table[column][row], dtype=np.float32).reshape(table.get(f"{column}_shape", {row: -1})[row])
+            np.testing.assert_allclose(stored, tensor.detach().numpy(), atol=1e-6)
+
+    errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pydict()
+    assert errors["path"] == bad
+    assert all(errors["reason"])
+    assert not set(errors["id"]) & set(table["id"])
+
+
+def test_other_tools_read_the_folder_as_it_is(pictures, tmp_path):
+    folder, good, bad = pictures
+    run(folder, tmp_path / "out", shard_size=7)
+    stored = StoredFeatures(tmp_path / "out")
+    assert stored.vector_columns == ("pooled",)
+    vectors = stored.vectors()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        if shard["file"]:
+            path = tmp_path / "out" / shard["file"]
+            assert path.stat().st_size == shard["bytes"]
+            digest = subprocess.run(["sha256sum", str(path)], capture_output=True, text=True, check=True).stdout.split()[0]
+            assert digest == shard["sha256"]
+            assert pq.read_metadata(path).num_rows == shard["rows"]
+
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.features["pooled"] == datasets.List(datasets.Value("float32"), length=32)
+    np.testing.assert_array_equal(loaded.with_format("numpy")["pooled"][:], vectors)
+    errors = datasets.load_dataset(str(tmp_path / "out"), "errors", split="train", cache_dir=str(tmp_path / "cache"))
+    assert errors["path"][:] == bad
+    rows = duckdb.sql(f"select path, label, pooled from '{tmp_path / 'out' / 'data'}/*.parquet' order by id").fetchall()
+    assert [row[0] for row in rows] == good
+    np.testing.assert_array_equal(np.array([row[2] for row in rows], dtype=np.float32), vectors)
+
+
+def test_float16_halves_the_files(pictures, tmp_path):
+    run(pictures[0], tmp_path / "single")
+    run(pictures[0], tmp_path / "half", dtype="float16")
+    single, half = StoredFeatures(tmp_path / "single").vectors(), StoredFeatures(tmp_path / "half").vectors()
+    np.testing.assert_array_equal(half, single.astype(np.float16))
+    assert pq.read_schema(tmp_path / "half" / "data" / "part-000000-000000.parquet").field("pooled").type.value_type == "halffloat"
+    assert duckdb.sql(f"select pooled[1] from '{tmp_path / 'half' / 'data'}/*.parquet' order by id").fetchall()[0] == (half[0, 0],)
+
+
+def test_features_too_large_for_float16_are_refused(pictures, tmp_path):
+    model = small_model()
+    with torch.no_grad():
+        model.layernorm.weight *= 1e6
+    with pytest.raises(VitrailError, match=r"pooled of .*\.jpg are not finite numbers of the type float16: write dtype float32"):
+        run(pictures[0], tmp_path / "out", model, dtype="float16")
+    run(pictures[0], tmp_path / "out32", model)
+
+
+def test_images_keep_their_shape_and_run_with_others_of_it(tmp_path):
+    names = write_images(tmp_path / "pictures", 40, sizes=((64, 48), (48, 64), (90, 30), (64, 64)))
+    model = small_model()
+    image_processor = keep_aspect(small_processor(), model.config.patch_size)
+    run(tmp_path / "pictures", tmp_path / "out", model, image_processor, features=["patches"], batch_size=4)
+    table = pq.read_table(tmp_path / "out" / "data").to_pydict()
+    assert table["path"] == names
+    assert {tuple(shape) for shape in table["patches_shape"]} == {(4, 5, 32), (5, 4, 32), (4, 12, 32), (4, 4, 32)}
+    for row in (0, 1, 2, 3, 39):
+        with torch.no_grad():
+            outputs = model(**image_processor(str(tmp_path / "pictures" / names[row]), return_tensors="pt"))
+        np.testing.assert_allclose(table["patches"][row], outputs.last_hidden_state[0, 1:].flatten(), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_and_batches_change_nothing(pictures, tmp_path, num_workers):
+    folder, *_ = pictures
+    run(folder, tmp_path / "one")
+    run(folder, tmp_path / "other", num_workers=num_workers, batch_size=3)
+    one, other = StoredFeatures(tmp_path / "one"), StoredFeatures(tmp_path / "other")
+    assert one.paths() == other.paths()
+    np.testing.assert_allclose(one.vectors(), other.vectors(), atol=1e-6)
+    assert one.errors() == other.errors()
+
+
+def test_archives_give_the_rows_of_the_folder(pictures, tars, tmp_path):
+    run(pictures[0], tmp_path / "folder")
+    done = run(tars, tmp_path / "tars", shard_size=6)
+    assert (done.rows, done.errors) == (30, 20)
+    np.testing.assert_allclose(
+        StoredFeatures(tmp_path / "tars").vectors(), StoredFeatures(tmp_path / "folder").vectors(), atol=1e-6
+    )
+    names = sorted(path.name for path in (tmp_path / "tars" / "data").iterdir())
+    assert names[-1] == "part-000002-000001.parquet", "each archive is a part, and 10 images are two files"
+
+
+@pytest.mark.parametrize("kind", ["folder", "tars"])
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(pictures, tars, tmp_path, monkeypatch, kind):
+    """Whichever file it was at."""
+    source = pictures[0] if kind == "folder" else tars
+    run(source, tmp_path / "whole", shard_size=6)
+    whole = files_of(tmp_path / "whole")
+    compute, interruptions = Job._compute, 0
+    for allowed in range(3, 60, 9):
+        left = iter(range(allowed))
+
+        def break_off(self, given, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return compute(self, given)
+
+        monkeypatch.setattr(Job, "_compute", break_off)
+        try:
+            run(source, tmp_path / "out", shard_size=6)
+        except KeyboardInterrupt:
+            interruptions += 1
+            assert not list((tmp_path / "out" / ".progress").glob("*.part")), "nothing half-written stays"
+            with pytest.raises(VitrailError, match="unfinished features: give the same"):
+                StoredFeatures(tmp_path / "out")
+        monkeypatch.setattr(Job, "_compute", compute)
+    done = run(source, tmp_path / "out", shard_size=6)
+    assert interruptions > 1
+    assert files_of(tmp_path / "out") == whole
+    assert done.rows == 30
+
+
+@pytest.mark.parametrize("lost", [[0], [1], [3], [0, 2], [1, 3]])
+def test_lost_files_of_an_archive_are_made_again(tars, tmp_path, lost):
+    """Wherever they lie; and the manifest says the same."""
+    run(tars, tmp_path / "out", shard_size=5)
+    whole = files_of(tmp_path / "out")
+    for number in lost:
+        (tmp_path / "out" / "data" / f"part-000001-{number:06d}.parquet").unlink(missing_ok=True)
+    run(tars, tmp_path / "out", shard_size=5)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_the_end_of_an_archive_is_found_again(tars, tmp_path, monkeypatch):
+    """Where a run ends between the last file and the note that it is the last."""
+    run(tars, tmp_path / "out", shard_size=6)
+    whole = files_of(tmp_path / "out")
+
+    def end_part(self, part, num_rows):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureFolder, "end_part", end_part)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                run(tars, tmp_path / "other", shard_size=6)
+    run(tars, tmp_path / "other", shard_size=6)
+    assert files_of(tmp_path / "other") == whole
+
+
+@pytest.mark.parametrize("kind", ["folder", "tars"])
+def test_a_run_may_end_at_any_renaming(pictures, tars, tmp_path, monkeypatch, kind):
+    """As a file appears, and just before."""
+    source = pictures[0] if kind == "folder" else tars
+    run(source, tmp_path / "whole", shard_size=10)
+    whole = files_of(tmp_path / "whole")
+    replace = Path.replace
+    for after in (False, True):
+        for allowed in range(0, 40, 3):
+            output, left = tmp_path / f"{after}-{allowed}", iter(range(allowed))
+
+            def break_off(path, target, left=left, after=after):
+                last = next(left, None) is None
+                if last and not after:
+                    raise KeyboardInterrupt
+                replaced = replace(path, target)
+                if last:
+                    raise KeyboardInterrupt
+                return replaced
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", break_off)
+                with contextlib.suppress(KeyboardInterrupt):
+                    run(source, output, shard_size=10)
+            run(source, output, shard_size=10)
+            assert files_of(output) == whole
+
+
+def test_files_that_have_turned_bad_leave_no_rows(tmp_path):
+    """Where the run ended between a file and its record."""
+    names = write_images(tmp_path / "pictures", 6)
+    job = Job(small_model(), small_processor(), read_collection(tmp_path / "pictures"), tmp_path / "out", shard_size=2)
+    (tmp_path / "out").mkdir()
+    job.folder.begin(job.settings())
+    job.run(job.missing())
+    (record,) = job.folder.progress.glob("chunk-*-000001.json")
+    record.unlink()
+    for name in names[2:4]:
+        (tmp_path / "pictures" / name).write_bytes(b"")
+    done = run(tmp_path / "pictures", tmp_path / "out", shard_size=2)
+    assert (done.rows, done.errors, done.images) == (4, 2, 2)
+    assert len(pq.read_table(tmp_path / "out" / "data")) == 4
+
+
+def test_nothing_of_a_file_is_held_once_it_is_decoded(tars, tmp_path, monkeypatch):
+    contents = []
+    add, add_bad = ChunkWriter.add, ChunkWriter.add_bad
+    monkeypatch.setattr(
+        ChunkWriter, "add", lambda self, entries, features: contents.extend(entries) or add(self, entries, features)
+    )
+    monkeypatch.setattr(ChunkWriter, "add_bad", lambda self, bad: contents.append(bad.entry) or add_bad(self, bad))
+    run(tars, tmp_path / "out")
+    assert len(contents) == 50
+    assert {entry.content for entry in contents} == {None}
+
+
+def test_an_image_of_a_rare_shape_does_not_hold_up_the_others(tmp_path, monkeypatch):
+    write_images(tmp_path / "pictures" / "a", 1, sizes=((90, 30),))
+    write_images(tmp_path / "pictures" / "b", 200)
+    held, most = store.ROW_GROUP, 0
+    write = ChunkWriter._write
+
+    def watch(self):
+        nonlocal most
+        most = max(most, len(self.rows))
+        write(self)
+
+    monkeypatch.setattr(store, "ROW_GROUP", 1)
+    monkeypatch.setattr(ChunkWriter, "_write", watch)
+    run(tmp_path / "pictures", tmp_path / "out", image_processor=keep_aspect(small_processor(), 8), batch_size=2)
+    assert len(StoredFeatures(tmp_path / "out")) == 201
+    assert 2 <= most <= 20 < held
+
+
+def test_finished_files_are_not_made_again_and_lost_ones_are(pictures, tmp_path):
+    run(pictures[0], tmp_path / "out", shard_size=10)
+    whole = files_of(tmp_path / "out")
+    assert run(pictures[0], tmp_path / "out", shard_size=10).images == 0
+    assert files_of(tmp_path / "out") == whole
+    (tmp_path / "out" / "data" / "part-000000-000003.parquet").unlink()
+    cut = tmp_path / "out" / "data" / "part-000000-000000.parquet"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    assert run(pictures[0], tmp_path / "out", shard_size=10).images == 20
+    assert files_of(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"features": ["mean"]}, "features"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"shard_size": 11}, "shard_size"),
+        ({"model": small_model(initializer_range=0.3)}, "weights and config"),
+        ({"image_processor": small_processor(resample=2)}, "image_processor"),
+    ],
+)
+def test_other_features_are_not_mixed_with_those_that_are_there(pictures, tmp_path, change, named):
+    run(pictures[0], tmp_path / "out", shard_size=10)
+    with pytest.raises(VitrailError, match=f"was begun with another {named}: repeat the command"):
+        run(pictures[0], tmp_path / "out", **{"shard_size": 10, **change})
+
+
+def test_a_folder_that_has_changed_is_not_mixed_with_what_it_was(tmp_path):
+    write_images(tmp_path / "pictures", 6)
+    run(tmp_path / "pictures", tmp_path / "out")
+    write_images(tmp_path / "pictures", 7)
+    with pytest.raises(VitrailError, match="was begun with another images: repeat"):
+        run(tmp_path / "pictures", tmp_path / "out")
+
+
+def test_a_folder_with_other_things_is_left_alone(pictures, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(VitrailError, match="holds other things"):
+        run(pictures[0], tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_second_run_on_the_same_folder_is_refused(pictures, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(VitrailError, match="in use by another run"):
+        run(pictures[0], tmp_path / "out")
+    run(pictures[0], tmp_path / "out")
+
+
+def test_too_many_bad_images_end_the_run(pictures, tmp_path):
+    with pytest.raises(
+        VitrailError, match=r"found 4 bad images, more than max_errors=3\. What is finished stays.* The last is broken/"
+    ):
+        run(pictures[0], tmp_path / "out", max_errors=3)
+    assert run(pictures[0], tmp_path / "out", max_errors=20).errors == 20
+
+
+def test_a_finished_folder_is_not_touched_by_the_same_command(pictures, tmp_path, monkeypatch):
+    run(pictures[0], tmp_path / "out")
+    monkeypatch.delattr(FeatureFolder, "settle")
+    assert run(pictures[0], tmp_path / "out").images == 0
+    StoredFeatures(tmp_path / "out")
+    assert not (tmp_path / "out" / ".progress").exists()
+
+
+def test_a_folder_that_has_moved_is_the_same(tmp_path):
+    write_images(tmp_path / "before", 5)
+    run(tmp_path / "before", tmp_path / "out")
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert run(tmp_path / "after", tmp_path / "out").images == 0
+    assert StoredFeatures(tmp_path / "out").manifest["settings"]["collection"]["source"] == str(tmp_path / "after")
+
+
+def test_errors_of_an_earlier_run_count(tmp_path):
+    write_broken(tmp_path / "pictures")
+    write_images(tmp_path / "pictures", 30)
+    with pytest.raises(VitrailError, match="found 13 bad images"):
+        run(tmp_path / "pictures", tmp_path / "out", max_errors=12, shard_size=5)
+    with pytest.raises(VitrailError, match="found 13 bad images"):
+        run(tmp_path / "pictures", tmp_path / "out", max_errors=12, shard_size=5)
+
+
+def test_a_collection_without_a_good_image_is_an_error(tmp_path):
+    write_broken(tmp_path / "pictures")
+    with pytest.raises(VitrailError, match=r"none of the 20 images of .* can be used; broken/bomb.png: "):
+        run(tmp_path / "pictures", tmp_path / "out")
+    assert len(pq.read_table(tmp_path / "out" / "errors.parquet")) == len(broken_files())
+
+
+# The command, in processes of its own
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "small"
+    save(small_model(), small_processor(), folder, code=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_thousand(tmp_path_factory):
+    """1 980 images and 20 broken ones."""
+    folder = tmp_path_factory.mktemp("two-thousand")
+    return folder, write_images(folder, 1980), write_broken(folder)
+
+
+def command(model_dir, source, output, *options):
+    return [sys.executable, "-m", "vitrail", "extract", str(model_dir), str(source), str(output), *map(str, options)]
+
+
+def test_killed_at_any_moment_and_resumed_it_loses_nothing(model_dir, two_thousand, tmp_path):
+    folder, good, bad = two_thousand
+    run(folder, tmp_path / "whole", shard_size=64, model_name=str(model_dir))
+    seed = time.time_ns()
+    draw = random.Random(seed)
+    print("seed", seed)  # shown where the test fails
+    data = tmp_path / "out" / "data"
+    for _ in range(3):
+        before = len(list(data.glob("*"))) if data.exists() else 0
+        process = subprocess.Popen(command(model_dir, folder, tmp_path / "out", "--shard-size", 64), stdout=subprocess.PIPE)
+        wanted = before + draw.randint(0, 6)
+        while process.poll() is None and (not data.exists() or len(list(data.glob("*"))) < wanted):
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    done = run(folder, tmp_path / "out", shard_size=64)
+    assert (done.rows, done.errors) == (1980, 20)
+    files, whole = files_of(tmp_path / "out"), files_of(tmp_path / "whole")
+    assert files.keys() == whole.keys()
+    stored, uninterrupted = StoredFeatures(tmp_path / "out"), StoredFeatures(tmp_path / "whole")
+    assert stored.paths() == uninterrupted.paths() == good
+    np.testing.assert_array_equal(stored.ids(), uninterrupted.ids())
+    np.testing.assert_allclose(stored.vectors(), uninterrupted.vectors(), atol=1e-6)
+    assert [error["path"] for error in stored.errors()] == bad
+
+
+def test_two_processes_give_the_rows_of_one(model_dir, pictures, tars, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    words = command(model_dir, tars, tmp_path / "two-tars", "--shard-size", 6)[2:]
+    ended = subprocess.run([*launch, *words], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("features of 30 images") == 1
+    words = command(model_dir, pictures[0], tmp_path / "two-folder", "--shard-size", 6, "--max-errors", 15)[2:]
+    ended = subprocess.run([*launch, *words], capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "found 20 bad images, more than max_errors=15" in ended.stderr, "though neither has found so many"
+    assert run(pictures[0], tmp_path / "two-folder", shard_size=6).images == 0, "both have done all that they could"
+    for kind, source in (("folder", pictures[0]), ("tars", tars)):
+        run(source, tmp_path / f"one-{kind}", shard_size=6)
+        one, two = StoredFeatures(tmp_path / f"one-{kind}"), StoredFeatures(tmp_path / f"two-{kind}")
+        assert one.paths() == two.paths()
+        np.testing.assert_allclose(one.vectors(), two.vectors(), atol=1e-6)
+        assert one.errors() == two.errors()
+
+
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(model_dir, two_thousand, tmp_path):
+    """A limit on the size of files is the full disk that a test can have."""
+    words = command(model_dir, two_thousand[0], tmp_path / "out", "--shard-size", 500)
+    limit = 30_000
+    full = subprocess.run(
+        words, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert full.returncode == 2, full.stderr
+    assert "cannot write into" in full.stderr
+    assert "the same command goes on from there" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert not list((tmp_path / "out").rglob("*.part"))
+    assert not list((tmp_path / "out" / "data").iterdir())
+    assert run(two_thousand[0], tmp_path / "out", shard_size=500).rows == 1980

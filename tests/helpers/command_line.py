@@ -1,0 +1,18 @@
+"""The command line in the process of the tests, which all of its tests share."""
+
+import sys
+
+import pytest
+
+from vitrail.cli.app import main
+
+
+def end_of(*words):
+    """Runs the command line in this process and gives its exit code."""
+    arguments, sys.argv = sys.argv, ["vitrail", *map(str, words)]
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        sys.argv = arguments
+    return end.value.code or 0

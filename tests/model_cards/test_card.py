@@ -1,0 +1,693 @@
+"""Cards of converted models, exported ones and official checkpoints; tests/test_model_cards.py looks at all 127 of the latter."""
+
+import ast
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import deterministic
+import paths
+import vitrail
+from small_run import KNN, MODEL, make_run
+from vitrail.convert.export import to_format, write_exported
+from vitrail.convert.model_folder import hash_weights
+from vitrail.convert.report import ConversionReport, SourceFile
+from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
+from vitrail.convert.sources.labels import imagenet_labels
+from vitrail.convert.verification import Check
+from vitrail.errors import VitrailError
+from vitrail.hub.save import keep_verification
+from vitrail.model_cards.card import folder_card, model_card, official_card
+from vitrail.model_cards.citations import PAPERS
+from vitrail.model_cards.descriptions import counts, preparation
+from vitrail.model_cards.provenance import linked
+
+PHOTO = paths.IMAGES / "chelsea.jpg"
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 224}
+CONFIG = vitrail.ViTConfig(**SMALL)
+PROCESSOR = vitrail.make_image_processor("dino")
+
+
+def report_of(name, **fields):
+    """The report of a conversion of an official checkpoint, without converting it."""
+    row = find_checkpoint(name)
+    source = SourceFile("weights.pth", row.url, row.hub_id, 1000, lambda: "ab" * 32)
+    report = ConversionReport(row.family, source, catalogue_name=row.name, coverage={"converted": 150, "ignored": []})
+    return report.to_dict() | fields
+
+
+def converted(name, *, fields=(), processor=None, report=(), classifies=None, **options):
+    """The card of an official checkpoint after its conversion, or of one that was changed."""
+    row = find_checkpoint(name)
+    config = official_config(row)
+    if row.has_classifier and "num_labels" not in dict(fields):
+        config = vitrail.ViTConfig(**config.to_dict() | {"id2label": dict(enumerate(imagenet_labels(config.num_labels)))})
+    config = vitrail.ViTConfig(**config.to_dict() | dict(fields))
+    return model_card(
+        config,
+        processor or official_image_processor(row),
+        report_of(name, **dict(report)),
+        classifies=row.has_classifier if classifies is None else classifies,
+        name="user/name",
+        **options,
+    )
+
+
+def section(card, heading):
+    """The text under a heading."""
+    return re.search(rf"^## {heading}\n\n(.*?)(?=\n## |\Z)", card.text, re.MULTILINE | re.DOTALL)[1]
+
+
+def code_blocks(card):
+    return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+
+
+def rows(text):
+    """The cells of the tables in a text, by their first one."""
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+# ----------------------------------------------------------------------------------------------------- official checkpoints
+
+
+@pytest.mark.parametrize(
+    ("name", "results"),
+    [  # facebookresearch/dino, README.md; facebookresearch/dinov2, MODEL_CARD.md and README.md; google-research/vision_transformer,
+        # README.md, 2020-10-29; huggingface/pytorch-image-models, results/results-imagenet.csv
+        ("dino-vits8", {"k-NN top-1": "78.3 %", "linear top-1": "79.7 %"}),
+        ("dinov2_vits14", {"k-NN top-1": "79.0 %", "linear top-1": "81.1 %"}),
+        ("dinov2_vitg14_reg", {"k-NN top-1": "83.7 %", "linear top-1": "87.1 %"}),
+        ("google-npz-l16-in21k-ft-in1k-224", {"top-1": "82.7 %"}),
+        ("timm/vit_relpos_base_patch16_clsgap_224.sw_in1k", {"top-1": "82.758 %", "top-5": "96.178 %"}),
+        ("facebook/dino-vits8", {}),
+        ("google/vit-large-patch16-224", {}),
+    ],
+)
+def test_results_are_the_publishers(name, results):
+    text = section(official_card(find_checkpoint(name)), "Published results")
+    found = {metric: cells[0] for metric, cells in rows(text).items() if cells[0].endswith("%")}
+    assert found == results
+    assert ("not measured by Vitrail" in text) == bool(results)
+    assert ("reports none" in text) == (not results)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs", "with_attention"),
+    [  # timm's model cards on the Hub, and, with attention, results/benchmark-infer-amp-nchw-pt291-cu128-4090.csv (1000 classes)
+        ("timm/vit_base_patch16_224.orig_in21k", "85.8", "16.9", None),
+        ("timm/vit_large_patch32_224.orig_in21k", "305.5", "15.3", None),
+        ("timm/vit_base_patch16_224.augreg_in1k", "86.6", "16.9", "17.6"),
+        ("timm/vit_relpos_base_patch16_clsgap_224.sw_in1k", "86.4", None, "17.6"),
+        ("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "5.7", None, "1.3"),
+        ("timm/vit_base_patch32_384.augreg_in1k", "88.3", None, "13.1"),
+        ("timm/vit_relpos_medium_patch16_rpn_224.sw_in1k", "38.7", None, "8.0"),
+    ],
+)
+def test_sizes_are_those_that_timm_publishes(name, params, macs, with_attention):
+    row = find_checkpoint(name)
+    card = official_card(row)
+    architecture = rows(section(card, "Architecture"))
+    size = row.architecture["image_size"]
+    found = re.fullmatch(r"([\d.]+) \(([\d.]+)\)", architecture[f"GMACs at {size} x {size}"][0])
+    assert f"{int(architecture['Parameters'][0].replace(',', '')) / 1e6:.1f}" == params
+    assert f"with {params} million parameters" in card.text
+    assert macs in (None, found[1])
+    assert with_attention in (None, found[2])
+
+
+def test_a_model_that_is_evaluated_at_another_size_says_what_both_cost():
+    architecture = rows(section(official_card(find_checkpoint("facebook/dinov2-small")), "Architecture"))
+    assert architecture["Tokens"] == ["1,370: [CLS], 37 x 37 patches"]
+    assert architecture["GMACs at 518 x 518"][0].startswith("29.5 ")
+    assert "GMACs at 224 x 224" in architecture
+    assert "(1, 257, 384): [CLS], 16 x 16 patches" in code_blocks(official_card(find_checkpoint("facebook/dinov2-small")))[0]
+
+
+def test_the_same_weights_in_another_format_say_what_differs():
+    text = section(official_card(find_checkpoint("facebook/dino-vits8")), "The model")
+    table = rows(text)
+    assert table["Epsilon of LayerNorm"] == ["1e-12", "1e-6"]
+    assert table["Positions at other sizes"] == ["interpolated: bicubic", "interpolated: bicubic, 0.1 added to the target grid"]
+    assert table["Filter"] == ["bilinear", "bicubic"]
+    assert table["Crop"] == ["none", "the central 224 x 224 pixels"]
+    assert set(table) == {"Setting", "---", "Epsilon of LayerNorm", "Positions at other sizes", "Resize", "Filter", "Crop"}
+    assert "[`dino-vits8`](https://github.com/facebookresearch/dino/blob/7c446df/README.md)" in text
+    assert "[`timm/vit_small_patch8_224.dino`](https://huggingface.co/timm/vit_small_patch8_224.dino)" in text
+
+
+def test_google_and_the_hub_differ_in_gelu_epsilon_and_interpolation():
+    table = rows(section(official_card(find_checkpoint("google/vit-large-patch16-224")), "The model"))
+    assert table["MLP"] == ["4096 wide, GELU", "4096 wide, GELU, by its tanh approximation"]
+    assert table["Epsilon of LayerNorm"] == ["1e-12", "1e-6"]
+    assert table["Positions at other sizes"] == ["interpolated: bicubic", "interpolated: bilinear, corners kept in place"]
+    assert len(table) == 2 + 3
+
+
+def test_a_card_of_the_catalogue_claims_no_run_of_the_weights():
+    verified = section(official_card(find_checkpoint("dino-vits16")), "What was verified")
+    assert "have not been run in the tests" in verified
+    assert "vitrail verify model/ --against dino-vits16" in verified
+    assert not rows(verified)
+
+
+def test_published_heads_are_told_by_the_name_that_loads_them():
+    usage = section(official_card(find_checkpoint("dinov2-vits14")), "How to use it")
+    assert '`head="linear_1layer"` reads [CLS] and the mean patch' in usage
+    assert '`head="linear_4layer"` reads [CLS] of the last 4 blocks and the mean patch' in usage
+    assert "head=" not in section(official_card(find_checkpoint("facebook/dinov2-small")), "How to use it")
+
+
+def test_a_class_token_that_is_not_pooled_is_pointed_out():
+    assert "do not take [CLS]" in official_card(find_checkpoint("timm/vit_relpos_base_patch16_clsgap_224.sw_in1k")).text
+    assert "do not take [CLS]" not in official_card(find_checkpoint("timm/vit_relpos_base_patch16_224.sw_in1k")).text
+
+
+def test_a_head_of_zeros_is_no_classifier():
+    card = official_card(find_checkpoint("imagenet21k/ViT-B_16"))
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert rows(section(card, "Architecture"))["Parameters"] == [
+        "86,389,248; 103,186,515 in the file, with a head of zeros that is left out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("facebookresearch/dino@7c446df:README.md", "https://github.com/facebookresearch/dino/blob/7c446df/README.md"),
+        ("a/b:src/x_y.py; eps: Hub config.json", "https://github.com/a/b/blob/main/src/x_y.py"),
+        ("Hub a/b@fc5da87:preprocessor_config.json (this)", "https://huggingface.co/a/b/blob/fc5da87/preprocessor_config.json"),
+        ("DINO paper, arXiv 2104.14294", "https://arxiv.org/abs/2104.14294"),
+        ("Hub tag", "https://huggingface.co/facebook/dino-vits8"),
+        ("computed from the architecture; README says 85M", None),
+    ],
+)
+def test_sources_become_links(source, expected):
+    text = linked(source, find_checkpoint("facebook/dino-vits8"))
+    assert re.findall(r"\]\((.*?)\)", text) == ([expected] if expected else [])
+    assert expected is not None or text == source
+
+
+def test_citations_name_every_author():
+    authors = {number: re.search(r"author=\{(.*)\},\n", paper.bibtex)[1].split(" and ") for number, paper in PAPERS.items()}
+    # as the papers list them
+    assert {number: len(names) for number, names in authors.items()} == {
+        "2010.11929": 12,
+        "2104.14294": 7,
+        "2106.10270": 6,
+        "2111.09883": 12,
+        "2304.07193": 26,
+        "2309.16588": 4,
+    }
+    for number, paper in PAPERS.items():
+        assert paper.bibtex.count("{") == paper.bibtex.count("}")
+        assert all(name.count(", ") == 1 for name in authors[number])
+        assert f"arXiv:{number}" in paper.bibtex
+        assert paper.url.endswith(number)
+
+
+# ------------------------------------------------------------------------------------------------------------ converted models
+
+
+def test_a_converted_checkpoint_has_the_facts_of_the_catalogue():
+    card = converted("dino-vits16")
+    assert card.data.to_dict() == {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["vitrail", "vit", "vision", "custom_code", "dino"],
+        "datasets": ["imagenet-1k"],
+        "model-index": card.data.to_dict()["model-index"],
+    }
+    assert [result.metric_value for result in card.data.eval_results] == [74.5, 77.0]
+    assert card.data.model_name == "name"
+    assert "which is the published checkpoint [`dino-vits16`]" in card.text
+    assert "not stated*" not in card.text.lower()
+    assert rows(section(card, "Conversion"))["File"] == [
+        f"[`weights.pth`]({find_checkpoint('dino-vits16').url}), 1,000 bytes, SHA-256 `{'ab' * 32}`"
+    ]
+
+
+def test_nothing_is_guessed_about_a_model_of_unknown_origin():
+    report = ConversionReport(
+        "dino", SourceFile("mine.pth", None, None, 5, lambda: "00"), coverage={"converted": 4, "ignored": ["head.*"]}
+    )
+    card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report.to_dict(), classifies=False, name="mine/")
+    assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
+    assert "dino" not in card.data.tags
+    for heading in ("The model", "Training", "Intended use and limits", "Published results", "Licence"):
+        assert "not stated" in section(card, heading).lower(), heading
+    assert "apache" not in card.text
+    assert "self-distillation" not in card.text
+    assert "## Sources" not in card.text
+    assert rows(section(card, "Conversion"))["Left out"] == ["`head.*`"]
+    assert card.text.startswith("\n# mine\n")
+
+
+@pytest.mark.parametrize("report", [None, {}, {"verification": [Check("a", "b", 0.0, True).to_dict()]}])
+def test_a_model_that_was_not_converted_says_nothing_of_a_conversion(report):
+    card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report, classifies=True, name="mine")
+    assert "## Conversion" not in card.text
+    assert "converted it" not in card.text
+    assert card.data.pipeline_tag == "image-classification"
+    assert ("has not been run" in section(card, "What was verified")) == (not report)
+
+
+CHANGES = {
+    "another image size": ("dino-vits16", {"fields": {"image_size": 384}}, "Image"),
+    "one channel": ("dino-vits16", {"fields": {"num_channels": 1}}, "Image"),
+    "another preparation": ("dino-vits16", {"processor": vitrail.make_image_processor("google")}, "Resize"),
+    "a fresh classifier": ("dino-vits16", {"fields": {"num_labels": 10}, "classifies": True}, "Classifier"),
+    "a fresh classifier of the same size": (
+        "timm/vit_base_patch16_224.augreg_in1k",
+        {"fields": {"num_labels": 1000}},
+        "Classifier",
+    ),
+    "the student": ("dino-vits16", {"report": {"root": "student"}}, "Network of the training run"),
+    "someone's head": (
+        "dino-vits16",
+        {
+            "fields": {"num_labels": 1000, "classifier_cls_layers": 4},
+            "classifies": True,
+            "report": {"head": SourceFile("head.pth", None, None, 3, lambda: "11").to_dict()},
+        },
+        "Classifier",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_are_not_claimed_for_a_model_that_was_changed(change):
+    name, options, difference = CHANGES[change]
+    card = converted(name, **options)
+    assert "model-index" not in card.data.to_dict()
+    assert difference in rows(section(card, "The model"))
+    assert "as published. What differs" in section(card, "The model")
+    text = section(card, "Published results")
+    assert text.startswith("None")
+    assert not rows(text)
+    assert card.data.license == "apache-2.0"  # which a change does not take away
+
+
+def test_the_published_head_is_no_change():
+    head = SourceFile("head.pth", find_checkpoint("dino-vits16").head_urls["linear"], None, 3, lambda: "11").to_dict()
+    fields = {"id2label": dict(enumerate(imagenet_labels(1000))), "classifier_cls_layers": 4}
+    card = converted("dino-vits16", fields=fields, classifies=True, report={"head": head})
+    assert [result.metric_value for result in card.data.eval_results] == [74.5, 77.0]
+    assert card.data.pipeline_tag == "image-classification"
+    assert "one of 1,000 classes of ImageNet-1k" in card.text
+    assert "head.pth" in rows(section(card, "Conversion"))["File of the classifier"][0]
+
+
+CHECKS = [
+    Check("round trip", "dino.pth (dino)", 0.0, True, "150 tensors equal bit for bit"),
+    Check("features at 224x224", "transformers 5.23.0", 1.24e-6, True),
+    Check("features at 256x176", "transformers 5.23.0", 0.5, None, "known: by its own rule | <b>"),
+]
+
+
+def test_the_table_of_verify_is_shown():
+    text = section(converted("dino-vits16", report={"verification": [check.to_dict() for check in CHECKS]}), "What was verified")
+    table = rows(text)
+    assert table["round trip"] == ["dino.pth (dino)", "0", "passed", "150 tensors equal bit for bit"]
+    assert table["features at 224x224"] == ["transformers 5.23.0", "1.2e-06", "passed", ""]
+    assert table["features at 256x176"][1:] == ["5.0e-01", "for information", r"known: by its own rule \| &lt;b&gt;"]
+    assert "2 of 3 checks passed and none failed" in text
+
+
+def test_a_check_that_failed_cannot_be_overlooked():
+    failed = Check("features at 224x224", "transformers 5.23.0", 0.1, False)
+    text = section(converted("dino-vits16", report={"verification": [failed.to_dict(), CHECKS[0].to_dict()]}), "What was verified")
+    assert text.startswith("**1 of the checks of `vitrail verify` FAILED.")
+    assert rows(text)["features at 224x224"][2] == "**FAILED**"
+
+
+def test_verify_has_not_been_run():
+    text = section(converted("dino-vits16"), "What was verified")
+    assert "has not been run on this model" in text
+    assert "vitrail verify user/name --against dino-vits16" in text
+
+
+# ------------------------------------------------------------------------------------------------------------------- layouts
+
+
+def test_the_code_that_is_carried_needs_trust_and_no_vitrail():
+    with_code, without = converted("dino-vits16"), converted("dino-vits16", carries_code=False)
+    assert "custom_code" in with_code.data.tags
+    assert code_blocks(with_code)[0].count('"user/name", trust_remote_code=True') == 2
+    assert "import vitrail" not in code_blocks(with_code)[0]
+    assert "custom_code" not in without.data.tags
+    assert "trust_remote_code" not in without.text
+    assert "import vitrail" in code_blocks(without)[0]
+
+
+@pytest.mark.parametrize(("format", "library"), [("transformers", "transformers"), ("timm", "timm")])
+def test_exports_are_loaded_by_their_own_library(format, library):
+    notice = "at other image sizes, it interpolates <otherwise>"
+    card = converted("dino-vits16", format=format, notices=[notice])
+    assert card.data.library_name == library
+    assert "custom_code" not in card.data.tags
+    block = code_blocks(card)[0]
+    assert f"import {library}" in block or f"from {library} import" in block
+    assert "vitrail" not in block
+    assert "trust_remote_code" not in card.text
+    assert "- at other image sizes, it interpolates &lt;otherwise&gt;" in section(card, "How to use it")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("user/name", "hf-hub:user/name"),
+        ("user/name/", "local-dir:user/name/"),
+        ("folder", "local-dir:folder"),
+        ("./a/b", "local-dir:./a/b"),
+        ("/a/b", "local-dir:/a/b"),
+    ],
+)
+def test_timm_is_told_a_hub_id_from_a_folder(name, expected):
+    config, processor = official_config(find_checkpoint("dino-vits16")), vitrail.make_image_processor("dino")
+    card = model_card(config, processor, None, classifies=False, name=name, format="timm")
+    assert f'timm.create_model("{expected}", pretrained=True)' in code_blocks(card)[0]
+
+
+LAYOUTS = ["vitrail", "transformers", "timm"]
+MODELS = {
+    "features": (vitrail.ViTModel, {}),
+    "classes": (vitrail.ViTForImageClassification, {"num_labels": 5}),
+    "another size than is prepared": (vitrail.ViTModel, {"image_size": 96}),
+    "DINOv2": (vitrail.ViTModel, {"patch_size": 14, "image_size": 518, "layer_scale_init_value": 1.0, "intermediate_size": 128}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_code_runs_and_its_shapes_are_right(tmp_path, monkeypatch, layout, kind):
+    if layout == "timm":
+        pytest.importorskip("timm")
+    model_class, fields = MODELS[kind]
+    model = model_class(vitrail.ViTConfig(**SMALL | fields)).eval()
+    processor = vitrail.make_image_processor("dino")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PHOTO, "photo.jpg")
+    if layout == "vitrail":
+        vitrail.save(model, processor, "model")
+    else:
+        write_exported(to_format(model, processor, layout), "model")
+    classifies = model_class is vitrail.ViTForImageClassification
+    options = {"classifies": classifies, "name": "model", "format": layout, "carries_code": False}
+    (block,) = code_blocks(model_card(model.config, processor, None, **options))
+    names: dict = {}
+    exec(block, names)
+    shown = re.findall(r"^ *(?:(\w+) = )?(\S.*?)  # \(([\d, ]+)\)", block, re.MULTILINE)
+    assert len(shown) >= 1
+    for name, expression, shape in shown:
+        assert ", ".join(map(str, eval(name or expression, names).shape)) == shape, expression
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "it's a folder", "$(touch x)", "a`b|c"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_name_cannot_break_the_code(name, layout):
+    card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), None, classifies=False, name=name, format=layout)
+    (block,) = code_blocks(card)
+    strings = [node.value for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Constant)]
+    assert (f"local-dir:{name}" if layout == "timm" else name) in strings
+
+
+def test_images_that_the_patch_does_not_divide_are_no_hindrance():
+    """Nor is a preparation that keeps an image's own size: the card then says nothing of the number of tokens."""
+    for processor in (
+        vitrail.make_image_processor("dino", image_size=230),
+        vitrail.make_image_processor("full-image", patch_size=16),
+    ):
+        card = model_card(vitrail.ViTConfig(**SMALL), processor, None, classifies=False, name="x")
+        assert "outputs.last_hidden_state  # (1, tokens, 32)\n" in code_blocks(card)[0]
+        assert [name for name in rows(section(card, "Architecture")) if name.startswith("GMACs")] == ["GMACs at 224 x 224"]
+        assert "with 56,640 parameters" in card.text  # 24,608 + 32 + 197 * 32 + 3 * 8,544 + 64
+
+
+def test_names_of_other_people_cannot_break_the_tables():
+    source = SourceFile("a|b`c\n<script>.pth", None, None, 1, lambda: "00")
+    report = ConversionReport("timm", source, coverage={"converted": 1, "ignored": []}, notices=["left out: x|y\n<img src=z>"])
+    card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report.to_dict(), classifies=False, name="x")
+    table = rows(section(card, "Conversion"))
+    assert table["File"][0].startswith(r"`a\|b'c <script>.pth`,")  # as code
+    assert table["Note"] == [r"left out: x\|y &lt;img src=z&gt;"]
+
+
+def shuffled(value):
+    """The same content, in another order of keys."""
+    if isinstance(value, dict):
+        return {key: shuffled(value[key]) for key in reversed(list(value))}
+    return [shuffled(item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_card_is_the_same_whenever_it_is_rendered():
+    report = report_of("dino-vits16", verification=[check.to_dict() for check in CHECKS])
+    options = {"classifies": False, "name": "user/name"}
+    config, processor = official_config(find_checkpoint("dino-vits16")), vitrail.make_image_processor("dino")
+    cards = {str(model_card(config, processor, said, **options)) for said in (report, shuffled(report), report)}
+    assert len(cards) == 1
+    assert str(ModelCard(cards.pop())) == str(model_card(config, processor, report, **options))
+
+
+# ------------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_has_a_card(tmp_path):
+    """From the file of a golden case to the card, with the numbers of verify."""
+    case = deterministic.case("dinov2_chunked_teacher_tiny")
+    deterministic.write_checkpoint(case, tmp_path / "teacher.pth")
+    vitrail.convert_checkpoint(tmp_path / "teacher.pth", tmp_path / "model")
+    model, processor, _ = vitrail.load(tmp_path / "model")
+    before = folder_card(tmp_path / "model")
+    assert before.text.startswith("\n# model\n")
+    assert 'from_pretrained("model", trust_remote_code=True)' in before.text
+    keep_verification(tmp_path / "model", [Check("round trip", "teacher.pth", 0.0, True, "all equal")])
+    after = folder_card(tmp_path / "model", name="user/name")
+    assert rows(section(after, "What was verified"))["round trip"] == ["teacher.pth", "0", "passed", "all equal"]
+    assert rows(section(after, "Architecture"))["Parameters"] == [f"{model.num_parameters():,}"]
+    assert rows(section(after, "Conversion"))["Format"] == [f'dinov2, under "{case["file"]["root"]}" in the file']
+    preparations = rows(section(after, "Preparation of images"))
+    assert {step: [value] for step, value in preparation(processor).items()}.items() <= preparations.items()
+
+
+def test_a_card_says_nothing_of_other_weights(tmp_path):
+    """Whoever changes the weights in a folder changes what is true of them: origin, checks, published results."""
+    deterministic.write_checkpoint(deterministic.dino_vits16(), tmp_path / "dino.pth")
+    model, processor, report = vitrail.load(tmp_path / "dino.pth")
+    report.catalogue_name = "dino-vits16"
+    vitrail.save(model, processor, tmp_path / "model", report=report)
+    keep_verification(tmp_path / "model", [Check("round trip", "dino.pth", 0.0, True)])
+    before = folder_card(tmp_path / "model")
+    assert before.data.eval_results
+    assert "dino.pth" in before.text
+    with torch.no_grad():
+        model.layernorm.bias += 1
+    model.save_pretrained(tmp_path / "model")
+    after = folder_card(tmp_path / "model")
+    assert not after.data.eval_results
+    assert "dino.pth" not in after.text
+    keep_verification(tmp_path / "model", [Check("reload", "this model", 0.0, True)])
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "this model" in text
+    assert "dino.pth" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("conversion.json", b"{bad"), ("conversion.json", b"[]"), ("preprocessor_config.json", b'{"a": "\xe9"}')]
+)
+def test_damaged_files_are_named(tmp_path, name, content):
+    vitrail.save(vitrail.ViTModel(CONFIG), PROCESSOR, tmp_path / "model")
+    (tmp_path / "model" / name).write_bytes(content)
+    with pytest.raises(VitrailError, match=name.replace(".", r"\.")):
+        folder_card(tmp_path / "model")
+
+
+def test_results_of_somebody_else_are_not_read(tmp_path):
+    vitrail.save(vitrail.ViTModel(CONFIG), PROCESSOR, tmp_path / "model")
+    for content in ("{bad", "[]", '{"accuracy": 0.9}'):
+        (tmp_path / "model" / "results.json").write_text(content)
+        assert "Measured" not in folder_card(tmp_path / "model").text
+
+
+def test_titles_are_plain_text():
+    card = model_card(CONFIG, PROCESSOR, None, classifies=False, name="<b>a</b>/<script>alert(1)<script>")
+    assert "\n# &lt;script&gt;alert(1)&lt;script&gt;\n" in card.text
+
+
+def test_a_classifier_is_told_from_an_encoder(tmp_path):
+    for model_class, tag in (
+        (vitrail.ViTModel, "image-feature-extraction"),
+        (vitrail.ViTForImageClassification, "image-classification"),
+    ):
+        model_class(vitrail.ViTConfig(**SMALL)).save_pretrained(tmp_path)
+        vitrail.make_image_processor("dino").save_pretrained(tmp_path)
+        assert folder_card(tmp_path).data.pipeline_tag == tag
+
+
+def test_the_code_is_trusted_only_where_the_folder_carries_it(tmp_path):
+    vitrail.ViTModel(vitrail.ViTConfig(**SMALL)).save_pretrained(tmp_path)
+    vitrail.make_image_processor("dino").save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for auto_map in ({"AutoModel": "modeling_vit.ViTModel"}, None):
+        (tmp_path / "config.json").write_text(
+            json.dumps({**content, "auto_map": auto_map} if auto_map else without(content, "auto_map"))
+        )
+        assert ("trust_remote_code=True" in folder_card(tmp_path).text) == (auto_map is not None)
+
+
+def without(content, name):
+    return {key: value for key, value in content.items() if key != name}
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(VitrailError, match="vitrail convert"):
+        folder_card(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(VitrailError, match="vitrail convert"):
+        folder_card(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vitrail", "hidden_size": 32, "num_attention_heads": 2}))
+    with pytest.raises(VitrailError, match=r"no preprocessor_config\.json"):
+        folder_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "fields"),
+    [
+        (vitrail.ViTModel, {}),
+        (vitrail.ViTModel, {"position_embedding_type": "relative_mlp", "share_relative_position": True}),
+        (vitrail.ViTModel, {"position_embedding_type": "relative_mlp", "mlp_type": "swiglu"}),
+        (vitrail.ViTForImageClassification, {"classifier_cls_layers": 3, "classifier_mean_patch": True, "num_labels": 7}),
+        (vitrail.ViTForImageClassification, {"num_hidden_layers": 1, "num_register_tokens": 2, "representation_size": 8}),
+    ],
+)
+def test_counts_of_two_depths_give_those_of_the_model(model_class, fields):
+    model = model_class(vitrail.ViTConfig(**SMALL | fields))
+    classifies = model_class is vitrail.ViTForImageClassification
+    assert counts(model.config, classifies=classifies, size=(96, 48)) == vitrail.complexity(model, (96, 48))
+    assert counts(model.config, classifies=classifies, size=(96, 48)).parameters == sum(map(torch.numel, model.parameters()))
+
+
+# -------------------------------------------------------------------------------------------------------- training by vitrail
+
+
+def trained(**options):
+    """The card of a new model after a run of DINO."""
+    return model_card(CONFIG, PROCESSOR, None, **{"classifies": False, "name": "user/name", "pretraining": make_run()} | options)
+
+
+def test_training_from_scratch_is_told():
+    card = trained()
+    text = section(card, "Training")
+    assert text.startswith(
+        "Vitrail trained it without labels by DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), from scratch, on the 12,345 "
+        "images of"
+    )
+    assert "3 epochs of 512 images an update, 1,234 updates, in 1:02:03 with one process, in bfloat16" in text
+    assert "by the recipe dino (facebookresearch/dino, main_dino.py), with the seed 7. These weights are the teacher's." in text
+    assert text.endswith("![Curves of the training](pretraining.png)\n")
+    for absent in ("nearest", "not stated", "Before that", "the rest"):
+        assert absent not in text.lower()
+    assert "changes" not in card.text
+    assert "model-index" not in card.data.to_dict()
+    assert card.text.count("caron2021emerging") == 1
+
+
+def test_the_accuracy_of_neighbours_is_told():
+    text = section(trained(pretraining=make_run(knn=KNN)), "Training")
+    assert (
+        "A weighted vote of the 20 nearest among 800 labelled training images names 81.2 % of 200 images right that it was not trained on."
+    ) in text
+
+
+def test_the_time_of_a_resumed_run_and_its_processes():
+    """The time is of the last part alone, and says nothing."""
+    text = section(trained(pretraining=make_run(resumed_from="checkpoint-10", processes=4)), "Training")
+    assert "1:02:03" not in text
+    assert "1,234 updates, with 4 processes, in bfloat16" in " ".join(text.split())
+
+
+def test_an_export_has_no_curves_beside_it():
+    text = section(trained(format="transformers"), "Training")
+    assert "without labels by DINO" in text
+    assert "pretraining.png" not in text
+    assert "pretraining.json" not in text
+
+
+def test_what_it_learned_from_is_not_denied_elsewhere():
+    limits = section(trained(), "Intended use and limits")
+    assert "biases of the images that it learned from" in limits
+    assert "how it was trained" not in limits
+
+
+def test_training_that_goes_on_from_a_published_checkpoint_is_a_change():
+    card = converted("dino-vits16", pretraining=make_run(model=MODEL))
+    assert card.text.count("caron2021emerging") == 1
+    table = rows(section(card, "The model"))
+    assert table["Weights"] == ["trained further by DINO, see [Training](#training)", "as published"]
+    assert set(table) == {"Setting", "---", "Weights"}
+    assert "model-index" not in card.data.to_dict()  # whose numbers are of the published weights
+    assert section(card, "Published results").startswith("None")
+    text = section(card, "Training")
+    assert "by DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), beginning with `dino-vits16`, on" in text
+    before = section(converted("dino-vits16"), "Training").strip()
+    assert before not in ("", "*Not stated.*")
+    assert f"\n\nBefore that: {before}" in text
+
+
+RESULTS = {
+    "task": "linear probe",
+    "accuracy": 0.75,
+    "top_5_accuracy": 1.0,
+    "mean_per_class_accuracy": 0.625,
+    "best_head": {"features": "[CLS]", "learning_rate": 0.01},
+    "recipe": {"name": "plain", "source": "this test", "epochs": 4},
+    "fine_tuning": None,
+    "heads": [{}, {}],
+    "bad_images": [],
+    "data": {"source": "digits", "train_images": 1000, "validation_images": 20, "labels": ["a", "b"]},
+}
+
+
+def test_a_classifier_on_top_of_what_was_trained_without_labels():
+    card = trained(classifies=True, results=RESULTS, pretraining=make_run(knn=KNN))
+    text = section(card, "Training")
+    assert text.startswith(
+        "Its classifier was trained as [Measured results](#measured-results) says. Vitrail trained the rest without"
+    )
+    assert "not stated" not in text.lower()
+    assert [result.metric_value for result in card.data.eval_results] == [0.75, 0.625]
+    only_results = section(trained(classifies=True, results=RESULTS, pretraining=None), "Training")
+    assert "How the rest was trained: *not stated*." in only_results
+    assert "DINO" not in only_results
+    assert section(trained(pretraining=None), "Training") == "*Not stated.*\n"
+
+
+def test_names_in_a_run_cannot_break_the_card():
+    run = make_run(model={"name": "a`b|<i>.pth", "checkpoint": None})
+    run["data"] |= {"source": "c`d<script>"}
+    run["recipe"] = {"name": "<b>", "source": "mine"}
+    text = section(trained(pretraining=run), "Training")
+    assert "beginning with `a'b|<i>.pth`," in text  # as code
+    assert "images of `c'd<script>`: 3 epochs" in text
+    assert "<b>" not in text
+
+
+def test_training_is_told_of_the_weights_that_it_made(tmp_path):
+    """Not of those that somebody puts in their place; nor is a file of that name by somebody else read."""
+    model = vitrail.ViTModel(CONFIG)
+    vitrail.save(model, PROCESSOR, tmp_path / "model")
+    run = make_run() | {"weights_sha256": hash_weights(tmp_path / "model")}
+    (tmp_path / "model" / "pretraining.json").write_text(json.dumps(run))
+    assert "without labels by DINO" in folder_card(tmp_path / "model").text
+    with torch.no_grad():
+        model.layernorm.bias += 1
+    model.save_pretrained(tmp_path / "model")
+    assert "DINO" not in section(folder_card(tmp_path / "model"), "Training")
+    for content in ("{bad", "[]", '{"epochs": 3}'):
+        (tmp_path / "model" / "pretraining.json").write_text(content)
+        assert "DINO" not in section(folder_card(tmp_path / "model"), "Training")

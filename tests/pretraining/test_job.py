@@ -1,0 +1,308 @@
+"""From images to a folder: interrupted, in two processes, continued, with labels and without."""
+
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+import vitrail
+from vitrail.data.unlabeled import load_training_images
+from vitrail.errors import VitrailError
+from vitrail.pretraining.architectures import new_model
+from vitrail.pretraining.job import pretrain
+from vitrail.pretraining.recipes import RECIPES
+from vitrail.processing.multi_crop import CropAugmentation
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+    "position_interpolation_offset": 0.1,
+    "layer_norm_eps": 1e-6,
+}
+ARGUMENTS = {
+    "num_prototypes": 24,
+    "head_hidden_size": 32,
+    "head_bottleneck_size": 16,
+    "warmup_epochs": 1,
+    "drop_path_rate": 0.1,
+    "optim": "adamw_torch",
+}
+GLOBAL = CropAugmentation(size=16, scale=(0.4, 1.0), blur_probability=0.5)
+AUGMENTATION = dataclasses.replace(
+    RECIPES["dino"].augmentation,
+    global_crops=(GLOBAL, GLOBAL),
+    local_crop=CropAugmentation(size=8, scale=(0.1, 0.4)),
+    num_local_crops=2,
+)
+RECIPE = dataclasses.replace(
+    RECIPES["dino"], name="small", epochs=3, batch_size=8, learning_rate=0.02, arguments=ARGUMENTS, augmentation=AUGMENTATION
+)
+COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])
+
+# What a process of its own runs; it kills itself when the given checkpoint is complete
+SCRIPT = """
+import os, signal, sys
+sys.path[:0] = [os.path.dirname(sys.argv[1])]
+import test_pretrain
+from transformers import TrainerCallback
+from vitrail.evaluation.training import KeepLastCheckpoint
+
+class Kill(KeepLastCheckpoint):
+    def on_save(self, args, state, control, **kwargs):
+        super().on_save(args, state, control, **kwargs)
+        if str(state.global_step) == sys.argv[3]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+import vitrail.pretraining.job as job
+job.KeepLastCheckpoint = Kill
+if __name__ == "__main__":
+    test_pretrain.run(sys.argv[2])
+"""
+
+
+def write_images(folder, number, *, labelled):
+    rng = np.random.default_rng(0)
+    for index in range(number):
+        label = index % len(COLOURS)
+        path = folder / str(label) if labelled else folder
+        path.mkdir(parents=True, exist_ok=True)
+        pixels = rng.normal(0, 30, size=(20, 24, 3)) + COLOURS[label]
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path / f"{index:02d}.png")
+
+
+def run(folder, output="model", data="images", seed=0, **options):
+    folder = Path(folder)
+    fields = SMALL | {name: options.pop(name) for name in list(options) if name in vitrail.ViTConfig.__annotations__}
+    torch.manual_seed(0)
+    model = vitrail.ViTModel(vitrail.ViTConfig(**fields))
+    image_processor = vitrail.make_image_processor("dino", image_size=fields["image_size"])
+    images = load_training_images(folder / data, validation_fraction=0.25)
+    options = {"recipe": RECIPE, "progress": False, "from_scratch": True, **options}
+    return pretrain(model, image_processor, images, output_dir=folder / output, seed=seed, **options)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    write_images(folder / "images", 36, labelled=True)  # of which 27 to train on: three updates of 8
+    write_images(folder / "unlabelled", 20, labelled=False)
+    (folder / "script.py").write_text(SCRIPT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(prepared):
+    """A run that nobody interrupts."""
+    return run(prepared, "whole", original_checkpoint=prepared / "whole.pth")
+
+
+def losses(result):
+    return [point["loss"] for point in result["curves"] if "loss" in point]
+
+
+def test_what_lies_in_the_folder(prepared, whole):
+    folder = prepared / "whole"
+    kept = json.loads((folder / "pretraining.json").read_text())
+    assert kept["weights_sha256"]
+    assert {name: kept[name] for name in whole} == json.loads(json.dumps(whole))
+    assert (kept["updates"], kept["epochs"], kept["batch_size"]) == (9, 3, 8)
+    assert kept["arguments"]["learning_rate"] == pytest.approx(0.02 * 8 / 256)
+    assert kept["arguments"]["num_prototypes"] == 24
+    assert kept["data"]["train_images"] == 27
+    assert not (prepared / "whole.run").exists()
+    with Image.open(folder / "pretraining.png") as picture:
+        picture.load()
+    model, image_processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    assert type(model) is vitrail.ViTModel
+    assert model.config.drop_path_rate == 0
+    assert image_processor.crop_size["height"] == 16
+    card = (folder / "README.md").read_text()
+    assert "Vitrail trained it without labels by DINO" in card
+    assert "27 images of `images`: 3 epochs of 8 images an update, 9 updates" in card
+
+
+def test_loss_and_entropies_are_logged_and_possible(whole):
+    points = [point for point in whole["curves"] if "loss" in point]
+    assert len(points) == 9
+    for point in points:
+        assert 0 < point["target_entropy"] <= point["mean_target_entropy"] <= math.log(24) + 1e-5
+
+
+def test_the_teacher_is_measured_by_k_nn(prepared, whole):
+    """Of three colours that nobody could take for one another."""
+    assert whole["knn"] == {"k": 20, "accuracy": 1.0, "train_images": 27, "validation_images": 9}
+    assert [point["epoch"] for point in whole["curves"] if "eval_knn_accuracy" in point] == [1.0, 2.0, 3.0]
+    seldom = run(prepared, "seldom", evaluate_every=2)
+    assert [point["epoch"] for point in seldom["curves"] if "eval_knn_accuracy" in point] == [2.0, 3.0]
+    assert losses(seldom) == losses(whole)  # measuring changes nothing
+
+
+def test_the_teacher_of_the_original_checkpoint_is_that_of_the_folder(prepared, whole):
+    converted, _, _ = vitrail.load(prepared / "whole.pth", num_heads=2)
+    for name, tensor in AutoModel.from_pretrained(prepared / "whole").state_dict().items():
+        assert torch.equal(converted.state_dict()[name], tensor), name
+
+
+def test_killed_it_goes_on(prepared, whole):
+    killed = subprocess.run([sys.executable, "script.py", __file__, prepared, "3"], cwd=prepared, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (prepared / "model").exists()
+    with pytest.raises(VitrailError, match="an unfinished run with another seed: repeat it as it was begun"):
+        run(prepared, seed=1)
+    with pytest.raises(VitrailError, match="an unfinished run with another config and image processor"):
+        run(prepared, num_attention_heads=4, layer_norm_eps=1e-5, image_size=32)
+    resumed = run(prepared)
+    assert resumed["resumed_from"] == "checkpoint-3"
+    assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
+    for name, tensor in AutoModel.from_pretrained(prepared / "whole").state_dict().items():
+        torch.testing.assert_close(AutoModel.from_pretrained(prepared / "model").state_dict()[name], tensor, rtol=0, atol=1e-6)
+    assert not (prepared / "model.run").exists()
+    assert "updates, with one process" in (prepared / "model" / "README.md").read_text()  # the time is that of a part
+
+
+def test_two_processes_make_one_run(prepared):
+    """Stochastic depth is drawn by each process for its images, so without it."""
+    script = (
+        (prepared / "script.py")
+        .read_text()
+        .replace(
+            "test_pretrain.run(sys.argv[2])", "test_pretrain.run(sys.argv[2], 'two', recipe=test_pretrain.without_drop_path())"
+        )
+    )
+    (prepared / "two.py").write_text(script)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, "two.py", __file__, prepared, "0"], cwd=prepared, check=True)
+    two = json.loads((prepared / "two" / "pretraining.json").read_text())
+    one = run(prepared, "one", recipe=without_drop_path())
+    assert two["processes"] == 2
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-4)
+    assert two["knn"] == one["knn"]
+    for name, tensor in AutoModel.from_pretrained(prepared / "one").state_dict().items():
+        torch.testing.assert_close(AutoModel.from_pretrained(prepared / "two").state_dict()[name], tensor, rtol=0, atol=1e-4)
+
+
+def without_drop_path():
+    return dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"drop_path_rate": 0.0})
+
+
+def test_a_batch_in_pieces_is_the_same_batch(prepared):
+    whole = run(prepared, "at-once", recipe=without_drop_path())
+    pieces = run(prepared, "pieces", recipe=without_drop_path(), device_batch_size=3)  # 2, the largest that divides 8
+    assert pieces["updates"] == whole["updates"]
+    np.testing.assert_allclose(losses(pieces), losses(whole), atol=1e-4)
+
+
+def test_images_without_labels(prepared):
+    result = run(prepared, "no-labels", "unlabelled", epochs=1)
+    assert result["knn"] is None
+    assert result["updates"] == 2
+    assert all("eval_knn_accuracy" not in point for point in result["curves"])
+    assert "nearest" not in (prepared / "no-labels" / "README.md").read_text()
+
+
+def test_on_from_a_model(prepared, whole):
+    model, image_processor, report = vitrail.load(prepared / "whole")
+    images = load_training_images(prepared / "unlabelled")
+    output = prepared / "further"
+    result = pretrain(model, image_processor, images, output_dir=output, recipe=RECIPE, epochs=1, progress=False, report=report)
+    assert result["model"]["name"] == "model.safetensors"
+    assert "beginning with `model.safetensors`" in (output / "README.md").read_text()
+    begun, further = (AutoModel.from_pretrained(prepared / name).state_dict() for name in ("whole", "further"))
+    assert not all(torch.equal(begun[name], tensor) for name, tensor in further.items())
+    assert max((begun[name] - tensor).abs().max().item() for name, tensor in further.items()) < 0.01  # and not from scratch
+
+
+def test_crops_fit_the_patches():
+    """DINOv2's patches are of 14 pixels, and DINO's small crops of 96."""
+    from vitrail.pretraining.recipes import fit_to_patches
+
+    fitted = fit_to_patches(RECIPES["dino"].augmentation, (14, 14))
+    assert [crop.size for crop in (*fitted.global_crops, fitted.local_crop)] == [224, 224, 98]
+    assert fit_to_patches(RECIPES["dino"].augmentation, (16, 16)) == RECIPES["dino"].augmentation
+    with pytest.raises(VitrailError, match="square"):
+        fit_to_patches(RECIPES["dino"].augmentation, (16, 8))
+
+
+def test_too_few_images(prepared):
+    with pytest.raises(VitrailError, match="27 images to train on, fewer than a batch of the recipe dino, 512"):
+        run(prepared, "few", recipe="dino")
+    assert not (prepared / "few.run").exists()
+
+
+def test_a_new_model_of_a_name():
+    model, image_processor = new_model("vit_tiny_patch16", image_size=224, seed=3)
+    assert model.config.hidden_size == 192
+    assert image_processor.crop_size["height"] == 224
+    again, _ = new_model("vit_tiny_patch16", image_size=224, seed=3)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_each_epoch_is_logged_and_measured(prepared, whole):
+    recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"logging_strategy": "epoch"})
+    result = run(prepared, "by-epoch", recipe=recipe)
+    assert [point["epoch"] for point in result["curves"] if "loss" in point] == [1.0, 2.0, 3.0]
+    assert [point["epoch"] for point in result["curves"] if "eval_knn_accuracy" in point] == [1.0, 2.0, 3.0]
+    assert losses(result)[0] == pytest.approx(np.mean(losses(whole)[:3]), abs=1e-5)
+
+
+def test_what_began_and_trained_nothing_does_not_stand_in_the_way(prepared):
+    write_images(prepared / "damaged", 9, labelled=False)
+    (prepared / "damaged" / "00.png").write_bytes(b"no image")
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    with pytest.raises(VitrailError, match=r"cannot read the image .*00\.png"):
+        run(prepared, "mended", "damaged", recipe=recipe, strict=True)
+    (prepared / "damaged" / "00.png").unlink()
+    assert run(prepared, "mended", "damaged", recipe=recipe, strict=True)["updates"] == 1
+
+
+def test_a_training_that_diverges_leaves_nothing(prepared):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e12)
+    with pytest.raises(VitrailError, match=r"the training has diverged|no finite numbers"):
+        run(prepared, "diverged", recipe=recipe)
+    assert not (prepared / "diverged").exists()
+
+
+def test_labelled_images_that_cannot_be_read_measure_nothing(prepared):
+    write_images(prepared / "half", 24, labelled=True)
+    held_out = load_training_images(prepared / "half", validation_fraction=0.25).labelled.validation
+    for row in held_out:
+        Path(row["image"]["path"]).write_bytes(b"no image")
+    result = run(prepared, "unmeasured", "half", epochs=1)
+    assert result["knn"]["accuracy"] is None
+    assert "nearest" not in (prepared / "unmeasured" / "README.md").read_text()
+
+
+def test_a_model_of_which_nothing_is_known(prepared):
+    run(prepared, "given", "unlabelled", epochs=1, from_scratch=False)
+    assert "beginning with weights of which nothing is stated" in (prepared / "given" / "README.md").read_text()
+
+
+def test_mixed_precision_is_told(prepared):
+    recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"bf16": True})
+    assert run(prepared, "mixed", "unlabelled", recipe=recipe, epochs=1)["precision"] == "bfloat16"
+
+
+def test_on_from_a_classifier_that_reads_several_blocks(prepared):
+    """What is measured is what the encoder pools, of another width than what the classifier reads."""
+    torch.manual_seed(0)
+    config = vitrail.ViTConfig(**SMALL, classifier_cls_layers=2, classifier_mean_patch=True, num_labels=5)
+    images = load_training_images(prepared / "images", validation_fraction=0.25)
+    image_processor = vitrail.make_image_processor("dino", image_size=16)
+    output = prepared / "from-classifier"
+    model = vitrail.ViTForImageClassification(config)
+    result = pretrain(model, image_processor, images, output_dir=output, recipe=RECIPE, epochs=1, progress=False)
+    assert result["knn"]["accuracy"] == 1.0
+    assert type(AutoModel.from_pretrained(output)) is vitrail.ViTModel
