@@ -1,57 +1,133 @@
 """Vitrail: one model for every published Vision Transformer of the DINO, DINOv2, Google and timm families.
 
-Importing it registers the classes with transformers' Auto classes: a folder that `vitrail convert` wrote then loads with
-`AutoModel.from_pretrained` and `AutoImageProcessor.from_pretrained`.
+Importing the package registers its classes with transformers' Auto classes: a folder that `vitrail convert` wrote then loads with
+`AutoModel.from_pretrained` and `AutoImageProcessor.from_pretrained`. Every public name is listed here and imported when it is first used.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .auto import register
-from .configuration.configuration_vit import ViTConfig
-from .configuration.sizes import SIZES
-from .convert.export import export_model
-from .convert.loading import load
-from .convert.report import ConversionReport
-from .convert.verification import verify
-from .errors import VitrailError
-from .hub.push import push
-from .hub.save import convert_checkpoint, save
-from .model_cards.card import folder_card, official_card
-from .modeling.complexity import complexity
-from .modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel, ViTPreTrainedModel
-from .processing.image_processing_vit import VitrailImageProcessor
-from .processing.presets import make_image_processor
-from .runtime.optimization import OptimizationReport, OptimizedModel, optimize
 from .version import __version__
+
+if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, and a test compares the two
+    from .configuration.configuration_vit import ViTConfig as ViTConfig
+    from .configuration.sizes import SIZES as SIZES
+    from .convert.export import export_model as export_model
+    from .convert.loading import load as load
+    from .convert.report import ConversionReport as ConversionReport
+    from .convert.sources.catalog import list_checkpoints as list_checkpoints
+    from .convert.verification import verify as verify
+    from .data.image_sources import read_images as read_images
+    from .data.labeled import load_labeled_images as load_labeled_images
+    from .data.unlabeled import load_training_images as load_training_images
+    from .errors import VitrailError as VitrailError
+    from .evaluation.metrics import MeanPerClassAccuracy as MeanPerClassAccuracy
+    from .evaluation.metrics import TopKAccuracy as TopKAccuracy
+    from .evaluation.metrics import compute_metrics as compute_metrics
+    from .evaluation.pooled import evaluate_knn as evaluate_knn
+    from .evaluation.pooled import evaluate_logistic as evaluate_logistic
+    from .evaluation.probing import probe as probe
+    from .features.embedding import ImageEmbedder as ImageEmbedder
+    from .features.extraction import extract as extract
+    from .features.store import StoredFeatures as StoredFeatures
+    from .hub.push import push as push
+    from .hub.save import convert_checkpoint as convert_checkpoint
+    from .hub.save import save as save
+    from .model_cards.readme import render_model_card as render_model_card
+    from .modeling.complexity import complexity as complexity
+    from .modeling.modeling_vit import ViTBackbone as ViTBackbone
+    from .modeling.modeling_vit import ViTForImageClassification as ViTForImageClassification
+    from .modeling.modeling_vit import ViTForMaskedImageModeling as ViTForMaskedImageModeling
+    from .modeling.modeling_vit import ViTModel as ViTModel
+    from .modeling.modeling_vit import ViTPreTrainedModel as ViTPreTrainedModel
+    from .pretraining.arguments import DINOTrainingArguments as DINOTrainingArguments
+    from .pretraining.crops import MultiCropImages as MultiCropImages
+    from .pretraining.job import pretrain as pretrain
+    from .pretraining.trainer import DINOTrainer as DINOTrainer
+    from .processing.image_processing_vit import VitrailImageProcessor as VitrailImageProcessor
+    from .processing.multi_crop import DINO_AUGMENTATION as DINO_AUGMENTATION
+    from .processing.presets import make_image_processor as make_image_processor
+    from .runtime.compiled import Runtime as Runtime
+    from .runtime.optimization import OptimizationReport as OptimizationReport
+    from .runtime.optimization import OptimizedModel as OptimizedModel
+    from .runtime.optimization import optimize as optimize
+    from .visualization.attention import plot_attention as plot_attention
+    from .visualization.pca import plot_pca as plot_pca
+    from .visualization.report.page import make_report as make_report
+    from .visualization.similar import find_similar as find_similar
+
+# By group, the module that defines each public name
+PUBLIC_NAMES = {
+    # the model
+    "ViTConfig": "configuration.configuration_vit",
+    "SIZES": "configuration.sizes",
+    "ViTPreTrainedModel": "modeling.modeling_vit",
+    "ViTModel": "modeling.modeling_vit",
+    "ViTForImageClassification": "modeling.modeling_vit",
+    "ViTForMaskedImageModeling": "modeling.modeling_vit",
+    "ViTBackbone": "modeling.modeling_vit",
+    "complexity": "modeling.complexity",
+    # images
+    "VitrailImageProcessor": "processing.image_processing_vit",
+    "make_image_processor": "processing.presets",
+    # checkpoints
+    "load": "convert.loading",
+    "save": "hub.save",
+    "convert_checkpoint": "hub.save",
+    "export_model": "convert.export",
+    "verify": "convert.verification",
+    "list_checkpoints": "convert.sources.catalog",
+    "ConversionReport": "convert.report",
+    # the Hub
+    "push": "hub.push",
+    "render_model_card": "model_cards.readme",
+    # performance
+    "optimize": "runtime.optimization",
+    "OptimizedModel": "runtime.optimization",
+    "OptimizationReport": "runtime.optimization",
+    "Runtime": "runtime.compiled",
+    # features
+    "read_images": "data.image_sources",
+    "extract": "features.extraction",
+    "StoredFeatures": "features.store",
+    "ImageEmbedder": "features.embedding",
+    "find_similar": "visualization.similar",
+    # pictures
+    "plot_attention": "visualization.attention",
+    "plot_pca": "visualization.pca",
+    "make_report": "visualization.report.page",
+    # evaluation
+    "load_labeled_images": "data.labeled",
+    "probe": "evaluation.probing",
+    "evaluate_knn": "evaluation.pooled",
+    "evaluate_logistic": "evaluation.pooled",
+    "TopKAccuracy": "evaluation.metrics",
+    "MeanPerClassAccuracy": "evaluation.metrics",
+    "compute_metrics": "evaluation.metrics",
+    # pretraining
+    "pretrain": "pretraining.job",
+    "DINOTrainer": "pretraining.trainer",
+    "DINOTrainingArguments": "pretraining.arguments",
+    "load_training_images": "data.unlabeled",
+    "MultiCropImages": "pretraining.crops",
+    "DINO_AUGMENTATION": "processing.multi_crop",
+    # errors
+    "VitrailError": "errors",
+}
+
+__all__ = ["__version__", *PUBLIC_NAMES]
 
 register()
 
-__all__ = [
-    "__version__",
-    # the model
-    "ViTConfig",
-    "SIZES",
-    "ViTPreTrainedModel",
-    "ViTModel",
-    "ViTForImageClassification",
-    "ViTForMaskedImageModeling",
-    "ViTBackbone",
-    "complexity",
-    # images
-    "VitrailImageProcessor",
-    "make_image_processor",
-    # checkpoints
-    "load",
-    "save",
-    "convert_checkpoint",
-    "export_model",
-    "verify",
-    # faster
-    "optimize",
-    "OptimizedModel",
-    "OptimizationReport",
-    # the Hub
-    "push",
-    "folder_card",
-    "official_card",
-    "ConversionReport",
-    "VitrailError",
-]
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{PUBLIC_NAMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

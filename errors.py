@@ -41,11 +41,11 @@ class ConversionError(VitrailError):
     """Names or shapes of a checkpoint and of the model do not match one to one."""
 
 
-class DifferentAnswersError(VitrailError):
+class OutputMismatchError(VitrailError):
     """Another engine answers otherwise than the model that was exported for it."""
 
 
-class BadImageError(VitrailError):
+class UnreadableImageError(VitrailError):
     """A file that should be an image does not decode. `path` names it, `reason` says why."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -57,7 +57,7 @@ class BadImageError(VitrailError):
         return f"cannot read the image {self.path}: {self.reason}"
 
 
-class ReadingAheadError(VitrailError):
+class WorkerError(VitrailError):
     """An error in a process of a DataLoader, which makes a new one in ours of the text of the traceback: what was said remains."""
 
     def __init__(self, text: str) -> None:

@@ -102,7 +102,7 @@ def run() -> list[dict[str, Any]]:
     from transformers.utils import logging
 
     import vitrail
-    from vitrail.data import read_collection
+    from vitrail.data import read_images
     from vitrail.features.extraction import extract
     from vitrail.features.store import StoredFeatures
     from vitrail.runtime.compiled import DEFAULT_RUNTIME, Runtime
@@ -128,7 +128,7 @@ def run() -> list[dict[str, Any]]:
 
         def ours(collection: Path, runtime: Runtime = DEFAULT_RUNTIME) -> np.ndarray:
             output = next(outputs)
-            images = read_collection(collection)
+            images = read_images(collection)
             done = extract(model, image_processor, images, output, features=["cls"], progress=False, runtime=runtime)
             if runtime is DEFAULT_RUNTIME:
                 waiting.append(done.waiting)

@@ -21,7 +21,7 @@ def run() -> list[dict[str, Any]]:
     from transformers.utils import logging
 
     import vitrail
-    from vitrail.data.labeled import load_images
+    from vitrail.data.labeled import load_labeled_images
     from vitrail.evaluation.probing import probe
     from vitrail.evaluation.recipes import Recipe, find_recipe
     from vitrail.features.cache_settings import Extraction
@@ -30,7 +30,7 @@ def run() -> list[dict[str, Any]]:
     torch.manual_seed(0)
     model = vitrail.ViTModel(vitrail.ViTConfig(**vitrail.SIZES["small"], patch_size=16)).eval()
     image_processor = vitrail.make_image_processor("dino")
-    data = load_images("digits")
+    data = load_labeled_images("digits")
     dino, quick = find_recipe("dino"), find_recipe("quick")
     one_head = replace(quick, name="quick, one head", learning_rates=(0.01,), features=((4, True),))
 

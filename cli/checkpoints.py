@@ -58,8 +58,8 @@ def convert(
     console.print(f"{source}: {report.format}{under}, {report.coverage['converted']} tensors converted", markup=False)
     for name in report.coverage["ignored"]:
         console.print(f"  ignored: {name}", markup=False)
-    for notice in report.notices:
-        console.print(f"  {notice}", markup=False)
+    for warning in report.warnings:
+        console.print(f"  {warning}", markup=False)
     console.print(f"written to {output_dir} (details in {output_dir / REPORT_NAME})", markup=False)
 
 
@@ -79,9 +79,9 @@ def export(
 ) -> None:
     """Write a model back in the format of a family, or as a graph for other engines."""
     console = Console(highlight=False, soft_wrap=True)
-    notices = export_model(model, output, to=to, image_size=image_size, batch_size=batch_size, dynamic_size=dynamic_size)
-    for notice in notices:
-        console.print(f"  {notice}", markup=False)
+    warnings = export_model(model, output, to=to, image_size=image_size, batch_size=batch_size, dynamic_size=dynamic_size)
+    for warning in warnings:
+        console.print(f"  {warning}", markup=False)
     console.print(f"written to {output}", markup=False)
 
 

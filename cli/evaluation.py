@@ -1,4 +1,4 @@
-"""Commands that measure a model on labelled images: `vitrail probe`, `knn`, `logistic`."""
+"""Commands that measure a model on labeled images: `vitrail probe`, `knn`, `logistic`."""
 
 import json
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from ..utils.atomic import write_text
 from ..utils.optional import check_packages
 from .checkpoints import Source
 from .images import check_output
-from .runtime import EngineOption, PrecisionOption, fidelity_lines
+from .runtime import EngineOption, PrecisionOption, agreement_lines
 
 if TYPE_CHECKING:
-    from ..data.labeled import LabelledImages
+    from ..data.labeled import LabeledImages
     from ..features.cache_settings import Extraction
 
-MOST_PATHS = 10  # of images left out that are printed
+MAX_PATHS = 10  # of images left out that are printed
 PACKAGES = ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn")
 
 Data = Annotated[
-    str, typer.Option(help="Labelled images: a folder with a folder for each class, Parquet, WebDataset, a Hub id, or digits.")
+    str, typer.Option(help="Labeled images: a folder with a folder for each class, Parquet, WebDataset, a Hub id, or digits.")
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images, where its type does not tell it.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, where its type does not tell it.")]
@@ -108,7 +108,7 @@ def probe(
     lines = [f"best of {len(results['heads'])} heads on these images: {best['name']}, accuracy {best['accuracy']:.1%}"]
     if results["fine_tuning"] is not None:
         lines.append(f"fine-tuned for {unfreeze} epochs:")
-    lines += [_scores(results), *fidelity_lines(extraction.fidelity)]
+    lines += [_scores(results), *agreement_lines(extraction.agreement)]
     _print(results, [*lines, f"written to {output}: the model, results.json, and three pictures"])
 
 
@@ -136,7 +136,7 @@ def knn(
     """Classify images by a weighted vote of their nearest neighbours, as DINO is evaluated."""
     check_packages(PACKAGES, extra="evaluation")
     runtime = Runtime(precision, engine)
-    from ..evaluation.knn import NUM_NEIGHBOURS
+    from ..evaluation.knn import NUM_NEIGHBORS
     from ..evaluation.pooled import evaluate_knn
 
     if output is not None:
@@ -157,14 +157,14 @@ def knn(
         loaded,
         image_processor,
         images,
-        num_neighbours=k or NUM_NEIGHBOURS,
+        num_neighbors=k or NUM_NEIGHBORS,
         extraction=extraction,
         report=report,
     )
     lines = [f"k = {row['k']:<4} {_scores(row)}" for row in results["by_k"]]
-    if left_out := sorted(set(k or NUM_NEIGHBOURS) - {row["k"] for row in results["by_k"]}):
+    if left_out := sorted(set(k or NUM_NEIGHBORS) - {row["k"] for row in results["by_k"]}):
         lines.append(f"k = {', '.join(map(str, left_out))} left out: there are not so many images to learn from")
-    _print(results, [*lines, *fidelity_lines(extraction.fidelity)], output)
+    _print(results, [*lines, *agreement_lines(extraction.agreement)], output)
 
 
 def logistic(
@@ -208,7 +208,7 @@ def logistic(
     lines = [f"C = {results['C']:.3g}   {_scores(results)}"]
     if results["unconverged"]:
         lines.append(f"the fits of {len(results['unconverged'])} values of C ended before they had converged")
-    _print(results, [*lines, *fidelity_lines(extraction.fidelity)], output)
+    _print(results, [*lines, *agreement_lines(extraction.agreement)], output)
 
 
 def check_not_itself(model: str, output: Path) -> None:
@@ -217,10 +217,10 @@ def check_not_itself(model: str, output: Path) -> None:
         raise VitrailError(f"{output} is the model itself: give the name of another folder to write.")
 
 
-def _read_data(source: str, **options: Any) -> "LabelledImages":
-    from ..data.labeled import load_images
+def _read_data(source: str, **options: Any) -> "LabeledImages":
+    from ..data.labeled import load_labeled_images
 
-    return load_images(source, **options)
+    return load_labeled_images(source, **options)
 
 
 def _extraction(
@@ -229,7 +229,7 @@ def _extraction(
     cache_dir: Path | None,
     strict: bool,
     runtime: Runtime,
-    images: "LabelledImages",
+    images: "LabeledImages",
     image_processor: VitrailImageProcessor,
 ) -> "Extraction":
     from ..features.cache_settings import Extraction, default_cache_dir
@@ -267,9 +267,9 @@ def _print(results: Mapping[str, Any], lines: list[str], output: Path | None = N
         f"{data['train_images']} images to learn from, {data['validation_images']} to measure on, {len(data['labels'])} classes",
         markup=False,
     )
-    for image in bad[:MOST_PATHS]:
+    for image in bad[:MAX_PATHS]:
         console.print(f"  left out: {image['path']}: {image['reason']}", markup=False)
-    if len(bad) > MOST_PATHS:
+    if len(bad) > MAX_PATHS:
         console.print(f"  left out: {len(bad)} images in all", markup=False)
     for line in lines:
         console.print(f"  {line}", markup=False)

@@ -14,7 +14,7 @@ from ..utils.atomic import write_text
 from ..utils.optional import check_packages
 from .checkpoints import Source
 from .images import PICTURES, AspectOption, ModelArgument, check_output, save_picture
-from .runtime import EngineOption, PrecisionOption, fidelity_lines
+from .runtime import EngineOption, PrecisionOption, agreement_lines
 
 PACKAGES = ("accelerate", "datasets", "filelock", "pyarrow")
 
@@ -57,12 +57,12 @@ def extract(
     check_packages(PACKAGES, extra="features")
     if runner == "ray":
         check_packages(("ray",), extra="ray")
-    from ..data import read_collection
+    from ..data import read_images
     from ..features import extraction as job
     from ..utils.processes import start_processes
 
     runtime = Runtime(precision, engine)
-    collection = read_collection(source, split=split, image_column=image_column, label_column=label_column, revision=revision)
+    collection = read_images(source, split=split, image_column=image_column, label_column=label_column, revision=revision)
     if output.exists() and not output.is_dir():
         raise VitrailError(f"{output} is a file: give the name of a folder to write.")
     loaded, image_processor, _ = load(model)
@@ -96,7 +96,7 @@ def extract(
     if done.images and done.seconds:
         rate = f"{done.images / done.seconds:.1f} images/s"
         lines.append(f"this process: {done.images} images, {rate}; the model waited for images {done.waiting:.0%} of the time")
-    lines += fidelity_lines(done.fidelity)
+    lines += agreement_lines(done.agreement)
     Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
 
 
@@ -118,7 +118,7 @@ def similar(
 
     stored = StoredFeatures(folder)
     loaded, _, _ = load(model)
-    ids, cosines, sheet = job.similar(loaded, stored, query, top=top, column=column)
+    ids, cosines, sheet = job.find_similar(loaded, stored, query, top=top, column=column)
     save_picture(sheet, output)
     paths = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
     console = Console(highlight=False, soft_wrap=True)
@@ -144,5 +144,5 @@ def report(
     console.print(
         f"{output}: {page.num_images} images, {output.stat().st_size / 1e6:.1f} MB, opens without a network", markup=False
     )
-    for notice in page.notices:
-        console.print(f"  {notice}", markup=False)
+    for warning in page.warnings:
+        console.print(f"  {warning}", markup=False)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from ..hub.push import check_target, send, stage
-from ..model_cards.readme import card_of
+from ..model_cards.readme import model_card
 from ..utils.atomic import write_text
 from .checkpoints import Source
 from .images import check_output
@@ -36,8 +36,8 @@ def push(
         console.print(f"{repo_id}, in the layout of {to}, bytes:", markup=False)
         for name, path in upload.files.items():
             console.print(f"{path.stat().st_size:15,}  {name}", markup=False)
-        for notice in upload.notices:
-            console.print(f"  {notice}", markup=False)
+        for warning in upload.warnings:
+            console.print(f"  {warning}", markup=False)
         if dry_run:
             console.print("nothing was uploaded (--dry-run)", markup=False)
             return
@@ -57,7 +57,7 @@ def card(
     """Render the model card of a folder, of any checkpoint, or of an official one by its name in the catalogue."""
     if output is not None:
         check_output(output, (".md",))
-    text = str(card_of(model)).rstrip("\n") + "\n"
+    text = str(model_card(model)).rstrip("\n") + "\n"
     if output is None:
         typer.echo(text, nl=False)
     else:

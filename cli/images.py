@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from ..convert.loading import load
 from ..errors import VitrailError
-from ..features.embedding import classify_image, encoder, extract_features
+from ..features.embedding import classify_image, extract_features
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.presets import keep_aspect as make_keep_aspect
 from ..runtime.compiled import Runtime
 from ..runtime.optimization import OptimizedModel
-from ..visualization.attention import attention_picture
-from ..visualization.pca import pca_picture
+from ..visualization.attention import plot_attention
+from ..visualization.pca import plot_pca
 from ..visualization.pictures import at_size
 from .runtime import EngineOption, PrecisionOption, run_by
 
@@ -93,7 +93,7 @@ def embed(
     check_output(output, (".safetensors",))
     runtime = Runtime(precision, engine)
     loaded, image_processor, _ = load(model)
-    runner = run_by(runtime, encoder(loaded), image_processor, images, batch_size=batch_size)
+    runner = run_by(runtime, loaded.base_model, image_processor, images, batch_size=batch_size)
     features = extract_features(runner, image_processor, images, batch_size=batch_size)
     temporary = output.with_name(f".{output.name}.part")
     save_file({"features": features}, temporary, metadata={"images": json.dumps([str(image) for image in images])})
@@ -125,7 +125,7 @@ def attention(
     number = loaded.config.num_hidden_layers
     blocks = None if layers is None else _parse_layers(layers, number)
     image_processor = _prepare(image_processor, loaded.config.patch_size, size, keep_aspect)
-    maps, picture = attention_picture(loaded, image_processor, images, layers=blocks, show=show, style=style)
+    maps, picture = plot_attention(loaded, image_processor, images, layers=blocks, show=show, style=style)
     save_picture(picture, output)
     of = "" if show == "rollout" else f" of block {', '.join(str(block % number) for block in blocks or (-1,))}"
     Console(highlight=False, soft_wrap=True).print(f"{output}: {show}{of} on {_grids(maps)} patches", markup=False)
@@ -145,7 +145,7 @@ def pca(
     check_output(output, PICTURES)
     loaded, image_processor, _ = load(model)
     image_processor = _prepare(image_processor, loaded.config.patch_size, size, keep_aspect)
-    _, masks, picture = pca_picture(loaded, image_processor, images, foreground=foreground)
+    _, masks, picture = plot_pca(loaded, image_processor, images, foreground=foreground)
     save_picture(picture, output)
     share = sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks)
     Console(highlight=False, soft_wrap=True).print(

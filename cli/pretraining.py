@@ -44,7 +44,7 @@ def pretrain(
     label_column: LabelColumn = None,
     train_split: TrainSplit = None,
     labels: Annotated[
-        bool, typer.Option("--labels/--no-labels", help="Set labelled images aside to measure on; or train on all there are.")
+        bool, typer.Option("--labels/--no-labels", help="Set labeled images aside to measure on; or train on all there are.")
     ] = True,
     validation_split: ValidationSplit = None,
     validation_fraction: ValidationFraction = 0.2,

@@ -8,7 +8,7 @@ import typer
 
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Fidelity, Runtime
+from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Agreement, Runtime
 from ..runtime.optimization import OptimizedModel, optimize
 
 PrecisionOption = Annotated[
@@ -38,9 +38,9 @@ def run_by(
     )
 
 
-def fidelity_lines(fidelity: Mapping[str, Fidelity]) -> list[str]:
+def agreement_lines(agreement: Mapping[str, Agreement]) -> list[str]:
     """How near each output comes to that of the model in float32."""
     return [
         f"{name}: cosine {found.cosine:.5f} to float32, largest difference {found.max_difference:.2g}"
-        for name, found in fidelity.items()
+        for name, found in agreement.items()
     ]

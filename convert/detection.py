@@ -126,7 +126,7 @@ def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
 
     Raises:
         UnsupportedCheckpointError: it holds what the model cannot represent; or no family, or not the one that `format` names,
-            recognises it.
+            recognizes it.
     """
     names = [family.name for family in FAMILIES]
     if format not in ("auto", *names):
@@ -137,7 +137,7 @@ def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
                 f"The checkpoint has {feature} ({group_names(found)[0]}), which the model cannot represent: {remedy}."
             )
     for family in FAMILIES:
-        if format in (family.name, "auto") and (format != "auto" or raw.container in family.containers) and family.recognises(raw):
+        if format in (family.name, "auto") and (format != "auto" or raw.container in family.containers) and family.recognizes(raw):
             return family
     grouped = group_names(list(raw.tensors))
     shown = ", ".join(grouped[:8]) + (f" and {len(grouped) - 8} more kinds" if len(grouped) > 8 else "")

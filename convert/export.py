@@ -53,7 +53,7 @@ class Exported:
     config, preprocessor_config: the JSON files beside the weights, for the formats that are folders.
     base_prefix: what stands before every name but the classifier's, in the file.
     interpolation: the fields in which the format's rule for positions at other sizes is another than the model's.
-    notices: what a person should know.
+    warnings: what a person should know.
     """
 
     family: Family
@@ -63,7 +63,7 @@ class Exported:
     preprocessor_config: dict[str, Any] | None = None
     base_prefix: str = ""
     interpolation: dict[str, Any] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def raw(self) -> RawCheckpoint:
@@ -80,9 +80,9 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
     family = FORMATS[to].family
     config: ViTConfig = model.config
     tensors = {name.removeprefix("vit."): tensor.detach() for name, tensor in model.state_dict().items()}
-    notices: list[str] = []
+    warnings: list[str] = []
     classifier = {name: tensors.pop(name) for name in ("classifier.weight", "classifier.bias") if name in tensors}
-    config = FORMATS[to].prepare(config, tensors, notices)
+    config = FORMATS[to].prepare(config, tensors, warnings)
     head = None
     if classifier and family.head_rules is not None:
         head, _ = convert_tensors(classifier, reverse(_head_rules(family, config)))
@@ -93,7 +93,7 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
         raise UnsupportedCheckpointError(
             f"The format {to} has no place for {', '.join(group_names(coverage.unexpected))} of this model."
         )
-    result = Exported(family, exported, head, notices=notices)
+    result = Exported(family, exported, head, warnings=warnings)
     describe = FORMATS[to].describe
     if describe is not None:
         describe(result, model, config, image_processor)
@@ -130,7 +130,7 @@ def _check_read_back(exported: Exported, config: ViTConfig, to: str) -> None:
         said = ", ".join(
             f"{name.removeprefix(INTERPOLATION)} {back} instead of {wanted[name]}" for name, back in exported.interpolation.items()
         )
-        exported.notices.append(f"at other image sizes, {to} interpolates positions by its own rule: {said}")
+        exported.warnings.append(f"at other image sizes, {to} interpolates positions by its own rule: {said}")
 
 
 def _compare_preparation(exported: Exported, config: ViTConfig, image_processor: VitrailImageProcessor, to: str) -> None:
@@ -144,7 +144,7 @@ def _compare_preparation(exported: Exported, config: ViTConfig, image_processor:
         f"{name} {theirs.get(name)} instead of {ours.get(name)}" for name in names if _plain(ours, name) != _plain(theirs, name)
     ]
     if different:
-        exported.notices.append(f"{to} prepares images otherwise: {', '.join(different)}")
+        exported.warnings.append(f"{to} prepares images otherwise: {', '.join(different)}")
 
 
 def _plain(options: dict[str, Any], name: str) -> Any:
@@ -166,41 +166,41 @@ def architecture(config: ViTConfig, family: Family) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------- what formats cannot hold
 
 
-def _without_mask_token(config: ViTConfig, tensors: dict[str, torch.Tensor], notices: list[str]) -> ViTConfig:
+def _without_mask_token(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     if tensors.pop("embeddings.mask_token", None) is not None:
-        notices.append("the mask token is left out: the format has none, and inference without a mask does not read it")
+        warnings.append("the mask token is left out: the format has none, and inference without a mask does not read it")
     return config
 
 
-def _with_mask_token(config: ViTConfig, tensors: dict[str, torch.Tensor], notices: list[str]) -> ViTConfig:
+def _with_mask_token(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     if "embeddings.mask_token" not in tensors:
         tensors["embeddings.mask_token"] = tensors["embeddings.patch_embeddings.projection.bias"].new_zeros(
             1, 1, config.hidden_size
         )
-        notices.append("the mask token is zero: the format has one, this model none")
+        warnings.append("the mask token is zero: the format has one, this model none")
     return config
 
 
-def _for_timm(config: ViTConfig, tensors: dict[str, torch.Tensor], notices: list[str]) -> ViTConfig:
+def _for_timm(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     """Timm's models with registers have positions for patches only: that of [CLS] is added to [CLS] itself, as in timm's own files."""
     if config.representation_size is not None:
         raise UnsupportedCheckpointError(
             "timm has no layer between pooling and classifier, and this model has one (representation_size)."
         )
-    config = _without_mask_token(config, tensors, notices)
+    config = _without_mask_token(config, tensors, warnings)
     if not (config.num_register_tokens and config.use_cls_position and config.use_cls_token):
         return config
     positions = tensors["embeddings.position_embeddings"]
     tensors["embeddings.cls_token"] = tensors["embeddings.cls_token"] + positions[:, :1]
     tensors["embeddings.position_embeddings"] = positions[:, 1:]
-    notices.append("the position of [CLS] is added to [CLS], as timm's models with registers have it")
+    warnings.append("the position of [CLS] is added to [CLS], as timm's models with registers have it")
     return ViTConfig(**config.to_dict() | {"use_cls_position": False})
 
 
-def _for_transformers(config: ViTConfig, tensors: dict[str, torch.Tensor], notices: list[str]) -> ViTConfig:
+def _for_transformers(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     if config.num_register_tokens:  # Dinov2WithRegistersModel always has a mask token, the others where their config says so
-        return _with_mask_token(config, tensors, notices)
-    return config if config.layer_scale_init_value is not None else _without_mask_token(config, tensors, notices)
+        return _with_mask_token(config, tensors, warnings)
+    return config if config.layer_scale_init_value is not None else _without_mask_token(config, tensors, warnings)
 
 
 def _describe_timm(
@@ -221,7 +221,7 @@ def _describe_transformers(
         tokens = exported.tensors["embeddings.cls_token"]
         exported.tensors["pooler.dense.weight"] = tokens.new_zeros(config.hidden_size, config.hidden_size)
         exported.tensors["pooler.dense.bias"] = tokens.new_zeros(config.hidden_size)
-        exported.notices.append(
+        exported.warnings.append(
             "a pooler of zeros is written: transformers' ViTModel has one, this model none; use last_hidden_state[:, 0]"
         )
 
@@ -321,7 +321,7 @@ def export_model(
 
     Raises:
         UnsupportedCheckpointError: the format cannot say something that the model is; nothing is written.
-        DifferentAnswersError: a graph answers otherwise than the model; nothing is written.
+        OutputMismatchError: a graph answers otherwise than the model; nothing is written.
         VitrailError: the output exists already, or packages are missing.
     """
     if to not in (*FORMATS, *GRAPH_FORMATS):
@@ -337,4 +337,4 @@ def export_model(
         return export_graph(model, image_processor, output, to=to, batch_size=batch_size, dynamic_size=dynamic_size)
     exported = to_format(model, image_processor, to)
     write_exported(exported, output)
-    return exported.notices
+    return exported.warnings

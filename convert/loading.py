@@ -79,15 +79,15 @@ def load(
     raw = open_checkpoint(resolved.path, branch=branch)
     family = find_family(raw, format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
-    report.catalogue_name = resolved.checkpoint.name if resolved.checkpoint else None
+    report.catalog_name = resolved.checkpoint.name if resolved.checkpoint else None
     report.beside = _report_beside(raw)
     if raw.left_out:
-        report.notices.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
+        report.warnings.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
 
     if raw.config is None and family.name in ASSUMED and raw.root not in BRANCHES:
-        report.notices.append(ASSUMED[family.name])
+        report.warnings.append(ASSUMED[family.name])
     fields = family.configure(raw, num_heads)
-    tensors, coverage = convert_family(raw, family, report.notices)
+    tensors, coverage = convert_family(raw, family, report.warnings)
     foreign = _storages_to_leave(raw)
     if head is not None:
         resolved_head = resolve(_head_source(resolved, head), token=token, cache_dir=cache_dir)
@@ -100,13 +100,13 @@ def load(
     if isinstance(image_size, int):
         image_size = (image_size, image_size)
     if image_size is not None:
-        report.notices += adapt_image_size(tensors, fields, image_size)
+        report.warnings += adapt_image_size(tensors, fields, image_size)
     if num_channels is not None:
-        report.notices += adapt_num_channels(tensors, fields, num_channels, channel_rule)
+        report.warnings += adapt_num_channels(tensors, fields, num_channels, channel_rule)
     if num_labels is not None:
-        report.notices += fresh_classifier(tensors, fields, num_labels)
+        report.warnings += fresh_classifier(tensors, fields, num_labels)
     elif "classifier.weight" in tensors:
-        report.notices += with_labels(fields, len(tensors["classifier.weight"]))
+        report.warnings += with_labels(fields, len(tensors["classifier.weight"]))
 
     config = make_config(fields)
     image_processor = adapt_image_processor(
@@ -118,10 +118,10 @@ def load(
     return model.to(device).eval(), image_processor, report
 
 
-def convert_family(raw: RawCheckpoint, family: Family, notices: list[str]) -> tuple[dict[str, torch.Tensor], Coverage]:
+def convert_family(raw: RawCheckpoint, family: Family, warnings: list[str]) -> tuple[dict[str, torch.Tensor], Coverage]:
     """Applies a family's table to a checkpoint, without what the family drops, which is noted."""
     drops = family.drops(raw)
-    notices += dict.fromkeys(drops.values())
+    warnings += dict.fromkeys(drops.values())
     kept = {name: tensor for name, tensor in raw.tensors.items() if name not in drops}
     tensors, coverage = convert_tensors(kept, family.rules(raw), family.ignored)
     coverage.ignored += drops

@@ -74,21 +74,21 @@ class ConversionReport:
 
     format: the family that was recognised.
     source, head: the files, with their SHA-256.
-    catalogue_name: the name in the catalogue by which, or by whose URL or Hub id, the source was given.
+    catalog_name: the name in the catalogue by which, or by whose URL or Hub id, the source was given.
     root: the key of the file under which the weights stood ("teacher", …).
     beside: the conversion.json that lies beside the weights, whether it is of them or of others.
     coverage: how many tensors were converted, and which were ignored.
-    notices: what a person should know.
+    warnings: what a person should know.
     """
 
     format: str
     source: SourceFile
-    catalogue_name: str | None = None
+    catalog_name: str | None = None
     head: SourceFile | None = None
     root: str | None = None
     beside: dict[str, Any] | None = None
     coverage: dict[str, Any] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "vitrail": __version__,
@@ -112,7 +112,7 @@ class ConversionReport:
     @property
     def checkpoint(self) -> str | None:
         """The name in the catalogue, if it has one, or `origin` has."""
-        return self.catalogue_name or (self.origin or {}).get("checkpoint")
+        return self.catalog_name or (self.origin or {}).get("checkpoint")
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
@@ -124,6 +124,6 @@ class ConversionReport:
             "root": self.root,
             "origin": self.origin,
             "coverage": self.coverage,
-            "notices": self.notices,
+            "warnings": self.warnings,
             "versions": self.versions,
         }

@@ -280,7 +280,7 @@ def _same_answers(model: ViTPreTrainedModel, peer: Peer, exported: Exported, nam
         return compare(reference, native) + compare(reference, other)
     twin = type(model)(ViTConfig(**model.config.to_dict() | exported.interpolation)).eval()
     twin.load_state_dict(weights)
-    rule = next(notice for notice in exported.notices if "by its own rule" in notice)
+    rule = next(warning for warning in exported.warnings if "by its own rule" in warning)
     # with the other's rule in our model, the rest must agree
     return (
         compare(reference, native)

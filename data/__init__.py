@@ -1,6 +1,6 @@
 """Collections of images from anywhere."""
 
 from .entries import ImageCollection, ImageEntry, row_id
-from .image_sources import read_collection
+from .image_sources import read_images
 
-__all__ = ["ImageCollection", "ImageEntry", "read_collection", "row_id"]
+__all__ = ["ImageCollection", "ImageEntry", "read_images", "row_id"]

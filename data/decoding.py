@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from ..errors import BadImageError, VitrailError
+from ..errors import UnreadableImageError, VitrailError
 from ..processing.image_processing_vit import DECODE_ERRORS, decode
 from .entries import ImageEntry
 from .remote import fetch, is_url
@@ -16,7 +16,7 @@ from .remote import fetch, is_url
 # `decode`, or that of an image processor, which may decode JPEG files at a reduced scale: the image of a file, upright
 Decode: TypeAlias = Callable[[Any], Image.Image]
 
-# Kinds that Pillow recognises and cannot decode
+# Kinds that Pillow recognizes and cannot decode
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}
 
 # Errors of the machine that any image would have met: no handle or memory left, a mounted store that is gone
@@ -33,11 +33,11 @@ def open_entry(entry: ImageEntry, decode: Decode = decode) -> Image.Image:
 
     decode: of the image processor, `image_processor.decode`, where nothing else sees the image.
 
-    Raises BadImageError for what is missing, not to be read, empty, cut short, damaged, no image, or so large that it is taken for
+    Raises UnreadableImageError for what is missing, not to be read, empty, cut short, damaged, no image, or so large that it is taken for
     an attack. Raises a VitrailError that is none where the fault is not the image's: a store that does not answer three times.
     """
     if entry.problem is not None:
-        raise BadImageError(entry.path, entry.problem)
+        raise UnreadableImageError(entry.path, entry.problem)
     if entry.content is not None:
         return _open(entry.path, entry.content, decode)
     assert entry.location is not None
@@ -46,7 +46,7 @@ def open_entry(entry: ImageEntry, decode: Decode = decode) -> Image.Image:
     try:
         content = fetch(entry.location)
     except OSError as error:
-        raise BadImageError(entry.path, _reason(error)) from error
+        raise UnreadableImageError(entry.path, _reason(error)) from error
     return _open(entry.path, content, decode)
 
 
@@ -56,13 +56,13 @@ def open_image(entry: Mapping[str, Any] | None, decode: Decode = decode) -> Imag
     entry: {"bytes", "path"}, one of which may be None.
     decode: as for `open_entry`.
 
-    Raises BadImageError for what is missing, empty, cut short, damaged, no image, or so large that it is taken for an attack.
+    Raises UnreadableImageError for what is missing, empty, cut short, damaged, no image, or so large that it is taken for an attack.
     """
     entry = entry or {"bytes": None, "path": None}
     path, content = entry["path"], entry["bytes"]
     name = path or "without a path"
     if path is None and content is None:
-        raise BadImageError(name, "the row holds no image")
+        raise UnreadableImageError(name, "the row holds no image")
     return _open(name, path if content is None else content, decode)
 
 
@@ -72,13 +72,13 @@ def _open(name: str, file: str | bytes, decode: Decode) -> Image.Image:
         return decode(io.BytesIO(file) if isinstance(file, bytes) else file)
     except Image.UnidentifiedImageError as error:
         empty = not file if isinstance(file, bytes) else os.path.exists(file) and not os.path.getsize(file)
-        raise BadImageError(name, "it is empty" if empty else "Pillow knows no such format") from error
+        raise UnreadableImageError(name, "it is empty" if empty else "Pillow knows no such format") from error
     except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise VitrailError(
                 f"cannot read the image {name}: {error.strerror}; this is a fault of the machine, not of the image"
             ) from error
-        raise BadImageError(name, _reason(error)) from error
+        raise UnreadableImageError(name, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -44,7 +44,7 @@ class ImageCollection(ABC):
     num_parts: what can be read independently of each other: one, or a part for each archive or shard.
     num_rows: of all parts; None if that cannot be known without reading all.
     label_type: None where images have no labels.
-    settings: the arguments of `read_collection` that make it again; JSON.
+    settings: the arguments of `read_images` that make it again; JSON.
     """
 
     source: str

@@ -23,7 +23,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SAVED = ("state.json", "dataset_dict.json")
 
 
-def read_collection(
+def read_images(
     source: "str | os.PathLike[str] | datasets.Dataset | datasets.IterableDataset",
     *,
     split: str | None = None,

@@ -1,4 +1,4 @@
-"""Labelled images from wherever they lie, as two halves: one to learn from, one to be measured on."""
+"""Labeled images from wherever they lie, as two halves: one to learn from, one to be measured on."""
 
 import hashlib
 import os
@@ -18,8 +18,8 @@ from .labeled_sources import read_splits
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """Two halves of a labelled collection.
+class LabeledImages:
+    """Two halves of a labeled collection.
 
     train, validation: with the columns "image", {"bytes", "path"} for `open_image`, and "label", int (a ClassLabel). The
         `_fingerprint` of each is a digest of its own rows, stable between processes.
@@ -36,7 +36,7 @@ class LabelledImages:
     fingerprint: str
 
 
-def load_images(
+def load_labeled_images(
     source: str | Path,
     *,
     image_column: str | None = None,
@@ -46,8 +46,8 @@ def load_images(
     validation_fraction: float = 0.2,
     seed: int = 0,
     revision: str | None = None,
-) -> LabelledImages:
-    """Reads a labelled collection of images; no image is decoded yet.
+) -> LabeledImages:
+    """Reads a labeled collection of images; no image is decoded yet.
 
     Args:
         source: "digits" (1797 real digits of 8 x 8 pixels, on board of scikit-learn, in two fixed halves); a folder with a folder
@@ -100,8 +100,8 @@ def two_halves(
     label_column: str | None,
     validation_fraction: float,
     seed: int,
-) -> LabelledImages:
-    """The second step of `load_images`, whose arguments and errors it has: what `read_tables` has read becomes two labelled halves."""
+) -> LabeledImages:
+    """The second step of `load_labeled_images`, whose arguments and errors it has: what `read_tables` has read becomes two halves."""
     image_column = choose_image_column(train.features, image_column)
     label_column = choose_label_column(train.features, label_column)
     feature = train.features[label_column]
@@ -125,7 +125,7 @@ def two_halves(
         if len(half) == 0:
             raise VitrailError(f"{source} leaves no images for {name}; at least one class needs two images or more")
     fingerprint = _digest([*(half._fingerprint.encode() for half in halves), *(name.encode() for name in names)])
-    return LabelledImages(halves[0], halves[1], names, str(source), fingerprint)
+    return LabeledImages(halves[0], halves[1], names, str(source), fingerprint)
 
 
 # Columns: from any to "image" and "label"
@@ -158,10 +158,10 @@ def _labels(feature: Any, values: list, names: tuple[str, ...], split: str) -> n
                 f"{split} has labels that train has not: {', '.join(unknown[:10])}; add them to train or remove them"
             )
         return np.array([indices[str(value)] for value in values], dtype=np.int64)
-    unlabelled = sum(value is None or value < 0 for value in values)
-    if unlabelled:
+    unlabeled = sum(value is None or value < 0 for value in values)
+    if unlabeled:
         raise VitrailError(
-            f"{unlabelled} of {len(values)} images of {split} have no label; choose another with {split}_split, or remove them"
+            f"{unlabeled} of {len(values)} images of {split} have no label; choose another with {split}_split, or remove them"
         )
     return np.array(values, dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""Where labelled images lie: digits, image folders, Parquet, WebDataset and the Hub, as `datasets` with their splits."""
+"""Where labeled images lie: digits, image folders, Parquet, WebDataset and the Hub, as `datasets` with their splits."""
 
 import glob
 import os
@@ -27,7 +27,7 @@ def read_splits(
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """The images to learn from and, where the source has such a split, to be measured on, with whatever columns they have.
 
-    The arguments are those of `load_images`.
+    The arguments are those of `load_labeled_images`.
     """
     path = Path(source).expanduser()
     local = source == DIGITS or path.exists() or path.suffix in BUILDERS

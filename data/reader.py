@@ -10,7 +10,7 @@ from itertools import chain, islice
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import BadImageError, VitrailError
+from ..errors import UnreadableImageError, VitrailError
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .decoding import open_entry
 from .entries import ImageCollection, ImageEntry
@@ -56,7 +56,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class BadEntry:
+class UnreadableEntry:
     """An image that cannot be used, and why."""
 
     entry: ImageEntry
@@ -77,7 +77,7 @@ class _Decoded:
     begin: Chunk | None
     end: ChunkEnd | None
     groups: list[Batch]
-    bad: list[BadEntry]
+    bad: list[UnreadableEntry]
     error: VitrailError | None = None  # not of one image: raised where the batches are read, and not in a worker
 
 
@@ -90,7 +90,7 @@ def read_batches(
     batch_size: int,
     num_workers: int,
     pin_memory: bool = False,
-) -> Generator[Chunk | Batch | BadEntry | ChunkEnd, None, None]:
+) -> Generator[Chunk | Batch | UnreadableEntry | ChunkEnd, None, None]:
     """The images of pieces: each chunk, then its batches and bad images, then its end.
 
     A batch holds images of one chunk, and which ones depends on that chunk alone.
@@ -219,12 +219,12 @@ class _Decoder(Dataset):
             try:
                 image = open_entry(content, self.image_processor.decode)
                 pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
-            except BadImageError as error:
-                bad.append(BadEntry(entry, error.reason))
+            except UnreadableImageError as error:
+                bad.append(UnreadableEntry(entry, error.reason))
             except VitrailError as error:  # a store that does not answer: not the fault of this image
                 return _Decoded(reading.begin, reading.end, [], [], error)
             except ValueError as error:  # decoded, but of channels or values that the model cannot take
-                bad.append(BadEntry(entry, str(error)))
+                bad.append(UnreadableEntry(entry, str(error)))
             else:
                 groups.setdefault(pixel_values.shape, []).append((entry, pixel_values))
         batches = [Batch([entry for entry, _ in group], torch.stack([pixels for _, pixels in group])) for group in groups.values()]

@@ -64,7 +64,7 @@ class ImageRows(Dataset):
     """Rows of images; with a seed, each epoch draws a training view of its own.
 
     Args:
-        dataset: with the column "image", as `load_images` makes it.
+        dataset: with the column "image", as `load_labeled_images` makes it.
         rows: (N,) which of its rows; all can be opened.
         labels: (N,).
         seed: of the training views; None for the one view of the image processor.

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..errors import VitrailError
 from ..features.neighbors import nearest, unit_rows
 
-NUM_NEIGHBOURS = (10, 20, 100, 200)
+NUM_NEIGHBORS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 NUM_RANKED = 5
 
@@ -24,7 +24,7 @@ def knn_classify(
     features: np.ndarray | torch.Tensor,
     *,
     num_classes: int,
-    num_neighbours: Sequence[int] = NUM_NEIGHBOURS,
+    num_neighbors: Sequence[int] = NUM_NEIGHBORS,
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
     query_chunk: int = 1024,
@@ -40,7 +40,7 @@ def knn_classify(
         train_features: (N, D), on any device, normalised or not.
         train_labels: (N,) int, below num_classes.
         features: (M, D) of the images to classify.
-        num_neighbours: the values of k. Those beyond N are left out.
+        num_neighbors: the values of k. Those beyond N are left out.
         device: where to compute.
 
     Returns:
@@ -49,10 +49,10 @@ def knn_classify(
 
     Raises VitrailError if there are fewer training images than any k, or the features differ in width.
     """
-    possible = sorted(k for k in set(num_neighbours) if 0 < k <= len(train_labels))
+    possible = sorted(k for k in set(num_neighbors) if 0 < k <= len(train_labels))
     if not possible:
         raise VitrailError(
-            f"found {len(train_labels)} training images for k = {', '.join(map(str, num_neighbours))}; choose a k up to that number"
+            f"found {len(train_labels)} training images for k = {', '.join(map(str, num_neighbors))}; choose a k up to that number"
         )
     if train_features.shape[1:] != features.shape[1:] or features.ndim != 2:
         raise VitrailError(

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ..configuration.configuration_vit import ViTConfig
-from ..features.embedding import encoder
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from .recipes import Head
 
@@ -22,7 +21,7 @@ def merge_head(
         weight, bias: (K, classifier_input_size) and (K,).
         label_names: by class number.
     """
-    backbone = encoder(model)
+    backbone = model.base_model
     fields = backbone.config.to_dict() | {
         "classifier_cls_layers": max(head.num_cls_layers, 1),
         "classifier_mean_patch": head.mean_patch,

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..convert.report import ConversionReport
-from ..data.labeled import LabelledImages
+from ..data.labeled import LabeledImages
 from ..features.cache import Features
 from ..features.cache_settings import Extraction
-from ..features.embedding import encoder
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.processes import start_processes
-from .knn import NUM_NEIGHBOURS, TEMPERATURE, knn_classify
+from .knn import NUM_NEIGHBORS, TEMPERATURE, knn_classify
 from .logistic import fit_logistic
 from .results import described, described_model, scores
 
@@ -40,7 +39,7 @@ class PooledVectors:
         self,
         model: ViTPreTrainedModel,
         image_processor: VitrailImageProcessor,
-        data: LabelledImages,
+        data: LabeledImages,
         extraction: Extraction,
         report: ConversionReport | None,
     ) -> None:
@@ -53,7 +52,7 @@ class PooledVectors:
             "train": extraction.features(model, image_processor, data.train),
             "validation": extraction.features(model, image_processor, data.validation),
         }
-        pooling = encoder(model).config.pooling
+        pooling = model.base_model.config.pooling
         self.train, self.validation = (pooled_vectors(features, pooling) for features in self.halves.values())
         self.train_labels, self.validation_labels = (features.labels for features in self.halves.values())
         self.extracted = time.monotonic()
@@ -68,9 +67,9 @@ class PooledVectors:
 def evaluate_knn(
     model: ViTPreTrainedModel,
     image_processor: VitrailImageProcessor,
-    data: LabelledImages,
+    data: LabeledImages,
     *,
-    num_neighbours: Sequence[int] = NUM_NEIGHBOURS,
+    num_neighbors: Sequence[int] = NUM_NEIGHBORS,
     extraction: Extraction | None = None,
     report: ConversionReport | None = None,
 ) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def evaluate_knn(
 
     Args:
         model: moves to the device of this process.
-        num_neighbours: the values of k; those beyond the number of training images are left out.
+        num_neighbors: the values of k; those beyond the number of training images are left out.
         extraction: how images are read and run.
         report: what `vitrail.load` said of the model, for the result.
 
@@ -95,7 +94,7 @@ def evaluate_knn(
         vectors.train_labels,
         vectors.validation,
         num_classes=len(data.label_names),
-        num_neighbours=num_neighbours,
+        num_neighbors=num_neighbors,
         device=vectors.device,
         progress=extraction.progress,
     )
@@ -108,7 +107,7 @@ def evaluate_knn(
 def evaluate_logistic(
     model: ViTPreTrainedModel,
     image_processor: VitrailImageProcessor,
-    data: LabelledImages,
+    data: LabeledImages,
     *,
     seed: int = 0,
     extraction: Extraction | None = None,

@@ -15,11 +15,10 @@ import torch
 from accelerate import PartialState
 
 from ..convert.report import ConversionReport
-from ..data.labeled import LabelledImages
+from ..data.labeled import LabeledImages
 from ..errors import VitrailError
 from ..features.cache import Features
 from ..features.cache_settings import Extraction
-from ..features.embedding import encoder
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -36,7 +35,7 @@ from .results import described, described_model, scores
 from .training import training_arguments
 
 EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each
-LARGEST_LOGITS = 2**27  # numbers that all heads make at a time, on features: 512 MiB; larger batches are accumulated
+MAX_LOGITS = 2**27  # numbers that all heads make at a time, on features: 512 MiB; larger batches are accumulated
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class ProbeRun:
 
     model: ViTPreTrainedModel
     image_processor: VitrailImageProcessor
-    data: LabelledImages
+    data: LabeledImages
     recipe: Recipe
     views: int
     seed: int
@@ -55,7 +54,7 @@ class ProbeRun:
     @property
     def heads(self) -> tuple[Head, ...]:
         """The heads to train."""
-        return recipe_heads(self.recipe, encoder(self.model).config)
+        return recipe_heads(self.recipe, self.model.base_model.config)
 
     def features(self, images: datasets.Dataset, *, views: int) -> Features:
         """The features of one half of the data."""
@@ -89,7 +88,7 @@ class ProbeRun:
             self.run_dir / "heads",
             schedule,
             seed=self.seed,
-            device_batch_size=self.extraction.batch_size if on_images else max(1, LARGEST_LOGITS // (len(heads) * num_labels)),
+            device_batch_size=self.extraction.batch_size if on_images else max(1, MAX_LOGITS // (len(heads) * num_labels)),
             num_workers=self.extraction.num_workers if on_images else 0,
             evaluate_every=schedule.updates_per_epoch
             if schedule.iterations is None
@@ -116,7 +115,7 @@ class ProbeRun:
         return trainer, trainer.train_or_resume()
 
     def _parts(self, pixel_values: torch.Tensor, num_cls_layers: int) -> torch.Tensor:
-        (parts,) = self.extraction.programs(encoder(self.model), num_cls_layers)(pixel_values)
+        (parts,) = self.extraction.programs(self.model.base_model, num_cls_layers)(pixel_values)
         return parts
 
     def fine_tune(self, merged: ViTForImageClassification, train: Features, validation: Features, epochs: int) -> FineTuner:
@@ -137,7 +136,7 @@ class ProbeRun:
 def probe(
     model: ViTPreTrainedModel,
     image_processor: VitrailImageProcessor,
-    data: LabelledImages,
+    data: LabeledImages,
     *,
     output_dir: str | os.PathLike,
     recipe: str | Recipe = "quick",

@@ -13,11 +13,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from ..convert.model_folder import RESULT_NAMES
 from ..hub.save import keep_record
-from ..utils.figures import COLOURS, MARKERS, OTHERS, STYLE, save_figure
+from ..utils.figures import COLORS, MARKERS, OTHERS, STYLE, save_figure
 
-MOST_CLASSES = 30  # in a confusion matrix that can be read
-MOST_NUMBERED = 15  # whose cells also have room for numbers
-LONGEST_LABEL = 24  # characters
+MAX_CLASSES = 30  # in a confusion matrix that can be read
+MAX_NUMBERED = 15  # whose cells also have room for numbers
+MAX_LABEL_LENGTH = 24  # characters
 
 
 def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray) -> None:
@@ -48,7 +48,7 @@ def learning_curves(results: Mapping[str, Any]) -> Figure:
             times = [point["epoch" if by_epoch else "update"] for point in points]
             values = scale * np.array([[math.nan if value is None else value for value in point[key]] for point in points])
             axes.plot(times, values, color=OTHERS, linewidth=0.7, zorder=1)
-            axes.plot(times, values[:, best], color=COLOURS[0], linewidth=2, zorder=2)
+            axes.plot(times, values[:, best], color=COLORS[0], linewidth=2, zorder=2)
             axes.set_xlabel("epoch" if by_epoch else "iteration")
             axes.set_xlim(0, None)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -75,7 +75,7 @@ def accuracy_by_head(results: Mapping[str, Any]) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4), layout="constrained")
         axes = figure.subplots()
-        for choice, colour, marker in zip(choices, COLOURS, MARKERS, strict=False):
+        for choice, colour, marker in zip(choices, COLORS, MARKERS, strict=False):
             heads = [head for head in results["heads"] if head["features"] == choice]
             rates, accuracies = [head["learning_rate"] for head in heads], [100 * head["accuracy"] for head in heads]
             axes.plot(rates, accuracies, color=colour, marker=marker, markersize=5, linewidth=1.4, label=choice)
@@ -94,10 +94,10 @@ def confusion_picture(confusion: np.ndarray, label_names: Sequence[str]) -> Figu
     """The confusion matrix, each row as shares of its class; of many classes, those with the most errors."""
     shown = np.arange(len(confusion))
     title = "Predictions for the validation images, in % of each class"
-    if len(shown) > MOST_CLASSES:
+    if len(shown) > MAX_CLASSES:
         errors = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
-        shown = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
-        title += f":\nthe {MOST_CLASSES} of {len(confusion)} classes with the most errors"
+        shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
+        title += f":\nthe {MAX_CLASSES} of {len(confusion)} classes with the most errors"
     shares = 100 * confusion[shown][:, shown] / np.maximum(confusion[shown].sum(1, keepdims=True), 1)
     names = [_short(label_names[number]) for number in shown.tolist()]
     side = max(4.2, 2.2 + 0.28 * len(shown))
@@ -106,7 +106,7 @@ def confusion_picture(confusion: np.ndarray, label_names: Sequence[str]) -> Figu
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
         _name_classes(axes, names)
-        if len(shown) <= MOST_NUMBERED:
+        if len(shown) <= MAX_NUMBERED:
             for (row, column), share in np.ndenumerate(shares):
                 if share:
                     colour = "white" if share > 55 else "black"
@@ -129,5 +129,5 @@ def _name_classes(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _short(name: str) -> str:
-    short = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
+    short = name if len(name) <= MAX_LABEL_LENGTH else name[: MAX_LABEL_LENGTH - 1] + "…"
     return short.replace("$", r"\$")  # which would begin a formula

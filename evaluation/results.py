@@ -11,7 +11,7 @@ import numpy as np
 from transformers import EvalPrediction
 
 from ..convert.report import ConversionReport
-from ..data.labeled import LabelledImages
+from ..data.labeled import LabeledImages
 from ..features.cache import Features
 from ..utils.processes import start_processes
 from ..version import __version__
@@ -43,7 +43,7 @@ def described_model(report: ConversionReport | None) -> dict[str, Any] | None:
 
 
 def described(
-    data: LabelledImages, halves: Mapping[str, Features], *, model: dict[str, Any] | None, seconds: Mapping[str, float]
+    data: LabeledImages, halves: Mapping[str, Features], *, model: dict[str, Any] | None, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """What was evaluated, on what, and with which versions.
 

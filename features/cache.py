@@ -27,15 +27,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ..errors import BadImageError, VitrailError
+from ..errors import UnreadableImageError, VitrailError
 from ..modeling.fingerprint import config_fields, weights_digest
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import Programs
+from ..runtime.compiled import CompiledModel
 from ..utils.progress import progress_bar
-from .embedding import encoder
 from .feature_types import num_readable_layers
-from .token_features import BadImage, ExtractedChunk, ImageViews, Parts, extract_chunks, parts_programs
+from .token_features import ExtractedChunk, ImageViews, Parts, UnreadableImage, extract_chunks, parts_programs
 
 FORMAT = 2  # of the folder; another number for whatever changes the features, or how they are kept
 CHUNK = 512  # forward passes whose features make one file: at most so many are lost by an interruption, for each process
@@ -59,7 +58,7 @@ class Features:
     parts: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
-    bad: tuple[BadImage, ...]
+    bad: tuple[UnreadableImage, ...]
     num_cls_layers: int
     has_mean_patch: bool
     runtime: dict[str, str]
@@ -73,7 +72,7 @@ def cached_features(
     *,
     cache_dir: str | os.PathLike[str],
     num_cls_layers: int = 4,
-    programs_of: Callable[[ViTModel, int], Programs] = parts_programs,
+    programs_of: Callable[[ViTModel, int], CompiledModel] = parts_programs,
     views: int = 0,
     seed: int = 0,
     resample: int = Image.Resampling.BICUBIC,
@@ -88,7 +87,7 @@ def cached_features(
 
     Args:
         model: on the device where it is to run.
-        dataset: with the columns "image" and "label", known by its `_fingerprint`, as `load_images` makes it.
+        dataset: with the columns "image" and "label", known by its `_fingerprint`, as `load_labeled_images` makes it.
         num_cls_layers: [CLS] of so many last blocks, or of all if there are fewer. With 0, and from a model whose classifier cannot
             read tokens (without [CLS], with a norm after pooling, or with a representation layer), `pooler_output` instead.
         programs_of: how the model is run, from its encoder and the number of [CLS] tokens; see `parts_programs`.
@@ -99,10 +98,10 @@ def cached_features(
         strict: refuse bad images, instead of leaving them out.
 
     Raises:
-        BadImageError: with `strict`, for the first bad image.
+        UnreadableImageError: with `strict`, for the first bad image.
         VitrailError: no image can be used, or the image processor has no size for training views.
     """
-    vit = encoder(model).eval()
+    vit = model.base_model.eval()
     programs = programs_of(vit, num_readable_layers(vit.config, num_cls_layers))
     images = ImageViews(dataset, image_processor, views=views, seed=seed, resample=resample)
     contents = _contents(programs, images)
@@ -140,7 +139,7 @@ def cached_features(
     return features
 
 
-def _contents(programs: Programs, images: ImageViews) -> dict[str, Any]:
+def _contents(programs: CompiledModel, images: ImageViews) -> dict[str, Any]:
     """Everything that the features follow from."""
     parts, calibration = programs.module, programs.calibration
     assert isinstance(parts, Parts)
@@ -165,9 +164,9 @@ def _chunks(folder: Path, num_rows: int, views: int) -> dict[range, Path]:
     return {rows: folder / CHUNKS / f"{rows.start:09d}-{rows.stop:09d}.safetensors" for rows in ranges}
 
 
-def _check(bad: Iterable[BadImage], *, strict: bool) -> None:
+def _check(bad: Iterable[UnreadableImage], *, strict: bool) -> None:
     for image in bad if strict else ():
-        raise BadImageError(image.path, image.reason)
+        raise UnreadableImageError(image.path, image.reason)
 
 
 def _write_chunk(path: Path, extracted: ExtractedChunk) -> None:
@@ -211,7 +210,7 @@ def _read(folder: Path) -> Features:
         parts=np.load(folder / "parts.npy", mmap_mode="r"),
         labels=np.load(folder / "labels.npy"),
         rows=np.load(folder / "rows.npy"),
-        bad=tuple(BadImage(**image) for image in manifest["bad"]),
+        bad=tuple(UnreadableImage(**image) for image in manifest["bad"]),
         num_cls_layers=manifest["num_cls_layers"],
         has_mean_patch=manifest["num_cls_layers"] > 0,
         runtime=manifest["runtime"],

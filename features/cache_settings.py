@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import DEFAULT_RUNTIME, Fidelity, Programs, Runtime
+from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime
 from .cache import Features, cached_features
 from .token_features import parts_programs
 
@@ -42,9 +42,9 @@ class Extraction:
     progress: bool = True
     runtime: Runtime = DEFAULT_RUNTIME
     calibration: torch.Tensor | None = None
-    _programs: dict[tuple[ViTModel, int], Programs] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _programs: dict[tuple[ViTModel, int], CompiledModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def programs(self, vit: ViTModel, num_cls_layers: int) -> Programs:
+    def programs(self, vit: ViTModel, num_cls_layers: int) -> CompiledModel:
         """What runs `Parts` of a model, made once for all that ask."""
         key = (vit, num_cls_layers)
         if key not in self._programs:
@@ -54,9 +54,9 @@ class Extraction:
         return self._programs[key]
 
     @property
-    def fidelity(self) -> dict[str, Fidelity]:
+    def agreement(self) -> dict[str, Agreement]:
         """How near the features came to those of the model in float32; empty where none was taken, or by the model as it is."""
-        found = [programs.fidelity[0] for programs in self._programs.values() if programs.fidelity]
+        found = [programs.agreement[0] for programs in self._programs.values() if programs.agreement]
         return {"features": found[0]} if found else {}
 
     def features(

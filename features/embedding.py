@@ -13,7 +13,7 @@ from safetensors.torch import save as save_tensors
 from ..configuration.configuration_vit import ViTConfig
 from ..data.decoding import Decode, open_entry
 from ..data.entries import ImageEntry
-from ..errors import BadImageError, VitrailError
+from ..errors import UnreadableImageError, VitrailError
 from ..modeling.fingerprint import config_fields
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import DECODE_ERRORS, VitrailImageProcessor
@@ -24,11 +24,6 @@ from .feature_types import compute_features, parse_features
 FIRST_PROCESS = os.getpid()  # which a process that is forked from it finds here
 
 
-def encoder(model: ViTPreTrainedModel) -> ViTModel:
-    """The encoder inside a model."""
-    return model if isinstance(model, ViTModel) else model.vit
-
-
 @torch.inference_mode()
 def extract_features(
     model: ViTPreTrainedModel | OptimizedModel, image_processor: VitrailImageProcessor, images: Sequence, *, batch_size: int = 8
@@ -37,7 +32,7 @@ def extract_features(
 
     model: an encoder, a classifier, or what `vitrail.optimize` makes of an encoder.
     """
-    vit = model if isinstance(model, OptimizedModel) else encoder(model)
+    vit = model if isinstance(model, OptimizedModel) else model.base_model
     batches = []
     for start in range(0, len(images), batch_size):
         pixel_values = image_processor(list(images[start : start + batch_size]), return_tensors="pt")["pixel_values"]
@@ -81,7 +76,7 @@ class ImageEmbedder:
         features: Sequence[str] = ("pooled",),
         image_column: str = "image",
     ) -> None:
-        self.vit = encoder(model).eval()
+        self.vit = model.base_model.eval()
         self.image_processor = image_processor
         self.features = tuple(features)
         self.kinds = parse_features(self.features, self.vit.config)
@@ -91,8 +86,8 @@ class ImageEmbedder:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[np.ndarray]]:
         """The columns of features of a batch of rows.
 
-        Raises BadImageError for an image that cannot be used, with its path. The images of a stream are decoded before they come here,
-        and a bad one raises an error of Pillow's; after `dataset.decode(False)` they come as files.
+        Raises UnreadableImageError for an image that cannot be used, with its path. The images of a stream are decoded before they come
+        here, and a bad one raises an error of Pillow's; after `dataset.decode(False)` they come as files.
         """
         images = self._images(batch)
         groups: dict[torch.Size, list[tuple[int, torch.Tensor]]] = {}  # by shape, with their rows
@@ -135,7 +130,7 @@ class ImageEmbedder:
         try:
             return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
         except ValueError as error:  # decoded, but of channels or values that the model cannot take
-            raise BadImageError(name, str(error)) from error
+            raise UnreadableImageError(name, str(error)) from error
 
     def __getstate__(self) -> dict[str, Any]:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.vit.state_dict().items()}

@@ -19,7 +19,7 @@ from ..data.reader import Piece, sample_images
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Fidelity, Runtime
+from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Agreement, Runtime
 from ..utils.atomic import read_json
 from ..utils.processes import start_processes
 from ..utils.progress import progress_bar
@@ -38,7 +38,7 @@ class Extracted:
     images: that this process has seen in this run.
     seconds: that it took them, without preparations.
     waiting: the share of that time, 0 to 1, in which the model waited for images.
-    fidelity: how near each column came to the model in float32, on the first images that this process ran; empty where it ran none,
+    agreement: how near each column came to the model in float32, on the first images that this process ran; empty where it ran none,
         or the model as it is.
     """
 
@@ -47,7 +47,7 @@ class Extracted:
     images: int
     seconds: float
     waiting: float
-    fidelity: dict[str, Fidelity]
+    agreement: dict[str, Agreement]
 
 
 def extract(
@@ -75,7 +75,7 @@ def extract(
 
     Args:
         model: moves to the device of this process, and to evaluation mode.
-        collection: from `vitrail.data.read_collection`.
+        collection: from `vitrail.data.read_images`.
         features: as `vitrail.features.feature_types.parse_features` takes them: pooled, cls, mean, cls+mean, patches, layers=I,J,….
         dtype: of the features in the files, "float32" or "float16".
         batch_size, num_workers, shard_size, max_errors: see `Job`.
@@ -136,9 +136,9 @@ def extract(
             if runner == "ray":
                 from .ray_runner import run_on_ray
 
-                lanes = run_on_ray(job, own, num_errors=num_errors, advance=advance, concurrency=concurrency)
+                workers = run_on_ray(job, own, num_errors=num_errors, advance=advance, concurrency=concurrency)
             else:
-                lanes, _ = job.run(own, num_errors=num_errors, advance=advance)
+                workers, _ = job.run(own, num_errors=num_errors, advance=advance)
         processes.wait_for_everyone()
         if main and whole:
             shutil.rmtree(folder.progress)
@@ -149,7 +149,7 @@ def extract(
                 folder.settle(finished=True)
     processes.wait_for_everyone()
     manifest = read_json(folder.path / MANIFEST)
-    return Extracted(manifest["rows"], manifest["errors"], images, lanes.seconds, lanes.waiting, job.fidelity)
+    return Extracted(manifest["rows"], manifest["errors"], images, workers.seconds, workers.waiting, job.agreement)
 
 
 @contextlib.contextmanager

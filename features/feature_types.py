@@ -18,7 +18,7 @@ NAMES = (*VECTORS, "patches", "layers=I,J,…")
 
 
 @dataclass(frozen=True)
-class FeatureKind:
+class FeatureType:
     """A kind of features.
 
     name: of `NAMES`, without what follows "=".
@@ -39,7 +39,7 @@ class FeatureKind:
         return self.name in VECTORS
 
 
-def parse_features(names: Sequence[str], config: ViTConfig) -> tuple[FeatureKind, ...]:
+def parse_features(names: Sequence[str], config: ViTConfig) -> tuple[FeatureType, ...]:
     """The kinds of features that are called so, of a model with this config.
 
     - pooled: what the model pools, `pooler_output`, which `vitrail embed` writes.
@@ -58,15 +58,15 @@ def parse_features(names: Sequence[str], config: ViTConfig) -> tuple[FeatureKind
     return tuple(kinds)
 
 
-def _parse(text: str, config: ViTConfig) -> FeatureKind:
+def _parse(text: str, config: ViTConfig) -> FeatureType:
     name, equals, blocks = text.partition("=")
     if name == "layers" and equals:
-        return FeatureKind(name, _layers(blocks, config.num_hidden_layers))
+        return FeatureType(name, _layers(blocks, config.num_hidden_layers))
     if equals or name not in (*VECTORS, "patches"):
         raise VitrailError(f"found the features {text!r}; write one of {', '.join(NAMES)}")
     if "cls" in name and not config.use_cls_token:
         raise VitrailError(f"found the features {text!r}, but this model has no [CLS] token; write mean or pooled")
-    return FeatureKind(name)
+    return FeatureType(name)
 
 
 def _layers(text: str, number: int) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ def _layers(text: str, number: int) -> tuple[int, ...]:
     return tuple(index % number for index in layers)
 
 
-def compute_features(vit: ViTModel, pixel_values: torch.Tensor, kinds: Sequence[FeatureKind]) -> dict[str, torch.Tensor]:
+def compute_features(vit: ViTModel, pixel_values: torch.Tensor, kinds: Sequence[FeatureType]) -> dict[str, torch.Tensor]:
     """The features by column: vectors (B, D) or (B, 2 D), tensors (B, h, w, D) or (B, n, D), in the dtype of the model.
 
     pixel_values: (B, C, H, W), on any device.
@@ -121,7 +121,7 @@ def compute_features(vit: ViTModel, pixel_values: torch.Tensor, kinds: Sequence[
 class FeatureOutputs(nn.Module):
     """`compute_features` as a module, from (B, C, H, W) to a tuple of features in the order of the kinds, which any engine can run."""
 
-    def __init__(self, vit: ViTModel, kinds: Sequence[FeatureKind]) -> None:
+    def __init__(self, vit: ViTModel, kinds: Sequence[FeatureType]) -> None:
         super().__init__()
         self.vit = vit
         self.kinds = tuple(kinds)
@@ -130,7 +130,7 @@ class FeatureOutputs(nn.Module):
         return tuple(compute_features(self.vit, pixel_values, self.kinds).values())
 
 
-def vector_size(kind: FeatureKind, config: ViTConfig) -> int:
+def vector_size(kind: FeatureType, config: ViTConfig) -> int:
     """The length of a vector of features."""
     if kind.name == "pooled":
         return config.pooled_size

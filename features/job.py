@@ -13,15 +13,14 @@ import numpy as np
 import torch
 
 from ..data.entries import ImageCollection
-from ..data.reader import BadEntry, Batch, Chunk, Piece, read_batches
+from ..data.reader import Batch, Chunk, Piece, UnreadableEntry, read_batches
 from ..errors import VitrailError
 from ..modeling.fingerprint import config_fields, weights_digest
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import DEFAULT_RUNTIME, Fidelity, Programs, Runtime, precision_of
-from ..runtime.workers import Lanes
+from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime, precision_of
+from ..runtime.workers import InferenceWorkers
 from ..version import __version__
-from .embedding import encoder
 from .feature_types import FeatureOutputs, parse_features, vector_size
 from .store import ChunkWriter, Column, FeatureFolder, schema_of
 
@@ -37,16 +36,16 @@ SHARD_SIZE = 2048  # images whose features make one file: at most so many, and w
 BATCH_SIZE = 64
 
 
-BATCH_SIZE_ON_CPU = 4  # of each lane; more is no faster, since less of it stays in the caches
+BATCH_SIZE_ON_CPU = 4  # of each worker; more is no faster, since less of it stays in the caches
 
 
 CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
 
 
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 
 
-MOST_READ = 256  # things that are read before the first images, at most
+MAX_READ = 256  # things that are read before the first images, at most
 
 
 TOO_MANY = (
@@ -84,10 +83,10 @@ class Job:
     model_name: str = ""
     runtime: Runtime = DEFAULT_RUNTIME
     calibration: torch.Tensor | None = None
-    programs: Programs | None = field(default=None, init=False)  # made by the first `run`, in the process that runs it
+    programs: CompiledModel | None = field(default=None, init=False)  # made by the first `run`, in the process that runs it
 
     def __post_init__(self) -> None:
-        self.vit = encoder(self.model).eval()
+        self.vit = self.model.base_model.eval()
         self.kinds = parse_features(self.features, self.vit.config)
         if self.dtype not in DTYPES:
             raise VitrailError(f"found dtype={self.dtype!r}; write {' or '.join(DTYPES)}")
@@ -137,25 +136,25 @@ class Job:
 
     def run(
         self, pieces: Iterable[Piece], *, num_errors: int = 0, advance: Callable[[int], None] | None = None
-    ) -> tuple[Lanes, int]:
+    ) -> tuple[InferenceWorkers, int]:
         """Runs pieces and writes their files.
 
         num_errors: bad images that were found before. advance: is told of images that are done.
 
-        Returns the lanes, which know how busy they were, and the number of bad images, with those before.
+        Returns the workers, which know how busy they were, and the number of bad images, with those before.
 
         Raises VitrailError where there are more bad images than `max_errors`, or a file cannot be written; none is left half-written.
         """
         device = self.vit.device
-        lanes = Lanes(device)
+        workers = InferenceWorkers(device)
         batch_size = self.batch_size or (BATCH_SIZE_ON_CPU if device.type == "cpu" else BATCH_SIZE)
         if self.programs is None:
-            self.programs = Programs(
+            self.programs = CompiledModel(
                 FeatureOutputs(self.vit, self.kinds),
                 self.runtime,
                 batch_size=batch_size,
                 calibration=self.calibration,
-                num_streams=lanes.number,
+                num_streams=workers.number,
             )
         batches = read_batches(
             self.collection,
@@ -168,7 +167,7 @@ class Job:
         )
         writer = None
         with contextlib.closing(batches), contextlib.ExitStack() as unfinished:
-            for given, features in lanes.run(self._compute, self._ready(batches)):
+            for given, features in workers.run(self._compute, self._ready(batches)):
                 done = 0
                 if isinstance(given, Chunk):
                     writer = ChunkWriter(self.folder, given, self.schema, first_row=given.number * self.shard_size)
@@ -179,7 +178,7 @@ class Job:
                     with self.writing():
                         writer.add(given.entries, features)
                     done = len(given.entries)
-                elif isinstance(given, BadEntry):
+                elif isinstance(given, UnreadableEntry):
                     writer.add_bad(given)
                     done, num_errors = 1, num_errors + 1
                     if self.max_errors is not None and num_errors > self.max_errors:
@@ -193,7 +192,7 @@ class Job:
                     unfinished.pop_all()
                 if advance is not None and done:
                     advance(done)
-        return lanes, num_errors
+        return workers, num_errors
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -210,7 +209,7 @@ class Job:
         """The same, when the engine has made its program for the first images: that takes a while, which counts as preparation."""
         assert self.programs is not None
         read = []
-        for given in () if self.programs.is_module else itertools.islice(batches, MOST_READ):
+        for given in () if self.programs.is_module else itertools.islice(batches, MAX_READ):
             read.append(given)
             if isinstance(given, Batch):
                 self.programs(given.pixel_values)
@@ -218,9 +217,9 @@ class Job:
         return itertools.chain(read, batches)
 
     @property
-    def fidelity(self) -> dict[str, Fidelity]:
+    def agreement(self) -> dict[str, Agreement]:
         """How near each column comes to the model in float32, as far as this process has run it by another runtime."""
-        return dict(zip(self.columns, self.programs.fidelity, strict=False)) if self.programs else {}
+        return dict(zip(self.columns, self.programs.agreement, strict=False)) if self.programs else {}
 
     @torch.inference_mode()
     def _compute(self, given: Given) -> tuple[Given, dict[str, np.ndarray]]:
@@ -244,4 +243,4 @@ class Job:
 def default_num_workers(device: torch.device) -> int:
     """Processes that decode images for a model on this device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return torch.get_num_threads() // CORES_PER_WORKER if device.type == "cpu" else min(cores, MOST_WORKERS)
+    return torch.get_num_threads() // CORES_PER_WORKER if device.type == "cpu" else min(cores, MAX_WORKERS)

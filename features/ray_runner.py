@@ -19,9 +19,9 @@ import torch
 
 from ..data.reader import Piece
 from ..errors import VitrailError
-from ..runtime.workers import Lanes
+from ..runtime.workers import InferenceWorkers
 from ..version import __version__
-from .job import CORES_PER_WORKER, MOST_WORKERS, TOO_MANY, Job
+from .job import CORES_PER_WORKER, MAX_WORKERS, TOO_MANY, Job
 
 try:
     import ray
@@ -43,8 +43,8 @@ def run_on_ray(
     num_errors: int = 0,
     advance: Callable[[int], None] | None = None,
     concurrency: int | None = None,
-) -> Lanes:
-    """Runs pieces on a Ray cluster, as `Job.run` does in this process; the lanes that it returns stand for those of all actors.
+) -> InferenceWorkers:
+    """Runs pieces on a Ray cluster, as `Job.run` does in this process; the workers that it returns stand for those of all actors.
 
     The cluster is the one that this process is connected to, or that RAY_ADDRESS names, or that runs on this machine; else one of this
     machine alone is started, and stopped at the end. Its machines need this package, the output folder under the same path, and a way to
@@ -58,9 +58,9 @@ def run_on_ray(
     Raises VitrailError: what `Job.run` raises, on any machine; a machine lacks the package, or does not see the folder; the cluster
     cannot be reached, or has neither GPUs nor CPU cores; actors die over the same piece again and again.
     """
-    lanes = Lanes(torch.device("cpu"))
+    workers = InferenceWorkers(torch.device("cpu"))
     if not pieces:
-        return lanes
+        return workers
     model = job.model if job.model.device.type == "cpu" else copy.deepcopy(job.model).cpu()
     job = replace(job, model=model, output_dir=job.folder.path.absolute())
     with _connected(), _mark(job.folder.progress) as mark:
@@ -80,9 +80,9 @@ def run_on_ray(
                 if job.max_errors is not None and num_errors > job.max_errors:  # each actor counts those of its piece
                     raise VitrailError(TOO_MANY.format(number=num_errors, most=job.max_errors))
                 available, busy = available + result["available"], busy + result["busy"]
-        lanes.seconds = time.perf_counter() - started
-        lanes.busy = lanes.seconds * lanes.number * busy / available if available else 0.0
-    return lanes
+        workers.seconds = time.perf_counter() - started
+        workers.busy = workers.seconds * workers.number * busy / available if available else 0.0
+    return workers
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ class PieceRunner:
         self.share, self.job = share, share.job
         if share.pool.num_gpus:
             self.job.model.to("cuda")
-            self.job.num_workers = min(share.pool.num_cpus, MOST_WORKERS) if self.job.num_workers is None else self.job.num_workers
+            self.job.num_workers = min(share.pool.num_cpus, MAX_WORKERS) if self.job.num_workers is None else self.job.num_workers
 
     def run(self, index: int) -> dict[str, Any]:
         """Runs a piece. A VitrailError is a result: Ray wraps what is raised into exceptions of its own, and prints them as well."""
         torch.set_num_threads(max(self.share.pool.num_cpus, 1))  # of this thread: Ray may call from another than at first
-        images, errors, lanes, message = 0, self.share.num_errors, Lanes(torch.device("cpu")), ""
+        images, errors, workers, message = 0, self.share.num_errors, InferenceWorkers(torch.device("cpu")), ""
 
         def advance(number: int) -> None:
             nonlocal images
@@ -152,11 +152,17 @@ class PieceRunner:
 
         try:
             self._begin(index)
-            lanes, errors = self.job.run([self.share.pieces[index]], num_errors=errors, advance=advance)
+            workers, errors = self.job.run([self.share.pieces[index]], num_errors=errors, advance=advance)
         except VitrailError as error:
             message = str(error)
         errors -= self.share.num_errors
-        return {"images": images, "errors": errors, "available": lanes.seconds * lanes.number, "busy": lanes.busy, "error": message}
+        return {
+            "images": images,
+            "errors": errors,
+            "available": workers.seconds * workers.number,
+            "busy": workers.busy,
+            "error": message,
+        }
 
     def _begin(self, index: int) -> None:
         """Notes an attempt. Raises VitrailError if too many have failed, or the folder is not the one that the driver sees."""

@@ -26,7 +26,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from ..data.entries import ImageEntry, row_id
-from ..data.reader import BadEntry, Chunk
+from ..data.reader import Chunk, UnreadableEntry
 from ..errors import VitrailError
 from ..utils.atomic import read_json
 from ..utils.hashing import sha256
@@ -201,7 +201,7 @@ class ChunkWriter:
         if self.held >= ROW_GROUP:
             self._write()
 
-    def add_bad(self, bad: BadEntry) -> None:
+    def add_bad(self, bad: UnreadableEntry) -> None:
         """An image without features."""
         self.rows[bad.entry.row] = None
         self.bad.append({"id": row_id(self.chunk.part, bad.entry.row), "path": bad.entry.path, "reason": bad.reason})

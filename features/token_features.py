@@ -16,16 +16,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.decoding import open_image
-from ..errors import BadImageError, VitrailError
+from ..errors import UnreadableImageError, VitrailError
 from ..modeling.modeling_vit import ViTModel
 from ..processing.augmentation import rng_of, training_view
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import DEFAULT_RUNTIME, Programs, Runtime
-from .feature_types import FeatureKind, compute_features
+from ..runtime.compiled import DEFAULT_RUNTIME, CompiledModel, Runtime
+from .feature_types import FeatureType, compute_features
 
 
 @dataclass(frozen=True)
-class BadImage:
+class UnreadableImage:
     """An image that cannot be used: its row in the dataset, the path that the dataset gives for it, and why."""
 
     row: int
@@ -40,10 +40,10 @@ def extract_parts(vit: ViTModel, pixel_values: torch.Tensor, *, num_cls_layers: 
         is `pooler_output`.
     """
     if num_cls_layers == 0:
-        return compute_features(vit, pixel_values, [FeatureKind("pooled")])["pooled"].unsqueeze(1).float()
+        return compute_features(vit, pixel_values, [FeatureType("pooled")])["pooled"].unsqueeze(1).float()
     number = vit.config.num_hidden_layers
-    last_layers = FeatureKind("layers", tuple(range(number - num_cls_layers, number)))
-    features = compute_features(vit, pixel_values, [last_layers, FeatureKind("mean")])
+    last_layers = FeatureType("layers", tuple(range(number - num_cls_layers, number)))
+    features = compute_features(vit, pixel_values, [last_layers, FeatureType("mean")])
     return torch.cat((features["layers"], features["mean"].unsqueeze(1)), dim=1).float()
 
 
@@ -66,16 +66,16 @@ def parts_programs(
     runtime: Runtime = DEFAULT_RUNTIME,
     batch_size: int = 32,
     calibration: torch.Tensor | None = None,
-) -> Programs:
-    """What runs `extract_parts` of a model in evaluation mode; see `Programs`."""
-    return Programs(Parts(vit, num_cls_layers).eval(), runtime, batch_size=batch_size, calibration=calibration)
+) -> CompiledModel:
+    """What runs `extract_parts` of a model in evaluation mode; see `CompiledModel`."""
+    return CompiledModel(Parts(vit, num_cls_layers).eval(), runtime, batch_size=batch_size, calibration=calibration)
 
 
 class ImageViews(Dataset):
-    """The views of each image of a dataset as pixel values: items are (row, (V, C, H, W)), or BadImage.
+    """The views of each image of a dataset as pixel values: items are (row, (V, C, H, W)), or UnreadableImage.
 
     Args:
-        dataset: with the column "image", as `load_images` makes it.
+        dataset: with the column "image", as `load_labeled_images` makes it.
         views: how many training views are drawn, each from the seed, its own number and the row alone; 0 for the one view of the
             image processor.
         resample: Pillow's filter for training views.
@@ -93,16 +93,16 @@ class ImageViews(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, row: int) -> tuple[int, torch.Tensor] | BadImage:
+    def __getitem__(self, row: int) -> tuple[int, torch.Tensor] | UnreadableImage:
         entry = self.dataset[row]["image"]
         try:
             return row, self._pixel_values(entry, row)
-        except BadImageError as error:
-            return BadImage(row, error.path, error.reason)
+        except UnreadableImageError as error:
+            return UnreadableImage(row, error.path, error.reason)
         except VitrailError:  # of the image processor's settings, not of this image
             raise
         except ValueError as error:  # decoded, but of channels or values that the model cannot take
-            return BadImage(row, entry["path"] or "without a path", str(error))
+            return UnreadableImage(row, entry["path"] or "without a path", str(error))
 
     def _pixel_values(self, entry: Mapping[str, Any], row: int) -> torch.Tensor:
         if self.views == 0:
@@ -119,11 +119,11 @@ class ExtractedChunk:
     chunk: range
     rows: np.ndarray
     parts: np.ndarray
-    bad: list[BadImage]
+    bad: list[UnreadableImage]
 
 
 def extract_chunks(
-    programs: Programs,
+    programs: CompiledModel,
     images: ImageViews,
     chunks: Sequence[range],
     *,
@@ -171,12 +171,14 @@ def _parts_shape(parts: Parts) -> tuple[int, int]:
     return (parts.num_cls_layers + 1, config.hidden_size) if parts.num_cls_layers else (1, config.pooled_size)
 
 
-def _by_shape(items: list[tuple[int, torch.Tensor] | BadImage]) -> tuple[list[tuple[list[int], torch.Tensor]], list[BadImage]]:
+def _by_shape(
+    items: list[tuple[int, torch.Tensor] | UnreadableImage],
+) -> tuple[list[tuple[list[int], torch.Tensor]], list[UnreadableImage]]:
     """Rows and pixel values (rows * V, C, H, W) of each shape of image; and the bad images."""
-    bad = [item for item in items if isinstance(item, BadImage)]
+    bad = [item for item in items if isinstance(item, UnreadableImage)]
     groups: dict[torch.Size, list[tuple[int, torch.Tensor]]] = {}
     for item in items:
-        if not isinstance(item, BadImage):
+        if not isinstance(item, UnreadableImage):
             groups.setdefault(item[1].shape, []).append(item)
     return [([row for row, _ in group], torch.cat([pixels for _, pixels in group])) for group in groups.values()], bad
 

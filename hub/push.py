@@ -34,7 +34,7 @@ from ..convert.model_folder import (
     write_report,
 )
 from ..errors import UploadError, VitrailError
-from ..model_cards.card import folder_card, model_card
+from ..model_cards.card import folder_card, render_model_card
 from ..model_cards.readme import is_rendered, may_be_rendered, write_card
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..version import __version__
@@ -55,7 +55,7 @@ class Upload:
     """What one commit brings: the path of each file, by its name in the repository; and what a person should know of it."""
 
     files: dict[str, Path]
-    notices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,27 +155,27 @@ def stage(
         of_others += list(PRETRAINING_NAMES) * (pretraining is None)
         stale = [name for name in of_others if (path / name).exists()]
         if stale:
-            upload.notices.append(f"left out, because it is not of these weights: {', '.join(stale)}")
+            upload.warnings.append(f"left out, because it is not of these weights: {', '.join(stale)}")
     if to != "vitrail":
         exported = to_format(model, image_processor, to)
         write_exported(exported, folder)
         if said is not None:
             write_report(folder, said)
-        upload.notices += exported.notices
-        card = model_card(
+        upload.warnings += exported.warnings
+        card = render_model_card(
             model.config,
             image_processor,
             said,
             classifies=isinstance(model, ViTForImageClassification),
             name=repo_id,
             format=to,
-            notices=exported.notices,
+            warnings=exported.warnings,
             results=results,
             pretraining=pretraining,
         )
         write_card(folder, card)
         if ours and not may_be_rendered(path):
-            upload.notices.append(f"the folder's {CARD_NAME} was edited, and describes another layout: a new one is uploaded")
+            upload.warnings.append(f"the folder's {CARD_NAME} was edited, and describes another layout: a new one is uploaded")
     elif ours:
         folder.mkdir()
         upload.files = {file.name: file for file in weight_files(path)}
@@ -186,7 +186,7 @@ def stage(
         if may_be_rendered(folder):
             write_card(folder, folder_card(folder, name=repo_id, weights_sha256=weights_sha256))
         else:
-            upload.notices.append(f"{CARD_NAME} was edited and goes up as it is: see that its code loads {repo_id}")
+            upload.warnings.append(f"{CARD_NAME} was edited and goes up as it is: see that its code loads {repo_id}")
     else:
         save(model, image_processor, folder, report=report, code=code)
         write_card(folder, folder_card(folder, name=repo_id))

@@ -59,7 +59,7 @@ def official_card(checkpoint: Checkpoint) -> ModelCard:
     return _render(data, title=name, layout="official", facts=facts)
 
 
-def model_card(
+def render_model_card(
     config: ViTConfig,
     image_processor: VitrailImageProcessor,
     report: Mapping[str, Any] | None,
@@ -68,7 +68,7 @@ def model_card(
     name: str,
     format: str = "vitrail",
     carries_code: bool = True,
-    notices: Sequence[str] = (),
+    warnings: Sequence[str] = (),
     results: Mapping[str, Any] | None = None,
     pretraining: Mapping[str, Any] | None = None,
 ) -> ModelCard:
@@ -81,7 +81,7 @@ def model_card(
         name: what the code in the card loads: "user/name" on the Hub, or else a folder.
         format: what the repository is laid out for: "vitrail", "transformers" or "timm".
         carries_code: whether the code of the model lies beside the weights.
-        notices: what an export to another layout does otherwise.
+        warnings: what an export to another layout does otherwise.
         results: what results.json says, where vitrail has trained the classifier.
         pretraining: what pretraining.json says, where vitrail has trained the encoder without labels.
     """
@@ -96,7 +96,7 @@ def model_card(
         "conversion": conversion_table(report),
         "verification": verification(report),
         "against": shlex.quote(load_name(checkpoint)) if checkpoint else "SOURCE",
-        "export_notices": [plain(notice) for notice in notices],
+        "export_notices": [plain(warning) for warning in warnings],
         "citations": PAPERS["2010.11929"].bibtex,
         "measured": measured_facts(results, pictures=format == "vitrail") if results else None,
         "pretraining": pretraining_facts(pretraining, pictures=format == "vitrail") if pretraining else None,
@@ -150,7 +150,7 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_s
     config = make_config(VITRAIL.configure(raw, None))
     if weights_sha256 is None and any((folder / record).is_file() for record in (REPORT_NAME, RESULTS_NAME, PRETRAINING_NAME)):
         weights_sha256 = hash_weights(folder)  # once for all
-    return model_card(
+    return render_model_card(
         config,
         VITRAIL.image_processor(raw, config),
         read_report(folder, weights_sha256),

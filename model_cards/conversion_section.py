@@ -61,7 +61,7 @@ def conversion_table(report: Mapping[str, Any]) -> str | None:
     rows += [
         ("Tensors", f"{report['coverage']['converted']} converted; every parameter of the model is filled"),
         *(("Left out", code(name)) for name in report["coverage"]["ignored"]),
-        *(("Note", plain(notice)) for notice in report["notices"]),
+        *(("Note", plain(warning)) for warning in report["warnings"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(report["versions"].items()))),
     ]
     return markdown_table(("What", "Value"), rows)

@@ -26,7 +26,7 @@ def pretraining_facts(run: Mapping[str, Any], *, pictures: bool) -> dict[str, An
         "precision": run["precision"],
         "recipe": f"{plain(run['recipe']['name'])} ({plain(run['recipe']['source'])})",
         "seed": run["seed"],
-        # of which nothing is known where no labelled image could be read
+        # of which nothing is known where no labeled image could be read
         "knn": knn and knn["accuracy"] is not None and knn | {"accuracy": f"{100 * knn['accuracy']:.1f} %"},
         "pictures": pictures,
     }

@@ -12,13 +12,13 @@ from ..convert.sources.catalog import find_checkpoint
 from ..convert.sources.resolver import FILE_SUFFIXES
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..utils.atomic import write_text
-from .card import folder_card, model_card, official_card
+from .card import folder_card, official_card, render_model_card
 
 # The last line of a card that was rendered, by which an edited one is told from it
 SIGNATURE = "<!-- Rendered by vitrail, which renders it anew as long as nobody edits it. {} -->\n"
 
 
-def card_of(source: str | os.PathLike) -> ModelCard:
+def model_card(source: str | os.PathLike) -> ModelCard:
     """The card of a folder of ours, of an official checkpoint by a name of the catalogue, which is not downloaded, or of any other source.
 
     Raises:
@@ -35,7 +35,7 @@ def card_of(source: str | os.PathLike) -> ModelCard:
     if name.endswith(FILE_SUFFIXES):
         name = os.path.splitext(name)[0]  # what the folder that it is converted into would be called
     classifies = isinstance(model, ViTForImageClassification)
-    return model_card(model.config, image_processor, report.to_dict(), classifies=classifies, name=name)
+    return render_model_card(model.config, image_processor, report.to_dict(), classifies=classifies, name=name)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:

@@ -32,7 +32,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_vit import ViTConfig
 
 RELATIVE_MLP_DROPOUT = 0.125  # timm 1.0, layers/pos_embed_rel.py, RelPosMlp
-LARGEST_KEPT_BIAS = 2**24  # elements; a larger relative bias (64 MiB in float32, for each block) is made anew at each call
+MAX_KEPT_BIAS = 2**24  # elements; a larger relative bias (64 MiB in float32, for each block) is made anew at each call
 
 
 # --------------------------------------------------------------------------------------------------------------- positions
@@ -71,7 +71,7 @@ class PerSizeCache(nn.Module):
             return entry[1]
         with torch.inference_mode(False), torch.no_grad():
             value = compute()
-        if value.numel() <= LARGEST_KEPT_BIAS:
+        if value.numel() <= MAX_KEPT_BIAS:
             self.entry = (key, value, tuple(p.detach() for p in parameters))
         return value
 

@@ -7,12 +7,12 @@ from torch.utils.data import Dataset, get_worker_info
 from transformers.utils import logging
 
 from ..data.decoding import open_image
-from ..errors import BadImageError, ReadingAheadError, VitrailError
+from ..errors import UnreadableImageError, VitrailError, WorkerError
 from ..processing.augmentation import rng_of
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.multi_crop import MultiCropAugmentation, check_channels, multi_crop
 
-MOST_BAD = 100  # images in a row that cannot be read, before a run gives up
+MAX_UNREADABLE = 100  # images in a row that cannot be read, before a run gives up
 
 logger = logging.get_logger(__name__)
 
@@ -24,7 +24,7 @@ class MultiCropImages(Dataset):
     resumed. In the place of an image that cannot be read stands the next one that can, unless `strict`.
 
     Args:
-        dataset: with the column "image", as `vitrail.data.labeled.load_images` makes it.
+        dataset: with the column "image", as `vitrail.data.labeled.load_labeled_images` makes it.
         image_processor: of the model, for its channels and its normalisation.
         augmentation: the views.
         strict: refuse an image that cannot be read.
@@ -66,15 +66,15 @@ class MultiCropImages(Dataset):
         except VitrailError as error:
             if get_worker_info() is None:
                 raise
-            raise ReadingAheadError(str(error)) from None
+            raise WorkerError(str(error)) from None
 
     def _crops(self, row: int) -> dict[str, torch.Tensor]:
-        tries = min(len(self), MOST_BAD)
+        tries = min(len(self), MAX_UNREADABLE)
         for candidate in range(row, row + tries):
             candidate %= len(self)
             try:
                 global_crops, local_crops = self._crops_of(candidate, rng_of(self.seed, int(self.epoch), row))
-            except BadImageError as error:
+            except UnreadableImageError as error:
                 if self.strict:
                     raise
                 self._report(candidate, error)
@@ -90,9 +90,9 @@ class MultiCropImages(Dataset):
         except VitrailError:  # of the settings, not of this image
             raise
         except ValueError as error:  # decoded, but of channels or values that the model cannot take
-            raise BadImageError(entry["path"] or "without a path", str(error)) from error
+            raise UnreadableImageError(entry["path"] or "without a path", str(error)) from error
 
-    def _report(self, row: int, error: BadImageError) -> None:
+    def _report(self, row: int, error: UnreadableImageError) -> None:
         if not self.reported[row]:
             self.reported[row] = True
             logger.warning(f"left out, the next image takes its place: {error}")

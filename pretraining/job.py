@@ -20,7 +20,6 @@ from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..evaluation.results import described_model, public_name, versions
 from ..evaluation.training import KeepLastCheckpoint, Progress, last_checkpoint
-from ..features.embedding import encoder
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -32,7 +31,7 @@ from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
 from .recipes import PretrainingRecipe, find_recipe, fit_to_patches
 from .report import write_report
-from .teacher_evaluation import ACCURACY, MOST_IMAGES, NUM_NEIGHBOURS, TeacherKNN
+from .teacher_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, TeacherKNN
 from .trainer import DINOTrainer
 
 LOGS = 500  # about so many points has a curve
@@ -89,7 +88,7 @@ def pretrain(
             elsewhere, or the training diverges.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    vit = encoder(model)
+    vit = model.base_model
     recipe = dataclasses.replace(
         recipe,
         epochs=recipe.epochs if epochs is None else epochs,
@@ -156,9 +155,9 @@ def _observe(
     trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.add_callback(Progress("pretraining"))
-    if images.labelled is not None:
+    if images.labeled is not None:
         num_workers = trainer.args.dataloader_num_workers
-        trainer.add_callback(TeacherKNN(trainer, image_processor, images.labelled, every=evaluate_every, num_workers=num_workers))
+        trainer.add_callback(TeacherKNN(trainer, image_processor, images.labeled, every=evaluate_every, num_workers=num_workers))
 
 
 def training_arguments(
@@ -223,10 +222,10 @@ def _described(trainer: DINOTrainer, recipe: PretrainingRecipe, images: Training
 
 def _knn(trainer: DINOTrainer, images: TrainingImages) -> dict[str, Any] | None:
     """How the teacher was measured, and the last accuracy, if there is one; images that cannot be read are counted too."""
-    if images.labelled is None:
+    if images.labeled is None:
         return None
-    halves = {"train": images.labelled.train, "validation": images.labelled.validation}
-    counts = {f"{name}_images": min(len(half), MOST_IMAGES) for name, half in halves.items()}
+    halves = {"train": images.labeled.train, "validation": images.labeled.validation}
+    counts = {f"{name}_images": min(len(half), MAX_IMAGES) for name, half in halves.items()}
     accuracies = [entry[ACCURACY] for entry in trainer.state.log_history if ACCURACY in entry]
     known = bool(accuracies) and not math.isnan(accuracies[-1])
-    return {"k": min(NUM_NEIGHBOURS, counts["train_images"]), "accuracy": accuracies[-1] if known else None, **counts}
+    return {"k": min(NUM_NEIGHBORS, counts["train_images"]), "accuracy": accuracies[-1] if known else None, **counts}

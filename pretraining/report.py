@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..convert.model_folder import PRETRAINING_NAMES
 from ..hub.save import keep_record
-from ..utils.figures import COLOURS, OTHERS, STYLE, save_figure
+from ..utils.figures import COLORS, OTHERS, STYLE, save_figure
 from .teacher_evaluation import ACCURACY
 
 
@@ -52,7 +52,7 @@ def training_curves(run: Mapping[str, Any]) -> Figure:
 
 
 def _draw(axes: Axes, curves: Sequence[Mapping[str, float]], names: Mapping[str, str], *, scale: float = 1) -> None:
-    for (name, label), colour in zip(names.items(), COLOURS, strict=False):
+    for (name, label), colour in zip(names.items(), COLORS, strict=False):
         points = [point for point in curves if name in point]
         values = [scale * point[name] for point in points]
         axes.plot([point["epoch"] for point in points], values, color=colour, linewidth=1.6, label=label)

@@ -1,4 +1,4 @@
-"""How good the teacher's features are while it trains: weighted k-NN of labelled images, as DINO is evaluated."""
+"""How good the teacher's features are while it trains: weighted k-NN of labeled images, as DINO is evaluated."""
 
 import math
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..data.labeled import LabelledImages
+from ..data.labeled import LabeledImages
 from ..evaluation.knn import knn_classify
 from ..features.token_features import ImageViews, extract_chunks, parts_programs
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .trainer import DINOTrainer
 
-NUM_NEIGHBOURS = 20  # DINO's best for most models: arXiv:2104.14294, section 4.1
-MOST_IMAGES = 10_000  # of each half, evenly spread, so that it takes little of the time of the training
+NUM_NEIGHBORS = 20  # DINO's best for most models: arXiv:2104.14294, section 4.1
+MAX_IMAGES = 10_000  # of each half, evenly spread, so that it takes little of the time of the training
 ACCURACY = "eval_knn_accuracy"
 
 logger = logging.get_logger(__name__)
@@ -41,7 +41,7 @@ class TeacherKNN(TrainerCallback):
 
     trainer: DINOTrainer
     image_processor: VitrailImageProcessor
-    images: LabelledImages
+    images: LabeledImages
     every: int = 1
     batch_size: int = 32
     num_workers: int = 0
@@ -62,20 +62,20 @@ class TeacherKNN(TrainerCallback):
         validation, labels = self._vectors(self.images.validation)
         if not len(train_labels) or not len(labels):
             return math.nan
-        k = min(NUM_NEIGHBOURS, len(train_labels))
+        k = min(NUM_NEIGHBORS, len(train_labels))
         classes = knn_classify(
             train,
             train_labels,
             validation,
             num_classes=len(self.images.label_names),
-            num_neighbours=[k],
+            num_neighbors=[k],
             device=self.trainer.args.device,
         )[k]
         return float((classes[:, 0] == labels).mean())
 
     def _vectors(self, images: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """What the teacher pools of images, (N, D), and their labels, (N,); without those that cannot be read."""
-        number = min(len(images), MOST_IMAGES)
+        number = min(len(images), MAX_IMAGES)
         images = images.select([index * len(images) // number for index in range(number)])
         teacher: ViTModel = self.trainer.teacher
         (chunk,) = extract_chunks(

@@ -12,14 +12,13 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from ..errors import VitrailError
-from ..features.embedding import encoder
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from .arguments import DINOTrainingArguments
 from .methods.dino import DINOHead, DINOModel
-from .methods.loss import CollapseSigns, DINOLoss
+from .methods.loss import CollapseDiagnostics, DINOLoss
 from .schedules import CosineSchedule, LinearWarmup
 
-SIGNS = tuple(CollapseSigns.__annotations__)
+SIGNS = tuple(CollapseDiagnostics.__annotations__)
 
 
 class DINOTrainer(Trainer):
@@ -197,7 +196,7 @@ class _DINOSteps(TrainerCallback):
 
 def make_dino_model(model: ViTPreTrainedModel, args: DINOTrainingArguments) -> DINOModel:
     """Student, teacher and loss of a run that begins at a model's encoder, with a new head."""
-    backbone = encoder(model)
+    backbone = model.base_model
     head = DINOHead(
         backbone.config.pooled_size,
         args.num_prototypes,

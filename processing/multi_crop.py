@@ -75,7 +75,7 @@ class MultiCropAugmentation:
     jitter_probability, brightness, contrast, saturation, hue: of changed colours. The four are applied in random order, the first
         three with a factor from max(0, 1 - strength) to 1 + strength; the hue moves by up to that share of the circle, to either
         side. A strength of 0 leaves its operation out.
-    greyscale_probability: of an image without colours.
+    grayscale_probability: of an image without colours.
     blur_radius: bounds of the standard deviation, in pixels, of Pillow's GaussianBlur. How probable it is belongs to the crop.
     solarize_threshold: levels of at least this are inverted, as probable as the crop says.
 
@@ -93,7 +93,7 @@ class MultiCropAugmentation:
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
-    greyscale_probability: float = 0.2
+    grayscale_probability: float = 0.2
     blur_radius: tuple[float, float] = (0.1, 2.0)
     solarize_threshold: int = 128
 
@@ -105,7 +105,7 @@ class MultiCropAugmentation:
         _check_whole("solarize_threshold", self.solarize_threshold, least=0)
         _check_bounds("ratio", self.ratio)
         _check_bounds("blur_radius", self.blur_radius)
-        for name in ("flip_probability", "jitter_probability", "greyscale_probability"):
+        for name in ("flip_probability", "jitter_probability", "grayscale_probability"):
             _check_number(name, getattr(self, name), most=1)
         for name in ("brightness", "contrast", "saturation"):
             _check_number(name, getattr(self, name))
@@ -158,7 +158,7 @@ def draw_crops(augmentation: MultiCropAugmentation, width: int, height: int, rng
         probabilities = (
             augmentation.flip_probability,
             augmentation.jitter_probability,
-            augmentation.greyscale_probability,
+            augmentation.grayscale_probability,
             crop.blur_probability,
             crop.solarize_probability,
         )

@@ -12,7 +12,7 @@ from .image_processing_vit import VitrailImageProcessor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
-LONGEST_SIDE = 8  # times the shorter one, where an image keeps its aspect: a strip of 3000 x 2 would become too large to run
+MAX_ASPECT = 8  # times the shorter one, where an image keeps its aspect: a strip of 3000 x 2 would become too large to run
 BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
 
 
@@ -120,7 +120,7 @@ def keep_aspect(image_processor: VitrailImageProcessor, patch_size: int | Sequen
     if image_processor.do_center_crop or image_processor.do_resize:
         sides = dict(image_processor.crop_size if image_processor.do_center_crop else image_processor.size)
         shorter = min(sides.values())
-        changes |= {"do_resize": True, "size": {"shortest_edge": shorter, "longest_edge": LONGEST_SIDE * shorter}}
+        changes |= {"do_resize": True, "size": {"shortest_edge": shorter, "longest_edge": MAX_ASPECT * shorter}}
     return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)
 
 

@@ -43,8 +43,8 @@ ENGINES = {
     "openvino": Engine(openvino_program, ("float32", "bfloat16", "float16", "int8"), fixed_size=True, devices=("cpu",)),
 }
 # The smallest cosine between what a program and the float32 model answer for an image; below, something is wrong
-LEAST_COSINE = {"float64": 0.9999, "float32": 0.9999, "bfloat16": 0.99, "float16": 0.999, "int8": 0.9}
-MOST_SIZES = 8  # programs that are kept at a time, each of which has weights of its own
+MIN_COSINE = {"float64": 0.9999, "float32": 0.9999, "bfloat16": 0.99, "float16": 0.999, "int8": 0.9}
+MAX_SIZES = 8  # programs that are kept at a time, each of which has weights of its own
 NUM_CALIBRATION = 64  # images by which int8 chooses its scales, at most
 NUM_CHECKED = 8  # images on which a program is compared with its module, at most
 
@@ -81,7 +81,7 @@ DEFAULT_RUNTIME = Runtime()  # the model as it is
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Agreement:
     """How near an output comes to that of the model in float32.
 
     cosine: the smallest, over images, between all numbers of the output for an image.
@@ -92,7 +92,7 @@ class Fidelity:
     max_difference: float
 
 
-class Programs:
+class CompiledModel:
     """A module as a runtime runs it: called like the module, by `num_streams` threads at a time.
 
     Whenever it makes a program it compares what that answers to the images at hand with what the module answers in float32; where it
@@ -125,7 +125,7 @@ class Programs:
         self.batch_size = batch_size
         self.calibration = calibration
         self.num_streams = num_streams
-        self.fidelity: tuple[Fidelity, ...] = ()  # of each output, the worst so far; empty while nothing was compared
+        self.agreement: tuple[Agreement, ...] = ()  # of each output, the worst so far; empty while nothing was compared
         self._programs: OrderedDict[tuple[int, int] | None, Program] = OrderedDict()
         self._lock = threading.Lock()
         if self.device.type not in self.engine.devices:
@@ -154,7 +154,7 @@ class Programs:
                 if not self.is_module:
                     self._check(program, pixel_values[:NUM_CHECKED])
                 self._programs[size] = program
-                if len(self._programs) > MOST_SIZES:
+                if len(self._programs) > MAX_SIZES:
                     self._programs.popitem(last=False)
             self._programs.move_to_end(size)
             return self._programs[size]
@@ -177,14 +177,14 @@ class Programs:
             _compare(output.flatten(1), wanted.flatten(1))
             for output, wanted in zip(self._run(program, pixel_values), expected, strict=True)
         ]
-        least = LEAST_COSINE[self.precision]
-        for fidelity in found:
-            if not fidelity.cosine >= least:  # also true of NaN
+        least = MIN_COSINE[self.precision]
+        for agreement in found:
+            if not agreement.cosine >= least:  # also true of NaN
                 raise VitrailError(
                     f"what {self.runtime.engine} computes in {self.precision} is not what the model answers: the cosine between "
-                    f"the two is {fidelity.cosine:.4f}, expected {least} or more. Choose another precision or engine."
+                    f"the two is {agreement.cosine:.4f}, expected {least} or more. Choose another precision or engine."
                 )
-        self.fidelity = tuple(map(_worse, self.fidelity, found)) if self.fidelity else tuple(found)
+        self.agreement = tuple(map(_worse, self.agreement, found)) if self.agreement else tuple(found)
 
 
 def precision_of(module: nn.Module) -> str:
@@ -192,11 +192,11 @@ def precision_of(module: nn.Module) -> str:
     return str(next(module.parameters()).dtype).removeprefix("torch.")
 
 
-def _compare(output: torch.Tensor, expected: torch.Tensor) -> Fidelity:
+def _compare(output: torch.Tensor, expected: torch.Tensor) -> Agreement:
     """Of two (B, …), in float64: the difference of two cosines near 1 is smaller than float32 can tell."""
     cosine = F.cosine_similarity(output.double(), expected.double()).min().item()
-    return Fidelity(cosine, (output - expected).abs().max().item())
+    return Agreement(cosine, (output - expected).abs().max().item())
 
 
-def _worse(one: Fidelity, other: Fidelity) -> Fidelity:
-    return Fidelity(min(one.cosine, other.cosine), max(one.max_difference, other.max_difference))
+def _worse(one: Agreement, other: Agreement) -> Agreement:
+    return Agreement(min(one.cosine, other.cosine), max(one.max_difference, other.max_difference))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import DifferentAnswersError, UnsupportedCheckpointError
+from ..errors import OutputMismatchError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import temporary_beside
@@ -108,7 +108,7 @@ def export_graph(
 
     Raises:
         UnsupportedCheckpointError: there is no such graph of this model.
-        DifferentAnswersError: the engine answers otherwise; nothing is written.
+        OutputMismatchError: the engine answers otherwise; nothing is written.
     """
     known = GRAPH_FORMATS[to]
     if type(model) not in OUTPUT_NAMES:
@@ -127,9 +127,9 @@ def export_graph(
         config.image_size = size
         config.save_pretrained(folder)
         image_processor.save_pretrained(folder)
-        notice = compare(module, known.run(folder / known.file), known, shapes_to_compare(model, size, batch_size, dynamic_size))
+        warning = compare(module, known.run(folder / known.file), known, shapes_to_compare(model, size, batch_size, dynamic_size))
         folder.rename(output)
-    return [notice]
+    return [warning]
 
 
 def prepared_size(image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
@@ -158,7 +158,7 @@ def shapes_to_compare(
 
 @torch.no_grad()
 def compare(module: NamedOutputs, engine: Engine, known: GraphFormat, shapes: list[tuple[int, int, int, int]]) -> str:
-    """Says how far an engine's answers are from a module's, to noise of these shapes; raises DifferentAnswersError if too far."""
+    """Says how far an engine's answers are from a module's, to noise of these shapes; raises OutputMismatchError if too far."""
     reference = traceable(module)
     largest = 0.0
     for shape in shapes:
@@ -169,7 +169,7 @@ def compare(module: NamedOutputs, engine: Engine, known: GraphFormat, shapes: li
             )  # a classifier may still be all zeros
             difference = ((torch.from_numpy(answer) - expected).abs().max() / scale).item()
             if not difference <= TOLERANCE:  # also where it is not a number
-                raise DifferentAnswersError(
+                raise OutputMismatchError(
                     f"{known.engine} answers otherwise than the model: to images of the shape {shape}, {name} differs by up to "
                     f"{difference:.1e} of its root mean square, where {TOLERANCE:.0e} may be; nothing is written. Another version of "
                     f"{' or '.join(known.packages)} may do."

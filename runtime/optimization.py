@@ -10,10 +10,10 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTModelOutput, ViTPreTrainedModel
-from .compiled import NUM_CHECKED, Fidelity, Programs, Runtime
+from .compiled import NUM_CHECKED, Agreement, CompiledModel, Runtime
 from .graph_export import OUTPUT_NAMES, NamedOutputs
 
-EXACT = Fidelity(cosine=1.0, max_difference=0.0)  # of the model itself to itself
+EXACT = Agreement(cosine=1.0, max_difference=0.0)  # of the model itself to itself
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,24 @@ class OptimizationReport:
 
     image_size: of the images it was compared on, (height, width).
     num_images: how many these were.
-    fidelity: of each output, by name.
+    agreement: of each output, by name.
     """
 
     precision: str
     engine: str
     image_size: tuple[int, int]
     num_images: int
-    fidelity: dict[str, Fidelity]
+    agreement: dict[str, Agreement]
 
     @property
     def cosine(self) -> float:
         """The smallest of all outputs."""
-        return min(fidelity.cosine for fidelity in self.fidelity.values())
+        return min(agreement.cosine for agreement in self.agreement.values())
 
     @property
     def max_difference(self) -> float:
         """The largest of all outputs."""
-        return max(fidelity.max_difference for fidelity in self.fidelity.values())
+        return max(agreement.max_difference for agreement in self.agreement.values())
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
@@ -59,7 +59,7 @@ class OptimizedModel:
     report: how near it comes to the model.
     """
 
-    def __init__(self, config: ViTConfig, programs: Programs, report: OptimizationReport) -> None:
+    def __init__(self, config: ViTConfig, programs: CompiledModel, report: OptimizationReport) -> None:
         self.config = config
         self.device = programs.device
         self.report = report
@@ -115,16 +115,16 @@ def optimize(
         )
     outputs = NamedOutputs(model.eval())
     images = _noise(model.config, example_size) if examples is None else examples
-    programs = Programs(outputs, runtime, batch_size=batch_size, calibration=examples if precision == "int8" else None)
+    programs = CompiledModel(outputs, runtime, batch_size=batch_size, calibration=examples if precision == "int8" else None)
     programs(images[:NUM_CHECKED])
-    fidelity = programs.fidelity or (EXACT,) * len(outputs.names)
+    agreement = programs.agreement or (EXACT,) * len(outputs.names)
     height, width = images.shape[-2:]
     report = OptimizationReport(
         programs.precision,
         engine,
         image_size=(height, width),
         num_images=len(images[:NUM_CHECKED]),
-        fidelity=dict(zip(outputs.names, fidelity, strict=True)),
+        agreement=dict(zip(outputs.names, agreement, strict=True)),
     )
     return OptimizedModel(model.config, programs, report)
 

@@ -1,4 +1,4 @@
-"""Programs that torch itself runs: the module as it is, in any of torch's precisions, and compiled with frozen weights."""
+"""CompiledModel that torch itself runs: the module as it is, in any of torch's precisions, and compiled with frozen weights."""
 
 import contextlib
 import copy

@@ -1,7 +1,7 @@
-"""Lanes: threads that run a model side by side, while the caller prepares what they take next.
+"""InferenceWorkers: threads that run a model side by side, while the caller prepares what they take next.
 
-On a CPU a lane for each core, each on one thread, does more than one forward pass on all cores: no core waits for another inside an
-operation, or while Python is between two of them. On an accelerator there is one lane.
+On a CPU a worker for each core, each on one thread, does more than one forward pass on all cores: no core waits for another inside an
+operation, or while Python is between two of them. On an accelerator there is one worker.
 """
 
 import threading
@@ -16,15 +16,15 @@ import torch
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
-AHEAD = 2  # items that wait for each lane
+AHEAD = 2  # items that wait for each worker
 
 
-class Lanes:
-    """The lanes of a device, which measure themselves.
+class InferenceWorkers:
+    """The workers of a device, which measure themselves.
 
-    number: of lanes.
+    number: of workers.
     seconds: since the first item was there until the last result was.
-    busy: seconds that the lanes have run, together.
+    busy: seconds that the workers have run, together.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class Lanes:
 
     @property
     def waiting(self) -> float:
-        """The share of their time, 0 to 1, in which the lanes had nothing to run."""
+        """The share of their time, 0 to 1, in which the workers had nothing to run."""
         return 1 - self.busy / (self.seconds * self.number) if self.seconds else 0.0
 
     def run(self, function: Callable[[Given], Result], items: Iterable[Given]) -> Iterator[Result]:
@@ -45,7 +45,7 @@ class Lanes:
         While this runs on a CPU, torch uses one thread for each operation, in the caller too.
         """
         threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(self.number, "lane", initializer=self._one_thread)
+        pool = ThreadPoolExecutor(self.number, "worker", initializer=self._one_thread)
         pending: deque[Future[Result]] = deque()
         started = None
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; with markers, so that grey copies can be read too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D")
 OTHERS = "#B8B8B8"  # what stands behind
 STYLE = {

@@ -8,7 +8,6 @@ from PIL import Image
 from torch import nn
 
 from ..errors import VitrailError
-from ..features.embedding import encoder
 from ..modeling.modeling_vit import ViTAttention, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .pictures import contact_sheet, heat_map, look, name_of, overlay
@@ -18,7 +17,7 @@ STYLES = {"overlay": overlay, "grid": heat_map}
 
 
 @torch.inference_mode()
-def attention_picture(
+def plot_attention(
     model: ViTPreTrainedModel,
     image_processor: VitrailImageProcessor,
     images: Sequence,
@@ -60,7 +59,7 @@ def attention_picture(
         if show == "rollout":
             attention = attention_rollout(model, pixel_values)
         else:
-            attention = encoder(model).attention_maps(pixel_values, layers=layers).float()
+            attention = model.base_model.attention_maps(pixel_values, layers=layers).float()
             attention = attention if show == "heads" else attention.mean(dim=2)
         maps.append(attention[0].cpu().numpy())
         blocks = [index % model.config.num_hidden_layers for index in layers]
@@ -94,7 +93,7 @@ def attention_rollout(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> 
     Returns:
         (B, h, w), float32; what it misses to a sum of 1 is of [CLS] and registers.
     """
-    model = encoder(model)
+    model = model.base_model
     # Averaged block by block: the heads of all blocks may be more than memory holds
     hooks = [module.register_forward_hook(_average_heads) for module in model.modules() if isinstance(module, ViTAttention)]
     try:

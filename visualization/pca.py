@@ -7,17 +7,16 @@ import torch
 from PIL import Image
 
 from ..errors import VitrailError
-from ..features.embedding import encoder
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .pictures import contact_sheet, look, name_of
 
 LIMITS = (0.01, 0.99)  # the quantiles of a component that become 0 and 1 of a colour, so that outliers do not take all the range
-LEAST_RANGE = 1e-5  # of a component, relative to the largest value of a token; what varies less is rounding
+MIN_RANGE = 1e-5  # of a component, relative to the largest value of a token; what varies less is rounding
 
 
 @torch.inference_mode()
-def pca_picture(
+def plot_pca(
     model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, images: Sequence, *, foreground: bool = True
 ) -> tuple[list[np.ndarray], list[np.ndarray], Image.Image]:
     """The patches of several images in colours that say which are alike, over all of them: DINOv2's picture (arXiv 2304.07193, figure 1).
@@ -44,11 +43,11 @@ def pca_picture(
     tokens, photos = [], []
     for image in images:
         pixel_values, photo = look(model, image_processor, image)
-        (patches,) = encoder(model).get_intermediate_layers(pixel_values, reshape=True)
+        (patches,) = model.base_model.get_intermediate_layers(pixel_values, reshape=True)
         tokens.append(patches[0].permute(1, 2, 0).cpu())
         photos.append(photo)
     masks = find_foreground(tokens) if foreground else [np.ones(patches.shape[:2], dtype=bool) for patches in tokens]
-    colours = component_colours(tokens, masks)
+    colours = component_colors(tokens, masks)
     strips = []
     for number, (image, photo, one) in enumerate(zip(images, photos, colours, strict=True)):
         levels = Image.fromarray((one * 255).round().astype(np.uint8))
@@ -76,7 +75,7 @@ def find_foreground(tokens: Sequence[torch.Tensor]) -> list[np.ndarray]:
     return [~mask for mask in masks] if on_border.mean() > 0.5 else masks
 
 
-def component_colours(tokens: Sequence[torch.Tensor], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+def component_colors(tokens: Sequence[torch.Tensor], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The first three principal components of the patches that masks select, each scaled to 0 to 1; the other patches are black.
 
     A component that does not vary becomes 0.5.
@@ -113,7 +112,7 @@ def principal_components(tokens: torch.Tensor, number: int) -> np.ndarray:
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     scores = centred @ (directions * largest.sign())
     span = scores.amax(dim=0) - scores.amin(dim=0)
-    return torch.where(span > LEAST_RANGE * values.abs().max(), scores, 0).numpy()
+    return torch.where(span > MIN_RANGE * values.abs().max(), scores, 0).numpy()
 
 
 def _otsu_threshold(scores: np.ndarray) -> float:

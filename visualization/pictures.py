@@ -14,13 +14,13 @@ from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 
 # Dark blue over violet and orange to light yellow; lightness grows steadily, so that the order survives in grey
-HEAT_COLOURS = np.array(
+HEAT_COLORS = np.array(
     [[13, 8, 60], [86, 15, 109], [160, 42, 99], [221, 81, 58], [252, 151, 32], [252, 255, 200]], dtype=np.float32
 )
 HEAT_OPACITY = 0.75
 MARGIN = 6  # pixels around the cells of a sheet
 SMALLEST_CELL = 160  # pixels, in which a caption can be read; smaller pictures are enlarged
-LARGEST_SHEET = 32_000_000  # pixels; cells shrink for it. Pillow warns of files from 89 million on
+MAX_SHEET = 32_000_000  # pixels; cells shrink for it. Pillow warns of files from 89 million on
 SMALLEST_FONT = 16  # pixels
 
 
@@ -111,10 +111,10 @@ def _scaled(attention: np.ndarray) -> np.ndarray:
 
 def heat(values: np.ndarray) -> Image.Image:
     """Values (h, w) from 0 to 1 in colours, a pixel for each."""
-    position = values * (len(HEAT_COLOURS) - 1)
-    lower = np.minimum(position.astype(int), len(HEAT_COLOURS) - 2)
+    position = values * (len(HEAT_COLORS) - 1)
+    lower = np.minimum(position.astype(int), len(HEAT_COLORS) - 2)
     share = (position - lower)[..., None]
-    colours = HEAT_COLOURS[lower] * (1 - share) + HEAT_COLOURS[lower + 1] * share
+    colours = HEAT_COLORS[lower] * (1 - share) + HEAT_COLORS[lower + 1] * share
     return Image.fromarray(colours.round().astype(np.uint8))
 
 
@@ -123,7 +123,7 @@ def contact_sheet(strips: Sequence[Sequence[tuple[str, Image.Image | None]]]) ->
 
     One strip is cut into rows that make about a square. Several strips, of one length, stay whole: one below the other, and side by
     side too where the sheet would be a tower. Every picture fills its cell as far as its aspect allows. Large sheets are shrunk to
-    `LARGEST_SHEET` pixels, and small pictures enlarged.
+    `MAX_SHEET` pixels, and small pictures enlarged.
 
     Args:
         strips: (caption, picture) of each cell; without a picture the cell stays empty.
@@ -132,7 +132,7 @@ def contact_sheet(strips: Sequence[Sequence[tuple[str, Image.Image | None]]]) ->
     widths, heights = zip(*(picture.size for _, picture in cells if picture is not None), strict=True)
     columns = _number_of_columns(len(strips), len(strips[0]), max(heights) / max(widths))
     rows = math.ceil(len(cells) / columns)
-    largest_zoom = math.sqrt(LARGEST_SHEET / (rows * max(heights) * columns * max(widths)))
+    largest_zoom = math.sqrt(MAX_SHEET / (rows * max(heights) * columns * max(widths)))
     zoom = min(math.ceil(SMALLEST_CELL / max(widths)), largest_zoom)
     width, height = max(round(max(widths) * zoom), 1), max(round(max(heights) * zoom), 1)
     step_x = width + MARGIN

@@ -10,8 +10,7 @@ from PIL import Image
 
 from ..data.decoding import open_image
 from ..errors import VitrailError
-from ..features.embedding import encoder
-from ..features.feature_types import FeatureKind, compute_features, parse_features
+from ..features.feature_types import FeatureType, compute_features, parse_features
 from ..features.neighbors import nearest, unit_rows
 from ..features.store import StoredFeatures
 from ..modeling.fingerprint import config_fields, weights_digest
@@ -25,7 +24,7 @@ CELL = 224  # pixels of a picture in the contact sheet
 MISSING = Image.new("RGB", (CELL, CELL), "#d9d9d9")  # in the place of an image that is not there any more
 
 
-def similar(
+def find_similar(
     model: ViTPreTrainedModel,
     stored: StoredFeatures,
     query: str | os.PathLike[str] | Image.Image,
@@ -45,10 +44,10 @@ def similar(
         The ids of the nearest images, (top,) int64, and their cosines, (top,) float32, both from the nearest on, or of all images where
         there are fewer; and a contact sheet: the query, then these. An image that is not there any more is grey.
 
-    Raises VitrailError if it is another model, or there is no such column of vectors; BadImageError if the query cannot be read.
+    Raises VitrailError if it is another model, or there is no such column of vectors; UnreadableImageError if the query cannot be read.
     """
     check_same_model(model, stored)
-    kind = vector_kind(model, stored, column)
+    kind = vector_type(model, stored, column)
     image_processor = VitrailImageProcessor.from_dict(stored.manifest["settings"]["image_processor"])
     image = query
     if not isinstance(query, Image.Image):
@@ -61,7 +60,7 @@ def similar(
 
 def check_same_model(model: ViTPreTrainedModel, stored: StoredFeatures) -> None:
     """Raises VitrailError if the stored features are another model's."""
-    settings, vit = stored.manifest["settings"], encoder(model)
+    settings, vit = stored.manifest["settings"], model.base_model
     weights = weights_digest(vit)
     remedy = "give the model that they were extracted with, or extract them again with this one."
     if weights != settings["weights"]:
@@ -77,12 +76,12 @@ def check_same_model(model: ViTPreTrainedModel, stored: StoredFeatures) -> None:
         )
 
 
-def vector_kind(model: ViTPreTrainedModel, stored: StoredFeatures, column: str | None) -> FeatureKind:
+def vector_type(model: ViTPreTrainedModel, stored: StoredFeatures, column: str | None) -> FeatureType:
     """The kind of features in a column of vectors, or in the first one.
 
     Raises VitrailError if there is no such column.
     """
-    kinds = parse_features(stored.manifest["settings"]["features"], encoder(model).config)
+    kinds = parse_features(stored.manifest["settings"]["features"], model.base_model.config)
     vectors = {kind.column: kind for kind in kinds if kind.is_vector}
     if not vectors:
         raise VitrailError(
@@ -95,11 +94,11 @@ def vector_kind(model: ViTPreTrainedModel, stored: StoredFeatures, column: str |
 
 @torch.inference_mode()
 def _unit_vector(
-    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: Image.Image, kind: FeatureKind
+    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: Image.Image, kind: FeatureType
 ) -> torch.Tensor:
     """The features of an image, (1, D), of length 1."""
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
-    return unit_rows(compute_features(encoder(model).eval(), pixel_values, [kind])[kind.column], 0, 1, "cpu")
+    return unit_rows(compute_features(model.base_model.eval(), pixel_values, [kind])[kind.column], 0, 1, "cpu")
 
 
 def _sheet(query: Image.Image, stored: StoredFeatures, ids: np.ndarray, cosines: Sequence[float]) -> Image.Image:

@@ -8,10 +8,10 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from ..data import read_collection
+from ..data import read_images
 from ..data.decoding import open_entry
 from ..data.entries import ImageCollection, ImageEntry
-from ..errors import BadImageError
+from ..errors import UnreadableImageError
 from ..features.store import StoredFeatures
 from ..processing.image_processing_vit import VitrailImageProcessor
 
@@ -37,10 +37,10 @@ def map_images(
         number, entry = item
         try:
             return number, function(number, open_entry(entry))
-        except BadImageError:
+        except UnreadableImageError:
             return None
 
-    collection = read_collection(**stored.manifest["settings"]["collection"])
+    collection = read_images(**stored.manifest["settings"]["collection"])
     entries = _find(collection, paths)
     results: dict[int, Result] = {}
     with ThreadPoolExecutor(THREADS) as pool:

@@ -19,7 +19,7 @@ HEAD_FIELDS: dict[int, dict[str, Any]] = {
 }
 
 
-def recognises(raw: RawCheckpoint) -> bool:
+def recognizes(raw: RawCheckpoint) -> bool:
     """[CLS], absolute positions, a fused qkv, and none of what DINOv2 and timm add."""
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
     added = ("blocks.0.ls1.gamma", "mask_token", "register_tokens", "reg_token", "head.weight", "fc_norm.weight")
@@ -51,7 +51,7 @@ def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], di
 DINO = Family(
     name="dino",
     containers=("torch",),
-    recognises=recognises,
+    recognizes=recognizes,
     rules=lambda raw: VIT_RULES,
     export_rules=lambda config: VIT_RULES,
     ignored=IGNORED,

@@ -34,7 +34,7 @@ HEAD_FIELDS: dict[int, dict[str, Any]] = {
 }
 
 
-def recognises(raw: RawCheckpoint) -> bool:
+def recognizes(raw: RawCheckpoint) -> bool:
     """A mask token beside [CLS] and positions: only DINOv2's files keep theirs."""
     return raw.config is None and all(
         name in raw.tensors for name in ("cls_token", "pos_embed", "mask_token", "blocks.0.ls1.gamma")
@@ -89,7 +89,7 @@ def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], di
 DINOV2 = Family(
     name="dinov2",
     containers=("torch",),
-    recognises=recognises,
+    recognizes=recognizes,
     rules=lambda raw: RULES,
     export_rules=lambda config: RULES,
     ignored=IGNORED,

@@ -86,7 +86,7 @@ class Family:
 
     name: what `format=` calls it.
     containers: in which kinds of file it is looked for when nobody names it.
-    recognises: whether a checkpoint is of this family, by its names and shapes and the config.json beside it.
+    recognizes: whether a checkpoint is of this family, by its names and shapes and the config.json beside it.
     rules: the table from the checkpoint's names to those of ViTModel, and `classifier.*`.
     export_rules: the table to reverse when a model of this config is written in the family's layout.
     ignored: regular expressions of names that carry nothing for inference.
@@ -98,7 +98,7 @@ class Family:
 
     name: str
     containers: tuple[str, ...]
-    recognises: Callable[[RawCheckpoint], bool]
+    recognizes: Callable[[RawCheckpoint], bool]
     rules: Callable[[RawCheckpoint], Sequence[Rule]]
     export_rules: Callable[[ViTConfig], Sequence[Rule]]
     ignored: tuple[str, ...]

@@ -65,7 +65,7 @@ def table(num_heads: int, which: int = 0) -> Sequence[Rule]:
     return rules
 
 
-def recognises(raw: RawCheckpoint) -> bool:
+def recognizes(raw: RawCheckpoint) -> bool:
     """Flax's names of an encoder block and a patch embedding."""
     return "embedding/kernel" in raw.tensors and f"{BLOCK.format(0)}/LayerNorm_0/scale" in raw.tensors
 
@@ -103,7 +103,7 @@ def drops(raw: RawCheckpoint) -> dict[str, str]:
 GOOGLE = Family(
     name="google",
     containers=("npz",),
-    recognises=recognises,
+    recognizes=recognizes,
     rules=lambda raw: table(heads(raw), numbering(raw)),
     export_rules=lambda config: table(config.num_attention_heads),
     ignored=(),

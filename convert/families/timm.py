@@ -74,7 +74,7 @@ def table(swiglu: bool, norm_before_pooling: bool) -> list[Rule]:
     ]
 
 
-def recognises(raw: RawCheckpoint) -> bool:
+def recognizes(raw: RawCheckpoint) -> bool:
     """Timm's names of patch embedding and blocks, and its config.json where there is one."""
     if raw.config is not None and "architecture" not in raw.config:
         return False
@@ -269,7 +269,7 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
 TIMM = Family(
     name="timm",
     containers=("safetensors", "torch"),
-    recognises=recognises,
+    recognizes=recognizes,
     rules=lambda raw: table(is_swiglu(raw), "fc_norm.weight" not in raw.tensors),
     export_rules=lambda config: table(config.mlp_type == "swiglu", config.norm_before_pooling),
     ignored=(),

@@ -126,7 +126,7 @@ def export_model_type(config: ViTConfig) -> str:
     return "dinov2_with_registers" if config.num_register_tokens else "dinov2"
 
 
-def recognises(raw: RawCheckpoint) -> bool:
+def recognizes(raw: RawCheckpoint) -> bool:
     """A config.json with one of our model types: activation and epsilon stand nowhere else."""
     return model_type(raw) in (*VIT_TYPES, *DINOV2_TYPES)
 
@@ -280,7 +280,7 @@ def transformers_preprocessor_config(image_processor: VitrailImageProcessor) -> 
 TRANSFORMERS = Family(
     name="transformers",
     containers=("safetensors", "torch"),
-    recognises=recognises,
+    recognizes=recognizes,
     rules=lambda raw: table(model_type(raw), layout(raw)),
     export_rules=lambda config: table(export_model_type(config)),
     ignored=(r"decoder\..*",),  # of MAE's pre-training and of SimMIM

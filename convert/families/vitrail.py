@@ -25,7 +25,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
 VITRAIL = Family(
     name=ViTConfig.model_type,
     containers=("safetensors", "torch"),
-    recognises=lambda raw: (raw.config or {}).get("model_type") == ViTConfig.model_type,
+    recognizes=lambda raw: (raw.config or {}).get("model_type") == ViTConfig.model_type,
     rules=lambda raw: [Rule(name, name) for name in raw.tensors if not name.startswith("decoder.")],
     export_rules=lambda config: (),
     ignored=(r"decoder\..*",),  # of masked image modeling

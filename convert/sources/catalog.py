@@ -14,6 +14,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ...configuration.configuration_vit import ViTConfig
+from ...errors import VitrailError
 from ...processing.image_processing_vit import VitrailImageProcessor
 
 
@@ -87,6 +88,17 @@ def checkpoint_names() -> Mapping[str, Checkpoint]:
         for name in (checkpoint.name, checkpoint.hub_id, *checkpoint.aliases)
         if name is not None
     }
+
+
+def list_checkpoints(family: str | None = None) -> tuple[Checkpoint, ...]:
+    """Return the official checkpoints, all of them or those of one family: "dino", "dinov2", "google", "timm" or "transformers".
+
+    Raises VitrailError if there is no such family.
+    """
+    families = dict.fromkeys(checkpoint.family for checkpoint in checkpoints())
+    if family is not None and family not in families:
+        raise VitrailError(f"found family={family!r}; expected one of {', '.join(families)}")
+    return tuple(checkpoint for checkpoint in checkpoints() if family in (None, checkpoint.family))
 
 
 def find_checkpoint(name: str) -> Checkpoint | None:

@@ -17,7 +17,7 @@ import torch
 import vitrail
 from vitrail.convert.export import to_format
 from vitrail.data.decoding import open_image
-from vitrail.data.labeled import load_images
+from vitrail.data.labeled import load_labeled_images
 from vitrail.evaluation.knn import knn_classify
 from vitrail.evaluation.pooled import evaluate_knn
 from vitrail.evaluation.probing import probe
@@ -26,7 +26,7 @@ from vitrail.pretraining.architectures import new_model
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
-NUM_NEIGHBOURS = 20
+NUM_NEIGHBORS = 20
 COMMAND = "vitrail pretrain --data digits --arch examples/digits/config.json --recipe examples/digits/recipe.json"
 ROWS = {"trained": "trained, the teacher", "random": "random weights, as it began", "raw_pixels": "raw pixels, 64 numbers"}
 CARD = """\
@@ -88,22 +88,22 @@ def train(seed: int, output: Path) -> dict:
 
 def measure(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProcessor, output: Path) -> dict[str, float]:
     """k-NN and the quick linear probe, from 0 to 1, of the digits that were not trained on."""
-    data = load_images("digits")
+    data = load_labeled_images("digits")
     extraction = Extraction(cache_dir=output / "features", progress=False)
-    nearest = evaluate_knn(model, image_processor, data, num_neighbours=[NUM_NEIGHBOURS], extraction=extraction)
+    nearest = evaluate_knn(model, image_processor, data, num_neighbors=[NUM_NEIGHBORS], extraction=extraction)
     probed = probe(model, image_processor, data, output_dir=output / "probe", extraction=extraction)
     return {"knn": nearest["accuracy"], "linear_probe": probed["accuracy"]}
 
 
 def measure_pixels() -> dict[str, float]:
     """k-NN of the 64 grey levels themselves, by the same vote."""
-    data = load_images("digits")
+    data = load_labeled_images("digits")
     (train_pixels, train_labels), (pixels, labels) = (
         (np.stack([np.asarray(open_image(image), np.float32).ravel() for image in half["image"]]), np.array(half["label"][:]))
         for half in (data.train, data.validation)
     )
-    classes = knn_classify(train_pixels, train_labels, pixels, num_classes=10, num_neighbours=[NUM_NEIGHBOURS])
-    return {"knn": float((classes[NUM_NEIGHBOURS][:, 0] == labels).mean())}
+    classes = knn_classify(train_pixels, train_labels, pixels, num_classes=10, num_neighbors=[NUM_NEIGHBORS])
+    return {"knn": float((classes[NUM_NEIGHBORS][:, 0] == labels).mean())}
 
 
 def run(seed: int, output: Path) -> dict[str, dict]:
@@ -146,7 +146,7 @@ def card(results: dict, trained: dict, model: vitrail.ViTModel, cpu: str) -> str
         seconds=trained["seconds"],
         command=COMMAND,
         seeds=", ".join(map(str, SEEDS)),
-        k=NUM_NEIGHBOURS,
+        k=NUM_NEIGHBORS,
         table="\n".join(rows),
         verdict=verdict,
         cpu=cpu,

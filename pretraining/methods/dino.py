@@ -147,7 +147,7 @@ class DINOModel(nn.Module):
             local_pixel_values: (B, n, C, s, s), which the student alone sees.
 
         Returns:
-            "loss", and the fields of `CollapseSigns`.
+            "loss", and the fields of `CollapseDiagnostics`.
 
         Raises:
             ValueError: there are not two global crops.

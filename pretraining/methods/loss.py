@@ -15,7 +15,7 @@ NUM_GLOBAL_CROPS = 2  # which the teacher sees; the paper's form
 
 
 @dataclass(frozen=True)
-class CollapseSigns:
+class CollapseDiagnostics:
     """What tells whether the teacher still distinguishes images; each a tensor of one number, in nats but for the norm.
 
     target_entropy: of a target, on average. log K where the teacher says the same of all prototypes: collapsed to uniform.
@@ -53,7 +53,7 @@ class DINOLoss(nn.Module):
 
     def forward(
         self, student_outputs: torch.Tensor, teacher_outputs: torch.Tensor, *, teacher_temperature: float
-    ) -> tuple[torch.Tensor, CollapseSigns]:
+    ) -> tuple[torch.Tensor, CollapseDiagnostics]:
         """The mean cross entropy, and the signs of collapse.
 
         Args:
@@ -80,8 +80,8 @@ class DINOLoss(nn.Module):
         self.gathered = summed if self.gathered is None else self.gathered + summed
 
     @torch.no_grad()
-    def _signs(self, targets: torch.Tensor) -> CollapseSigns:
-        return CollapseSigns(
+    def _signs(self, targets: torch.Tensor) -> CollapseDiagnostics:
+        return CollapseDiagnostics(
             target_entropy=torch.special.entr(targets).sum(dim=-1).mean(),
             mean_target_entropy=torch.special.entr(targets.mean(dim=0)).sum(),
             center_norm=self.center.norm(),

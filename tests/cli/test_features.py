@@ -12,7 +12,7 @@ from image_folders import PHOTOS, small_model, small_processor, write_broken, wr
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.save import save
 from vitrail.visualization.report.page import make_report
-from vitrail.visualization.similar import similar
+from vitrail.visualization.similar import find_similar
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_similar_prints_the_nearest_and_draws_them(place, tmp_path, capsys):
     assert not end_of("similar", place / "model", place / "out", PHOTOS[0], "--top", 3, "--column", "cls_mean", "--output", output)
     lines = capsys.readouterr().out.splitlines()
     stored = StoredFeatures(place / "out")
-    ids, cosines, sheet = similar(small_model(), stored, PHOTOS[0], top=3, column="cls_mean")
+    ids, cosines, sheet = find_similar(small_model(), stored, PHOTOS[0], top=3, column="cls_mean")
     path_of = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
     assert [line.split() for line in lines[:3]] == [
         [str(rank), f"{cosine:.3f}", path_of[number]]

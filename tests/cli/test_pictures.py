@@ -9,8 +9,8 @@ import paths
 import vitrail
 from command_line import end_of
 from vitrail.processing.presets import keep_aspect
-from vitrail.visualization.attention import attention_picture
-from vitrail.visualization.pca import pca_picture
+from vitrail.visualization.attention import plot_attention
+from vitrail.visualization.pca import plot_pca
 from vitrail.visualization.pictures import at_size
 
 IMAGES = paths.IMAGES
@@ -47,7 +47,7 @@ def test_attention_draws_each_head_of_the_last_block(model_dir, tmp_path, capsys
     printed = draw(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "attention.png")
     assert printed == f"{tmp_path / 'attention.png'}: heads of block 3 on 4x4 patches\n"
     model, processor, _ = vitrail.load(model_dir)
-    _, picture = attention_picture(model, processor, [PHOTO], layers=(3,))
+    _, picture = plot_attention(model, processor, [PHOTO], layers=(3,))
     assert same(tmp_path / "attention.png", picture)
     assert [path.name for path in tmp_path.iterdir()] == ["attention.png"]
 
@@ -65,7 +65,7 @@ def test_attention_options(model_dir, tmp_path, capsys):
     ):
         printed = draw(capsys, "attention", model_dir, PHOTO, OTHER, "--output", output, *options)
         assert words in printed
-        _, picture = attention_picture(model, prepared, [PHOTO, OTHER], **settings)
+        _, picture = plot_attention(model, prepared, [PHOTO, OTHER], **settings)
         assert same(output, picture), options
 
 
@@ -77,7 +77,7 @@ def test_pca(model_dir, tmp_path, capsys):
         (["--keep-aspect"], keep_aspect(processor, (8, 8)), {}),
     ):
         printed = draw(capsys, "pca", model_dir, PHOTO, OTHER, "--output", tmp_path / "pca.png", *options)
-        _, masks, picture = pca_picture(model, prepared, [PHOTO, OTHER], **settings)
+        _, masks, picture = plot_pca(model, prepared, [PHOTO, OTHER], **settings)
         assert same(tmp_path / "pca.png", picture), options
         share = np.concatenate([mask.flatten() for mask in masks]).mean()
         assert f"patches, {share:.0%} of them foreground" in printed

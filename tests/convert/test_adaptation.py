@@ -1,4 +1,4 @@
-"""Another image size, number of channels or number of classes at loading: by the family's rule, and said in a notice."""
+"""Another image size, number of channels or number of classes at loading: by the family's rule, and said in a warning."""
 
 import json
 
@@ -67,16 +67,16 @@ def test_resizing_at_loading_is_what_the_model_does_when_it_runs(rule, image_siz
     fields = SMALL | RULES[rule]
     model = random_model(**fields)
     tensors = model.state_dict()
-    notices = adapt_image_size(tensors, fields, image_size)
+    warnings = adapt_image_size(tensors, fields, image_size)
     assert fields["image_size"] == image_size
     resized = vitrail.ViTModel(vitrail.ViTConfig(**fields)).eval()
     resized.load_state_dict(tensors)
     pixel_values = torch.randn(1, 3, *image_size)
     torch.testing.assert_close(resized(pixel_values).last_hidden_state, model(pixel_values).last_hidden_state, **CLOSE)
     if rule == "MLP":  # works at any size as it is
-        assert not notices
+        assert not warnings
     else:
-        assert f"8x8 patches resized to {image_size[0] // 4}x{image_size[1] // 4}" in notices[0]
+        assert f"8x8 patches resized to {image_size[0] // 4}x{image_size[1] // 4}" in warnings[0]
 
 
 @pytest.mark.parametrize("variant", CASES)
@@ -91,7 +91,7 @@ def test_a_resized_model_of_timm_answers_as_timm_resizes_it(tmp_path, variant):
     answers = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
     torch.testing.assert_close(found, answers[f"{variant}/56x40/last_hidden_state"], atol=2e-5, rtol=0)
     # a relative MLP works at any size as it is
-    assert any("resized to 7x5" in notice for notice in report.notices) == ("mlp" not in variant)
+    assert any("resized to 7x5" in warning for warning in report.warnings) == ("mlp" not in variant)
     assert processor(np.zeros((60, 80, 3), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 3, 56, 40)
 
 
@@ -105,7 +105,7 @@ def test_one_number_is_a_square(tmp_path, image_size, expected):
 def test_the_size_that_the_file_has_changes_nothing(tmp_path):
     model, _, report = vitrail.load(timm(tmp_path, PLAIN), image_size=32)
     assert torch.equal(model.vit.embeddings.position_embeddings, PLAIN["pos_embed"])
-    assert report.notices == []
+    assert report.warnings == []
 
 
 def test_positions_keep_the_dtype_of_the_file(tmp_path):
@@ -174,7 +174,7 @@ def test_equal_channels_are_answered_as_before(tmp_path, num_channels, rule, nam
     model, processor, report = vitrail.load(folder, num_channels=num_channels, channel_rule=rule)
     assert model.config.num_channels == processor.num_channels == num_channels
     torch.testing.assert_close(model(grey(num_channels)).logits, colour(grey(3)).logits, **CLOSE)
-    assert any(f"3 channels made one of {num_channels}, by the rule {named}" in notice for notice in report.notices)
+    assert any(f"3 channels made one of {num_channels}, by the rule {named}" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize(("num_channels", "channels"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 0]), (5, [0, 1, 2, 0, 1])])
@@ -196,7 +196,7 @@ def test_a_grey_model_becomes_one_of_colour(tmp_path):
 def test_as_many_channels_as_the_file_has_change_nothing(tmp_path):
     model, _, report = vitrail.load(timm(tmp_path, PLAIN), num_channels=3, channel_rule="average")
     assert torch.equal(model.vit.embeddings.patch_embeddings.projection.weight, PLAIN[PROJECTION])
-    assert report.notices == []
+    assert report.warnings == []
 
 
 def test_statistics_are_averaged_over_the_channels(tmp_path):
@@ -224,7 +224,7 @@ def test_a_channel_rule_that_does_not_fit_is_refused(tmp_path, num_channels, rul
 
 
 def fresh(report):
-    return [notice for notice in report.notices if "fresh and untrained" in notice]
+    return [warning for warning in report.warnings if "fresh and untrained" in warning]
 
 
 def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
@@ -271,4 +271,4 @@ def test_everything_at_once(tmp_path):
     pixel_values = processor(np.zeros((50, 60), np.uint8), return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (1, 1, 48, 40)
     assert model(pixel_values).logits.shape == (1, 2)
-    assert len(report.notices) == 3
+    assert len(report.warnings) == 3

@@ -86,8 +86,8 @@ def random_model(fields, num_labels=0):
 
 def export(model, processor, tmp_path, to, name="model"):
     vitrail.save(model, processor, tmp_path / f"saved {name}")
-    notices = vitrail.export_model(tmp_path / f"saved {name}", tmp_path / name, to=to)
-    return tmp_path / name, notices
+    warnings = vitrail.export_model(tmp_path / f"saved {name}", tmp_path / name, to=to)
+    return tmp_path / name, warnings
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -195,12 +195,12 @@ def test_transformers_reads_it_without_vitrail(answers_of_transformers, key):
 def test_registers_go_to_timm_as_timm_has_them(tmp_path):
     """timm's own DINOv2 files with registers keep positions for patches only, and [CLS]'s inside [CLS]: the answers stay."""
     model, processor = random_model(MODELS["dinov2 with registers"])
-    path, notices = export(model, processor, tmp_path, "timm")
+    path, warnings = export(model, processor, tmp_path, "timm")
     tensors = load_file(path / "model.safetensors")
     assert tensors["pos_embed"].shape == (1, 16, 64)
     assert tensors["reg_token"].shape == (1, 4, 64)
     assert "mask_token" not in tensors
-    assert any("mask token is left out" in notice for notice in notices)
+    assert any("mask token is left out" in warning for warning in warnings)
     again, _, _ = vitrail.load(path)
     pixel_values = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_another_rule_of_interpolation_is_said():
     model, processor = random_model(MODELS["dino"])
     from vitrail.convert.export import to_format
 
-    assert any("offset 0.0 instead of 0.1" in notice for notice in to_format(model, processor, "transformers").notices)
+    assert any("offset 0.0 instead of 0.1" in warning for warning in to_format(model, processor, "transformers").warnings)
 
 
 @pytest.mark.parametrize(
@@ -304,9 +304,9 @@ def test_another_preparation_of_images_is_said():
     from vitrail.convert.export import to_format
 
     model, processor = random_model(MODELS["dino"])
-    assert not any("prepares images" in notice for notice in to_format(model, processor, "dino").notices)
+    assert not any("prepares images" in warning for warning in to_format(model, processor, "dino").warnings)
     squash = vitrail.make_image_processor("google", image_size=32)
-    assert any("prepares images otherwise: size" in notice for notice in to_format(model, squash, "dino").notices)
+    assert any("prepares images otherwise: size" in warning for warning in to_format(model, squash, "dino").warnings)
     drafts = vitrail.VitrailImageProcessor.from_dict(processor.to_dict(), jpeg_draft=True)
-    (notice,) = (notice for notice in to_format(model, drafts, "dino").notices if "prepares images" in notice)
-    assert notice.endswith("prepares images otherwise: jpeg_draft False instead of True")
+    (warning,) = (warning for warning in to_format(model, drafts, "dino").warnings if "prepares images" in warning)
+    assert warning.endswith("prepares images otherwise: jpeg_draft False instead of True")

@@ -151,7 +151,7 @@ class Published:
     config: ViTConfig
     tensors: dict[str, torch.Tensor]
     coverage: Coverage
-    notices: list[str]
+    warnings: list[str]
     image_processor: VitrailImageProcessor
     model: ViTPreTrainedModel
 
@@ -176,14 +176,14 @@ def published(request, tmp_path_factory):
         patch.setattr(detect, "read_checkpoint", lambda path: CheckpointFile(path, CONTAINERS[row.format], content))
         raw = detect.open_checkpoint(file)
     family = detect.find_family(raw)
-    fields, notices = family.configure(raw, None), []
-    tensors, coverage = convert_family(raw, family, notices)
+    fields, warnings = family.configure(raw, None), []
+    tensors, coverage = convert_family(raw, family, warnings)
     if "classifier.weight" in tensors:
         fields["num_labels"] = len(tensors["classifier.weight"])
     vit_config = ViTConfig(**fields)
     with torch.device("meta"):
         model = (ViTForImageClassification if "classifier.weight" in tensors else ViTModel)(vit_config)
-    return Published(row, raw, family, vit_config, tensors, coverage, notices, family.image_processor(raw, vit_config), model)
+    return Published(row, raw, family, vit_config, tensors, coverage, warnings, family.image_processor(raw, vit_config), model)
 
 
 def test_the_family_is_found(published):
@@ -236,7 +236,7 @@ def test_every_name_finds_its_place(published):
     assert (coverage.unexpected, coverage.missing) == ([], [])
     assert len(coverage.converted) + len(coverage.ignored) == len(published.raw.tensors)
     assert coverage.ignored == (["head/kernel", "head/bias"] if has_zero_head(row) else [])
-    assert any("zeros" in notice for notice in published.notices) == has_zero_head(row)
+    assert any("zeros" in warning for warning in published.warnings) == has_zero_head(row)
     assert isinstance(published.model, ViTForImageClassification) == (
         row.architecture["num_classes"] > 0 and not has_zero_head(row)
     )

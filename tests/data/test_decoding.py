@@ -10,7 +10,7 @@ from PIL import Image
 
 from vitrail.data.decoding import image_suffixes, open_entry, open_image
 from vitrail.data.entries import ImageEntry
-from vitrail.errors import BadImageError, VitrailError
+from vitrail.errors import UnreadableImageError, VitrailError
 
 
 def png(level):
@@ -67,9 +67,9 @@ def test_bad_images_are_named(tmp_path, content, reason):
     path = tmp_path / "bad.jpg"
     if content is not None:
         path.write_bytes(content)
-        with pytest.raises(BadImageError, match=reason):
+        with pytest.raises(UnreadableImageError, match=reason):
             open_image({"bytes": content, "path": "inner.jpg"})
-    with pytest.raises(BadImageError, match=reason) as caught:
+    with pytest.raises(UnreadableImageError, match=reason) as caught:
         open_image({"bytes": None, "path": str(path)})
     assert caught.value.path == str(path)
     assert str(caught.value) == f"cannot read the image {path}: {caught.value.reason}"
@@ -84,7 +84,7 @@ def test_bad_entries_are_named_as_in_their_collection(tmp_path, content, reason)
         (tmp_path / "bad.jpg").write_bytes(content)
         entries.append(ImageEntry(3, "inner/bad.jpg", content=content))
     for entry in entries:
-        with pytest.raises(BadImageError, match=reason) as caught:
+        with pytest.raises(UnreadableImageError, match=reason) as caught:
             open_entry(entry)
         assert caught.value.path == "inner/bad.jpg"
         assert str(tmp_path) not in caught.value.reason
@@ -92,22 +92,22 @@ def test_bad_entries_are_named_as_in_their_collection(tmp_path, content, reason)
 
 def test_rows_without_an_image():
     for entry in (None, {"bytes": None, "path": None}):
-        with pytest.raises(BadImageError, match="without a path: the row holds no image"):
+        with pytest.raises(UnreadableImageError, match="without a path: the row holds no image"):
             open_image(entry)
-    with pytest.raises(BadImageError, match=r"00\.tar: the archive ends early"):
+    with pytest.raises(UnreadableImageError, match=r"00\.tar: the archive ends early"):
         open_entry(ImageEntry(0, "00.tar", problem="the archive ends early"))
 
 
 def test_decompression_bombs(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
-    with pytest.raises(BadImageError, match="decompression bomb"):
+    with pytest.raises(UnreadableImageError, match="decompression bomb"):
         open_image({"bytes": png(1), "path": "bomb.png"})
-    with pytest.raises(BadImageError, match="decompression bomb"):
+    with pytest.raises(UnreadableImageError, match="decompression bomb"):
         open_entry(ImageEntry(0, "bomb.png", content=png(1)))
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(BadImageError, match="Is a directory"):
+    with pytest.raises(UnreadableImageError, match="Is a directory"):
         open_entry(ImageEntry(0, "a.png", location=str(tmp_path)))
 
 
@@ -121,7 +121,7 @@ def test_faults_of_the_machine_are_no_faults_of_the_image(monkeypatch, number, b
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(VitrailError, match=r"a\.png: the system's words") as caught:
         open_entry(ImageEntry(0, "a.png", location="/somewhere/a.png"))
-    assert isinstance(caught.value, BadImageError) == bad
+    assert isinstance(caught.value, UnreadableImageError) == bad
 
 
 def test_suffixes_of_what_pillow_decodes():
@@ -161,7 +161,7 @@ def test_images_of_a_web_server_in_a_process_that_was_forked(url):
 @pytest.mark.parametrize(("status", "reason"), [(404, "no such file"), (410, "no such file"), (403, r"refuses it \(403\)")])
 def test_what_a_web_server_does_not_give(url, http_server, status, reason):
     http_server.pages["/a.png"].status = status
-    with pytest.raises(BadImageError, match=reason) as caught:
+    with pytest.raises(UnreadableImageError, match=reason) as caught:
         open_entry(ImageEntry(0, "the image", location=url))
     assert caught.value.path == "the image"
     assert len(http_server.requests) == 1
@@ -172,7 +172,7 @@ def test_a_web_server_that_is_ill_is_no_fault_of_the_image(url, http_server, sta
     http_server.pages["/a.png"].status = status
     with pytest.raises(VitrailError, match=f"cannot reach {url}.*{status}") as caught:
         open_entry(ImageEntry(0, url, location=url))
-    assert not isinstance(caught.value, BadImageError)
+    assert not isinstance(caught.value, UnreadableImageError)
     assert len(http_server.requests) == requests
 
 
@@ -180,14 +180,14 @@ def test_a_connection_that_breaks_is_no_fault_of_the_image(url, http_server):
     http_server.pages["/a.png"].cut = 20
     with pytest.raises(VitrailError, match="cannot reach") as caught:
         open_entry(ImageEntry(0, url, location=url))
-    assert not isinstance(caught.value, BadImageError)
+    assert not isinstance(caught.value, UnreadableImageError)
     assert len(http_server.requests) == 3
 
 
 def test_a_store_that_is_down_is_no_fault_of_the_image(no_network, impatient):
     with pytest.raises(VitrailError, match=r"cannot reach http://127\.0\.0\.1:9/a\.png: .*repeat the command") as caught:
         open_entry(ImageEntry(0, "a.png", location="http://127.0.0.1:9/a.png"))
-    assert not isinstance(caught.value, BadImageError)
+    assert not isinstance(caught.value, UnreadableImageError)
 
 
 def test_a_store_is_asked_again(url, http_server, monkeypatch):
@@ -209,4 +209,4 @@ def test_stores_that_no_package_reaches(monkeypatch, location, reason):
     monkeypatch.setitem(known_implementations, "needs", {"class": "a_package_that_is_not_there.FileSystem", "err": "Install it"})
     with pytest.raises(VitrailError, match=f"cannot open {location}: {reason}") as caught:
         open_entry(ImageEntry(0, "a.png", location=location))
-    assert not isinstance(caught.value, BadImageError)
+    assert not isinstance(caught.value, UnreadableImageError)

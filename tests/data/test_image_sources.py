@@ -18,9 +18,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hub_server import HubServer
-from vitrail.data import ImageEntry, read_collection, row_id
+from vitrail.data import ImageEntry, read_images, row_id
 from vitrail.data.decoding import open_entry
-from vitrail.errors import BadImageError, SourceNotFoundError, VitrailError
+from vitrail.errors import SourceNotFoundError, UnreadableImageError, VitrailError
 
 pytestmark = pytest.mark.usefixtures("cache_of_datasets")
 
@@ -78,7 +78,7 @@ def test_a_folder(tmp_path):
     write(tmp_path, [".hidden.png", ".git/a.png", "a/.b/c.png"])
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     assert (collection.num_parts, collection.num_rows, collection.random_access, collection.label_type) == (1, 6, True, "string")
     assert (collection.source, collection.settings["source"]) == (str(tmp_path), str(tmp_path))
     expected = [
@@ -91,21 +91,21 @@ def test_a_folder(tmp_path):
     ]
     assert content(collection) == expected
     assert next(collection.read()) == ImageEntry(0, "B.bmp", location=str(tmp_path / "B.bmp"))
-    assert content(read_collection(**collection.settings)) == expected
+    assert content(read_images(**collection.settings)) == expected
 
 
 def test_a_folder_of_folders_has_labels(tmp_path):
     write(tmp_path, ["dog/1.png", "cat/deep/2.png", "cat/3.png"])
-    collection = read_collection(f"{tmp_path}/")
+    collection = read_images(f"{tmp_path}/")
     assert collection.label_type == "string"
     assert content(collection) == [("cat/3.png", 3, "cat"), ("cat/deep/2.png", 2, "cat"), ("dog/1.png", 1, "dog")]
-    assert content(read_collection(tmp_path / "cat")) == [("3.png", 3, None), ("deep/2.png", 2, "deep")]
+    assert content(read_images(tmp_path / "cat")) == [("3.png", 3, None), ("deep/2.png", 2, "deep")]
 
 
 def test_images_are_not_read(tmp_path, monkeypatch):
     write(tmp_path, ["a.png", "b.png"])
     monkeypatch.setattr("builtins.open", None)
-    assert [entry.content for entry in read_collection(tmp_path).read()] == [None, None]
+    assert [entry.content for entry in read_images(tmp_path).read()] == [None, None]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -114,7 +114,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "photos" / "dog").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos" / "cat" / "up").symlink_to(tmp_path / "photos")
     (tmp_path / "elsewhere" / "inner" / "here").symlink_to(".")
-    assert [row[0] for row in content(read_collection(tmp_path / "photos"))] == ["cat/1.png", "dog/1.png", "dog/inner/2.png"]
+    assert [row[0] for row in content(read_images(tmp_path / "photos"))] == ["cat/1.png", "dog/1.png", "dog/inner/2.png"]
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -122,19 +122,19 @@ def test_names_that_are_no_text(tmp_path):
     folder = os.fsencode(tmp_path) + b"/\xff"
     os.mkdir(folder)
     Path(os.fsdecode(folder), "a.png").write_bytes(png(3))
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     assert content(collection) == [("\\xff/a.png", 3, "\\xff")]
     content(collection)[0][0].encode()
 
 
 def test_folders_without_images(tmp_path):
     with pytest.raises(VitrailError, match="holds no images: found 0 files"):
-        read_collection(tmp_path)
+        read_images(tmp_path)
     (tmp_path / "a.doc").write_text("no image")
     with pytest.raises(VitrailError, match=r"holds no images: found 1 files, none of which .*; give the files in a list"):
-        read_collection(tmp_path)
+        read_images(tmp_path)
     with pytest.raises(VitrailError, match=r"a\.doc holds no images"):
-        read_collection(tmp_path / "a.doc")
+        read_images(tmp_path / "a.doc")
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
@@ -148,23 +148,23 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(VitrailError, match=r"cannot list the folder .*/a: Permission denied"):
-        read_collection(tmp_path)
+        read_images(tmp_path)
 
 
 def test_files_that_have_gone_fail_when_they_are_opened(tmp_path):
     write(tmp_path, ["a.png", "b.png"])
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     (tmp_path / "a.png").unlink()
     first, second = collection.read()
     assert open_entry(second).size == (4, 4)
-    with pytest.raises(BadImageError, match=r"a\.png: there is no such file"):
+    with pytest.raises(UnreadableImageError, match=r"a\.png: there is no such file"):
         open_entry(first)
 
 
 def test_any_of_many_files_is_at_hand(tmp_path):
     """Starting late costs nothing; entries are made as they are read."""
     (tmp_path / "list.txt").write_text("".join(f"{n}.jpg\n" for n in range(200_000)))
-    collection = read_collection(tmp_path / "list.txt")
+    collection = read_images(tmp_path / "list.txt")
     assert next(collection.read(0, 199_998)).path == "199998.jpg"
     assert set(collection.find([5, 199_999])) == {5, 199_999}
 
@@ -175,23 +175,23 @@ def test_any_of_many_files_is_at_hand(tmp_path):
 def test_patterns(tmp_path, monkeypatch):
     write(tmp_path, ["a/1.png", "a/2.jpg", "b/3.png", "b/c/4.png", ".h/5.png"])
     (tmp_path / "a" / "6.txt").write_text("")
-    assert [row[0] for row in content(read_collection(tmp_path / "*" / "*.png"))] == ["a/1.png", "b/3.png"]
-    assert content(read_collection(tmp_path / "**" / "*.png")) == [("a/1.png", 1, "a"), ("b/3.png", 3, "b"), ("b/c/4.png", 4, "b")]
-    assert [row[0] for row in content(read_collection(tmp_path / "a" / "*"))] == ["1.png", "2.jpg"]
-    assert [row[0] for row in content(read_collection(tmp_path / "{a,b}" / "[13].png"))] == ["a/1.png", "b/3.png"]
-    assert content(read_collection(tmp_path / "a" / "2.jpg")) == [("2.jpg", 2, None)]
+    assert [row[0] for row in content(read_images(tmp_path / "*" / "*.png"))] == ["a/1.png", "b/3.png"]
+    assert content(read_images(tmp_path / "**" / "*.png")) == [("a/1.png", 1, "a"), ("b/3.png", 3, "b"), ("b/c/4.png", 4, "b")]
+    assert [row[0] for row in content(read_images(tmp_path / "a" / "*"))] == ["1.png", "2.jpg"]
+    assert [row[0] for row in content(read_images(tmp_path / "{a,b}" / "[13].png"))] == ["a/1.png", "b/3.png"]
+    assert content(read_images(tmp_path / "a" / "2.jpg")) == [("2.jpg", 2, None)]
     monkeypatch.chdir(tmp_path)
-    collection = read_collection("*/?.png")
+    collection = read_images("*/?.png")
     assert (collection.source, collection.settings["source"]) == ("*/?.png", f"{tmp_path}/*/?.png")
-    assert collection.fingerprint == read_collection(tmp_path / "*" / "?.png").fingerprint
+    assert collection.fingerprint == read_images(tmp_path / "*" / "?.png").fingerprint
     with pytest.raises(SourceNotFoundError, match=r"found no file at .*/\*\.gif"):
-        read_collection("*.gif")
+        read_images("*.gif")
 
 
 def test_names_that_look_like_patterns(tmp_path):
     write(tmp_path / "a[1]{2}", ["*.png", "b?.png"])
-    assert [row[0] for row in content(read_collection(tmp_path / "a[1]{2}"))] == ["*.png", "b?.png"]
-    assert [row[0] for row in content(read_collection(tmp_path / "a[1]{2}" / "*.png"))] == ["*.png"]
+    assert [row[0] for row in content(read_images(tmp_path / "a[1]{2}"))] == ["*.png", "b?.png"]
+    assert [row[0] for row in content(read_images(tmp_path / "a[1]{2}" / "*.png"))] == ["*.png"]
 
 
 # Lists
@@ -202,7 +202,7 @@ def test_a_list(tmp_path):
     lines = ["# the list", "ü.png", "", "  b/c d.png  ", str(tmp_path / "a.png"), "x#1.png"]
     (tmp_path / "b" / "list.txt").write_text("\r\n".join(line.replace("b/c", "c").replace("ü", "../ü") for line in lines))
     (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8-sig")
-    collection = read_collection(tmp_path / "list.txt")
+    collection = read_images(tmp_path / "list.txt")
     assert (collection.num_rows, collection.label_type, collection.random_access) == (4, None, True)
     assert content(collection) == [
         ("ü.png", 3, None),
@@ -210,7 +210,7 @@ def test_a_list(tmp_path):
         (str(tmp_path / "a.png"), 1, None),
         ("x#1.png", 4, None),
     ]
-    assert next(read_collection(tmp_path / "b" / "list.txt").read()).location == f"{tmp_path}/b/../ü.png"
+    assert next(read_images(tmp_path / "b" / "list.txt").read()).location == f"{tmp_path}/b/../ü.png"
 
 
 @pytest.mark.parametrize(
@@ -228,17 +228,17 @@ def test_labels_of_a_list(tmp_path, given, kind, expected):
     (tmp_path / "list.txt").write_text(
         "\n".join(n if label is None else f"{n}\t{label}" for n, label in zip(names, given, strict=True))
     )
-    collection = read_collection(tmp_path / "list.txt")
+    collection = read_images(tmp_path / "list.txt")
     assert collection.label_type == kind
     assert [label for _, _, label in content(collection)] == expected
 
 
 def test_a_list_with_what_is_not_there(tmp_path):
     (tmp_path / "list.txt").write_text("gone.png\n/nowhere/b.jpg\n")
-    entries = list(read_collection(tmp_path / "list.txt").read())
+    entries = list(read_images(tmp_path / "list.txt").read())
     assert [(entry.path, entry.problem) for entry in entries] == [("gone.png", None), ("/nowhere/b.jpg", None)]
     for entry in entries:
-        with pytest.raises(BadImageError, match=f"{entry.path}: there is no such file"):
+        with pytest.raises(UnreadableImageError, match=f"{entry.path}: there is no such file"):
             open_entry(entry)
 
 
@@ -247,22 +247,20 @@ def test_a_list_of_urls(tmp_path, no_network, http_server, page, memory):
     memory.pipe("/bucket/b.png", png(6))
     urls = [f"{http_server.url}/x/a.png", f"{http_server.url}/x/a.png?size=4", "memory://bucket/b.png"]
     (tmp_path / "list.txt").write_text("\n".join(urls))
-    assert content(read_collection(tmp_path / "list.txt")) == [
-        (url, level, None) for url, level in zip(urls, [5, 5, 6], strict=True)
-    ]
+    assert content(read_images(tmp_path / "list.txt")) == [(url, level, None) for url, level in zip(urls, [5, 5, 6], strict=True)]
     http_server.pages["/x/list.txt"] = page(b"a.png\t4\n", ranges=False)
-    assert content(read_collection(f"{http_server.url}/x/list.txt")) == [("a.png", 5, 4)]
+    assert content(read_images(f"{http_server.url}/x/list.txt")) == [("a.png", 5, 4)]
 
 
 def test_lists_that_are_none(tmp_path):
     with pytest.raises(SourceNotFoundError, match=r"found no file .*/list\.txt"):
-        read_collection(tmp_path / "list.txt")
+        read_images(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("\n# nothing\n")
     with pytest.raises(VitrailError, match="names no images; write a path or URL on each line"):
-        read_collection(tmp_path / "list.txt")
+        read_images(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_bytes(png(1))
     with pytest.raises(VitrailError, match=r"is not a list of images: .*in UTF-8"):
-        read_collection(tmp_path / "list.txt")
+        read_images(tmp_path / "list.txt")
 
 
 # Stores
@@ -276,32 +274,32 @@ def test_a_folder_in_a_store(memory, tmp_path):
     memory.pipe("/bucket/photos/.hidden/a.png", png(9))
     memory.pipe("/bucket/photos/notes.md", b"no image")
     memory.pipe("/bucket/other.png", png(9))
-    expected = content(read_collection(tmp_path))
+    expected = content(read_images(tmp_path))
     for source in ("memory://bucket/photos/", "memory://bucket/photos", "memory://bucket/photos/**/*.png"):
-        assert content(read_collection(source)) == expected
-        assert read_collection(source).label_type == "string"
-    assert [row[0] for row in content(read_collection("memory://bucket/photos/cat/*.png"))] == ["b c.png"]
-    assert content(read_collection("memory://bucket/other.png")) == [("other.png", 9, None)]
-    assert len(content(read_collection("memory://"))) == 4
-    before = read_collection("memory://bucket/photos/").fingerprint
+        assert content(read_images(source)) == expected
+        assert read_images(source).label_type == "string"
+    assert [row[0] for row in content(read_images("memory://bucket/photos/cat/*.png"))] == ["b c.png"]
+    assert content(read_images("memory://bucket/other.png")) == [("other.png", 9, None)]
+    assert len(content(read_images("memory://"))) == 4
+    before = read_images("memory://bucket/photos/").fingerprint
     memory.pipe("/bucket/photos/dog/ü.png", png(1) + b"more")
-    assert read_collection("memory://bucket/photos/").fingerprint != before
+    assert read_images("memory://bucket/photos/").fingerprint != before
 
 
 def test_stores_that_have_nothing(memory):
     with pytest.raises(VitrailError, match="memory://nothing"):
-        read_collection("memory://nothing/")
+        read_images("memory://nothing/")
     with pytest.raises(VitrailError, match=r"memory://.*nothing/\*\.jpg"):
-        read_collection("memory://nothing/*.jpg")
+        read_images("memory://nothing/*.jpg")
     with pytest.raises(VitrailError, match="cannot open nowhere://bucket/: "):
-        read_collection("nowhere://bucket/")
+        read_images("nowhere://bucket/")
     with pytest.raises(VitrailError, match="a chain of URLs"):
-        read_collection("zip://*.png::memory://a.zip")
+        read_images("zip://*.png::memory://a.zip")
 
 
 def test_a_web_server_is_not_listed():
     with pytest.raises(VitrailError, match="does not say what it has; give a list file"):
-        read_collection("https://example.com/photos/")
+        read_images("https://example.com/photos/")
 
 
 # Data sets
@@ -329,13 +327,13 @@ TRAIN = [("train/0/0", 1, "cat"), ("train/0/1", 2, "dog"), ("train/0/2", 3, "cat
 @pytest.mark.parametrize("inner", ["", "data"])
 def test_a_folder_of_parquet_files_is_streamed(tmp_path, inner):
     write_dataset(tmp_path / inner)
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     assert (collection.num_parts, collection.random_access, collection.label_type) == (2, False, "string")
     assert content(collection) == TRAIN
-    assert content(read_collection(**collection.settings)) == TRAIN
-    assert content(read_collection(tmp_path, split="test")) == [("test/0", 6, "dog")]
+    assert content(read_images(**collection.settings)) == TRAIN
+    assert content(read_images(tmp_path, split="test")) == [("test/0", 6, "dog")]
     with pytest.raises(VitrailError, match=r"has no split 'val'; found .*: name one of them with split"):
-        read_collection(tmp_path, split="val")
+        read_images(tmp_path, split="val")
 
 
 def test_parquet_files(tmp_path, memory):
@@ -346,20 +344,20 @@ def test_parquet_files(tmp_path, memory):
             pq.write_table(table(levels, label=[n * 10 for n in levels]), file)
     expected = [("train/0/0", 1, 10), ("train/0/1", 2, 20), ("train/1/0", 3, 30)]
     for source in (tmp_path, tmp_path / "*.parquet", "memory://bucket/*.parquet"):
-        collection = read_collection(source)
+        collection = read_images(source)
         assert collection.label_type == "int64"
         assert content(collection) == expected
-    assert content(read_collection(tmp_path / "b.parquet")) == [("train/0", 3, 30)]
+    assert content(read_images(tmp_path / "b.parquet")) == [("train/0", 3, 30)]
     pq.write_table(pa.table({"content": [png(7)], "kind": ["owl"], "score": [0.5]}), tmp_path / "c.parquet")
-    assert content(read_collection(tmp_path / "c.parquet")) == [("train/0", 7, None)]
-    assert content(read_collection(tmp_path / "c.parquet", label_column="kind")) == [("train/0", 7, "owl")]
+    assert content(read_images(tmp_path / "c.parquet")) == [("train/0", 7, None)]
+    assert content(read_images(tmp_path / "c.parquet", label_column="kind")) == [("train/0", 7, "owl")]
     with pytest.raises(VitrailError, match="'score' holds no strings or integers"):
-        read_collection(tmp_path / "c.parquet", label_column="score")
+        read_images(tmp_path / "c.parquet", label_column="score")
 
 
 def test_rows_of_workers(tmp_path):
     """datasets gives each worker of a DataLoader only some of the rows of a stream; these are read whole, wherever they are."""
-    collection = read_collection(write_dataset(tmp_path))
+    collection = read_images(write_dataset(tmp_path))
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
@@ -377,32 +375,32 @@ def test_what_save_to_disk_has_written(tmp_path):
     rows = datasets.load_dataset("parquet", data_dir=str(tmp_path / "parquet"))
     rows.save_to_disk(tmp_path / "all")
     rows["test"].save_to_disk(tmp_path / "test")
-    collection = read_collection(tmp_path / "all")
+    collection = read_images(tmp_path / "all")
     assert (collection.num_parts, collection.num_rows, collection.random_access) == (1, 5, True)
     expected = [(f"train/{row}", level, label) for row, (_, level, label) in enumerate(TRAIN)]
     assert content(collection) == expected
-    assert content(read_collection(**collection.settings)) == expected
-    assert content(read_collection(tmp_path / "test")) == [("test/0", 6, "dog")]
+    assert content(read_images(**collection.settings)) == expected
+    assert content(read_images(tmp_path / "test")) == [("test/0", 6, "dog")]
 
 
 def test_objects_of_datasets(tmp_path):
     folder = write_dataset(tmp_path)
     expected = [(f"train/{row}", level, label) for row, (_, level, label) in enumerate(TRAIN)]
     kept = datasets.load_dataset("parquet", data_dir=str(folder))
-    assert content(read_collection(kept)) == content(read_collection(kept["train"])) == expected
-    assert content(read_collection(kept["train"].select([3, 1]))) == [("train/0", 4, "dog"), ("train/1", 2, "dog")]
-    assert content(read_collection(kept, split="test")) == [("test/0", 6, "dog")]
+    assert content(read_images(kept)) == content(read_images(kept["train"])) == expected
+    assert content(read_images(kept["train"].select([3, 1]))) == [("train/0", 4, "dog"), ("train/1", 2, "dog")]
+    assert content(read_images(kept, split="test")) == [("test/0", 6, "dog")]
     streamed = datasets.load_dataset("parquet", data_dir=str(folder), streaming=True)
-    assert content(read_collection(streamed)) == content(read_collection(streamed["train"])) == TRAIN
-    assert content(read_collection(streamed["test"])) == [("test/0", 6, "dog")]
-    fingerprints = {read_collection(one).fingerprint for one in (kept["train"], kept["test"], streamed["train"], streamed["test"])}
+    assert content(read_images(streamed)) == content(read_images(streamed["train"])) == TRAIN
+    assert content(read_images(streamed["test"])) == [("test/0", 6, "dog")]
+    fingerprints = {read_images(one).fingerprint for one in (kept["train"], kept["test"], streamed["train"], streamed["test"])}
     assert len(fingerprints) == 4
     with pytest.raises(SourceNotFoundError, match="found no file"):
-        read_collection(**read_collection(kept).settings)  # it cannot be made again from its name
+        read_images(**read_images(kept).settings)  # it cannot be made again from its name
     with pytest.raises(VitrailError, match="found list; give a path, "):
-        read_collection([])
+        read_images([])
     with pytest.raises(VitrailError, match="has no split 'test'; found train"):
-        read_collection(kept["train"], split="test")
+        read_images(kept["train"], split="test")
 
 
 def test_images_of_rows(tmp_path):
@@ -411,7 +409,7 @@ def test_images_of_rows(tmp_path):
     rows = [{"bytes": None, "path": str(tmp_path / "a.png")}, {"bytes": png(2), "path": "b.png"}, None]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("bool")})
     dataset = datasets.Dataset.from_dict({"image": rows, "label": [True, False, None]}, features=features)
-    first, second, third = entries = list(read_collection(dataset).read())
+    first, second, third = entries = list(read_images(dataset).read())
     assert first == ImageEntry(0, str(tmp_path / "a.png"), location=str(tmp_path / "a.png"), label=1)
     assert (second.path, second.location, second.content) == ("b.png", None, png(2))
     assert third == ImageEntry(2, "train/2", problem="the row holds no image")
@@ -431,7 +429,7 @@ def test_images_of_rows(tmp_path):
 def test_columns_that_do_not_fit(tmp_path, columns, given, message):
     pq.write_table(table([1], **columns), tmp_path / "a.parquet")
     with pytest.raises(VitrailError, match=message):
-        read_collection(tmp_path / "a.parquet", **given)
+        read_images(tmp_path / "a.parquet", **given)
 
 
 def test_damaged_parquet_files(tmp_path):
@@ -439,7 +437,7 @@ def test_damaged_parquet_files(tmp_path):
         pq.write_table(table([1, 2]), tmp_path / f"{name}.parquet")
     whole = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(whole[:-100])
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     assert len(list(collection.read(0))) == 2
     (entry,) = collection.read(1)
     assert (entry.row, entry.path) == (0, "train/1/0")
@@ -451,7 +449,7 @@ def test_damaged_parquet_files(tmp_path):
         list(collection.read(1))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(VitrailError, match=r"datasets cannot load .*a\.parquet"):
-        read_collection(tmp_path / "a.parquet")
+        read_images(tmp_path / "a.parquet")
 
 
 def test_a_parquet_file_that_is_damaged_within(tmp_path):
@@ -463,13 +461,13 @@ def test_a_parquet_file_that_is_damaged_within(tmp_path):
     for position in range(column.data_page_offset + 40, column.data_page_offset + column.total_compressed_size):
         whole[position] ^= 255
     (tmp_path / "a.parquet").write_bytes(whole)
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     with pytest.raises(VitrailError, match=r"(?s)cannot read .* from row \d+ of part 0 on: .*mend the file"):
         list(collection.read())
 
 
 def test_digits():
-    train, validation = read_collection("digits"), read_collection("digits", split="validation")
+    train, validation = read_images("digits"), read_images("digits", split="validation")
     assert train.num_rows + validation.num_rows == 1797
     assert train.fingerprint != validation.fingerprint
     assert train.label_type == "string"
@@ -500,7 +498,7 @@ def hub(hub_server, monkeypatch):
 def test_a_dataset_of_the_hub_is_streamed(hub, tmp_path):
     files = {f"data/{file.name}": file.read_bytes() for file in write_dataset(tmp_path).iterdir()}
     first = hub.put("user/animals", files)
-    collection = read_collection("user/animals")
+    collection = read_images("user/animals")
     assert (collection.num_parts, collection.random_access, collection.label_type) == (2, False, "string")
     assert content(collection) == TRAIN
     assert collection.settings == {
@@ -511,10 +509,10 @@ def test_a_dataset_of_the_hub_is_streamed(hub, tmp_path):
         "revision": first,
     }
     hub.put("user/animals", {"data/train-00001-of-00002.parquet": files["data/test-00000-of-00001.parquet"]})
-    changed = read_collection("user/animals")
+    changed = read_images("user/animals")
     assert [row[1] for row in content(changed)] == [1, 2, 3, 6]
     assert changed.fingerprint != collection.fingerprint
-    again = read_collection(**collection.settings)
+    again = read_images(**collection.settings)
     assert again.fingerprint == collection.fingerprint
     assert content(again) == TRAIN
 
@@ -523,25 +521,25 @@ def test_files_on_the_hub(hub, tmp_path):
     hub.put("user/animals", {"images/cat/b.png": png(2), "images/dog/a.png": png(1), "README.md": b"animals"})
     expected = [("cat/b.png", 2, "cat"), ("dog/a.png", 1, "dog")]
     for source in ("hf://datasets/user/animals/images", "hf://datasets/user/animals/images/**/*.png"):
-        assert content(read_collection(source)) == expected
-    assert content(read_collection("hf://datasets/user/animals@main/images/dog/")) == [("a.png", 1, None)]
+        assert content(read_images(source)) == expected
+    assert content(read_images("hf://datasets/user/animals@main/images/dog/")) == [("a.png", 1, None)]
     gone = ImageEntry(0, "c.png", location="hf://datasets/user/animals/images/c.png")
-    with pytest.raises(BadImageError, match="there is no such file"):
+    with pytest.raises(UnreadableImageError, match="there is no such file"):
         open_entry(gone)
 
 
 def test_what_the_hub_has_not(hub, impatient):
     with pytest.raises(SourceNotFoundError, match="neither a file or folder user/nothing nor such a dataset on the Hub"):
-        read_collection("user/nothing")
+        read_images("user/nothing")
     with pytest.raises(SourceNotFoundError, match=r"found no file .*/photos/of/cats"):
-        read_collection("photos/of/cats")
+        read_images("photos/of/cats")
     with pytest.raises(VitrailError, match="hf://datasets/user/nothing"):
-        read_collection("hf://datasets/user/nothing/")
+        read_images("hf://datasets/user/nothing/")
 
 
 def test_a_hub_that_is_down(no_network, impatient):
     with pytest.raises(VitrailError, match="user/animals"):
-        read_collection("user/animals")
+        read_images("user/animals")
 
 
 # What is the same everywhere, and what is refused
@@ -552,21 +550,21 @@ def test_fingerprints(tmp_path):
     names = ["a/1.png", "b/2.png"]
     (tmp_path / "list.txt").write_text("here/a/1.png\n")
     here, there = write(tmp_path / "here", names), write(tmp_path / "there", names)
-    first = read_collection(here).fingerprint
-    assert read_collection(there).fingerprint == read_collection(here / "**" / "*.png").fingerprint == first
+    first = read_images(here).fingerprint
+    assert read_images(there).fingerprint == read_images(here / "**" / "*.png").fingerprint == first
     (here / "b" / "2.png").rename(here / "b" / "3.png")
-    assert read_collection(here).fingerprint != first
+    assert read_images(here).fingerprint != first
     write(there, [*names, "c.png"])
-    assert read_collection(there).fingerprint != first
-    listed = read_collection(tmp_path / "list.txt").fingerprint
+    assert read_images(there).fingerprint != first
+    listed = read_images(tmp_path / "list.txt").fingerprint
     (tmp_path / "list.txt").write_text("here/a/1.png\t1\n")
-    assert read_collection(tmp_path / "list.txt").fingerprint != listed
+    assert read_images(tmp_path / "list.txt").fingerprint != listed
     write_dataset(tmp_path / "data")
-    assert len({read_collection(tmp_path / "data", label_column=column).fingerprint for column in ("id", "animal")}) == 2
+    assert len({read_images(tmp_path / "data", label_column=column).fingerprint for column in ("id", "animal")}) == 2
 
 
 def seen(source):
-    collection = read_collection(source)
+    collection = read_images(source)
     entries = [entry for part in range(collection.num_parts) for entry in collection.read(part)]
     return [collection.fingerprint, [[entry.row, entry.path, entry.label] for entry in entries]]
 
@@ -580,7 +578,7 @@ def test_fingerprints_and_rows_are_the_same_in_another_process(tmp_path):
     sources = [*(str(tmp_path / name) for name in ("folder", "list.txt", "parquet", "saved")), "digits"]
     program = f"""
 import json, sys
-from vitrail.data import read_collection
+from vitrail.data import read_images
 {inspect.getsource(seen)}
 files = [seen(source) for source in sys.argv[1:3]]
 assert not {{"datasets", "pyarrow", "aiohttp"}} & sys.modules.keys()
@@ -606,4 +604,4 @@ def test_what_means_nothing_for_a_source(tmp_path, source, given):
     write(tmp_path / "folder", ["a.png"])
     (tmp_path / "list.txt").write_text("a.png")
     with pytest.raises(VitrailError, match=f"found {next(iter(given))}='.*which means nothing for .*{source}; leave it out"):
-        read_collection(source if source == "digits" else tmp_path / source, **given)
+        read_images(source if source == "digits" else tmp_path / source, **given)

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from vitrail.data.decoding import open_image
 from vitrail.data.digits import stratified_split
-from vitrail.data.labeled import load_images
+from vitrail.data.labeled import load_labeled_images
 from vitrail.errors import SourceNotFoundError, VitrailError
 
 pytestmark = pytest.mark.usefixtures("cache_of_datasets")
@@ -50,7 +50,7 @@ def both(images):
 
 
 def test_digits_are_those_of_scikit_learn_in_two_balanced_halves():
-    images = load_images("digits")
+    images = load_labeled_images("digits")
     digits = load_digits()
     assert images.label_names == tuple("0123456789")
     rows = []
@@ -62,7 +62,7 @@ def test_digits_are_those_of_scikit_learn_in_two_balanced_halves():
     assert sorted(rows) == list(range(1797))
     counts = [np.bincount(half["label"]) for half in (images.train, images.validation)]
     assert np.abs(counts[0] - counts[1]).max() <= 1
-    assert load_images("digits", seed=1, validation_fraction=0.1).fingerprint == images.fingerprint
+    assert load_labeled_images("digits", seed=1, validation_fraction=0.1).fingerprint == images.fingerprint
 
 
 @pytest.mark.parametrize("validation", ["val", "validation", "test"])
@@ -70,7 +70,7 @@ def test_a_folder_of_split_folders(tmp_path, validation):
     write_images(tmp_path / "Train", {"dog": [1, 2], "cat": [3]})
     write_images(tmp_path / validation, {"dog": [4]})
     write_images(tmp_path / "testing", {"cat": [5]})  # the last choice
-    images = load_images(tmp_path)
+    images = load_labeled_images(tmp_path)
     assert images.label_names == ("cat", "dog")
     assert both(images) == ([(3, "cat"), (1, "dog"), (2, "dog")], [(4, "dog")])
 
@@ -78,10 +78,10 @@ def test_a_folder_of_split_folders(tmp_path, validation):
 def test_named_split_folders(tmp_path):
     write_images(tmp_path / "first", {"cat": [1]})
     write_images(tmp_path / "second", {"cat": [2]})
-    images = load_images(tmp_path, train_split="second", validation_split="first")
+    images = load_labeled_images(tmp_path, train_split="second", validation_split="first")
     assert both(images) == ([(2, "cat")], [(1, "cat")])
     with pytest.raises(VitrailError, match="no split 'third'; found first, second"):
-        load_images(tmp_path, train_split="third")
+        load_labeled_images(tmp_path, train_split="third")
 
 
 def test_a_folder_of_class_folders(tmp_path):
@@ -92,7 +92,7 @@ def test_a_folder_of_class_folders(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / "train" / "night" / "050.png").rename(tmp_path / "train" / "041.PNG")
     (tmp_path / "train" / "night").rmdir()
-    train, validation = both(load_images(tmp_path))
+    train, validation = both(load_labeled_images(tmp_path))
     assert sorted(train + validation) == [(level, "bus") for level in range(10)] + [
         (level, "train") for level in [*range(20, 40), 50]
     ]
@@ -101,7 +101,7 @@ def test_a_folder_of_class_folders(tmp_path):
 
 def test_images_in_inner_folders_belong_to_the_class(tmp_path):
     write_images(tmp_path, {"bus/day": [1, 2], "bus/night": [3], "car": [4, 5]})
-    train, validation = both(load_images(tmp_path))
+    train, validation = both(load_labeled_images(tmp_path))
     assert sorted(train + validation) == [(1, "bus"), (2, "bus"), (3, "bus"), (4, "car"), (5, "car")]
 
 
@@ -118,7 +118,7 @@ def test_split_of_classes():
 
 def test_the_seed_chooses_the_validation_images(tmp_path):
     write_images(tmp_path, {"a": range(30), "b": range(30, 60)})
-    validation = {seed: both(load_images(tmp_path, validation_fraction=0.5, seed=seed))[1] for seed in (0, 1)}
+    validation = {seed: both(load_labeled_images(tmp_path, validation_fraction=0.5, seed=seed))[1] for seed in (0, 1)}
     assert len(validation[0]) == len(validation[1]) == 30
     assert validation[0] != validation[1]
 
@@ -136,7 +136,7 @@ def test_parquet_of_datasets_keeps_its_label_names(tmp_path):
         rows = {"id": ["x"] * len(levels), "picture": [png(level) for level in levels], "animal": [1] * len(levels)}
         (tmp_path / "data").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    images = load_images(tmp_path)
+    images = load_labeled_images(tmp_path)
     assert images.label_names == ("dog", "cat", "owl")
     assert both(images) == ([(1, "cat"), (2, "cat")], [(3, "cat")])
     assert images.train.column_names == ["image", "label"]
@@ -146,12 +146,12 @@ def test_plain_parquet(tmp_path):
     """Bytes that nobody has declared to be images; integers that do not begin at 0."""
     pq.write_table(table([1, 2], label=[7, 10]), tmp_path / "a.parquet")
     pq.write_table(table([3, 4], label=[10, 7]), tmp_path / "b.parquet")
-    images = load_images(tmp_path / "*.parquet", validation_fraction=0.5)
+    images = load_labeled_images(tmp_path / "*.parquet", validation_fraction=0.5)
     assert images.label_names == ("7", "10")
     train, validation = both(images)
     assert sorted(train + validation) == [(1, "7"), (2, "10"), (3, "10"), (4, "7")]
     pq.write_table(pa.table({"content": [png(5), png(6)], "kind": ["owl", "owl"]}), tmp_path / "c.parquet")
-    train, validation = both(load_images(tmp_path / "c.parquet", label_column="kind"))
+    train, validation = both(load_labeled_images(tmp_path / "c.parquet", label_column="kind"))
     assert sorted(train + validation) == [(5, "owl"), (6, "owl")]
 
 
@@ -169,10 +169,10 @@ def test_webdataset(tmp_path, extension, body):
     for shard in (0, 1):
         samples = [{f"{n}.png": png(n), f"{n}.{extension}": body % (n % 2)} for n in range(shard * 10, shard * 10 + 10)]
         write_tar(tmp_path / f"{shard:05d}.tar", samples)
-    train, validation = both(load_images(tmp_path / "*.tar"))
+    train, validation = both(load_labeled_images(tmp_path / "*.tar"))
     assert sorted(train + validation) == [(level, str(level % 2)) for level in range(20)]
     assert len(validation) == 4
-    assert both(load_images(tmp_path)) == (train, validation)
+    assert both(load_labeled_images(tmp_path)) == (train, validation)
 
 
 def test_a_dataset_of_the_hub(monkeypatch):
@@ -192,10 +192,10 @@ def test_a_dataset_of_the_hub(monkeypatch):
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    images = load_images("someone/pictures", revision="v2")
+    images = load_labeled_images("someone/pictures", revision="v2")
     assert calls == [(("someone/pictures",), {"revision": "v2"})]
     assert both(images) == ([(1, "a"), (2, "a")], [(3, "a")])
-    assert both(load_images("someone/pictures", validation_split="test"))[1] == [(4, "a")]
+    assert both(load_labeled_images("someone/pictures", validation_split="test"))[1] == [(4, "a")]
 
 
 # What is refused
@@ -207,9 +207,9 @@ def test_what_is_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(SourceNotFoundError, match=r"no file at .*shards-"):
-        load_images(tmp_path / "shards-*.tar")
+        load_labeled_images(tmp_path / "shards-*.tar")
     with pytest.raises(SourceNotFoundError, match="neither a file or folder someone/nothing nor"):
-        load_images("someone/nothing")
+        load_labeled_images("someone/nothing")
 
 
 def test_what_cannot_be_reached(monkeypatch):
@@ -218,55 +218,55 @@ def test_what_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(VitrailError, match="cannot load someone/pictures: Couldn't reach it"):
-        load_images("someone/pictures")
+        load_labeled_images("someone/pictures")
 
 
 def test_damaged_files(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no archive")
     with pytest.raises(VitrailError, match=r"cannot load .*a\.tar: truncated header"):
-        load_images(tmp_path / "a.tar")
+        load_labeled_images(tmp_path / "a.tar")
     write_tar(tmp_path / "b.tar", [])
     with pytest.raises(VitrailError, match=r"cannot load .*b\.tar"):
-        load_images(tmp_path / "b.tar")
+        load_labeled_images(tmp_path / "b.tar")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(VitrailError, match=r"cannot load .*a\.parquet: Parquet magic bytes not found"):
-        load_images(tmp_path / "a.parquet")
+        load_labeled_images(tmp_path / "a.parquet")
 
 
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"")
     with pytest.raises(VitrailError, match=r"images\.zip is a file .*\.parquet or \.tar"):
-        load_images(tmp_path / "images.zip")
+        load_labeled_images(tmp_path / "images.zip")
 
 
 def test_folders_that_are_no_collection(tmp_path):
     write_images(tmp_path, {"": [1, 2]})
     with pytest.raises(VitrailError, match="holds no folders"):
-        load_images(tmp_path)
+        load_labeled_images(tmp_path)
     write_images(tmp_path / "train", {"cat": [1, 2], "dog": [3]})
     write_images(tmp_path / "val", {"cat": [4], "bird": [5], "cow": [6]})
     with pytest.raises(VitrailError, match="validation has labels that train has not: bird, cow"):
-        load_images(tmp_path)
+        load_labeled_images(tmp_path)
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(VitrailError, match="empty holds no images"):
-        load_images(tmp_path)
+        load_labeled_images(tmp_path)
 
 
 def test_too_few_images(tmp_path):
     write_images(tmp_path, {"cat": [1], "dog": [2]})
     with pytest.raises(VitrailError, match="no images for validation"):
-        load_images(tmp_path)
+        load_labeled_images(tmp_path)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1])
 def test_fraction(fraction):
     with pytest.raises(VitrailError, match="between 0 and 1"):
-        load_images("digits", validation_fraction=fraction)
+        load_labeled_images("digits", validation_fraction=fraction)
 
 
 def test_a_revision_of_what_is_not_on_the_hub():
     with pytest.raises(VitrailError, match="not on the Hub"):
-        load_images("digits", revision="main")
+        load_labeled_images("digits", revision="main")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_revision_of_what_is_not_on_the_hub():
 def test_columns_that_do_not_fit(tmp_path, columns, given, message):
     pq.write_table(table([1, 2], **columns), tmp_path / "a.parquet")
     with pytest.raises(VitrailError, match=message):
-        load_images(tmp_path / "a.parquet", **given)
+        load_labeled_images(tmp_path / "a.parquet", **given)
 
 
 def test_a_split_without_labels(tmp_path):
@@ -293,7 +293,7 @@ def test_a_split_without_labels(tmp_path):
         rows = datasets.Dataset.from_dict({"image": [png(1)], "label": [label]}, features=features)
         rows.to_parquet(tmp_path / f"{split}.parquet")
     with pytest.raises(VitrailError, match="1 of 1 images of validation have no label; choose another with validation_split"):
-        load_images(tmp_path)
+        load_labeled_images(tmp_path)
 
 
 # Fingerprints
@@ -301,13 +301,13 @@ def test_a_split_without_labels(tmp_path):
 
 def test_fingerprint_of_a_folder(tmp_path):
     write_images(tmp_path, {"a": range(4), "b": range(10, 14)})
-    first = load_images(tmp_path)
-    assert load_images(tmp_path).fingerprint == first.fingerprint
+    first = load_labeled_images(tmp_path)
+    assert load_labeled_images(tmp_path).fingerprint == first.fingerprint
     assert len({first.fingerprint, first.train._fingerprint, first.validation._fingerprint}) == 3
     seen = {first.fingerprint}
 
     def changed():
-        fingerprint = load_images(tmp_path).fingerprint
+        fingerprint = load_labeled_images(tmp_path).fingerprint
         new = fingerprint not in seen
         seen.add(fingerprint)
         return new
@@ -326,7 +326,7 @@ def test_fingerprint_of_a_folder(tmp_path):
     assert changed(), "name"
     write_images(tmp_path, {"a": [50]})
     assert changed(), "row"
-    assert load_images(tmp_path, seed=1).fingerprint not in seen, "split"
+    assert load_labeled_images(tmp_path, seed=1).fingerprint not in seen, "split"
 
 
 def test_fingerprint_of_parquet(tmp_path):
@@ -335,7 +335,7 @@ def test_fingerprint_of_parquet(tmp_path):
     for time, levels, labels in ((1, [1, 2], [0, 0]), (1, [1, 2], [0, 0]), (2, [1, 3], [0, 0]), (3, [1, 3], [1, 1])):
         pq.write_table(table(levels, label=labels), file)
         os.utime(file, (time, time))
-        images = load_images(file)
+        images = load_labeled_images(file)
         fingerprints.append((images.fingerprint, images.train._fingerprint, images.validation._fingerprint))
     assert fingerprints[0] == fingerprints[1]
     assert all(len(set(values)) == 3 for values in zip(*fingerprints, strict=True))
@@ -347,7 +347,7 @@ def test_fingerprint_of_what_is_in_memory(monkeypatch):
         rows = {"image": [png(0), png(level), png(level)], "label": [0, label, label]}
         splits = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, features=features) for split in ("train", "test")})
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
-        images = load_images("someone/pictures")
+        images = load_labeled_images("someone/pictures")
         return images.fingerprint, images.train._fingerprint
 
     first = fingerprints(1, 0, ["a", "b"])
@@ -365,9 +365,9 @@ def test_fingerprints_are_the_same_in_another_process(tmp_path):
     program = (
         "import json, sys, datasets\n"
         "datasets.config.HF_DATASETS_CACHE = sys.argv[1]\n"
-        "from vitrail.data.labeled import load_images\n"
-        "print(json.dumps([load_images(source).fingerprint for source in sys.argv[2:]]))\n"
+        "from vitrail.data.labeled import load_labeled_images\n"
+        "print(json.dumps([load_labeled_images(source).fingerprint for source in sys.argv[2:]]))\n"
     )
     arguments = [sys.executable, "-c", program, str(tmp_path / "cache"), *sources]
     ended = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert json.loads(ended.stdout) == [load_images(source).fingerprint for source in sources]
+    assert json.loads(ended.stdout) == [load_labeled_images(source).fingerprint for source in sources]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from image_folders import write_images
 from vitrail.data.decoding import open_image
-from vitrail.data.labeled import load_images
+from vitrail.data.labeled import load_labeled_images
 from vitrail.data.unlabeled import load_training_images
 from vitrail.errors import SourceNotFoundError, VitrailError
 
@@ -34,12 +34,12 @@ def test_a_folder_for_each_class_has_labels(tmp_path):
     """Of which some are measured on, and not trained on."""
     names = write_images(tmp_path, 30)
     images = load_training_images(tmp_path, validation_fraction=0.2, seed=3)
-    expected = load_images(tmp_path, validation_fraction=0.2, seed=3)
-    assert images.labelled.label_names == ("astronaut", "chelsea", "coffee")
-    assert paths(images.train) == paths(images.labelled.train) == paths(expected.train)
-    assert paths(images.labelled.validation) == paths(expected.validation)
-    assert (len(images.train), len(images.labelled.validation)) == (24, 6)
-    read = [*paths(images.train), *paths(images.labelled.validation)]
+    expected = load_labeled_images(tmp_path, validation_fraction=0.2, seed=3)
+    assert images.labeled.label_names == ("astronaut", "chelsea", "coffee")
+    assert paths(images.train) == paths(images.labeled.train) == paths(expected.train)
+    assert paths(images.labeled.validation) == paths(expected.validation)
+    assert (len(images.train), len(images.labeled.validation)) == (24, 6)
+    read = [*paths(images.train), *paths(images.labeled.validation)]
     assert sorted(read) == [str(tmp_path / name) for name in names]
     assert images.fingerprint == expected.fingerprint
     assert images.source == str(tmp_path)
@@ -50,7 +50,7 @@ def test_split_folders_are_kept_apart(tmp_path):
     write_images(tmp_path / "train", 6)
     write_images(tmp_path / "val", 3, seed=1)
     images = load_training_images(tmp_path)
-    assert (len(images.train), len(images.labelled.validation)) == (6, 3)
+    assert (len(images.train), len(images.labeled.validation)) == (6, 3)
     assert all("/train/" in path for path in paths(images.train))
 
 
@@ -61,7 +61,7 @@ def test_a_folder_of_images_has_no_labels(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.jpg").write_bytes(b"")
     images = load_training_images(tmp_path)
-    assert images.labelled is None
+    assert images.labeled is None
     assert sorted(paths(images.train)) == sorted(files + more)
     assert paths(images.train) == sorted(paths(images.train))
     assert images.train.column_names == ["image"]
@@ -74,7 +74,7 @@ def test_a_hidden_file_does_not_take_the_labels_away(tmp_path):
     (tmp_path / "._cover.jpg").write_bytes(b"of another system")
     (tmp_path / "folder.png").mkdir()
     write_images(tmp_path / "folder.png", 3)
-    assert len(load_training_images(tmp_path).labelled.label_names) == 4
+    assert len(load_training_images(tmp_path).labeled.label_names) == 4
 
 
 def test_one_folder_is_no_class(tmp_path):
@@ -85,14 +85,14 @@ def test_one_folder_is_no_class(tmp_path):
             path.rename(tmp_path / "astronaut" / path.name)
         (tmp_path / name).rmdir()
     images = load_training_images(tmp_path)
-    assert images.labelled is None
+    assert images.labeled is None
     assert sorted(paths(images.train)) == sorted(str(path) for path in tmp_path.glob("astronaut/*.jpg"))
 
 
 def test_digits(tmp_path):
     images = load_training_images("digits")
-    assert images.labelled.label_names == tuple("0123456789")
-    assert images.fingerprint == load_images("digits").fingerprint
+    assert images.labeled.label_names == tuple("0123456789")
+    assert images.fingerprint == load_labeled_images("digits").fingerprint
     assert 890 <= len(images.train) <= 910
     assert np.asarray(open_image(images.train[0]["image"])).shape == (8, 8)
 
@@ -120,7 +120,7 @@ def write_parquet(path, number=10, **columns):
 def test_parquet_without_labels(tmp_path):
     path = write_parquet(tmp_path / "images.parquet", caption=[str(row) for row in range(10)])
     images = load_training_images(path)
-    assert images.labelled is None
+    assert images.labeled is None
     assert images.train.column_names == ["image"]
     assert levels(images.train) == list(range(10))
 
@@ -128,18 +128,18 @@ def test_parquet_without_labels(tmp_path):
 def test_parquet_with_labels(tmp_path):
     path = write_parquet(tmp_path / "images.parquet", label=[row % 2 for row in range(10)], other=[row % 3 for row in range(10)])
     images = load_training_images(path)
-    assert images.labelled.label_names == ("0", "1")
+    assert images.labeled.label_names == ("0", "1")
     assert len(images.train) == 8
-    assert levels([*images.train, *images.labelled.validation]) == list(range(10))
+    assert levels([*images.train, *images.labeled.validation]) == list(range(10))
     chosen = load_training_images(path, label_column="other")
-    assert chosen.labelled.label_names == ("0", "1", "2")
+    assert chosen.labeled.label_names == ("0", "1", "2")
 
 
 def test_labels_that_are_ambiguous_are_none_unless_one_is_named(tmp_path):
     path = write_parquet(tmp_path / "images.parquet", label=[row % 2 for row in range(10)], target=[row % 3 for row in range(10)])
-    assert load_training_images(path).labelled is None
+    assert load_training_images(path).labeled is None
     assert len(load_training_images(path).train) == 10
-    assert load_training_images(path, label_column="target").labelled.label_names == ("0", "1", "2")
+    assert load_training_images(path, label_column="target").labeled.label_names == ("0", "1", "2")
     with pytest.raises(VitrailError, match="no column 'colour'"):
         load_training_images(path, label_column="colour")
 
@@ -177,12 +177,12 @@ def test_a_folder_of_images_has_no_columns(option, tmp_path):
 
 def test_labels_may_be_left_alone(tmp_path):
     write_images(tmp_path, 6)
-    assert load_training_images(tmp_path).labelled is not None
+    assert load_training_images(tmp_path).labeled is not None
     images = load_training_images(tmp_path, labels=False)
-    assert images.labelled is None
+    assert images.labeled is None
     assert len(images.train) == 6
     digits = load_training_images("digits", labels=False)
-    assert digits.labelled is None
+    assert digits.labeled is None
     assert len(digits.train) == 899
 
 

@@ -9,9 +9,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFile
 from PIL import Image
 
-from vitrail.data import read_collection, row_id
+from vitrail.data import read_images, row_id
 from vitrail.data.decoding import open_entry
-from vitrail.errors import BadImageError, VitrailError
+from vitrail.errors import UnreadableImageError, VitrailError
 
 
 def png(level):
@@ -57,17 +57,17 @@ def content(collection):
 def test_samples_of_shards(tmp_path):
     (tmp_path / "00.tar").write_bytes(tar(samples([1, 2])))
     (tmp_path / "01.tar").write_bytes(tar(samples([3])))
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     assert (collection.num_parts, collection.num_rows, collection.random_access) == (2, None, False)
     assert collection.label_type == "int64"
     expected = [(0, 0, "00.tar/001.png", 1, 2), (0, 1, "00.tar/002.png", 2, 4), (1, 0, "01.tar/003.png", 3, 6)]
     assert content(collection) == expected
     for pattern in ("*.tar", "{00..01}.tar", "{00,01}.tar", "0?.tar"):
-        same = read_collection(str(tmp_path / pattern))
+        same = read_images(str(tmp_path / pattern))
         assert content(same) == expected
         assert same.fingerprint == collection.fingerprint
-    assert content(read_collection(tmp_path / "01.tar")) == [(0, 0, "01.tar/003.png", 3, 6)]
-    assert content(read_collection(**collection.settings)) == expected
+    assert content(read_images(tmp_path / "01.tar")) == [(0, 0, "01.tar/003.png", 3, 6)]
+    assert content(read_images(**collection.settings)) == expected
 
 
 def test_samples_are_those_that_datasets_finds(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_samples_are_those_that_datasets_finds(tmp_path, monkeypatch):
         (row["__key__"], Image.open(io.BytesIO((row.get("jpg") or row.get("png"))["bytes"])).getpixel((0, 0)))
         for row in rows.cast_column("jpg", datasets.Image(decode=False)).cast_column("png", datasets.Image(decode=False))
     ]
-    ours = [(path.removeprefix("a.tar/").rpartition(".")[0], level) for _, _, path, level, _ in content(read_collection(tmp_path))]
+    ours = [(path.removeprefix("a.tar/").rpartition(".")[0], level) for _, _, path, level, _ in content(read_images(tmp_path))]
     assert ours == [(key.removeprefix("./"), level) for key, level in theirs]
 
 
@@ -88,32 +88,32 @@ def test_the_image_of_a_sample(tmp_path):
     """The one without more dots comes before a.seg.png; what is no image and hidden files are passed over."""
     members = {"a.seg.png": png(1), "a.JPG": png(2), "a.txt": b"x", "b.txt": b"no image", "._c.png": b"", "c.left.png": png(3)}
     (tmp_path / "a.tar").write_bytes(tar({**members, "folder.d/.png": png(4), "folder.d/d.png": png(5)}))
-    assert [row[2:4] for row in content(read_collection(tmp_path))] == [
+    assert [row[2:4] for row in content(read_images(tmp_path))] == [
         ("a.tar/a.JPG", 2),
         ("a.tar/c.left.png", 3),
         ("a.tar/folder.d/d.png", 5),
     ]
-    assert [row[2:4] for row in content(read_collection(tmp_path, image_column="seg.png"))] == [("a.tar/a.seg.png", 1)]
+    assert [row[2:4] for row in content(read_images(tmp_path, image_column="seg.png"))] == [("a.tar/a.seg.png", 1)]
     with pytest.raises(VitrailError, match=r"found no images in .*: none of the members is a mask\.png"):
-        read_collection(tmp_path, image_column="mask.png")
+        read_images(tmp_path, image_column="mask.png")
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("w:gz", ".tar.gz"), ("w:gz", ".tgz"), ("w:bz2", ".tar.bz2"), ("w:xz", ".tar.xz")])
 def test_compressed_archives(tmp_path, mode, suffix):
     (tmp_path / f"a{suffix}").write_bytes(tar(samples([1, 2]), mode))
-    assert [row[2:] for row in content(read_collection(tmp_path))] == [(f"a{suffix}/001.png", 1, 2), (f"a{suffix}/002.png", 2, 4)]
+    assert [row[2:] for row in content(read_images(tmp_path))] == [(f"a{suffix}/001.png", 1, 2), (f"a{suffix}/002.png", 2, 4)]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_and_foreign_names(tmp_path, form):
     names = ["ä/日本.png", "/".join(["folder" * 10] * (2 if form == tarfile.USTAR_FORMAT else 5)) + "/b.png"]
     (tmp_path / "a.tar").write_bytes(tar({name: png(1) for name in names}, form=form))
-    assert [row[2] for row in content(read_collection(tmp_path))] == [f"a.tar/{name}" for name in names]
+    assert [row[2] for row in content(read_images(tmp_path))] == [f"a.tar/{name}" for name in names]
 
 
 def test_names_that_are_no_text(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"\udcff.png": png(1)}, form=tarfile.GNU_FORMAT))
-    ((_, _, path, level, _),) = content(read_collection(tmp_path))
+    ((_, _, path, level, _),) = content(read_images(tmp_path))
     assert (path, level) == ("a.tar/\\xff.png", 1)
 
 
@@ -122,22 +122,22 @@ def test_names_that_are_no_text(tmp_path):
 
 def test_labels_that_are_text(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.cls": b"dog\n", "b.png": png(2), "b.cls": b"7", "c.png": png(3)}))
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     assert collection.label_type == "string"
     assert [row[4] for row in content(collection)] == ["dog", "7", None]
 
 
 def test_labels_of_json(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.json": b'{"kind": 3}', "b.png": png(2), "b.json": b"{}"}))
-    assert read_collection(tmp_path).label_type is None
-    collection = read_collection(tmp_path, label_column="json.kind")
+    assert read_images(tmp_path).label_type is None
+    collection = read_images(tmp_path, label_column="json.kind")
     assert collection.label_type == "int64"
     assert [row[4] for row in content(collection)] == [3, None]
 
 
 def test_a_label_of_another_kind_than_the_first(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.cls": b"1", "b.png": png(2), "b.cls": b"dog", "c.png": png(3)}))
-    (_, first), (path, second), (_, third) = [row[2:4] for row in content(read_collection(tmp_path))]
+    (_, first), (path, second), (_, third) = [row[2:4] for row in content(read_images(tmp_path))]
     assert (first, path, third) == (1, "a.tar/b.png", 3)
     assert second == "its label is not an integer as the first one is: found 'dog'"
 
@@ -146,7 +146,7 @@ def test_a_label_of_another_kind_than_the_first(tmp_path):
 def test_labels_that_cannot_be_read(tmp_path, label):
     """The first that can be read says of which type they are."""
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.json": label, "b.png": png(2), "b.json": b'{"kind": 3}'}))
-    collection = read_collection(tmp_path, label_column="json.kind")
+    collection = read_images(tmp_path, label_column="json.kind")
     labels = [(row[3], row[4]) for row in content(collection)]
     if label in (b"[1]", b"9" * 30):  # JSON, without that field
         assert (collection.label_type, labels) == (None, [(1, None), (2, None)])
@@ -158,7 +158,7 @@ def test_labels_that_cannot_be_read(tmp_path, label):
 
 def test_labels_too_large_for_the_column(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.cls": b"1", "b.png": png(2), "b.cls": b"9" * 30}))
-    assert [row[3] for row in content(read_collection(tmp_path))] == [
+    assert [row[3] for row in content(read_images(tmp_path))] == [
         1,
         f"its label is not an integer as the first one is: found '{'9' * 30}'",
     ]
@@ -175,7 +175,7 @@ def test_archives_that_are_cut_short_anywhere(tmp_path, mode):
     numbers = set()
     for size in range(0, len(whole) if mode == "w:gz" else 16 * 512, 32 if mode == "w:gz" else 256):
         (tmp_path / "1.tar").write_bytes(whole[:size])
-        *rest, (part, row, path, problem, _) = content(read_collection(tmp_path))
+        *rest, (part, row, path, problem, _) = content(read_images(tmp_path))
         assert (part, path) == (1, "1.tar")
         assert problem.startswith("the archive ends early, or is damaged, after ")
         assert [entry[3:] for entry in rest] == [(9, 18), *((n, 2 * n) for n in range(row))]
@@ -186,16 +186,16 @@ def test_archives_that_are_cut_short_anywhere(tmp_path, mode):
 def test_an_archive_that_is_damaged_within(tmp_path):
     whole = tar(samples([1, 2, 3]))
     (tmp_path / "a.tar").write_bytes(whole[: 4 * 512] + b"\x99" * 512 + whole[5 * 512 :])
-    first, last = content(read_collection(tmp_path))
+    first, last = content(read_images(tmp_path))
     assert first[3] == 1
     assert last[3].startswith("the archive ends early, or is damaged, after 001.cls: ")
 
 
 def test_an_image_that_is_damaged_is_not_the_end(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "b.png": b"", "c.png": png(3)}))
-    first, second, third = read_collection(tmp_path).read()
+    first, second, third = read_images(tmp_path).read()
     assert [open_entry(entry).getpixel((0, 0)) for entry in (first, third)] == [1, 3]
-    with pytest.raises(BadImageError, match=r"a\.tar/b\.png: it is empty"):
+    with pytest.raises(UnreadableImageError, match=r"a\.tar/b\.png: it is empty"):
         open_entry(second)
 
 
@@ -207,25 +207,25 @@ def test_archives_without_images(tmp_path):
     ):
         (tmp_path / "a.tar").write_bytes(whole)
         with pytest.raises(VitrailError, match=f"found no images in .*: .*{reason}"):
-            read_collection(tmp_path)
+            read_images(tmp_path)
 
 
 def test_archives_that_have_gone(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.tar").write_bytes(tar(samples([1])))
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     (tmp_path / "b.tar").unlink()
     with pytest.raises(VitrailError, match=r"cannot read .*b\.tar: No such file"):
         list(collection.read(1))
     with pytest.raises(VitrailError, match=r"found no file .*c\.tar"):
-        read_collection(f"{tmp_path}/{{a,c}}.tar")
+        read_images(f"{tmp_path}/{{a,c}}.tar")
 
 
 def test_reading_does_not_hold_the_archive(tmp_path):
     """Only one image of it at a time is in memory, and no list of its members."""
     noise = np.random.default_rng(0).bytes(1 << 18)
     (tmp_path / "a.tar").write_bytes(tar({f"{n}.png": noise for n in range(16)} | {f"{n}.txt": b"" for n in range(4000)}))
-    collection = read_collection(tmp_path)
+    collection = read_images(tmp_path)
     tracemalloc.start()
     assert sum(1 for _ in collection.read()) == 16
     peak = tracemalloc.get_traced_memory()[1]
@@ -240,22 +240,22 @@ def test_shards_in_a_store(memory, tmp_path):
     for name, levels in (("00.tar", [1, 2]), ("01.tar", [3])):
         memory.pipe(f"/bucket/shards/{name}", tar(samples(levels)))
         (tmp_path / name).write_bytes(tar(samples(levels)))
-    here = read_collection(tmp_path)
+    here = read_images(tmp_path)
     for source in ("memory://bucket/shards/", "memory://bucket/shards", "memory://bucket/shards/*.tar"):
-        collection = read_collection(source)
+        collection = read_images(source)
         assert collection.source == source
         assert content(collection) == content(here)
         assert collection.fingerprint == here.fingerprint
-    assert content(read_collection("memory://bucket/shards/{00..01}.tar")) == content(here)
-    assert [row[2] for row in content(read_collection("memory://bucket/shards/01.tar"))] == ["01.tar/003.png"]
+    assert content(read_images("memory://bucket/shards/{00..01}.tar")) == content(here)
+    assert [row[2] for row in content(read_images("memory://bucket/shards/01.tar"))] == ["01.tar/003.png"]
     memory.pipe("/bucket/shards/01.tar", tar(samples([3]))[:1000])
-    assert [row[3] for row in content(read_collection("memory://bucket/shards/01.tar"))][-1].startswith("the archive ends early")
+    assert [row[3] for row in content(read_images("memory://bucket/shards/01.tar"))][-1].startswith("the archive ends early")
 
 
 def test_a_store_that_breaks_off(memory, monkeypatch, impatient):
     """Reading goes on at the byte where it ended; three failures at the same byte are the end."""
     memory.pipe("/a.tar", tar(samples(range(20))))
-    collection = read_collection("memory://a.tar")
+    collection = read_images("memory://a.tar")
     expected = content(collection)
     read, calls = MemoryFile.read, []
 
@@ -276,15 +276,15 @@ def test_shards_on_a_web_server(no_network, http_server, page):
     for name, levels in (("/s/00.tar", [1, 2]), ("/s/01.tar", [3])):
         http_server.pages[name] = page(tar(samples(levels)), ranges=False)
     expected = ["00.tar/001.png", "00.tar/002.png", "01.tar/003.png"]
-    assert [row[2] for row in content(read_collection(f"{http_server.url}/s/{{00..01}}.tar"))] == expected
-    assert [row[2] for row in content(read_collection(f"{http_server.url}/s/00.tar?signature=a*b"))] == expected[:2]
+    assert [row[2] for row in content(read_images(f"{http_server.url}/s/{{00..01}}.tar"))] == expected
+    assert [row[2] for row in content(read_images(f"{http_server.url}/s/00.tar?signature=a*b"))] == expected[:2]
 
 
 def test_a_shard_that_is_larger_than_what_is_asked_for_at_once(no_network, http_server, page):
     """Of a server that knows no ranges, and answers with all of it."""
     noise = np.random.default_rng(0).bytes(6 << 20)
     http_server.pages["/a.tar"] = page(tar({"a.png": png(1), "b.bin": noise, "c.png": png(3)}), ranges=False)
-    collection = read_collection(f"{http_server.url}/a.tar")
+    collection = read_images(f"{http_server.url}/a.tar")
     assert [(entry.row, entry.path) for entry in collection.read()] == [(0, "a.tar/a.png"), (1, "a.tar/c.png")]
 
 
@@ -292,7 +292,7 @@ def test_a_web_server_that_breaks_off(no_network, http_server, page, monkeypatch
     """It is asked again; what it does not give at the third time is no end of the archive."""
     whole = page(tar(samples(range(5))), ranges=False)
     http_server.pages["/a.tar"] = whole
-    collection = read_collection(f"{http_server.url}/a.tar")
+    collection = read_images(f"{http_server.url}/a.tar")
     expected = content(collection)
     whole.cut = 3000
     waits = []
@@ -314,9 +314,9 @@ def test_a_web_server_that_breaks_off(no_network, http_server, page, monkeypatch
 def test_a_web_server_that_does_not_give_a_shard(no_network, impatient, http_server, page, status, reason):
     http_server.pages["/a.tar"] = page(b"", status=status)
     with pytest.raises(VitrailError, match=reason):
-        read_collection(f"{http_server.url}/a.tar")
+        read_images(f"{http_server.url}/a.tar")
 
 
 def test_a_web_server_that_is_down(no_network, impatient):
     with pytest.raises(VitrailError, match=r"cannot reach http://127\.0\.0\.1:9/a\.tar"):
-        read_collection("http://127.0.0.1:9/a.tar")
+        read_images("http://127.0.0.1:9/a.tar")

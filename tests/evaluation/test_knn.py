@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitrail.errors import VitrailError
-from vitrail.evaluation.knn import NUM_NEIGHBOURS, TEMPERATURE, knn_classify
+from vitrail.evaluation.knn import NUM_NEIGHBORS, TEMPERATURE, knn_classify
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def votes_of_scikit_learn(train_features, train_labels, features, *, k, temperat
 def test_the_votes_are_those_of_scikit_learn(halves, temperature):
     train_features, train_labels, features, labels = halves
     ranked = knn_classify(train_features, train_labels, features, num_classes=10, temperature=temperature)
-    assert tuple(ranked) == NUM_NEIGHBOURS == (10, 20, 100, 200)
+    assert tuple(ranked) == NUM_NEIGHBORS == (10, 20, 100, 200)
     for k, classes in ranked.items():
         votes = votes_of_scikit_learn(train_features, train_labels, features, k=k, temperature=temperature)
         assert classes.shape == (len(labels), 5)
@@ -45,9 +45,9 @@ def test_a_near_neighbour_outweighs_two_far_ones():
     query = np.array([[3.0, 0.0]])
     near, far = np.exp(np.cos(angles[:2]) / 0.07)
     assert near > 2 * far
-    classes = knn_classify(bank, np.array([2, 1, 1]), query, num_classes=3, num_neighbours=(1, 3))
+    classes = knn_classify(bank, np.array([2, 1, 1]), query, num_classes=3, num_neighbors=(1, 3))
     assert {k: ranked.tolist() for k, ranked in classes.items()} == {1: [[2, 0, 1]], 3: [[2, 1, 0]]}
-    assert knn_classify(bank, np.array([2, 1, 1]), query, num_classes=3, num_neighbours=(3,), temperature=10)[3][0, 0] == 1
+    assert knn_classify(bank, np.array([2, 1, 1]), query, num_classes=3, num_neighbors=(3,), temperature=10)[3][0, 0] == 1
 
 
 @pytest.mark.parametrize(("query_chunk", "bank_chunk"), [(100, 10_000), (10_000, 37), (64, 150), (1, 899)])
@@ -73,7 +73,7 @@ def test_memory_is_bounded_by_the_chunks(halves):
             return result
 
     with Measured():
-        knn_classify(train_features, train_labels, features, num_classes=10, num_neighbours=(10,), query_chunk=50, bank_chunk=100)
+        knn_classify(train_features, train_labels, features, num_classes=10, num_neighbors=(10,), query_chunk=50, bank_chunk=100)
     assert 50 * 100 <= max(sizes) <= 100 * features.shape[1]  # a chunk of cosines, or of features
 
 
@@ -89,7 +89,7 @@ def test_memory_maps_and_tensors(halves, tmp_path):
 
 def test_a_low_temperature_does_not_overflow(halves):
     train_features, train_labels, features, _ = halves
-    ranked = knn_classify(train_features, train_labels, features, num_classes=10, num_neighbours=(1, 20), temperature=1e-4)
+    ranked = knn_classify(train_features, train_labels, features, num_classes=10, num_neighbors=(1, 20), temperature=1e-4)
     assert (ranked[1][:, 0] == ranked[20][:, 0]).mean() > 0.99
 
 

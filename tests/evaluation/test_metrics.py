@@ -7,7 +7,7 @@ import transformers
 from sklearn import metrics as sklearn_metrics
 
 import vitrail
-from vitrail.data.labeled import load_images
+from vitrail.data.labeled import load_labeled_images
 from vitrail.errors import VitrailError
 from vitrail.evaluation.metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics, confusion_matrix
 
@@ -107,7 +107,7 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_images("digits").validation.select(range(40)).cast_column("image", datasets.Image())
+    return load_labeled_images("digits").validation.select(range(40)).cast_column("image", datasets.Image())
 
 
 def by_hand(classifier, digits):

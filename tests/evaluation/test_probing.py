@@ -21,8 +21,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import vitrail
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.data.labeled import LabelledImages
-from vitrail.errors import BadImageError, VitrailError
+from vitrail.data.labeled import LabeledImages
+from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.evaluation import training
 from vitrail.evaluation.linear_probe import feature_parts
 from vitrail.evaluation.merge import merge_head
@@ -35,20 +35,20 @@ from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
 NAMES = ("red", "green", "blue", "grey")
-COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (120, 120, 120)])
+COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (120, 120, 120)])
 # Few heads and updates; the last batch of an epoch has less rows than the others
 PLAIN = Recipe("plain", "this test", (0.01, 0.1), ((1, False), (2, True)), batch_size=16, epochs=4, augmented=False)
 AUGMENTED = dataclasses.replace(PLAIN, name="augmented", augmented=True, resample=int(Image.Resampling.BILINEAR))
 
 
-def noisy_colours(count, seed):
+def noisy_colors(count, seed):
     """Images of four colours, which differ in size, as PNG bytes."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(NAMES)
     images = []
     for row, label in enumerate(labels):
         shape = (*rng.integers(10, 24, size=2), 3)
-        noise = rng.normal(0, 60, size=shape) + COLOURS[label]
+        noise = rng.normal(0, 60, size=shape) + COLORS[label]
         stream = io.BytesIO()
         Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(stream, "PNG")
         images.append({"bytes": stream.getvalue(), "path": f"{seed}-{row}.png"})
@@ -65,9 +65,9 @@ def with_bad_image(half, row):
 
 
 def make_data(train=None, validation=None):
-    train = train or noisy_colours(41, seed=1)
-    validation = validation or noisy_colours(21, seed=2)
-    return LabelledImages(train, validation, NAMES, "colours", f"{train._fingerprint}-{validation._fingerprint}")
+    train = train or noisy_colors(41, seed=1)
+    validation = validation or noisy_colors(21, seed=2)
+    return LabeledImages(train, validation, NAMES, "colours", f"{train._fingerprint}-{validation._fingerprint}")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_bad_images_are_left_out_and_reported(run, colours, tmp_path):
     cached = run(tmp_path / "views", data=data, recipe=AUGMENTED, views=4)
     for one, other in zip(results["curves"], cached["curves"], strict=True):
         np.testing.assert_allclose(one["losses"], other["losses"], atol=1e-5)
-    with pytest.raises(BadImageError, match=r"bad\.png"):
+    with pytest.raises(UnreadableImageError, match=r"bad\.png"):
         run(tmp_path / "strict", data=data, reading={"strict": True})
 
 

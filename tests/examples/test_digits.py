@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import paths
 import vitrail
 from vitrail.convert.sources.files import read_checkpoint
-from vitrail.data.labeled import load_images
+from vitrail.data.labeled import load_labeled_images
 from vitrail.evaluation.pooled import evaluate_knn
 from vitrail.features.cache_settings import Extraction
 from vitrail.pretraining.recipes import find_recipe
@@ -47,8 +47,8 @@ def test_it_knows_the_digits_that_it_was_not_trained_on(loaded, tmp_path):
     results = evaluate_knn(
         model.float(),
         image_processor,
-        load_images("digits"),
-        num_neighbours=[20],
+        load_labeled_images("digits"),
+        num_neighbors=[20],
         extraction=Extraction(cache_dir=tmp_path, progress=False),
     )
     trained, random = (RESULTS[name][0] for name in ("trained", "random"))

@@ -19,10 +19,9 @@ from huggingface_hub.utils import WeakFileLock
 from PIL import Image
 
 from small_models import make_model, randomize
-from vitrail.errors import BadImageError, VitrailError
+from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.features import cache
 from vitrail.features.cache import cached_features
-from vitrail.features.embedding import encoder
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.presets import make_image_processor
 
@@ -34,7 +33,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 import datasets
-from vitrail.evaluation import cache
+from vitrail.features import cache
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
@@ -88,7 +87,7 @@ class Extraction:
     def run(self, **changes):
         """The features, and the number of images in each batch that the model ran."""
         batches = []
-        handle = encoder(self.model).register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+        handle = self.model.base_model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
         try:
             options = {**self.options, **changes}
             features = cached_features(self.model, self.image_processor, self.dataset, cache_dir=self.cache_dir, **options)
@@ -222,7 +221,7 @@ def test_bad_images_are_left_out_and_listed(extraction):
         np.testing.assert_array_equal(features.labels, [1, 2, 0, 2, 0, 1, 2, 0])
         assert [(image.row, image.path) for image in features.bad] == [(row, f"photo-{row}.png") for row in (0, 4, 5, 6, 7)]
         assert all("truncated" in image.reason for image in features.bad)
-    with pytest.raises(BadImageError, match=r"photo-0\.png"):  # also of features that are there
+    with pytest.raises(UnreadableImageError, match=r"photo-0\.png"):  # also of features that are there
         extraction.run(strict=True)
 
 
@@ -230,7 +229,7 @@ def test_bad_images_are_left_out_and_listed(extraction):
 def test_strict_stops_at_the_first_bad_image_and_keeps_what_is_done(extraction, views, done):
     """A chunk is of at most 4 forward passes, but of one image at least."""
     extraction.dataset = make_dataset(bad=(9,))
-    with pytest.raises(BadImageError, match=r"photo-9\.png"):
+    with pytest.raises(UnreadableImageError, match=r"photo-9\.png"):
         extraction.run(views=views, strict=True)
     _, batches = extraction.run(views=views)
     assert sum(batches) == max(views, 1) * (ROWS - 1 - done)

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from image_folders import PHOTOS, small_model, small_processor
-from vitrail.data import read_collection
+from vitrail.data import read_images
 from vitrail.evaluation.batches import ImageRows
 from vitrail.features.embedding import ImageEmbedder
 from vitrail.features.extraction import extract
 from vitrail.features.store import StoredFeatures
 from vitrail.features.token_features import ImageViews
 from vitrail.processing.augmentation import rng_of, training_view
-from vitrail.visualization.similar import similar
+from vitrail.visualization.similar import find_similar
 
 FILES = [str(path) for path in PHOTOS]  # JPEGs of 300 pixels and more, of which the model sees 36
 BICUBIC = Image.Resampling.BICUBIC
@@ -40,14 +40,14 @@ def rows(files):
 
 
 def test_extraction_and_the_query_of_similar(drafts, tmp_path):
-    extract(small_model(), drafts, read_collection(PHOTOS[0].parent), tmp_path, progress=False, num_workers=0)
+    extract(small_model(), drafts, read_images(PHOTOS[0].parent), tmp_path, progress=False, num_workers=0)
     stored = StoredFeatures(tmp_path)
     found = {os.path.basename(path): vector for path, vector in zip(stored.paths(), stored.vectors("pooled"), strict=True)}
     ours, full = pooled(drafts), pooled(small_processor())
     for file, vector, other in zip(FILES, ours, full, strict=True):
         np.testing.assert_allclose(found[os.path.basename(file)], vector, atol=1e-6)
         assert np.abs(vector - other).max() > 1e-4
-    _, cosines, _ = similar(small_model(), stored, FILES[0])
+    _, cosines, _ = find_similar(small_model(), stored, FILES[0])
     assert cosines[0] == pytest.approx(1, abs=1e-6)
 
 

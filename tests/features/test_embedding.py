@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 import vitrail
 from image_folders import PHOTOS, small_model, small_processor, write_broken, write_images
-from vitrail.errors import BadImageError, VitrailError
+from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.features.embedding import ImageEmbedder
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 from vitrail.processing.presets import keep_aspect
@@ -142,9 +142,9 @@ def test_another_column(images, files):
 
 def test_what_is_there_is_not_replaced(images):
     """WebDataset's labels are called cls."""
-    labelled = images.rename_column("number", "cls")
+    labeled = images.rename_column("number", "cls")
     with pytest.raises(VitrailError, match="a column 'cls' already, which features would replace; rename or remove it"):
-        labelled.map(embedder(features=["mean", "cls"]), batched=True)
+        labeled.map(embedder(features=["mean", "cls"]), batched=True)
 
 
 def test_single_rows_are_refused(images):
@@ -172,33 +172,33 @@ def broken(tmp_path_factory):
 def test_bad_images_are_named(decode, broken, files):
     for bad in (*broken, str(Path(files[0]).with_name("missing.jpg"))):
         dataset = image_dataset([*files[:3], bad], decode=decode)
-        with pytest.raises(BadImageError) as raised:
+        with pytest.raises(UnreadableImageError) as raised:
             dataset.map(embedder(), batched=True, batch_size=4)
         assert raised.value.path == bad
         assert raised.value.reason
 
 
 def test_bad_images_are_named_by_other_processes(broken, files):
-    with pytest.raises(BadImageError) as raised:
+    with pytest.raises(UnreadableImageError) as raised:
         image_dataset([*files, broken[0]]).map(embedder(), batched=True, num_proc=2)
     assert raised.value.path == broken[0]
 
 
 def test_bad_images_of_a_stream_are_named_when_they_come_as_files(broken, files):
     stream = image_dataset([*files[:2], broken[0]]).to_iterable_dataset().decode(False)
-    with pytest.raises(BadImageError) as raised:
+    with pytest.raises(UnreadableImageError) as raised:
         list(stream.map(embedder(), batched=True, batch_size=4))
     assert raised.value.path == broken[0]
 
 
 def test_images_that_are_no_images(files):
-    with pytest.raises(BadImageError, match="in row 1 of its batch: the row holds no image"):
+    with pytest.raises(UnreadableImageError, match="in row 1 of its batch: the row holds no image"):
         image_dataset([files[0], None]).map(embedder(), batched=True)
     deep = io.BytesIO()
     Image.fromarray(np.full((40, 40), 70000, dtype=np.int32)).save(deep, "TIFF")  # values that 16 bits cannot hold
     rows = {"bytes": deep.getvalue(), "path": "deep.tif"}
     dataset = datasets.Dataset.from_dict({"image": [rows]}, features=datasets.Features({"image": datasets.Image(decode=False)}))
-    with pytest.raises(BadImageError, match=r"deep.tif: found values from 70000 to 70000"):
+    with pytest.raises(UnreadableImageError, match=r"deep.tif: found values from 70000 to 70000"):
         dataset.map(embedder(), batched=True)
 
 

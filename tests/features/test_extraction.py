@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 
 from image_folders import broken_files, small_model, small_processor, write_broken, write_images
-from vitrail.data import read_collection
+from vitrail.data import read_images
 from vitrail.errors import VitrailError
 from vitrail.features import store
 from vitrail.features.extraction import extract
@@ -52,7 +52,7 @@ def tars(pictures, tmp_path_factory):
 
 
 def run(source, output, model=None, image_processor=None, **options):
-    source = read_collection(source) if isinstance(source, str | os.PathLike) else source
+    source = read_images(source) if isinstance(source, str | os.PathLike) else source
     return extract(model or small_model(), image_processor or small_processor(), source, output, progress=False, **options)
 
 
@@ -266,7 +266,7 @@ def test_a_run_may_end_at_any_renaming(pictures, tars, tmp_path, monkeypatch, ki
 def test_files_that_have_turned_bad_leave_no_rows(tmp_path):
     """Where the run ended between a file and its record."""
     names = write_images(tmp_path / "pictures", 6)
-    job = Job(small_model(), small_processor(), read_collection(tmp_path / "pictures"), tmp_path / "out", shard_size=2)
+    job = Job(small_model(), small_processor(), read_images(tmp_path / "pictures"), tmp_path / "out", shard_size=2)
     (tmp_path / "out").mkdir()
     job.folder.begin(job.settings())
     job.run(job.missing())

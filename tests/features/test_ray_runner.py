@@ -24,7 +24,7 @@ pytest.importorskip("ray.data", exc_type=ImportError)
 
 import ray
 
-from vitrail.data import read_collection
+from vitrail.data import read_images
 from vitrail.errors import VitrailError
 from vitrail.features import ray_runner
 from vitrail.features.extraction import extract
@@ -32,7 +32,7 @@ from vitrail.features.job import Job
 from vitrail.features.ray_runner import Pool, Share, choose_pool, run_on_ray
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.save import save
-from vitrail.runtime.workers import Lanes
+from vitrail.runtime.workers import InferenceWorkers
 
 # Ray Data sets the options of its own that it has deprecated
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -76,13 +76,13 @@ def pictures(tmp_path_factory):
 def one_process(pictures, tmp_path_factory):
     """The features that one process takes of them."""
     folder = tmp_path_factory.mktemp("one") / "out"
-    extract(small_model(), small_processor(), read_collection(pictures), folder, shard_size=5, progress=False)
+    extract(small_model(), small_processor(), read_images(pictures), folder, shard_size=5, progress=False)
     return StoredFeatures(folder)
 
 
 def begun_job(pictures, folder, **options):
     """A job whose folder is ready for it, as `extract` makes it."""
-    job = Job(small_model(), small_processor(), read_collection(pictures), folder, **{"shard_size": 5, **options})
+    job = Job(small_model(), small_processor(), read_images(pictures), folder, **{"shard_size": 5, **options})
     folder.mkdir(parents=True)
     job.folder.begin(job.settings())
     return job
@@ -145,7 +145,7 @@ def test_two_actors_of_which_one_is_killed_give_the_rows_of_one_process(cluster,
     killer.start()
     monkeypatch.setattr(ray_runner, "CORES_PER_WORKER", 1)  # so that two cores are two actors
     options = {"shard_size": 5, "runner": "ray", "progress": False}
-    done = extract(small_model(), small_processor(), read_collection(folder), tmp_path / "out", **options)
+    done = extract(small_model(), small_processor(), read_images(folder), tmp_path / "out", **options)
     killer.join()
     assert len(killed) == 1
     assert (done.rows, done.errors, done.images) == (30, 20, 50), "what is done again counts once"
@@ -221,7 +221,7 @@ def test_an_actor_has_as_many_lanes_as_cores(pictures, tmp_path, monkeypatch):
 
     def run(self, *arguments, **options):
         threads.append(torch.get_num_threads())
-        return Lanes(torch.device("cpu")), 0
+        return InferenceWorkers(torch.device("cpu")), 0
 
     monkeypatch.setattr(Job, "run", run)
     before = torch.get_num_threads()
@@ -309,7 +309,7 @@ def test_ctrl_c_ends_the_command_and_its_ray_and_the_rest_is_done_later(cluster,
 
     last.replace(folder / names[-1])
     options = {"shard_size": 4, "progress": False}
-    done = extract(model, image_processor, read_collection(folder), tmp_path / "out", **options, runner="ray")
+    done = extract(model, image_processor, read_images(folder), tmp_path / "out", **options, runner="ray")
     assert (done.rows, done.images) == (13, 1)
-    extract(model, image_processor, read_collection(folder), tmp_path / "one", **options)
+    extract(model, image_processor, read_images(folder), tmp_path / "one", **options)
     assert_same_rows(StoredFeatures(tmp_path / "one"), StoredFeatures(tmp_path / "out"))

@@ -7,7 +7,7 @@ from transformers import Trainer, TrainingArguments
 
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.data.decoding import open_image
-from vitrail.data.labeled import load_images
+from vitrail.data.labeled import load_labeled_images
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
@@ -15,7 +15,7 @@ from vitrail.processing.image_processing_vit import VitrailImageProcessor
 @pytest.fixture(scope="session")
 def digits():
     """1797 real digits, in two halves."""
-    return load_images("digits")
+    return load_labeled_images("digits")
 
 
 @pytest.fixture(scope="session")

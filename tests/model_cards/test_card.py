@@ -21,7 +21,7 @@ from vitrail.convert.sources.labels import imagenet_labels
 from vitrail.convert.verification import Check
 from vitrail.errors import VitrailError
 from vitrail.hub.save import keep_verification
-from vitrail.model_cards.card import folder_card, model_card, official_card
+from vitrail.model_cards.card import folder_card, official_card, render_model_card
 from vitrail.model_cards.citations import PAPERS
 from vitrail.model_cards.descriptions import counts, preparation
 from vitrail.model_cards.provenance import linked
@@ -36,7 +36,7 @@ def report_of(name, **fields):
     """The report of a conversion of an official checkpoint, without converting it."""
     row = find_checkpoint(name)
     source = SourceFile("weights.pth", row.url, row.hub_id, 1000, lambda: "ab" * 32)
-    report = ConversionReport(row.family, source, catalogue_name=row.name, coverage={"converted": 150, "ignored": []})
+    report = ConversionReport(row.family, source, catalog_name=row.name, coverage={"converted": 150, "ignored": []})
     return report.to_dict() | fields
 
 
@@ -47,7 +47,7 @@ def converted(name, *, fields=(), processor=None, report=(), classifies=None, **
     if row.has_classifier and "num_labels" not in dict(fields):
         config = vitrail.ViTConfig(**config.to_dict() | {"id2label": dict(enumerate(imagenet_labels(config.num_labels)))})
     config = vitrail.ViTConfig(**config.to_dict() | dict(fields))
-    return model_card(
+    return render_model_card(
         config,
         processor or official_image_processor(row),
         report_of(name, **dict(report)),
@@ -236,7 +236,9 @@ def test_nothing_is_guessed_about_a_model_of_unknown_origin():
     report = ConversionReport(
         "dino", SourceFile("mine.pth", None, None, 5, lambda: "00"), coverage={"converted": 4, "ignored": ["head.*"]}
     )
-    card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report.to_dict(), classifies=False, name="mine/")
+    card = render_model_card(
+        vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report.to_dict(), classifies=False, name="mine/"
+    )
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
     assert "dino" not in card.data.tags
     for heading in ("The model", "Training", "Intended use and limits", "Published results", "Licence"):
@@ -250,7 +252,7 @@ def test_nothing_is_guessed_about_a_model_of_unknown_origin():
 
 @pytest.mark.parametrize("report", [None, {}, {"verification": [Check("a", "b", 0.0, True).to_dict()]}])
 def test_a_model_that_was_not_converted_says_nothing_of_a_conversion(report):
-    card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report, classifies=True, name="mine")
+    card = render_model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report, classifies=True, name="mine")
     assert "## Conversion" not in card.text
     assert "converted it" not in card.text
     assert card.data.pipeline_tag == "image-classification"
@@ -347,8 +349,8 @@ def test_the_code_that_is_carried_needs_trust_and_no_vitrail():
 
 @pytest.mark.parametrize(("format", "library"), [("transformers", "transformers"), ("timm", "timm")])
 def test_exports_are_loaded_by_their_own_library(format, library):
-    notice = "at other image sizes, it interpolates <otherwise>"
-    card = converted("dino-vits16", format=format, notices=[notice])
+    warning = "at other image sizes, it interpolates <otherwise>"
+    card = converted("dino-vits16", format=format, warnings=[warning])
     assert card.data.library_name == library
     assert "custom_code" not in card.data.tags
     block = code_blocks(card)[0]
@@ -370,7 +372,7 @@ def test_exports_are_loaded_by_their_own_library(format, library):
 )
 def test_timm_is_told_a_hub_id_from_a_folder(name, expected):
     config, processor = official_config(find_checkpoint("dino-vits16")), vitrail.make_image_processor("dino")
-    card = model_card(config, processor, None, classifies=False, name=name, format="timm")
+    card = render_model_card(config, processor, None, classifies=False, name=name, format="timm")
     assert f'timm.create_model("{expected}", pretrained=True)' in code_blocks(card)[0]
 
 
@@ -399,7 +401,7 @@ def test_the_code_runs_and_its_shapes_are_right(tmp_path, monkeypatch, layout, k
         write_exported(to_format(model, processor, layout), "model")
     classifies = model_class is vitrail.ViTForImageClassification
     options = {"classifies": classifies, "name": "model", "format": layout, "carries_code": False}
-    (block,) = code_blocks(model_card(model.config, processor, None, **options))
+    (block,) = code_blocks(render_model_card(model.config, processor, None, **options))
     names: dict = {}
     exec(block, names)
     shown = re.findall(r"^ *(?:(\w+) = )?(\S.*?)  # \(([\d, ]+)\)", block, re.MULTILINE)
@@ -411,7 +413,9 @@ def test_the_code_runs_and_its_shapes_are_right(tmp_path, monkeypatch, layout, k
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "it's a folder", "$(touch x)", "a`b|c"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_name_cannot_break_the_code(name, layout):
-    card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), None, classifies=False, name=name, format=layout)
+    card = render_model_card(
+        vitrail.ViTConfig(), vitrail.make_image_processor("dino"), None, classifies=False, name=name, format=layout
+    )
     (block,) = code_blocks(card)
     strings = [node.value for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Constant)]
     assert (f"local-dir:{name}" if layout == "timm" else name) in strings
@@ -423,7 +427,7 @@ def test_images_that_the_patch_does_not_divide_are_no_hindrance():
         vitrail.make_image_processor("dino", image_size=230),
         vitrail.make_image_processor("full-image", patch_size=16),
     ):
-        card = model_card(vitrail.ViTConfig(**SMALL), processor, None, classifies=False, name="x")
+        card = render_model_card(vitrail.ViTConfig(**SMALL), processor, None, classifies=False, name="x")
         assert "outputs.last_hidden_state  # (1, tokens, 32)\n" in code_blocks(card)[0]
         assert [name for name in rows(section(card, "Architecture")) if name.startswith("GMACs")] == ["GMACs at 224 x 224"]
         assert "with 56,640 parameters" in card.text  # 24,608 + 32 + 197 * 32 + 3 * 8,544 + 64
@@ -431,8 +435,10 @@ def test_images_that_the_patch_does_not_divide_are_no_hindrance():
 
 def test_names_of_other_people_cannot_break_the_tables():
     source = SourceFile("a|b`c\n<script>.pth", None, None, 1, lambda: "00")
-    report = ConversionReport("timm", source, coverage={"converted": 1, "ignored": []}, notices=["left out: x|y\n<img src=z>"])
-    card = model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report.to_dict(), classifies=False, name="x")
+    report = ConversionReport("timm", source, coverage={"converted": 1, "ignored": []}, warnings=["left out: x|y\n<img src=z>"])
+    card = render_model_card(
+        vitrail.ViTConfig(), vitrail.make_image_processor("dino"), report.to_dict(), classifies=False, name="x"
+    )
     table = rows(section(card, "Conversion"))
     assert table["File"][0].startswith(r"`a\|b'c <script>.pth`,")  # as code
     assert table["Note"] == [r"left out: x\|y &lt;img src=z&gt;"]
@@ -449,9 +455,9 @@ def test_a_card_is_the_same_whenever_it_is_rendered():
     report = report_of("dino-vits16", verification=[check.to_dict() for check in CHECKS])
     options = {"classifies": False, "name": "user/name"}
     config, processor = official_config(find_checkpoint("dino-vits16")), vitrail.make_image_processor("dino")
-    cards = {str(model_card(config, processor, said, **options)) for said in (report, shuffled(report), report)}
+    cards = {str(render_model_card(config, processor, said, **options)) for said in (report, shuffled(report), report)}
     assert len(cards) == 1
-    assert str(ModelCard(cards.pop())) == str(model_card(config, processor, report, **options))
+    assert str(ModelCard(cards.pop())) == str(render_model_card(config, processor, report, **options))
 
 
 # ------------------------------------------------------------------------------------------------------------------- folders
@@ -479,7 +485,7 @@ def test_a_card_says_nothing_of_other_weights(tmp_path):
     """Whoever changes the weights in a folder changes what is true of them: origin, checks, published results."""
     deterministic.write_checkpoint(deterministic.dino_vits16(), tmp_path / "dino.pth")
     model, processor, report = vitrail.load(tmp_path / "dino.pth")
-    report.catalogue_name = "dino-vits16"
+    report.catalog_name = "dino-vits16"
     vitrail.save(model, processor, tmp_path / "model", report=report)
     keep_verification(tmp_path / "model", [Check("round trip", "dino.pth", 0.0, True)])
     before = folder_card(tmp_path / "model")
@@ -515,7 +521,7 @@ def test_results_of_somebody_else_are_not_read(tmp_path):
 
 
 def test_titles_are_plain_text():
-    card = model_card(CONFIG, PROCESSOR, None, classifies=False, name="<b>a</b>/<script>alert(1)<script>")
+    card = render_model_card(CONFIG, PROCESSOR, None, classifies=False, name="<b>a</b>/<script>alert(1)<script>")
     assert "\n# &lt;script&gt;alert(1)&lt;script&gt;\n" in card.text
 
 
@@ -577,7 +583,9 @@ def test_counts_of_two_depths_give_those_of_the_model(model_class, fields):
 
 def trained(**options):
     """The card of a new model after a run of DINO."""
-    return model_card(CONFIG, PROCESSOR, None, **{"classifies": False, "name": "user/name", "pretraining": make_run()} | options)
+    return render_model_card(
+        CONFIG, PROCESSOR, None, **{"classifies": False, "name": "user/name", "pretraining": make_run()} | options
+    )
 
 
 def test_training_from_scratch_is_told():
@@ -600,7 +608,7 @@ def test_training_from_scratch_is_told():
 def test_the_accuracy_of_neighbours_is_told():
     text = section(trained(pretraining=make_run(knn=KNN)), "Training")
     assert (
-        "A weighted vote of the 20 nearest among 800 labelled training images names 81.2 % of 200 images right that it was not trained on."
+        "A weighted vote of the 20 nearest among 800 labeled training images names 81.2 % of 200 images right that it was not trained on."
     ) in text
 
 

@@ -553,7 +553,7 @@ def test_threads_that_share_a_model_get_each_their_own_size():
 
 @torch.no_grad()
 def test_a_bias_too_large_to_keep_is_made_anew(monkeypatch, computed):
-    monkeypatch.setattr(modeling_vit, "LARGEST_KEPT_BIAS", 2 * 16 * 16)  # heads, tokens, tokens at a grid of 3 x 5
+    monkeypatch.setattr(modeling_vit, "MAX_KEPT_BIAS", 2 * 16 * 16)  # heads, tokens, tokens at a grid of 3 x 5
     model = make_model(**KINDS["table"])
     for grid, number in (((3, 5), 2), ((4, 6), 4)):
         computed.clear()

@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 from image_folders import small_processor, write_broken, write_images
 from vitrail.data.decoding import open_image
 from vitrail.data.unlabeled import load_training_images
-from vitrail.errors import BadImageError, VitrailError
-from vitrail.pretraining.crops import MOST_BAD, MultiCropImages
+from vitrail.errors import UnreadableImageError, VitrailError
+from vitrail.pretraining.crops import MAX_UNREADABLE, MultiCropImages
 from vitrail.processing.augmentation import rng_of
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.processing.multi_crop import CropAugmentation, MultiCropAugmentation, multi_crop
@@ -146,7 +146,7 @@ def test_strict_refuses_it(pictures):
     with open(path, "wb") as file:
         file.write(b"no image")
     assert crops[3]["pixel_values"].shape == (2, 3, 16, 16)
-    with pytest.raises(BadImageError, match="cannot read the image") as raised:
+    with pytest.raises(UnreadableImageError, match="cannot read the image") as raised:
         crops[4]
     assert raised.value.path == path
 
@@ -174,12 +174,12 @@ def test_all_that_can_be_wrong_with_a_file_is_survived(pictures):
     assert len(crops.reported) > 10
 
 
-@pytest.mark.parametrize("number", [5, MOST_BAD + 50])
+@pytest.mark.parametrize("number", [5, MAX_UNREADABLE + 50])
 def test_a_run_in_which_nothing_can_be_read_gives_up(tmp_path, number, warnings_of_crops):
     for index in range(number):
         (tmp_path / f"{index:03d}.png").write_bytes(b"")
     crops = crops_of(tmp_path)
-    expected = min(number, MOST_BAD)
+    expected = min(number, MAX_UNREADABLE)
     with pytest.raises(VitrailError, match=f"{expected} images in a row, from row 3 on, cannot be read"):
         crops[3]
     assert len(warnings_of_crops) == expected
@@ -202,7 +202,7 @@ def test_an_image_of_values_that_do_not_fit_is_a_bad_one(tmp_path):
     images = load_training_images(tmp_path).train
     views = MultiCropImages(images, small_processor(), AUGMENTATION)[0]
     assert torch.equal(views["pixel_values"].isfinite(), torch.ones_like(views["pixel_values"], dtype=torch.bool))
-    with pytest.raises(BadImageError, match=r"0\.tif"):
+    with pytest.raises(UnreadableImageError, match=r"0\.tif"):
         MultiCropImages(images, small_processor(), AUGMENTATION, strict=True)[0]
 
 

@@ -50,13 +50,14 @@ AUGMENTATION = dataclasses.replace(
 RECIPE = dataclasses.replace(
     RECIPES["dino"], name="small", epochs=3, batch_size=8, learning_rate=0.02, arguments=ARGUMENTS, augmentation=AUGMENTATION
 )
-COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])
+COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])
 
 # What a process of its own runs; it kills itself when the given checkpoint is complete
 SCRIPT = """
 import os, signal, sys
-sys.path[:0] = [os.path.dirname(sys.argv[1])]
-import test_pretrain
+here = os.path.dirname(sys.argv[1])
+sys.path[:0] = [here, os.path.join(os.path.dirname(here), "helpers")]
+import test_job
 from transformers import TrainerCallback
 from vitrail.evaluation.training import KeepLastCheckpoint
 
@@ -69,17 +70,17 @@ class Kill(KeepLastCheckpoint):
 import vitrail.pretraining.job as job
 job.KeepLastCheckpoint = Kill
 if __name__ == "__main__":
-    test_pretrain.run(sys.argv[2])
+    test_job.run(sys.argv[2])
 """
 
 
-def write_images(folder, number, *, labelled):
+def write_images(folder, number, *, labeled):
     rng = np.random.default_rng(0)
     for index in range(number):
-        label = index % len(COLOURS)
-        path = folder / str(label) if labelled else folder
+        label = index % len(COLORS)
+        path = folder / str(label) if labeled else folder
         path.mkdir(parents=True, exist_ok=True)
-        pixels = rng.normal(0, 30, size=(20, 24, 3)) + COLOURS[label]
+        pixels = rng.normal(0, 30, size=(20, 24, 3)) + COLORS[label]
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path / f"{index:02d}.png")
 
 
@@ -97,8 +98,8 @@ def run(folder, output="model", data="images", seed=0, **options):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    write_images(folder / "images", 36, labelled=True)  # of which 27 to train on: three updates of 8
-    write_images(folder / "unlabelled", 20, labelled=False)
+    write_images(folder / "images", 36, labeled=True)  # of which 27 to train on: three updates of 8
+    write_images(folder / "unlabeled", 20, labeled=False)
     (folder / "script.py").write_text(SCRIPT)
     return folder
 
@@ -178,9 +179,7 @@ def test_two_processes_make_one_run(prepared):
     script = (
         (prepared / "script.py")
         .read_text()
-        .replace(
-            "test_pretrain.run(sys.argv[2])", "test_pretrain.run(sys.argv[2], 'two', recipe=test_pretrain.without_drop_path())"
-        )
+        .replace("test_job.run(sys.argv[2])", "test_job.run(sys.argv[2], 'two', recipe=test_job.without_drop_path())")
     )
     (prepared / "two.py").write_text(script)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -206,7 +205,7 @@ def test_a_batch_in_pieces_is_the_same_batch(prepared):
 
 
 def test_images_without_labels(prepared):
-    result = run(prepared, "no-labels", "unlabelled", epochs=1)
+    result = run(prepared, "no-labels", "unlabeled", epochs=1)
     assert result["knn"] is None
     assert result["updates"] == 2
     assert all("eval_knn_accuracy" not in point for point in result["curves"])
@@ -215,7 +214,7 @@ def test_images_without_labels(prepared):
 
 def test_on_from_a_model(prepared, whole):
     model, image_processor, report = vitrail.load(prepared / "whole")
-    images = load_training_images(prepared / "unlabelled")
+    images = load_training_images(prepared / "unlabeled")
     output = prepared / "further"
     result = pretrain(model, image_processor, images, output_dir=output, recipe=RECIPE, epochs=1, progress=False, report=report)
     assert result["model"]["name"] == "model.safetensors"
@@ -259,7 +258,7 @@ def test_each_epoch_is_logged_and_measured(prepared, whole):
 
 
 def test_what_began_and_trained_nothing_does_not_stand_in_the_way(prepared):
-    write_images(prepared / "damaged", 9, labelled=False)
+    write_images(prepared / "damaged", 9, labeled=False)
     (prepared / "damaged" / "00.png").write_bytes(b"no image")
     recipe = dataclasses.replace(RECIPE, epochs=1)
     with pytest.raises(VitrailError, match=r"cannot read the image .*00\.png"):
@@ -276,8 +275,8 @@ def test_a_training_that_diverges_leaves_nothing(prepared):
 
 
 def test_labelled_images_that_cannot_be_read_measure_nothing(prepared):
-    write_images(prepared / "half", 24, labelled=True)
-    held_out = load_training_images(prepared / "half", validation_fraction=0.25).labelled.validation
+    write_images(prepared / "half", 24, labeled=True)
+    held_out = load_training_images(prepared / "half", validation_fraction=0.25).labeled.validation
     for row in held_out:
         Path(row["image"]["path"]).write_bytes(b"no image")
     result = run(prepared, "unmeasured", "half", epochs=1)
@@ -286,13 +285,13 @@ def test_labelled_images_that_cannot_be_read_measure_nothing(prepared):
 
 
 def test_a_model_of_which_nothing_is_known(prepared):
-    run(prepared, "given", "unlabelled", epochs=1, from_scratch=False)
+    run(prepared, "given", "unlabeled", epochs=1, from_scratch=False)
     assert "beginning with weights of which nothing is stated" in (prepared / "given" / "README.md").read_text()
 
 
 def test_mixed_precision_is_told(prepared):
     recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"bf16": True})
-    assert run(prepared, "mixed", "unlabelled", recipe=recipe, epochs=1)["precision"] == "bfloat16"
+    assert run(prepared, "mixed", "unlabeled", recipe=recipe, epochs=1)["precision"] == "bfloat16"
 
 
 def test_on_from_a_classifier_that_reads_several_blocks(prepared):

@@ -95,7 +95,7 @@ def test_the_card_has_the_training(folder):
 
 
 def test_an_accuracy_that_is_not_known_is_not_told(folder):
-    """Where no labelled image could be read."""
+    """Where no labeled image could be read."""
     write_report(folder, make_run(knn=KNN | {"accuracy": math.nan}))
     assert read_pretraining(folder)["knn"]["accuracy"] is None
     text = ModelCard.load(folder / "README.md").text

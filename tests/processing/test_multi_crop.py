@@ -191,7 +191,7 @@ def test_the_preset_is_the_published_one():
         "contrast": 0.4,
         "saturation": 0.2,
         "hue": 0.1,
-        "greyscale_probability": 0.2,
+        "grayscale_probability": 0.2,
         "blur_radius": (0.1, 2.0),
         "solarize_threshold": 128,
     }
@@ -391,7 +391,7 @@ def test_json_that_does_not_fit(change, message):
         ("blur_radius", (0.1, 1.0, 2.0), "two numbers"),
         ("flip_probability", 1.5, "a number from 0 to 1"),
         ("jitter_probability", -0.1, "a number from 0 to 1"),
-        ("greyscale_probability", float("nan"), "a number from 0 to 1"),
+        ("grayscale_probability", float("nan"), "a number from 0 to 1"),
         ("brightness", -0.4, "a number from 0 upwards"),
         ("contrast", "0.4", "a number from 0 upwards"),
         ("saturation", None, "a number from 0 upwards"),

@@ -1,4 +1,4 @@
-"""Programs against the modules they are made of, by engines that torch itself has; the others are in test_engines.py."""
+"""CompiledModel against the modules they are made of, by engines that torch itself has; the others are in test_engines.py."""
 
 import threading
 
@@ -11,7 +11,7 @@ from small_models import IMPORT_OF_THE_COMPILER
 from vitrail.errors import VitrailError
 from vitrail.features.feature_types import FeatureOutputs, compute_features, parse_features
 from vitrail.runtime import compiled as module
-from vitrail.runtime.compiled import DEFAULT_RUNTIME, Engine, Fidelity, Programs, Runtime
+from vitrail.runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Engine, Runtime
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,19 +49,19 @@ def built(monkeypatch):
 
 def test_the_default_is_the_model_itself():
     vit = small_model()
-    programs = Programs(outputs_of(vit), DEFAULT_RUNTIME, batch_size=2)
+    programs = CompiledModel(outputs_of(vit), DEFAULT_RUNTIME, batch_size=2)
     with torch.no_grad():
         expected = compute_features(vit, images(), parse_features(("cls", "patches"), vit.config))
         for output, wanted in zip(programs(images()), expected.values(), strict=True):
             assert torch.equal(output, wanted)
     assert programs.is_module
-    assert programs.fidelity == ()
+    assert programs.agreement == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_without_a_precision_it_is_that_of_the_weights(dtype):
     vit = small_model().to(dtype)
-    programs = Programs(outputs_of(vit, "mean"), DEFAULT_RUNTIME, batch_size=2)
+    programs = CompiledModel(outputs_of(vit, "mean"), DEFAULT_RUNTIME, batch_size=2)
     (output,) = programs(images())
     with torch.no_grad():
         expected = vit(images().to(dtype)).last_hidden_state[:, 1:].mean(dim=1)
@@ -72,32 +72,32 @@ def test_without_a_precision_it_is_that_of_the_weights(dtype):
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
 def test_another_precision_runs_a_copy_and_says_how_near_it_comes(precision, dtype):
     vit = small_model()
-    programs = Programs(outputs_of(vit), Runtime(precision), batch_size=2)
+    programs = CompiledModel(outputs_of(vit), Runtime(precision), batch_size=2)
     outputs = programs(images())
     assert vit.dtype == torch.float32
     with torch.no_grad():
         expected = outputs_of(vit)(images())
         rounded = outputs_of(small_model().to(dtype))(images().to(dtype))
-    for output, own, wanted, fidelity in zip(outputs, rounded, expected, programs.fidelity, strict=True):
+    for output, own, wanted, agreement in zip(outputs, rounded, expected, programs.agreement, strict=True):
         assert torch.equal(output, own.float())
         rows, columns = output.double().flatten(1), wanted.double().flatten(1)
         cosines = (rows * columns).sum(1) / rows.norm(dim=1) / columns.norm(dim=1)
-        assert fidelity.cosine == pytest.approx(cosines.min().item(), abs=1e-9)
-        assert fidelity.max_difference == pytest.approx((output - wanted).abs().max().item())
-        assert 0 < 1 - fidelity.cosine < 1e-3
+        assert agreement.cosine == pytest.approx(cosines.min().item(), abs=1e-9)
+        assert agreement.max_difference == pytest.approx((output - wanted).abs().max().item())
+        assert 0 < 1 - agreement.cosine < 1e-3
 
 
 def test_a_half_precision_model_is_compared_with_float32_weights():
     vit = small_model().to(torch.bfloat16)
-    programs = Programs(outputs_of(vit), Runtime("float32"), batch_size=2)
+    programs = CompiledModel(outputs_of(vit), Runtime("float32"), batch_size=2)
     programs(images())
-    assert all(fidelity.cosine > 1 - 1e-9 for fidelity in programs.fidelity)
+    assert all(agreement.cosine > 1 - 1e-9 for agreement in programs.agreement)
 
 
 @IMPORT_OF_THE_COMPILER
 def test_compiled_programs_take_any_number_of_images_from_any_thread():
     vit = small_model(num_hidden_layers=1)
-    programs = Programs(outputs_of(vit, "cls"), Runtime(engine="compile"), batch_size=2)
+    programs = CompiledModel(outputs_of(vit, "cls"), Runtime(engine="compile"), batch_size=2)
     with torch.no_grad():
         expected = outputs_of(vit, "cls")(images(5))[0]
     compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -121,7 +121,7 @@ def test_compiled_programs_take_any_number_of_images_from_any_thread():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_program_that_answers_something_else_is_refused(broken, precision):
-    programs = Programs(outputs_of(small_model().to(torch.float16)), Runtime(precision), batch_size=2)
+    programs = CompiledModel(outputs_of(small_model().to(torch.float16)), Runtime(precision), batch_size=2)
     with pytest.raises(VitrailError, match=r"eager computes in .* cosine between the two is -1"):
         programs(images())
 
@@ -131,12 +131,12 @@ def test_numbers_that_are_not_finite_are_refused():
     with torch.no_grad():
         vit.layers[0].mlp.fc2.weight.mul_(1e30)
     with pytest.raises(VitrailError, match="nan"):
-        Programs(outputs_of(vit), Runtime("float16"), batch_size=2)(images())
+        CompiledModel(outputs_of(vit), Runtime("float16"), batch_size=2)(images())
 
 
 def test_a_program_for_each_size_the_least_used_of_which_go(built, monkeypatch):
-    monkeypatch.setattr(module, "MOST_SIZES", 2)
-    programs = Programs(outputs_of(small_model()), Runtime("float32", "openvino"), batch_size=3, num_streams=2)
+    monkeypatch.setattr(module, "MAX_SIZES", 2)
+    programs = CompiledModel(outputs_of(small_model()), Runtime("float32", "openvino"), batch_size=3, num_streams=2)
     for size in (32, 64, 32, 96, 32, 64):
         programs(images(2, size))
     assert [tuple(example.shape) for example, _ in built] == [(3, 3, size, size) for size in (32, 64, 96, 64)]
@@ -145,21 +145,21 @@ def test_a_program_for_each_size_the_least_used_of_which_go(built, monkeypatch):
 
 def test_int8_is_calibrated_at_the_size_that_runs(built):
     calibration = images(7, 32)
-    programs = Programs(outputs_of(small_model()), Runtime("int8", "openvino"), batch_size=1, calibration=calibration)
+    programs = CompiledModel(outputs_of(small_model()), Runtime("int8", "openvino"), batch_size=1, calibration=calibration)
     programs(images(2, 32))
     programs(images(2, 64))
     assert [tuple(options["calibration"].shape) for _, options in built] == [(7, 3, 32, 32), (7, 3, 64, 64)]
     assert torch.equal(built[0][1]["calibration"], calibration)
     with pytest.raises(VitrailError, match="int8 chooses its scales by images"):
-        Programs(outputs_of(small_model()), Runtime("int8", "openvino"), batch_size=1)
+        CompiledModel(outputs_of(small_model()), Runtime("int8", "openvino"), batch_size=1)
 
 
 def test_the_worst_of_all_sizes_counts(built):
-    programs = Programs(outputs_of(small_model(), "cls"), Runtime("float32", "openvino"), batch_size=1)
+    programs = CompiledModel(outputs_of(small_model(), "cls"), Runtime("float32", "openvino"), batch_size=1)
     programs(images(2, 32))
-    programs.fidelity = (Fidelity(0.9, 0.0),)
+    programs.agreement = (Agreement(0.9, 0.0),)
     programs(images(2, 64))
-    assert programs.fidelity == (Fidelity(0.9, 0.0),)
+    assert programs.agreement == (Agreement(0.9, 0.0),)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ def test_engines_of_a_processor_refuse_other_devices():
     with torch.device("meta"):
         elsewhere = nn.Linear(2, 2)
     with pytest.raises(VitrailError, match="openvino runs on a CPU, and the model is on meta"):
-        Programs(elsewhere, Runtime("float32", "openvino"), batch_size=1)
+        CompiledModel(elsewhere, Runtime("float32", "openvino"), batch_size=1)

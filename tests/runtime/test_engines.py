@@ -1,4 +1,4 @@
-"""Programs of onnxruntime and OpenVINO against torch."""
+"""CompiledModel of onnxruntime and OpenVINO against torch."""
 
 import logging
 import os

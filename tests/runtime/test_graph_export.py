@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor
 import deterministic
 import vitrail
 from small_models import make_model
-from vitrail.errors import DifferentAnswersError, UnsupportedCheckpointError, VitrailError
+from vitrail.errors import OutputMismatchError, UnsupportedCheckpointError, VitrailError
 from vitrail.runtime import graph_export as graphs
 from vitrail.runtime.graph import Graph, trace, write_onnx
 from vitrail.utils.optional import import_without_telemetry
@@ -49,12 +49,12 @@ def run_openvino(folder, pixel_values):
 )
 @torch.no_grad()
 def test_a_folder_that_its_engine_and_transformers_read(classifier, to, files, run, tmp_path):
-    notices = vitrail.export_model(classifier, tmp_path / "out", to=to)
+    warnings = vitrail.export_model(classifier, tmp_path / "out", to=to)
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files | JSON | CODE
-    (notice,) = notices
-    assert "answers as the model does, within " in notice
-    assert notice.endswith("(images of 16x24)")
+    (warning,) = warnings
+    assert "answers as the model does, within " in warning
+    assert warning.endswith("(images of 16x24)")
     images = [Image.effect_mandelbrot((40, 30), (-2, -1.5, 1, 1.5), 20).convert("RGB")] * 3
     pixel_values = AutoImageProcessor.from_pretrained(tmp_path / "out")(images, return_tensors="np")["pixel_values"]
     model, _, _ = vitrail.load(classifier)
@@ -119,7 +119,7 @@ def test_a_graph_that_answers_otherwise_is_refused(classifier, tmp_path, monkeyp
     wrong = dataclasses.replace(graphs.GRAPH_FORMATS["onnx"], write=with_another_activation)
     monkeypatch.setitem(graphs.GRAPH_FORMATS, "onnx", wrong)
     with pytest.raises(
-        DifferentAnswersError, match=r"onnxruntime answers otherwise .* shape \(1, 3, 16, 24\), logits differs by up to"
+        OutputMismatchError, match=r"onnxruntime answers otherwise .* shape \(1, 3, 16, 24\), logits differs by up to"
     ):
         vitrail.export_model(classifier, tmp_path / "out", to="onnx")
     assert not list(tmp_path.iterdir())
@@ -139,7 +139,7 @@ def test_answers_that_are_not_numbers_are_refused_and_zeros_are_not():
 
     assert "answers as the model does, within 0.0e+00" in compare(0)
     for wrong in (np.nan, 1e-3):
-        with pytest.raises(DifferentAnswersError, match="logits differs by up to"):
+        with pytest.raises(OutputMismatchError, match="logits differs by up to"):
             compare(wrong)
 
 

@@ -43,16 +43,16 @@ def test_a_classifier_gives_logits():
     assert isinstance(outputs, ImageClassifierOutput)
     with torch.no_grad():
         torch.testing.assert_close(outputs.logits, model(pixel_values).logits, rtol=0.02, atol=0.02)
-    assert set(fast.report.fidelity) == {"logits"}
+    assert set(fast.report.agreement) == {"logits"}
 
 
 def test_the_report_says_what_was_compared_on_what():
     report = vitrail.optimize(small_model(), precision="bfloat16", example_size=(32, 48)).report
     assert (report.precision, report.engine, report.image_size, report.num_images) == ("bfloat16", "eager", (32, 48), 2)
-    assert report.cosine == min(fidelity.cosine for fidelity in report.fidelity.values()) < 1
-    assert report.max_difference == max(fidelity.max_difference for fidelity in report.fidelity.values()) > 0
+    assert report.cosine == min(agreement.cosine for agreement in report.agreement.values()) < 1
+    assert report.max_difference == max(agreement.max_difference for agreement in report.agreement.values()) > 0
     assert (
-        json.loads(json.dumps(report.to_dict()))["fidelity"]["pooler_output"]["cosine"] == report.fidelity["pooler_output"].cosine
+        json.loads(json.dumps(report.to_dict()))["agreement"]["pooler_output"]["cosine"] == report.agreement["pooler_output"].cosine
     )
     assert "eager, bfloat16: cosine 0.99" in str(report)
     assert "2 images of 32x48" in str(report)

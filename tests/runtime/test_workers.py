@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from vitrail.runtime.workers import Lanes
+from vitrail.runtime.workers import InferenceWorkers
 
 CPU = torch.device("cpu")
 
@@ -22,26 +22,26 @@ def test_results_come_in_the_order_of_the_items(two_threads):
         time.sleep(0.02 * (number % 2 == 0))
         return number * number
 
-    assert list(Lanes(CPU).run(slow_if_even, range(20))) == [number * number for number in range(20)]
+    assert list(InferenceWorkers(CPU).run(slow_if_even, range(20))) == [number * number for number in range(20)]
 
 
 def test_lanes_run_side_by_side_with_one_thread_each(two_threads):
     both = threading.Barrier(2, timeout=10)
 
     def meet(item):
-        both.wait()  # would break if one lane ran everything
+        both.wait()  # would break if one worker ran everything
         return torch.get_num_threads()
 
-    lanes = Lanes(CPU)
-    assert lanes.number == 2
-    assert list(lanes.run(meet, range(4))) == [1] * 4
+    workers = InferenceWorkers(CPU)
+    assert workers.number == 2
+    assert list(workers.run(meet, range(4))) == [1] * 4
     assert torch.get_num_threads() == 2, "the caller's number comes back"
 
 
 def test_an_accelerator_has_one_lane_and_torch_keeps_its_threads(two_threads):
-    lanes = Lanes(torch.device("cuda"))
-    assert lanes.number == 1
-    assert list(lanes.run(lambda item: torch.get_num_threads(), [0])) == [2]
+    workers = InferenceWorkers(torch.device("cuda"))
+    assert workers.number == 1
+    assert list(workers.run(lambda item: torch.get_num_threads(), [0])) == [2]
 
 
 def test_items_are_taken_only_a_few_ahead(two_threads):
@@ -54,7 +54,7 @@ def test_items_are_taken_only_a_few_ahead(two_threads):
             taken.append(number)
             yield number
 
-    results = Lanes(CPU).run(lambda item: go.wait(10), items())
+    results = InferenceWorkers(CPU).run(lambda item: go.wait(10), items())
     threading.Timer(0.3, go.set).start()
     next(results)
     assert len(taken) < 10
@@ -66,9 +66,9 @@ def test_an_error_arrives_and_ends_the_lanes(two_threads):
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match="item 0"):
-        list(Lanes(CPU).run(fail, range(3)))
+        list(InferenceWorkers(CPU).run(fail, range(3)))
     assert torch.get_num_threads() == 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker")]
 
 
 def test_an_error_of_the_items_arrives(two_threads):
@@ -77,7 +77,7 @@ def test_an_error_of_the_items_arrives(two_threads):
         raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):
-        list(Lanes(CPU).run(lambda item: item, items()))
+        list(InferenceWorkers(CPU).run(lambda item: item, items()))
 
 
 def test_waiting_is_the_share_of_idle_time(two_threads):
@@ -86,8 +86,8 @@ def test_waiting_is_the_share_of_idle_time(two_threads):
             time.sleep(0.05)
             yield number
 
-    starved, fed = Lanes(CPU), Lanes(CPU)
+    starved, fed = InferenceWorkers(CPU), InferenceWorkers(CPU)
     list(starved.run(lambda item: None, items()))
     list(fed.run(lambda item: time.sleep(0.05), range(8)))
     assert 0 < fed.waiting < starved.waiting < 1
-    assert Lanes(CPU).waiting == 0
+    assert InferenceWorkers(CPU).waiting == 0

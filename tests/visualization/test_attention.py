@@ -8,10 +8,9 @@ import paths
 import vitrail
 from small_models import every_class, every_config, make_config, make_images, make_model, with_random_weights
 from vitrail.errors import VitrailError
-from vitrail.features.embedding import encoder
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.presets import keep_aspect
-from vitrail.visualization.attention import attention_picture, attention_rollout
+from vitrail.visualization.attention import attention_rollout, plot_attention
 
 IMAGES = paths.IMAGES
 PHOTO = IMAGES / "chelsea.jpg"
@@ -35,7 +34,7 @@ def transformers_vit(tmp_path):
     theirs = with_random_weights(transformers.ViTModel(config, add_pooling_layer=False))
     theirs.save_pretrained(tmp_path)
     ours, _, _ = vitrail.load(tmp_path)
-    return theirs, encoder(ours)
+    return theirs, ours.base_model
 
 
 def rolled_out(attentions, num_prefix_tokens, queries):
@@ -70,7 +69,7 @@ def test_rollout_of_every_model_at_another_size(name, model_class):
     grid = (config.patch_grid[0] + 1, config.patch_grid[1] + 2)
     pixel_values = make_images(config, grid=grid)
     with torch.no_grad():
-        attentions = encoder(model)(pixel_values, output_attentions=True).attentions
+        attentions = model.base_model(pixel_values, output_attentions=True).attentions
     prefix = config.num_prefix_tokens
     queries = slice(0, 1) if config.use_cls_token else slice(prefix, None)
     rollout = attention_rollout(model, pixel_values)
@@ -95,8 +94,8 @@ def test_heads_and_means_equal_transformers_attention(transformers_vit):
     with torch.no_grad():
         attentions = theirs(processor(PHOTO, return_tensors="pt")["pixel_values"], output_attentions=True).attentions
     expected = np.stack([attentions[block][0, :, 0, 1:].reshape(3, 4, 4) for block in (2, 0)])
-    (heads,), _ = attention_picture(ours, processor, [PHOTO], layers=(2, -4))
-    (means,), _ = attention_picture(ours, processor, [PHOTO], layers=(2, -4), show="mean")
+    (heads,), _ = plot_attention(ours, processor, [PHOTO], layers=(2, -4))
+    (means,), _ = plot_attention(ours, processor, [PHOTO], layers=(2, -4), show="mean")
     np.testing.assert_allclose(heads, expected, atol=1e-6)
     np.testing.assert_allclose(means, expected.mean(axis=1), atol=1e-6)
 
@@ -104,12 +103,12 @@ def test_heads_and_means_equal_transformers_attention(transformers_vit):
 def test_the_attention_implementation_and_dtype_do_not_matter():
     model, processor = small_model()
     for show in ("heads", "rollout"):
-        (expected,), _ = attention_picture(model, processor, [PHOTO], show=show)
+        (expected,), _ = plot_attention(model, processor, [PHOTO], show=show)
         model.set_attn_implementation("eager")
-        (eager,), _ = attention_picture(model, processor, [PHOTO], show=show)
+        (eager,), _ = plot_attention(model, processor, [PHOTO], show=show)
         np.testing.assert_allclose(eager, expected, atol=1e-6)
         model.set_attn_implementation("sdpa")
-        (half,), picture = attention_picture(model.to(torch.bfloat16), processor, [PHOTO], show=show)
+        (half,), picture = plot_attention(model.to(torch.bfloat16), processor, [PHOTO], show=show)
         assert half.dtype == np.float32
         np.testing.assert_allclose(half, expected, atol=2e-3)
         assert np.asarray(picture).std() > 0
@@ -125,7 +124,7 @@ def test_every_model_has_pictures(name):
     if config.num_channels == 2:
         images = [np.asarray(Image.open(PHOTO))[..., :2]]
     for show, shape in (("heads", (1, 4)), ("mean", (1,)), ("rollout", ())):
-        (maps,), _ = attention_picture(model, processor, images, show=show)
+        (maps,), _ = plot_attention(model, processor, images, show=show)
         assert maps.shape == (*shape, *config.patch_grid)
         assert (maps > 0).all()
         assert maps.sum() <= np.prod(shape) * (1 + 1e-5)
@@ -134,7 +133,7 @@ def test_every_model_has_pictures(name):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_picture_shows_what_the_model_sees(channels):
     model, processor = small_model(num_channels=channels)
-    _, picture = attention_picture(model, processor, [PHOTO])
+    _, picture = plot_attention(model, processor, [PHOTO])
     pixel_values = processor(PHOTO, return_tensors="pt")["pixel_values"]
     bottom = picture.height // 2 - 3  # of the first of two rows; its cells are five times as large as the images
     seen = np.asarray(picture)[bottom - 160 : bottom : 5, 6:166:5].astype(float) / 255
@@ -145,15 +144,15 @@ def test_the_picture_shows_what_the_model_sees(channels):
 def test_images_of_several_sizes():
     model, processor = small_model()
     images = [PHOTO, Image.open(IMAGES / "astronaut.jpg").convert("RGB"), np.asarray(Image.open(IMAGES / "coffee.jpg"))]
-    maps, _ = attention_picture(model, keep_aspect(processor, 8), images, layers=(0, 1))
+    maps, _ = plot_attention(model, keep_aspect(processor, 8), images, layers=(0, 1))
     assert [one.shape for one in maps] == [(2, 4, 4, 6), (2, 4, 4, 4), (2, 4, 4, 6)]
-    (alone,), _ = attention_picture(model, keep_aspect(processor, 8), images[2:], layers=(0, 1))
+    (alone,), _ = plot_attention(model, keep_aspect(processor, 8), images[2:], layers=(0, 1))
     np.testing.assert_allclose(maps[2], alone, atol=1e-6)
 
 
 def test_each_image_is_shown_once_beside_its_blocks():
     model, processor = small_model()
-    _, picture = attention_picture(model, processor, [PHOTO, IMAGES / "coffee.jpg"], layers=(0, 1, 2))
+    _, picture = plot_attention(model, processor, [PHOTO, IMAGES / "coffee.jpg"], layers=(0, 1, 2))
     cells = np.asarray(picture)[6:, 6:].reshape(6, -1, 5, 166, 3)  # rows of a photo and four heads, 160 pixels wide
     empty = (cells == 255).all(axis=(1, 3, 4))
     assert empty.tolist() == [[False] * 5, [True] + [False] * 4, [True] + [False] * 4] * 2
@@ -167,8 +166,8 @@ def test_what_cannot_be_drawn_is_refused():
         ({"show": "rollout", "layers": (1,)}, "leave the layers out"),
     ):
         with pytest.raises(VitrailError, match=words):
-            attention_picture(model, processor, [PHOTO], **options)
+            plot_attention(model, processor, [PHOTO], **options)
     with pytest.raises(VitrailError, match="at least one"):
-        attention_picture(model, processor, [])
+        plot_attention(model, processor, [])
     with pytest.raises(ValueError, match=r"no block \[3\]"):
-        attention_picture(model, processor, [PHOTO], layers=(3,))
+        plot_attention(model, processor, [PHOTO], layers=(3,))

@@ -11,7 +11,7 @@ from small_models import every_config, make_config, make_model
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 from vitrail.processing.presets import keep_aspect
-from vitrail.visualization.pca import component_colours, find_foreground, pca_picture, principal_components
+from vitrail.visualization.pca import component_colors, find_foreground, plot_pca, principal_components
 
 IMAGES = paths.IMAGES
 PHOTOS = [IMAGES / "chelsea.jpg", IMAGES / "astronaut.jpg", IMAGES / "coffee.jpg"]
@@ -91,7 +91,7 @@ def test_equal_patches_are_all_foreground_and_grey():
     for tokens in (torch.ones(3, 4, 8), torch.ones(3, 4, 8) + 1e-7 * random(3, 4, 8), random(1, 1, 8)):
         masks = find_foreground([tokens])
         assert masks[0].all()
-        (colours,) = component_colours([tokens], masks)
+        (colours,) = component_colors([tokens], masks)
         assert (colours == 0.5).all()
 
 
@@ -99,7 +99,7 @@ def test_colours_are_the_components_of_the_foreground():
     tokens = [random(6, 8, 30, seed=1) * torch.linspace(3, 1, 30), random(5, 5, 30, seed=2) * torch.linspace(3, 1, 30)]
     generator = np.random.default_rng(0)
     masks = [generator.random((6, 8)) < 0.6, generator.random((5, 5)) < 0.6]
-    colours = component_colours(tokens, masks)
+    colours = component_colors(tokens, masks)
     assert [one.shape for one in colours] == [(6, 8, 3), (5, 5, 3)]
     for one, mask in zip(colours, masks, strict=True):
         assert (one[~mask] == 0).all()
@@ -115,13 +115,13 @@ def test_colours_are_the_components_of_the_foreground():
 def test_one_outlier_does_not_take_all_colours():
     tokens = random(20, 20, 12)
     tokens[3, 3] += 1000
-    (colours,) = component_colours([tokens], [np.ones((20, 20), dtype=bool)])
+    (colours,) = component_colors([tokens], [np.ones((20, 20), dtype=bool)])
     assert (colours.reshape(-1, 3).std(axis=0) > 0.1).all()
 
 
 def test_pictures_are_made_of_the_normed_tokens_of_the_last_block():
     model, processor = small_model()
-    colours, masks, _ = pca_picture(model, processor, PHOTOS, foreground=False)
+    colours, masks, _ = plot_pca(model, processor, PHOTOS, foreground=False)
     with torch.no_grad():
         tokens = model(processor(PHOTOS, return_tensors="pt")["pixel_values"]).last_hidden_state[:, 1:]
     scores = sklearn_scores(tokens.flatten(0, 1), 3)
@@ -134,13 +134,11 @@ def test_pictures_are_made_of_the_normed_tokens_of_the_last_block():
 def test_images_of_several_sizes_share_their_colours():
     model, processor = small_model()
     processor = keep_aspect(processor, 8)
-    colours, masks, sheet = pca_picture(model, processor, PHOTOS)
+    colours, masks, sheet = plot_pca(model, processor, PHOTOS)
     assert [one.shape for one in colours] == [(4, 6, 3), (4, 4, 3), (4, 6, 3)]
     assert all((one[~mask] == 0).all() for one, mask in zip(colours, masks, strict=True))
     assert 0 < sum(mask.sum() for mask in masks) < 64
-    again, _, _ = pca_picture(
-        model, processor, [PHOTOS[0], Image.open(PHOTOS[1]).convert("RGB"), np.asarray(Image.open(PHOTOS[2]))]
-    )
+    again, _, _ = plot_pca(model, processor, [PHOTOS[0], Image.open(PHOTOS[1]).convert("RGB"), np.asarray(Image.open(PHOTOS[2]))])
     for first, second in zip(colours, again, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-4)
     assert sheet.width > 2 * 160
@@ -148,7 +146,7 @@ def test_images_of_several_sizes_share_their_colours():
 
 def test_the_sheet_shows_each_image_beside_its_colours():
     model, processor = small_model()
-    (colours,), _, sheet = pca_picture(model, processor, PHOTOS[:1], foreground=False)
+    (colours,), _, sheet = plot_pca(model, processor, PHOTOS[:1], foreground=False)
     picture = np.asarray(sheet)[-6 - 160 : -6, -6 - 160 : -6].astype(float) / 255  # the last cell: 4x4 patches of 40 pixels
     middles = picture[20::40, 20::40]
     assert np.corrcoef(middles.flatten(), colours.flatten())[0, 1] > 0.9
@@ -163,7 +161,7 @@ def test_every_model_has_pictures(name):
     model = make_model(ViTForImageClassification, name).to(torch.bfloat16)
     processor = vitrail.make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels)
     photos = [np.asarray(Image.open(photo))[..., : config.num_channels] for photo in PHOTOS]
-    colours, masks, _ = pca_picture(model, processor, photos)
+    colours, masks, _ = plot_pca(model, processor, photos)
     for one, mask in zip(colours, masks, strict=True):
         assert one.shape == (*config.patch_grid, 3)
         assert mask.shape == config.patch_grid
@@ -173,4 +171,4 @@ def test_every_model_has_pictures(name):
 def test_no_image_is_refused():
     model, processor = small_model()
     with pytest.raises(VitrailError, match="at least one"):
-        pca_picture(model, processor, [])
+        plot_pca(model, processor, [])

@@ -6,7 +6,7 @@ import paths
 import vitrail
 from vitrail.errors import VitrailError
 from vitrail.processing.presets import keep_aspect
-from vitrail.visualization.pictures import HEAT_COLOURS, HEAT_OPACITY, at_size, contact_sheet, heat_map, overlay
+from vitrail.visualization.pictures import HEAT_COLORS, HEAT_OPACITY, at_size, contact_sheet, heat_map, overlay
 
 PHOTO = paths.IMAGES / "chelsea.jpg"  # 451 x 300 pixels
 
@@ -74,7 +74,7 @@ def test_the_lightest_place_is_where_attention_is_largest():
     brightness = picture.sum(axis=-1)
     y, x = np.unravel_index(brightness.argmax(), brightness.shape)
     assert (x // 8, y // 8) == (6, 1)
-    np.testing.assert_allclose(picture[0, 0], HEAT_COLOURS[0] * HEAT_OPACITY, atol=1)
+    np.testing.assert_allclose(picture[0, 0], HEAT_COLORS[0] * HEAT_OPACITY, atol=1)
     assert (
         np.asarray(overlay(Image.new("RGB", (64, 32), "white"), attention))[0, 0].min() > picture[0, 0].min()
     )  # the photo is seen
@@ -84,7 +84,7 @@ def test_a_grid_shows_each_patch_in_its_colour():
     attention = np.linspace(0.2, 0.7, 6, dtype=np.float32).reshape(2, 3)
     picture = np.asarray(heat_map(Image.new("RGB", (30, 20)), attention))
     assert picture.shape == (20, 30, 3)
-    for index, colour in enumerate(HEAT_COLOURS):
+    for index, colour in enumerate(HEAT_COLORS):
         row, column = divmod(index, 3)
         patch = picture[row * 10 : (row + 1) * 10, column * 10 : (column + 1) * 10]
         np.testing.assert_allclose(patch, np.broadcast_to(colour, patch.shape), atol=1)
@@ -93,11 +93,11 @@ def test_a_grid_shows_each_patch_in_its_colour():
 def test_attention_without_differences_has_a_picture():
     for value in (0, 0.1):
         picture = np.asarray(heat_map(Image.new("RGB", (8, 8)), np.full((2, 2), value, dtype=np.float32)))
-        assert (picture == HEAT_COLOURS[0]).all()
+        assert (picture == HEAT_COLORS[0]).all()
 
 
 def test_heat_grows_lighter():
-    lightness = HEAT_COLOURS @ np.array([0.2126, 0.7152, 0.0722])
+    lightness = HEAT_COLORS @ np.array([0.2126, 0.7152, 0.0722])
     assert (np.diff(lightness) > 10).all()
 
 
@@ -140,7 +140,7 @@ def test_pictures_of_other_shapes_fill_their_cells():
 
 def test_small_pictures_are_enlarged_and_large_sheets_shrunk(monkeypatch):
     assert contact_sheet([[cell(size=(32, 16))]]).width == 6 + 160 + 6
-    monkeypatch.setattr("vitrail.visualization.pictures.LARGEST_SHEET", 1_000_000)
+    monkeypatch.setattr("vitrail.visualization.pictures.MAX_SHEET", 1_000_000)
     sheet = contact_sheet([[cell(size=(500, 250))] * 13] * 4)
     assert (sheet.width - 6) // 13 - 6 == 196  # 52 cells of 196 x 98 pixels are a million
     assert 0.98e6 < (np.asarray(sheet) == (255, 0, 0)).all(axis=-1).sum() < 1.02e6

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from image_folders import PHOTOS, small_model, small_processor, write_images
-from vitrail.data import read_collection
-from vitrail.errors import BadImageError, VitrailError
+from vitrail.data import read_images
+from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.features.extraction import extract
 from vitrail.features.store import StoredFeatures
 from vitrail.visualization import similar as module
-from vitrail.visualization.similar import MISSING, check_same_model, similar
+from vitrail.visualization.similar import MISSING, check_same_model, find_similar
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def extracted(images, output, image_processor=None, *, model=None, **options):
     extract(
         model or small_model(),
         image_processor or small_processor(),
-        read_collection(images),
+        read_images(images),
         output,
         progress=False,
         num_workers=0,
@@ -81,7 +81,7 @@ def test_the_nearest_are_those_of_brute_force(stored, outputs, column):
     with torch.inference_mode():
         query = unit(small_model()(**small_processor()(PHOTOS[1], return_tensors="pt")))
     expected = {path: unit(outputs_of_one) @ query for path, outputs_of_one in outputs.items()}
-    ids, cosines, _ = similar(small_model(), stored, PHOTOS[1], top=24, column=column)
+    ids, cosines, _ = find_similar(small_model(), stored, PHOTOS[1], top=24, column=column)
     path_of = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
     found = [path_of[number] for number in ids.tolist()]
     assert ids.dtype == np.int64
@@ -90,9 +90,9 @@ def test_the_nearest_are_those_of_brute_force(stored, outputs, column):
 
 
 def test_there_are_as_many_as_wanted_or_as_there_are(stored):
-    everything, cosines, _ = similar(small_model(), stored, PHOTOS[0], top=100)
+    everything, cosines, _ = find_similar(small_model(), stored, PHOTOS[0], top=100)
     assert len(everything) == len(set(everything.tolist())) == len(cosines) == 24
-    first, of_first, _ = similar(small_model(), stored, PHOTOS[0], top=3)
+    first, of_first, _ = find_similar(small_model(), stored, PHOTOS[0], top=3)
     assert (first == everything[:3]).all()
     assert (of_first == cosines[:3]).all()
 
@@ -101,15 +101,15 @@ def test_a_query_is_prepared_as_the_stored_images_were(images, tmp_path):
     squashed = small_processor(size={"height": 32, "width": 32}, do_center_crop=False)
     stored = extracted(images, tmp_path / "out", squashed, dtype="float16")
     path = stored.paths()[5]
-    ids, cosines, _ = similar(small_model(), stored, images / path, top=1)
+    ids, cosines, _ = find_similar(small_model(), stored, images / path, top=1)
     assert ids[0] == stored.ids()[5]
     assert cosines[0] == pytest.approx(1, abs=1e-5)
     with Image.open(images / path) as image:
-        assert similar(small_model(), stored, image, top=1)[1][0] == cosines[0]
+        assert find_similar(small_model(), stored, image, top=1)[1][0] == cosines[0]
 
 
 def test_the_sheet_shows_the_query_and_then_the_nearest(images, stored, sheet):
-    ids, cosines, _ = similar(small_model(), stored, PHOTOS[2], top=4)
+    ids, cosines, _ = find_similar(small_model(), stored, PHOTOS[2], top=4)
     path_of = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
     captions = [f"{cosine:.3f}  {path_of[number]}" for number, cosine in zip(ids.tolist(), cosines, strict=True)]
     assert [caption for caption, _ in sheet] == ["the query", *captions]
@@ -121,7 +121,7 @@ def test_the_sheet_shows_the_query_and_then_the_nearest(images, stored, sheet):
 
 
 def test_the_sheet_is_a_picture(stored):
-    _, _, picture = similar(small_model(), stored, PHOTOS[2], top=8)
+    _, _, picture = find_similar(small_model(), stored, PHOTOS[2], top=8)
     assert picture.mode == "RGB"
     assert picture.width == pytest.approx(picture.height, rel=0.2)  # nine cells
 
@@ -137,24 +137,24 @@ def test_images_that_are_not_there_any_more_are_grey(copy, tmp_path, sheet):
     deleted, damaged = stored.paths()[3], stored.paths()[-1]
     (copy / deleted).unlink()
     (copy / damaged).write_bytes(b"")
-    similar(small_model(), stored, PHOTOS[0], top=24)
+    find_similar(small_model(), stored, PHOTOS[0], top=24)
     gone = {caption.split("  ")[-1] for caption, picture in sheet if picture is MISSING}
     assert gone == {f"not there: {deleted}", f"not there: {damaged}"}
     shutil.rmtree(copy)
     sheet.clear()
-    assert len(similar(small_model(), stored, PHOTOS[0], top=5)[0]) == 5
+    assert len(find_similar(small_model(), stored, PHOTOS[0], top=5)[0]) == 5
     assert [picture is MISSING for _, picture in sheet] == [False] + 5 * [True]
 
 
 def test_pictures_are_right_where_files_have_come_and_gone(copy, tmp_path, sheet):
     stored = extracted(copy, tmp_path / "out")
-    similar(small_model(), stored, PHOTOS[0], top=24)
+    find_similar(small_model(), stored, PHOTOS[0], top=24)
     before = dict(sheet)
     sheet.clear()
     for path in stored.paths()[6::2]:
         Image.new("RGB", (40, 40)).save((copy / path).with_suffix(".a.png"))
     (copy / stored.paths()[0]).unlink()
-    similar(small_model(), stored, PHOTOS[0], top=24)
+    find_similar(small_model(), stored, PHOTOS[0], top=24)
     assert [caption.replace("not there: ", "") for caption, _ in sheet] == list(before)
     for caption, picture in sheet:
         assert (picture is MISSING) == caption.endswith(f"not there: {stored.paths()[0]}")
@@ -168,25 +168,25 @@ def test_other_weights_are_refused(stored):
     with pytest.raises(
         VitrailError, match=r"whose weights have the SHA-256 \w{12}…; those of this model have \w{12}…: give the model"
     ):
-        similar(other, stored, PHOTOS[0])
+        find_similar(other, stored, PHOTOS[0])
 
 
 def test_the_same_weights_in_another_model_are_refused(stored):
     other = small_model(pooling="avg", layer_norm_eps=1e-3)
     with pytest.raises(VitrailError, match="these weights, but another layer_norm_eps and pooling: give the model"):
-        similar(other, stored, PHOTOS[0])
+        find_similar(other, stored, PHOTOS[0])
     check_same_model(small_model(), stored)
 
 
 def test_columns_that_hold_no_vectors_are_refused(images, stored, tmp_path):
     for column in ("patches", "mean", "path"):
         with pytest.raises(VitrailError, match=f"no vectors '{column}'; choose among pooled, cls_mean"):
-            similar(small_model(), stored, PHOTOS[0], column=column)
+            find_similar(small_model(), stored, PHOTOS[0], column=column)
     tensors = extracted(images, tmp_path / "out", features=("patches", "layers=0,1"))
     with pytest.raises(VitrailError, match="holds no vectors, but patches, layers"):
-        similar(small_model(), tensors, PHOTOS[0])
+        find_similar(small_model(), tensors, PHOTOS[0])
 
 
 def test_a_query_that_is_no_image_is_named(stored, tmp_path):
-    with pytest.raises(BadImageError, match=r"none\.jpg: there is no such file"):
-        similar(small_model(), stored, tmp_path / "none.jpg")
+    with pytest.raises(UnreadableImageError, match=r"none\.jpg: there is no such file"):
+        find_similar(small_model(), stored, tmp_path / "none.jpg")

@@ -12,7 +12,7 @@ from ..pictures import heat
 
 JPEG_QUALITY = 80
 BINS = 48
-LEAST_HEIGHT = 0.3  # of a bar for a single value, in powers of ten
+MIN_HEIGHT = 0.3  # of a bar for a single value, in powers of ten
 
 
 def jpeg_uri(photo: Image.Image, side: int) -> str:
@@ -46,7 +46,7 @@ def histogram(values: np.ndarray, threshold: float) -> dict[str, Any]:
     end = float(edges[-1])
 
     def height(count: int) -> float:
-        return (math.log10(count) + LEAST_HEIGHT) / (math.log10(counts.max()) + LEAST_HEIGHT)
+        return (math.log10(count) + MIN_HEIGHT) / (math.log10(counts.max()) + MIN_HEIGHT)
 
     step = _round_step(end / 6)
     return {

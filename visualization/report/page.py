@@ -38,17 +38,17 @@ from .projection import project
 
 TEMPLATES = Path(__file__).parent
 
-NEIGHBOURS = 6  # of each image
-MOST_PARTS = 4  # of a collection that are read through: those of archives can only be read from their beginning
+NUM_NEIGHBORS = 6  # of each image
+MAX_PARTS = 4  # of a collection that are read through: those of archives can only be read from their beginning
 NORM_IMAGES = 32  # whose patch tokens are measured
 NORM_MAPS = 6  # that are drawn
-MOST_ERRORS = 1000  # that are listed
-MOST_COLOURS = 8  # of labels, as many as report.css and report.js have
+MAX_ERRORS = 1000  # that are listed
+MAX_COLORS = 8  # of labels, as many as report.css and report.js have
 
 THUMBNAIL, PHOTO = 96, 224  # pixels of the longer side
 MAP = (960, 600)  # pixels, before it is scaled
 MAP_MARGIN = 30
-MOST_STRETCH = 1.5  # of one direction of the map against the other
+MAX_STRETCH = 1.5  # of one direction of the map against the other
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Report:
 
     html: str
     num_images: int
-    notices: list[str]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
     drawn = list(path_of)[: relations.shown]
     pictures = _open_pictures(stored, path_of, set(drawn[:NORM_IMAGES]), loaded)
     gone = len(drawn) - len(pictures.thumbnails.keys() & set(drawn))
-    notices = [notice for notice in (pictures.problem, no_model) if notice]
+    warnings = [warning for warning in (pictures.problem, no_model) if warning]
     if gone and not pictures.problem:
-        notices.append(f"{gone} of the {len(drawn)} images are not there any more, and have no pictures.")
+        warnings.append(f"{gone} of the {len(drawn)} images are not there any more, and have no pictures.")
     labels = Counter(str(label) for label in stored.labels() or () if label is not None)
     names = sorted(labels, key=lambda name: (-labels[name], name))
     html = _render(
@@ -117,15 +117,15 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
         data=_data(stored, relations, path_of, pictures.thumbnails, names),
         relations=relations,
         map_size=MAP,
-        labels=[(name, labels[name]) for name in names[:MOST_COLOURS]],
-        others=sum(labels[name] for name in names[MOST_COLOURS:]),
+        labels=[(name, labels[name]) for name in names[:MAX_COLORS]],
+        others=sum(labels[name] for name in names[MAX_COLORS:]),
         norms=_norm_facts(loaded, pictures.seen, path_of) if loaded is not None and pictures.seen else None,
         no_norms=no_model or pictures.problem or "none of the images that were drawn is there any more.",
         outlier=OUTLIER,
         errors=_error_facts(stored),
-        notices=notices,
+        warnings=warnings,
     )
-    return Report(html, len(drawn), notices)
+    return Report(html, len(drawn), warnings)
 
 
 def _load_model(stored: StoredFeatures, given: str | None) -> tuple[ViTPreTrainedModel | None, str | None]:
@@ -151,16 +151,16 @@ def _relate(stored: StoredFeatures, number: int, seed: int) -> _Relations:
     """Draws images by chance, and finds their places and neighbours; of few parts, where there are many, which have to be read again."""
     generator = np.random.default_rng(seed)
     parts = stored.ids() >> 32
-    searched = np.flatnonzero(np.isin(parts, generator.permutation(np.unique(parts))[:MOST_PARTS]))
+    searched = np.flatnonzero(np.isin(parts, generator.permutation(np.unique(parts))[:MAX_PARTS]))
     shown = generator.permutation(searched)[:number]
     if not stored.vector_columns:
         return _Relations(shown.tolist(), len(shown), len(searched))
     vectors = stored.vectors()
     queries = unit_rows(vectors[shown], 0, len(shown), "cpu")
     bank = vectors if len(searched) == len(vectors) else vectors[searched]
-    cosines, found = nearest(queries, bank, k=NEIGHBOURS + 1, chunk=CHUNK, device="cpu")
+    cosines, found = nearest(queries, bank, k=NUM_NEIGHBORS + 1, chunk=CHUNK, device="cpu")
     near = [
-        [(row, round(cosine, 4)) for row, cosine in zip(rows, values, strict=True) if row != own][:NEIGHBOURS]
+        [(row, round(cosine, 4)) for row, cosine in zip(rows, values, strict=True) if row != own][:NUM_NEIGHBORS]
         for own, rows, values in zip(shown.tolist(), searched[found.numpy()].tolist(), cosines.tolist(), strict=True)
     ]
     rows = list(dict.fromkeys([*shown.tolist(), *(row for of_one in near for row, _ in of_one)]))
@@ -180,7 +180,7 @@ def _fit(places: np.ndarray) -> list[list[float]]:
     """Places (n, 2) in the pixels of the map, which they fill; one direction is stretched a little where that helps."""
     low, high = places.min(axis=0), places.max(axis=0)
     scale = (np.array(MAP) - 2 * MAP_MARGIN) / np.maximum(high - low, 1e-9)
-    scale = np.minimum(scale, MOST_STRETCH * scale.min())
+    scale = np.minimum(scale, MAX_STRETCH * scale.min())
     return ((places - (low + high) / 2) * scale + np.array(MAP) / 2).round(1).tolist()
 
 
@@ -276,7 +276,7 @@ def _error_facts(stored: StoredFeatures) -> dict[str, Any]:
     """The images that could not be used, and how often each reason; other numbers in it do not make it another reason."""
     errors = stored.errors()
     reasons = Counter(re.sub(r"\d+", "…", error["reason"]) for error in errors)
-    return {"listed": errors[:MOST_ERRORS], "number": len(errors), "reasons": reasons.most_common()}
+    return {"listed": errors[:MAX_ERRORS], "number": len(errors), "reasons": reasons.most_common()}
 
 
 def _render(**content: Any) -> str:

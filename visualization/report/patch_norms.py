@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ...features.embedding import encoder
 from ...modeling.modeling_vit import ViTPreTrainedModel
 
 OUTLIER = 3  # times the median norm: halfway, as factors go, from an ordinary token to one of ten times its norm
@@ -64,7 +63,7 @@ def patch_norms(model: ViTPreTrainedModel, images: Sequence[torch.Tensor]) -> Pa
 
     images: the `pixel_values` (1, C, H, W) of each.
     """
-    vit = encoder(model).eval()
+    vit = model.base_model.eval()
     last = vit.config.num_hidden_layers
     maps = []
     for pixel_values in images:

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.manifold import TSNE
 
-FEWEST_FOR_TSNE = 60  # images; among fewer there are no neighbourhoods to keep
+MIN_FOR_TSNE = 60  # images; among fewer there are no neighbourhoods to keep
 PERPLEXITY = 30  # about how many neighbours count, t-SNE's usual
 
 
@@ -16,7 +16,7 @@ def project(vectors: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     directions = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
     places = principal_components(directions)
-    if len(vectors) < FEWEST_FOR_TSNE or places[:, 0].std() < 1e-6:
+    if len(vectors) < MIN_FOR_TSNE or places[:, 0].std() < 1e-6:
         return places, "PCA"
     start = places / places[:, 0].std() * 1e-4  # as scikit-learn scales it
     places = TSNE(perplexity=min(PERPLEXITY, (len(vectors) - 1) / 3), init=start, random_state=seed).fit_transform(directions)

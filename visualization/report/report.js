@@ -2,7 +2,7 @@
 // Draws the map, the neighbours and the gallery of a report from the JSON in the page. Paths and labels are written as text, never as HTML.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const COLOURS = 8; // labels after these share one
+const COLORS = 8; // labels after these share one
 const FIRST = 72; // images of the gallery before "show all"
 const PICTURE = 46; // side of a picture on the map
 const SHAPES = [ // one for each colour, so that labels can be told apart without colours
@@ -12,7 +12,7 @@ const SHAPES = [ // one for each colour, so that labels can be told apart withou
 ];
 
 const byId = (id) => document.getElementById(id);
-const colourOf = (item) => (item.label === null ? (data.labels.length ? COLOURS : 0) : Math.min(item.label, COLOURS));
+const colourOf = (item) => (item.label === null ? (data.labels.length ? COLORS : 0) : Math.min(item.label, COLORS));
 const labelOf = (item) => (item.label === null ? "" : data.labels[item.label]);
 
 function element(name, attributes = {}, ...children) {

@@ -73,7 +73,7 @@ def test_a_training_checkpoint_gives_the_chosen_branch(tmp_path, branch):
         "head.mlp.0.bias",
         "head.last_layer.weight_v",
     ]
-    assert any("optimizer" in notice and "dino_loss" in notice for notice in report.notices)
+    assert any("optimizer" in warning and "dino_loss" in warning for warning in report.warnings)
 
 
 def test_teacher_is_the_default(tmp_path):

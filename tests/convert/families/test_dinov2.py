@@ -73,7 +73,7 @@ def test_the_heads_of_a_training_run_are_ignored(chunked, backbone, tmp_path, wr
     assert report.coverage["converted"] == len(chunked)
     assert "dino_head.mlp.{0,2,4}.weight" in report.coverage["ignored"]
     assert "ibot_head.last_layer.weight_g" in report.coverage["ignored"]
-    assert any("iteration" in notice for notice in report.notices)
+    assert any("iteration" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize("name", ["backbone._fsdp_wrapped_module._flat_param", "student.backbone.blocks.0.flat_param_0"])

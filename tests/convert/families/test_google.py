@@ -119,7 +119,7 @@ def test_patches_are_projected_as_flax_does(published):
 def test_a_head_of_zeros_is_dropped_with_a_notice(tmp_path):
     model, _, report = vitrail.load(save(tiny(head="zeros", pre_logits=True), tmp_path / "in21k.npz"))
     assert isinstance(model, vitrail.ViTModel)
-    assert [notice for notice in report.notices if "zeros" in notice and "no classifier" in notice]
+    assert [warning for warning in report.warnings if "zeros" in warning and "no classifier" in warning]
     assert set(report.coverage["ignored"]) == {"head/kernel", "head/bias"}
 
 
@@ -128,7 +128,7 @@ def test_a_head_that_is_partly_zero_stays(tmp_path, name):
     arrays = tiny()
     model, _, report = vitrail.load(save(arrays | {name: np.zeros_like(arrays[name])}, tmp_path / "file.npz"))
     assert isinstance(model, vitrail.ViTForImageClassification)
-    assert report.notices == []
+    assert report.warnings == []
 
 
 def test_a_file_without_a_head_is_an_encoder(tmp_path):

@@ -274,11 +274,11 @@ def test_a_trained_pooler_is_the_representation_layer(tmp_path):
     ours, _, report = vitrail.load(write(tmp_path, theirs))
     assert ours.config.representation_size == 24
     assert torch.equal(ours.representation.weight, theirs.pooler.dense.weight)
-    assert report.notices == []
+    assert report.warnings == []
 
 
 def dropped(report):
-    return [notice for notice in report.notices if "pooler is dropped" in notice]
+    return [warning for warning in report.warnings if "pooler is dropped" in warning]
 
 
 @torch.no_grad()

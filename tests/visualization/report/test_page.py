@@ -17,13 +17,13 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from image_folders import small_model, small_processor, write_broken, write_images
-from vitrail.data import read_collection
+from vitrail.data import read_images
 from vitrail.errors import VitrailError
 from vitrail.features.extraction import extract
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.save import save
 from vitrail.visualization.report.drawing import heat_uri, histogram
-from vitrail.visualization.report.page import MOST_PARTS, NEIGHBOURS, make_report
+from vitrail.visualization.report.page import MAX_PARTS, NUM_NEIGHBORS, make_report
 from vitrail.visualization.report.patch_norms import patch_norms
 from vitrail.visualization.report.projection import project
 
@@ -40,7 +40,7 @@ def saved(folder, **fields):
 
 
 def extracted(images, output, model_folder, **options):
-    source = read_collection(images)
+    source = read_images(images)
     extract(
         small_model(), small_processor(), source, output, progress=False, num_workers=0, model_name=str(model_folder), **options
     )
@@ -101,7 +101,7 @@ def test_the_head_of_the_page_says_what_the_features_are(place, report):
     norms = np.linalg.norm(stored.vectors("mean"), axis=1)
     assert f"mean vectors of 32 {np.median(norms):.3g} {np.percentile(norms, 5):.3g} to {np.percentile(norms, 95):.3g}" in text
     assert "patches tensors, the first 4 by 4 by 32" in text
-    assert (report.num_images, report.notices) == (66, [])
+    assert (report.num_images, report.warnings) == (66, [])
 
 
 def test_neighbours_are_those_of_brute_force(place, report):
@@ -114,8 +114,8 @@ def test_neighbours_are_those_of_brute_force(place, report):
     np.fill_diagonal(cosines, -2)
     assert data["shown"] == len(set(paths)) == 66
     for of_one, near in zip(cosines, data["neighbours"], strict=True):
-        assert [other for other, _ in near] == np.argsort(-of_one)[:NEIGHBOURS].tolist()
-        assert [cosine for _, cosine in near] == pytest.approx(np.sort(of_one)[::-1][:NEIGHBOURS], abs=1e-4)
+        assert [other for other, _ in near] == np.argsort(-of_one)[:NUM_NEIGHBORS].tolist()
+        assert [cosine for _, cosine in near] == pytest.approx(np.sort(of_one)[::-1][:NUM_NEIGHBORS], abs=1e-4)
 
 
 def test_places_pictures_and_labels(place, report):
@@ -193,8 +193,8 @@ def test_of_many_archives_a_few_are_read(tmp_path):
     saved(tmp_path / "model")
     report = make_report(extracted(tmp_path / "tars", tmp_path / "out", tmp_path / "model"))
     page = Page(report.html)
-    assert len({item["path"].split("/")[0] for item in page.data["items"]}) == MOST_PARTS
-    assert len(page.data["items"]) == report.num_images == 3 * MOST_PARTS
+    assert len({item["path"].split("/")[0] for item in page.data["items"]}) == MAX_PARTS
+    assert len(page.data["items"]) == report.num_images == 3 * MAX_PARTS
     assert all(item["picture"] for item in page.data["items"])
     assert "Neighbours are searched among 12 images, those of a few parts of the collection" in page.text
 
@@ -212,12 +212,12 @@ def test_without_the_model_the_page_says_so(copy):
     shutil.move(copy / "model", copy / "moved")
     report = make_report(copy / "out")
     page = Page(report.html)
-    assert len(report.notices) == 1
-    assert f"the norms of patch tokens need the model, {copy / 'model'}" in report.notices[0]
-    assert f"They cannot be measured: {report.notices[0]}" in page.text
+    assert len(report.warnings) == 1
+    assert f"the norms of patch tokens need the model, {copy / 'model'}" in report.warnings[0]
+    assert f"They cannot be measured: {report.warnings[0]}" in page.text
     assert page.data["items"][0]["picture"]
     given = make_report(copy / "out", model=str(copy / "moved"))
-    assert (given.notices, "They cannot be measured" in given.html) == ([], False)
+    assert (given.warnings, "They cannot be measured" in given.html) == ([], False)
 
 
 def test_another_model_is_refused_or_said(copy):
@@ -226,20 +226,20 @@ def test_another_model_is_refused_or_said(copy):
         make_report(copy / "out", model=str(copy / "other"))
     shutil.rmtree(copy / "model")
     shutil.move(copy / "other", copy / "model")
-    assert "whose weights have the SHA-256" in make_report(copy / "out").notices[0]
+    assert "whose weights have the SHA-256" in make_report(copy / "out").warnings[0]
 
 
 def test_without_the_images_the_page_says_so(copy):
     first = StoredFeatures(copy / "out").paths()[0]
     (copy / "images" / first).unlink()
     report = make_report(copy / "out")
-    assert report.notices == ["1 of the 66 images are not there any more, and have no pictures."]
+    assert report.warnings == ["1 of the 66 images are not there any more, and have no pictures."]
     assert [item["path"] for item in Page(report.html).data["items"] if item["picture"] is None] == [first]
     shutil.rmtree(copy / "images")
     report = make_report(copy / "out")
     page = Page(report.html)
-    assert len(report.notices) == 1
-    assert "the images cannot be opened any more" in report.notices[0]
+    assert len(report.warnings) == 1
+    assert "the images cannot be opened any more" in report.warnings[0]
     assert "They cannot be measured: there are no pictures" in page.text
     assert {item["picture"] for item in page.data["items"]} == {None}
     assert len(page.data["points"]) == 66
@@ -294,7 +294,7 @@ def test_outliers_are_found_where_they_are(tmp_path):
     extract(
         model,
         small_processor(),
-        read_collection(tmp_path / "images"),
+        read_images(tmp_path / "images"),
         tmp_path / "out",
         progress=False,
         num_workers=0,
