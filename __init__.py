@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .evaluation.metrics import MeanPerClassAccuracy as MeanPerClassAccuracy
     from .evaluation.metrics import TopKAccuracy as TopKAccuracy
     from .evaluation.metrics import compute_metrics as compute_metrics
-    from .evaluation.pooled import evaluate_knn as evaluate_knn
-    from .evaluation.pooled import evaluate_logistic as evaluate_logistic
+    from .evaluation.pooled_evaluation import evaluate_knn as evaluate_knn
+    from .evaluation.pooled_evaluation import evaluate_logistic as evaluate_logistic
     from .evaluation.probing import probe as probe
     from .features.embedding import ImageEmbedder as ImageEmbedder
     from .features.extraction import extract as extract
@@ -100,8 +100,8 @@ PUBLIC_NAMES = {
     # evaluation
     "load_labeled_images": "data.labeled",
     "probe": "evaluation.probing",
-    "evaluate_knn": "evaluation.pooled",
-    "evaluate_logistic": "evaluation.pooled",
+    "evaluate_knn": "evaluation.pooled_evaluation",
+    "evaluate_logistic": "evaluation.pooled_evaluation",
     "TopKAccuracy": "evaluation.metrics",
     "MeanPerClassAccuracy": "evaluation.metrics",
     "compute_metrics": "evaluation.metrics",

@@ -21,7 +21,7 @@ from .runtime import EngineOption, PrecisionOption, agreement_lines
 
 if TYPE_CHECKING:
     from ..data.labeled import LabeledImages
-    from ..features.cache_settings import Extraction
+    from ..features.cache import FeatureCache
 
 MAX_PATHS = 10  # of images left out that are printed
 PACKAGES = ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn")
@@ -91,7 +91,7 @@ def probe(
         revision=data_revision,
     )
     loaded, image_processor, report = load(model)
-    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
+    cache = _feature_cache(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
     results = job.probe(
         loaded,
         image_processor,
@@ -101,14 +101,14 @@ def probe(
         views=views,
         seed=seed,
         unfreeze_epochs=unfreeze,
-        extraction=extraction,
+        cache=cache,
         report=report,
     )
     best = results["best_head"]
     lines = [f"best of {len(results['heads'])} heads on these images: {best['name']}, accuracy {best['accuracy']:.1%}"]
     if results["fine_tuning"] is not None:
         lines.append(f"fine-tuned for {unfreeze} epochs:")
-    lines += [_scores(results), *agreement_lines(extraction.agreement)]
+    lines += [_scores(results), *agreement_lines(cache.agreement)]
     _print(results, [*lines, f"written to {output}: the model, results.json, and three pictures"])
 
 
@@ -137,7 +137,7 @@ def knn(
     check_packages(PACKAGES, extra="evaluation")
     runtime = Runtime(precision, engine)
     from ..evaluation.knn import NUM_NEIGHBORS
-    from ..evaluation.pooled import evaluate_knn
+    from ..evaluation.pooled_evaluation import evaluate_knn
 
     if output is not None:
         check_output(output, (".json",))
@@ -152,19 +152,19 @@ def knn(
         revision=data_revision,
     )
     loaded, image_processor, report = load(model)
-    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
+    cache = _feature_cache(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
     results = evaluate_knn(
         loaded,
         image_processor,
         images,
         num_neighbors=k or NUM_NEIGHBORS,
-        extraction=extraction,
+        cache=cache,
         report=report,
     )
     lines = [f"k = {row['k']:<4} {_scores(row)}" for row in results["by_k"]]
     if left_out := sorted(set(k or NUM_NEIGHBORS) - {row["k"] for row in results["by_k"]}):
         lines.append(f"k = {', '.join(map(str, left_out))} left out: there are not so many images to learn from")
-    _print(results, [*lines, *agreement_lines(extraction.agreement)], output)
+    _print(results, [*lines, *agreement_lines(cache.agreement)], output)
 
 
 def logistic(
@@ -188,7 +188,7 @@ def logistic(
     """Fit a logistic regression on frozen features, as DINOv2 is evaluated."""
     check_packages(PACKAGES, extra="evaluation")
     runtime = Runtime(precision, engine)
-    from ..evaluation.pooled import evaluate_logistic
+    from ..evaluation.pooled_evaluation import evaluate_logistic
 
     if output is not None:
         check_output(output, (".json",))
@@ -203,12 +203,12 @@ def logistic(
         revision=data_revision,
     )
     loaded, image_processor, report = load(model)
-    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
-    results = evaluate_logistic(loaded, image_processor, images, seed=seed, extraction=extraction, report=report)
+    cache = _feature_cache(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
+    results = evaluate_logistic(loaded, image_processor, images, seed=seed, cache=cache, report=report)
     lines = [f"C = {results['C']:.3g}   {_scores(results)}"]
     if results["unconverged"]:
         lines.append(f"the fits of {len(results['unconverged'])} values of C ended before they had converged")
-    _print(results, [*lines, *agreement_lines(extraction.agreement)], output)
+    _print(results, [*lines, *agreement_lines(cache.agreement)], output)
 
 
 def check_not_itself(model: str, output: Path) -> None:
@@ -223,7 +223,7 @@ def _read_data(source: str, **options: Any) -> "LabeledImages":
     return load_labeled_images(source, **options)
 
 
-def _extraction(
+def _feature_cache(
     batch_size: int,
     num_workers: int,
     cache_dir: Path | None,
@@ -231,17 +231,20 @@ def _extraction(
     runtime: Runtime,
     images: "LabeledImages",
     image_processor: VitrailImageProcessor,
-) -> "Extraction":
-    from ..features.cache_settings import Extraction, default_cache_dir
-    from ..features.token_features import sample_images
+) -> "FeatureCache":
+    from ..data.image_sources import read_images
+    from ..data.reader import sample_images
+    from ..features.cache import FeatureCache, default_cache_dir
 
-    return Extraction(
+    return FeatureCache(
         cache_dir or default_cache_dir(),
         batch_size=batch_size,
         num_workers=num_workers,
         strict=strict,
         runtime=runtime,
-        calibration=sample_images(images.train, image_processor, NUM_CALIBRATION) if runtime.precision == "int8" else None,
+        calibration=sample_images(read_images(images.train), image_processor, NUM_CALIBRATION)
+        if runtime.precision == "int8"
+        else None,
     )
 
 
@@ -262,14 +265,14 @@ def _print(results: Mapping[str, Any], lines: list[str], output: Path | None = N
         write_text(output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         lines = [*lines, f"written to {output}"]
     console = Console(highlight=False, soft_wrap=True)
-    data, bad = results["data"], results["bad_images"]
+    data, unreadable = results["data"], results["unreadable_images"]
     console.print(
         f"{data['train_images']} images to learn from, {data['validation_images']} to measure on, {len(data['labels'])} classes",
         markup=False,
     )
-    for image in bad[:MAX_PATHS]:
+    for image in unreadable[:MAX_PATHS]:
         console.print(f"  left out: {image['path']}: {image['reason']}", markup=False)
-    if len(bad) > MAX_PATHS:
-        console.print(f"  left out: {len(bad)} images in all", markup=False)
+    if len(unreadable) > MAX_PATHS:
+        console.print(f"  left out: {len(unreadable)} images in all", markup=False)
     for line in lines:
         console.print(f"  {line}", markup=False)

@@ -48,7 +48,7 @@ class FileCollection(ImageCollection):
     """Files, each of them an image. The names in the listing may also be absolute, or URLs."""
 
     random_access = True
-    num_parts = 1
+    num_partitions = 1
 
     def __init__(
         self, listing: Listing, *, source: str, settings: dict[str, Any], labels: Sequence[str | int | None] | None
@@ -62,7 +62,7 @@ class FileCollection(ImageCollection):
         self.label_type = None if labels is None else "string" if any(isinstance(label, str) for label in labels) else "int64"
         self.fingerprint = digest([*self.names, *listing.sizes, *(labels or [])])
 
-    def read(self, part: int = 0, start: int = 0) -> Iterator[ImageEntry]:
+    def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
         """The images from the row `start`."""
         for row in range(start, len(self.names)):
             name = self.names[row]
@@ -173,7 +173,7 @@ def _listing(folder: str, files: Mapping[str, int | None]) -> Listing:
     """files: the size of each, by path or URL."""
     root = folder if folder.endswith("/") else f"{folder}/"
     sizes = {file.removeprefix(root).lstrip("/"): size for file, size in files.items()}
-    names = sorted(name for name in sizes if not any(part.startswith(".") for part in name.split("/")))
+    names = sorted(name for name in sizes if not any(folder.startswith(".") for folder in name.split("/")))
     return Listing(root, names, [sizes[name] for name in names])
 
 

@@ -53,14 +53,14 @@ class DatasetCollection(ImageCollection):
         self.split = split
         self.settings = {**settings, "split": split, "image_column": self.image_column, "label_column": self.label_column}
         self.fingerprint = digest([*identity, split, self.image_column, self.label_column])
-        self.num_parts = 1 if self.random_access else dataset.num_shards
+        self.num_partitions = 1 if self.random_access else dataset.num_shards
         self.num_rows = len(dataset) if self.random_access else _announced_rows(dataset, split)
 
-    def read(self, part: int = 0, start: int = 0) -> Iterator[ImageEntry]:
+    def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
         """The images of a shard, from the row `start`."""
         if self.random_access and start >= len(self.dataset):
             return
-        dataset = self.dataset if self.num_parts == 1 else self.dataset.shard(num_shards=self.num_parts, index=part)
+        dataset = self.dataset if self.num_partitions == 1 else self.dataset.shard(num_shards=self.num_partitions, index=partition)
         dataset = dataset.skip(start) if start else dataset
         row = start
         try:
@@ -68,21 +68,21 @@ class DatasetCollection(ImageCollection):
             for batch in dataset.iter(batch_size=ROWS_AT_ONCE):
                 labels = batch[self.label_column] if self.label_column else [None] * ROWS_AT_ONCE
                 for image, label in zip(batch[self.image_column], labels, strict=False):
-                    yield self._entry(part, row, image or {}, label)
+                    yield self._entry(partition, row, image or {}, label)
                     row += 1
         except LOAD_ERRORS as error:
             if isinstance(error, pa.ArrowInvalid) and row == 0:  # a file that is no Parquet, or was cut short, has no rows at all
-                yield ImageEntry(row, self._name(part, row), problem=f"the file ends early, or is damaged: {error}")
+                yield ImageEntry(row, self._name(partition, row), problem=f"the file ends early, or is damaged: {error}")
                 return
             # within a file the reader runs ahead: which rows it has given before the damage is up to chance
             found = str(error.__cause__ or error).strip()
             raise VitrailError(
-                f"cannot read {self.source} from row {row} of part {part} on: {found}; repeat the command, or mend the file"
+                f"cannot read {self.source} from row {row} of partition {partition} on: {found}; repeat the command, or mend the file"
             ) from error
 
-    def _entry(self, part: int, row: int, image: Mapping[str, Any], label: Any) -> ImageEntry:
+    def _entry(self, partition: int, row: int, image: Mapping[str, Any], label: Any) -> ImageEntry:
         content, path = image.get("bytes"), image.get("path")
-        name = self._name(part, row) if path is None else as_text(path)
+        name = self._name(partition, row) if path is None else as_text(path)
         if self.label_names is not None:
             label = None if label is None or label < 0 else self.label_names[label]
         elif self.label_type == "int64" and label is not None:
@@ -91,8 +91,8 @@ class DatasetCollection(ImageCollection):
             return ImageEntry(row, name, content=content, label=label)
         return ImageEntry(row, name, location=path, label=label, problem="the row holds no image" if path is None else None)
 
-    def _name(self, part: int, row: int) -> str:
-        return f"{self.split}/{row}" if self.num_parts == 1 else f"{self.split}/{part}/{row}"
+    def _name(self, partition: int, row: int) -> str:
+        return f"{self.split}/{row}" if self.num_partitions == 1 else f"{self.split}/{partition}/{row}"
 
 
 def collect_dataset(source: Any, settings: dict[str, Any]) -> DatasetCollection:

@@ -13,8 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from .batches import UpdateSampler
 from .recipes import Schedule
+from .training_data import UpdateSampler
 
 EVALUATION_BATCH = 512  # rows
 

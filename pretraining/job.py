@@ -18,7 +18,7 @@ from ..convert.report import ConversionReport
 from ..data.unlabeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
-from ..evaluation.results import described_model, public_name, versions
+from ..evaluation.results import describe_model, public_name, versions
 from ..evaluation.training import KeepLastCheckpoint, Progress, last_checkpoint
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTPreTrainedModel
@@ -105,7 +105,7 @@ def pretrain(
             f"{recipe.batch_size}: give a recipe (.json) with a smaller batch_size."
         )
     processes = start_processes()
-    begun_with = None if from_scratch else described_model(report) or UNKNOWN
+    begun_with = None if from_scratch else describe_model(report) or UNKNOWN
     run_dir = output_dir.with_name(f"{output_dir.name}.run")
     args = training_arguments(run_dir, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers)
     with only_one_run(run_dir) if processes.is_main_process else contextlib.nullcontext():
