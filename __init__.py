@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .convert.verification import verify as verify
     from .data.image_sources import read_images as read_images
     from .data.labeled import load_labeled_images as load_labeled_images
-    from .data.unlabeled import load_training_images as load_training_images
+    from .data.labeled import load_training_images as load_training_images
     from .errors import VitrailError as VitrailError
     from .evaluation.metrics import MeanPerClassAccuracy as MeanPerClassAccuracy
     from .evaluation.metrics import TopKAccuracy as TopKAccuracy
@@ -109,7 +109,7 @@ PUBLIC_NAMES = {
     "pretrain": "pretraining.job",
     "DINOTrainer": "pretraining.trainer",
     "DINOTrainingArguments": "pretraining.arguments",
-    "load_training_images": "data.unlabeled",
+    "load_training_images": "data.labeled",
     "MultiCropImages": "pretraining.crops",
     "DINO_AUGMENTATION": "processing.multi_crop",
     # errors

@@ -30,13 +30,25 @@ class Listing:
     names: list[str]
     sizes: list[int | None]
 
+    def select(self, indices: Sequence[int]) -> "Listing":
+        """Return the files with these indices."""
+        return Listing(self.root, [self.names[index] for index in indices], [self.sizes[index] for index in indices])
+
     def only(self, suffixes: Collection[str]) -> "Listing":
-        """The files whose names end so."""
-        kept = [index for index, name in enumerate(self.names) if suffix_of(self.root + name) in suffixes]
-        return Listing(self.root, [self.names[index] for index in kept], [self.sizes[index] for index in kept])
+        """Return the files with these suffixes."""
+        return self.select([index for index, name in enumerate(self.names) if suffix_of(self.root + name) in suffixes])
+
+    def below(self, folder: str) -> "Listing":
+        """Return the files in a folder of the root, with that folder as their root."""
+        inner = self.select([index for index, name in enumerate(self.names) if name.startswith(f"{folder}/")])
+        return Listing(f"{self.root}{folder}/", [name.removeprefix(f"{folder}/") for name in inner.names], inner.sizes)
+
+    def locations(self) -> list[str]:
+        """Return the path or URL of each file."""
+        return [name if is_url(name) or os.path.isabs(name) else self.root + name for name in self.names]
 
     def measured(self) -> "Listing":
-        """The same with the sizes of files of this machine, which cost a look at each of them."""
+        """Return the listing with the sizes of local files, which requires a system call for each."""
         sizes = [
             os.path.getsize(self.root + name) if not is_url(self.root) else size
             for name, size in zip(self.names, self.sizes, strict=True)
@@ -55,8 +67,8 @@ class FileCollection(ImageCollection):
     ) -> None:
         self.source = source
         self.settings = settings
-        self.root = listing.root
         self.names = listing.names
+        self.locations = listing.locations()
         self.labels = labels
         self.num_rows = len(self.names)
         self.label_type = None if labels is None else "string" if any(isinstance(label, str) for label in labels) else "int64"
@@ -65,9 +77,8 @@ class FileCollection(ImageCollection):
     def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
         """The images from the row `start`."""
         for row in range(start, len(self.names)):
-            name = self.names[row]
-            location = name if is_url(name) or os.path.isabs(name) else self.root + name
-            yield ImageEntry(row, as_text(name), location=location, label=None if self.labels is None else self.labels[row])
+            label = None if self.labels is None else self.labels[row]
+            yield ImageEntry(row, as_text(self.names[row]), location=self.locations[row], label=label)
 
 
 # Names
@@ -184,11 +195,11 @@ def _walk(folder: str) -> Iterator[str]:
         ) from error
 
     for inner, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(os.path.join(inner, name))]
+        folders[:] = [name for name in folders if not name.startswith(".") and not leads_back(os.path.join(inner, name))]
         yield from (os.path.join(inner, name) for name in files)
 
 
-def _leads_back(folder: str) -> bool:
+def leads_back(folder: str) -> bool:
     """Whether this is a link to a folder that it lies in, which would have no end."""
     if not os.path.islink(folder):
         return False

@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # public there: httpx or httpx2, whichever the client of the Hub uses
 
 from ..errors import VitrailError
 from ..utils.hashing import digest
@@ -29,10 +29,11 @@ from .files import Listing, as_text
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 ROWS_AT_ONCE = 16  # that are taken from a stream
+TIMEOUT = 30  # seconds
 
 
 class DatasetCollection(ImageCollection):
-    """The rows of a data set: of one with random access, or those of each shard of a stream.
+    """The rows of a dataset: with random access, or of each shard of a stream.
 
     identity: what tells this data set from others. split: how rows without a path begin their name.
     """
@@ -120,14 +121,18 @@ def collect_digits(settings: dict[str, Any]) -> DatasetCollection:
 
 
 def collect_saved(source: str, settings: dict[str, Any]) -> DatasetCollection:
-    """What `save_to_disk` has written."""
+    """Return a dataset that `save_to_disk` has written."""
+    split, dataset = _choose_split(load_saved(source, settings["source"]), settings["split"], source)
+    return DatasetCollection(dataset, source, split, settings, identity=[dataset._fingerprint])
+
+
+def load_saved(source: str, folder: str) -> Mapping[str, datasets.Dataset]:
+    """Return the splits that `save_to_disk` has written to a folder; source: the user's name of it, for messages."""
     try:
-        saved = datasets.load_from_disk(settings["source"])
+        saved = datasets.load_from_disk(folder)
     except LOAD_ERRORS as error:
         raise VitrailError(f"datasets cannot load {source}: {error.__cause__ or error}") from error
-    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-    split, dataset = _choose_split(splits, settings["split"], source)
-    return DatasetCollection(dataset, source, split, settings, identity=[dataset._fingerprint])
+    return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
 
 
 def collect_parquet(listing: Listing, source: str, settings: dict[str, Any], *, folder: bool) -> DatasetCollection:
@@ -142,7 +147,7 @@ def collect_from_hub(source: str, settings: dict[str, Any]) -> DatasetCollection
     """A data set on the Hub, streamed; of the commit that the revision is now."""
     revision = settings["revision"]
     with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled):  # datasets says better what is wrong
-        revision = HfApi().dataset_info(source, revision=revision).sha
+        revision = HfApi().dataset_info(source, revision=revision, timeout=TIMEOUT).sha
     splits = load_dataset(source, source, revision=revision, streaming=True)
     split, dataset = _choose_split(splits, settings["split"], source)
     return DatasetCollection(dataset, source, split, {**settings, "revision": revision}, identity=[source, revision])

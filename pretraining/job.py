@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback
 
 from ..convert.report import ConversionReport
-from ..data.unlabeled import TrainingImages
+from ..data.labeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..evaluation.results import describe_model, public_name, versions

@@ -136,7 +136,7 @@ def test_folders_without_images(tmp_path):
     with pytest.raises(VitrailError, match="holds no images: found 0 files"):
         read_images(tmp_path)
     (tmp_path / "a.doc").write_text("no image")
-    with pytest.raises(VitrailError, match=r"holds no images: found 1 files, none of which .*; give the files in a list"):
+    with pytest.raises(VitrailError, match=r"holds no images: found 1 files, none of them .*; give files .* in a list"):
         read_images(tmp_path)
     with pytest.raises(VitrailError, match=r"a\.doc holds no images"):
         read_images(tmp_path / "a.doc")
@@ -261,7 +261,7 @@ def test_lists_that_are_none(tmp_path):
     with pytest.raises(SourceNotFoundError, match=r"found no file .*/list\.txt"):
         read_images(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("\n# nothing\n")
-    with pytest.raises(VitrailError, match="names no images; write a path or URL on each line"):
+    with pytest.raises(VitrailError, match="lists no images; write a path or URL on each line"):
         read_images(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_bytes(png(1))
     with pytest.raises(VitrailError, match=r"is not a list of images: .*in UTF-8"):
@@ -608,5 +608,5 @@ print(json.dumps(files + [seen(source) for source in sys.argv[3:]]))
 def test_what_means_nothing_for_a_source(tmp_path, source, given):
     write(tmp_path / "folder", ["a.png"])
     (tmp_path / "list.txt").write_text("a.png")
-    with pytest.raises(VitrailError, match=f"found {next(iter(given))}='.*which means nothing for .*{source}; leave it out"):
+    with pytest.raises(VitrailError, match=f"found {next(iter(given))}=.*, but .*{source} has no .*leave it out"):
         read_images(source if source == "digits" else tmp_path / source, **given)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from vitrail.evaluation.training_data import FeatureRows, UpdateSampler
 from vitrail.evaluation.linear_probe import LinearHeads, ProbeTrainer, accuracies, top_classes
 from vitrail.evaluation.recipes import Head, Schedule
 from vitrail.evaluation.training import last_checkpoint, training_arguments
+from vitrail.evaluation.training_data import FeatureRows, UpdateSampler
 
 NUM_LABELS, TOKEN_SIZE, NUM_CLS_LAYERS = 7, 12, 4
 HEADS = tuple(
