@@ -19,6 +19,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.presets import keep_aspect as make_keep_aspect
 from ..runtime.compiled import Runtime
 from ..runtime.optimization import OptimizedModel
+from ..utils.atomic import replaced
 from ..visualization.attention import plot_attention
 from ..visualization.pca import plot_pca
 from ..visualization.pictures import at_size
@@ -39,12 +40,8 @@ def check_output(output: Path, suffixes: tuple[str, ...]) -> None:
 
 def save_picture(picture: Image.Image, output: Path) -> None:
     """Writes a picture whole or not at all."""
-    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
-    try:
+    with replaced(output) as temporary:
         picture.save(temporary)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -95,9 +92,8 @@ def embed(
     loaded, image_processor, _ = load(model)
     runner = run_by(runtime, loaded.base_model, image_processor, images, batch_size=batch_size)
     features = extract_features(runner, image_processor, images, batch_size=batch_size)
-    temporary = output.with_name(f".{output.name}.part")
-    save_file({"features": features}, temporary, metadata={"images": json.dumps([str(image) for image in images])})
-    temporary.replace(output)
+    with replaced(output) as temporary:
+        save_file({"features": features}, temporary, metadata={"images": json.dumps([str(image) for image in images])})
     rows, columns = features.shape
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{output}: features ({rows}, {columns}) float32", markup=False)

@@ -17,7 +17,7 @@ from ..convert.report import ConversionReport
 from ..data.unlabeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
-from ..evaluation.results import described_model, public_name, versions
+from ..evaluation.results import PACKAGES, described_model, public_name
 from ..evaluation.training import KeepLastCheckpoint, Progress, last_checkpoint
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTPreTrainedModel
@@ -25,6 +25,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
 from ..utils.processes import start_processes
 from ..utils.run_folder import RunFolder
+from ..utils.versions import versions
 from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
 from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
@@ -215,7 +216,7 @@ def _described(trainer: DINOTrainer, recipe: PretrainingRecipe, images: Training
         "knn": _knn(trainer, images),
         "curves": [entry for entry in trainer.state.log_history if "loss" in entry or ACCURACY in entry],
         "processes": args.world_size,
-        "versions": versions(),
+        "versions": versions(PACKAGES),
     }
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..convert.model_folder import PRETRAINING_NAMES
 from ..hub.save import keep_record
-from ..utils.figures import COLORS, OTHERS, STYLE, save_figure
+from ..utils.figures import BACKGROUND_COLOR, COLORS, STYLE, save_figure
 from .teacher_evaluation import ACCURACY
 
 
@@ -37,7 +37,7 @@ def training_curves(run: Mapping[str, Any]) -> Figure:
         _draw(loss_axes, curves, {"loss": "training loss"})
         loss_axes.set_title("Loss (cross entropy, nats)")
         _draw(entropy_axes, curves, {"mean_target_entropy": "of the batch's mean target", "target_entropy": "of a target"})
-        entropy_axes.axhline(math.log(prototypes), color=OTHERS, linewidth=1, linestyle="--")
+        entropy_axes.axhline(math.log(prototypes), color=BACKGROUND_COLOR, linewidth=1, linestyle="--")
         entropy_axes.set_ylim(0, 1.15 * math.log(prototypes))
         entropy_axes.text(0, 1.02 * math.log(prototypes), f"log {prototypes}: collapsed to uniform", fontsize=8, color="#606060")
         entropy_axes.set_title("Entropy of the teacher (nats)")
