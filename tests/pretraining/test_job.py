@@ -60,7 +60,7 @@ sys.path[:0] = [here, os.path.join(os.path.dirname(here), "helpers")]
 import test_job
 import torch
 torch.set_num_threads(1)  # as in the process that the results are compared with
-from vitrail.evaluation.training import KeepLastCheckpoint
+from vitrail.utils.trainer import KeepLastCheckpoint
 
 class Kill(KeepLastCheckpoint):
     def on_save(self, args, state, control, **kwargs):
