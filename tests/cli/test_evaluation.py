@@ -68,10 +68,10 @@ def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
     assert end_of("probe", *words, "--output", tmp_path / "model") == 0
     captured = capsys.readouterr()
     results = json.loads((tmp_path / "model" / "results.json").read_text())
-    assert f"{results['data']['train_images']} images to learn from, 8 to measure on, 2 classes" in captured.out
+    assert f"{results['data']['train_images']} training images, 8 validation images, 2 classes" in captured.out
     assert f"best of 52 heads on these images: {results['best_head']['name']}, accuracy 100.0%" in captured.out
     assert "accuracy 100.0%, top-5 100.0%, mean per class 100.0%" in captured.out
-    assert "left out: " in captured.out
+    assert "skipped: " in captured.out
     assert "00.png" in captured.out
     assert "Traceback" not in captured.err
     assert results["model"]["name"] == "model.safetensors"
@@ -98,7 +98,7 @@ def test_knn_prints_a_line_for_each_k(words, capsys, tmp_path):
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "knn.json").read_text())
     assert [row["k"] for row in results["by_k"]] == [1, 5]  # there are not 500 neighbours
-    assert "k = 500 left out" in printed
+    assert "k = 500 skipped" in printed
     for row in results["by_k"]:
         assert f"k = {row['k']:<4} accuracy {row['accuracy']:.1%}" in printed
     assert results["task"] == "k-NN"
