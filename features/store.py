@@ -30,10 +30,11 @@ from ..data.reader import Chunk, UnreadableEntry
 from ..errors import VitrailError
 from ..utils.atomic import read_json
 from ..utils.hashing import sha256
+from ..utils.run_folder import LOCK_NAME, RunFolder
 
 FORMAT = 1
 MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"
-PROGRESS, LOCK = ".progress", ".lock"
+PROGRESS = ".progress"
 ROW_GROUP = 32 * 2**20  # bytes of features that are held before they are written
 NOT_COMPARED = ("vitrail", "model", "collection")  # settings that say where things are; what matters of them is in others
 
@@ -67,7 +68,7 @@ class FeatureFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.progress = path / PROGRESS
-        self.lock = path / LOCK
+        self.run = RunFolder(path, settings_name=MANIFEST, temporary_names=(PROGRESS,), ignored_settings=NOT_COMPARED)
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Starts, or goes on with what was begun with the same settings; removes what an interruption has left half-written.
@@ -79,14 +80,8 @@ class FeatureFolder:
         if (self.path / MANIFEST).is_file():
             manifest = read_json(self.path / MANIFEST)
             check_format(manifest, self.path)
-            begun = manifest["settings"]
-            different = [name for name in settings if name not in NOT_COMPARED and settings[name] != begun.get(name)]
-            if different:
-                raise VitrailError(
-                    f"{self.path} was begun with another {' and '.join(different)}: repeat the command as it was begun, or choose "
-                    "another output folder."
-                )
-        elif not set(os.listdir(self.path)) <= {PROGRESS, LOCK}:
+            self.run.check_settings(settings, manifest["settings"])
+        elif not set(os.listdir(self.path)) <= {PROGRESS, LOCK_NAME}:
             raise VitrailError(f"{self.path} holds other things: choose a new or empty output folder.")
         self.progress.mkdir(exist_ok=True)
         for file in self.progress.glob("*.part"):

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
 from ..utils.processes import start_processes
-from ..utils.run_folder import RUN_NAME, only_one_run, open_run
+from ..utils.run_folder import RunFolder
 from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
 from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
@@ -106,12 +105,12 @@ def pretrain(
         )
     processes = start_processes()
     begun_with = None if from_scratch else described_model(report) or UNKNOWN
-    run_dir = output_dir.with_name(f"{output_dir.name}.run")
-    args = training_arguments(run_dir, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers)
-    with only_one_run(run_dir) if processes.is_main_process else contextlib.nullcontext():
+    run_folder = RunFolder(output_dir.with_name(f"{output_dir.name}.run"))
+    args = training_arguments(
+        run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
+    )
+    with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
-            if last_checkpoint(run_dir) is None:  # whatever was begun there has trained nothing
-                (run_dir / RUN_NAME).unlink(missing_ok=True)
             settings = {
                 "recipe": dataclasses.asdict(recipe),
                 "seed": seed,
@@ -120,13 +119,13 @@ def pretrain(
                 "config": json.loads(vit.config.to_json_string()),
                 "image processor": json.loads(image_processor.to_json_string()),
             }
-            open_run(run_dir, settings)
+            run_folder.begin(settings, has_results=last_checkpoint(run_folder.path) is not None)
         processes.wait_for_everyone()
         started = time.monotonic()
         crops = MultiCropImages(images.train, image_processor, recipe.augmentation, seed=seed, strict=strict)
         trainer = DINOTrainer(vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
         _observe(trainer, image_processor, images, evaluate_every or -(-recipe.epochs // EVALUATIONS), progress=progress)
-        checkpoint = last_checkpoint(run_dir)
+        checkpoint = last_checkpoint(run_folder.path)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         processes.wait_for_everyone()  # or one may still write into the folder of the run when it goes
         if not all(parameter.isfinite().all() for parameter in trainer.teacher.parameters()):
@@ -143,7 +142,7 @@ def pretrain(
             write_report(output_dir, run)
             if original_checkpoint is not None:
                 save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
-            shutil.rmtree(run_dir)
+            run_folder.remove()
         processes.wait_for_everyone()
         return run
 

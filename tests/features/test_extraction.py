@@ -327,13 +327,13 @@ def test_finished_files_are_not_made_again_and_lost_ones_are(pictures, tmp_path)
         ({"features": ["mean"]}, "features"),
         ({"dtype": "float16"}, "dtype"),
         ({"shard_size": 11}, "shard_size"),
-        ({"model": small_model(initializer_range=0.3)}, "weights and config"),
+        ({"model": small_model(initializer_range=0.3)}, "weights, config"),
         ({"image_processor": small_processor(resample=2)}, "image_processor"),
     ],
 )
 def test_other_features_are_not_mixed_with_those_that_are_there(pictures, tmp_path, change, named):
     run(pictures[0], tmp_path / "out", shard_size=10)
-    with pytest.raises(VitrailError, match=f"was begun with another {named}: repeat the command"):
+    with pytest.raises(VitrailError, match=rf"was begun with different settings \({named}\): repeat the run"):
         run(pictures[0], tmp_path / "out", **{"shard_size": 10, **change})
 
 
@@ -341,7 +341,7 @@ def test_a_folder_that_has_changed_is_not_mixed_with_what_it_was(tmp_path):
     write_images(tmp_path / "pictures", 6)
     run(tmp_path / "pictures", tmp_path / "out")
     write_images(tmp_path / "pictures", 7)
-    with pytest.raises(VitrailError, match="was begun with another images: repeat"):
+    with pytest.raises(VitrailError, match=r"was begun with different settings \(images\): repeat"):
         run(tmp_path / "pictures", tmp_path / "out")
 
 

@@ -161,9 +161,9 @@ def test_killed_it_goes_on(prepared, whole):
     killed = subprocess.run([sys.executable, "script.py", __file__, prepared, "3"], cwd=prepared, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (prepared / "model").exists()
-    with pytest.raises(VitrailError, match="an unfinished run with another seed: repeat it as it was begun"):
+    with pytest.raises(VitrailError, match=r"begun with different settings \(seed\): repeat the run"):
         run(prepared, seed=1)
-    with pytest.raises(VitrailError, match="an unfinished run with another config and image processor"):
+    with pytest.raises(VitrailError, match=r"begun with different settings \(config, image processor\)"):
         run(prepared, num_attention_heads=4, layer_norm_eps=1e-5, image_size=32)
     resumed = run(prepared)
     assert resumed["resumed_from"] == "checkpoint-3"
