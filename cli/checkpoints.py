@@ -22,17 +22,14 @@ def list_checkpoints(
     family: Annotated[str | None, typer.Option(help="Only this family: dino, dinov2, google, timm or transformers.")] = None,
 ) -> Result:
     """List the official checkpoints, which every command takes by name."""
-    rows = [
-        {"family": row.family, "name": row.name, "parameters": row.params, "license": row.license}
-        for row in catalog.list_checkpoints(family)
-    ]
-    texts = [{**row, "parameters": f"{significant(row['parameters'] / 1e6)} M"} for row in rows]
-    family_width, name_width, number_width = (max(len(row[key]) for row in texts) for key in ("family", "name", "parameters"))
+    rows = catalog.list_checkpoints(family)
+    texts = [(row.family, row.name, f"{significant(row.params / 1e6)} M", row.license) for row in rows]
+    family_width, name_width, number_width, _ = (max(map(len, column)) for column in zip(*texts, strict=True))
     lines = [
-        f"{row['family']:{family_width}}  {row['name']:{name_width}}  {row['parameters']:>{number_width}}  {row['license']}"
-        for row in texts
+        f"{kind:{family_width}}  {name:{name_width}}  {number:>{number_width}}  {license}" for kind, name, number, license in texts
     ]
-    return Result({"checkpoints": rows}, lines)
+    record = [{"family": row.family, "name": row.name, "parameters": row.params, "license": row.license} for row in rows]
+    return Result({"checkpoints": record}, lines)
 
 
 def convert(

@@ -171,7 +171,8 @@ def given(**values: Any) -> dict[str, Any]:
 
 def expand_groups(function: Callable[..., Value]) -> Callable[..., Value]:
     """Return `function` with the options of its groups in place of the groups, after its own options."""
-    own, shared, groups = [], [], {}
+    own, shared = [], []
+    groups: dict[str, Any] = {}
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         group = hints[name]

@@ -6,15 +6,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers import pipeline
 
 from command_line import end_of
-from vitrail.configuration.configuration_vit import ViTConfig
+from small_models import tiny_model
 from vitrail.evaluation.recipes import RECIPES
 from vitrail.hub.save import save
-from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.utils import optional as packages
 
@@ -23,18 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        image_size=8,
-        patch_size=4,
-        initializer_range=0.2,
-    )
+    model = tiny_model(hidden_size=16, image_size=8, patch_size=4, initializer_range=0.2)
     folder = tmp_path_factory.mktemp("backbone") / "small"
-    save(ViTModel(config), VitrailImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False), folder, code=False)
+    save(model, VitrailImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False), folder, code=False)
     return folder
 
 

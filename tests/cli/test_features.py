@@ -121,7 +121,7 @@ def test_what_cannot_be_done_is_one_message_and_exit_code_2(place, tmp_path, cap
     )
     assert "holds no features" in fail(capsys, "similar", model, place / "images", PHOTOS[0], *sheet)
     assert "whose weights have the SHA-256" in fail(capsys, "similar", place / "other", out, PHOTOS[0], *sheet)
-    assert "no vectors 'mean'; choose among pooled, cls_mean" in fail(
+    assert "no column of vectors 'mean'; expected one of pooled, cls_mean" in fail(
         capsys, "similar", model, out, PHOTOS[0], "--column", "mean", *sheet
     )
     assert "there is no such file" in fail(capsys, "similar", model, out, tmp_path / "none.jpg", *sheet)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import paths
 import vitrail
 from command_line import end_of
+from small_models import tiny_model
 from vitrail.processing.presets import keep_aspect
 from vitrail.visualization.attention import plot_attention
 from vitrail.visualization.pca import plot_pca
@@ -19,12 +19,9 @@ PHOTO, OTHER = IMAGES / "chelsea.jpg", IMAGES / "astronaut.jpg"
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    torch.manual_seed(0)
-    config = vitrail.ViTConfig(
-        hidden_size=48, num_hidden_layers=4, num_attention_heads=3, intermediate_size=64, image_size=32, patch_size=8
-    )
+    model = tiny_model(hidden_size=48, num_hidden_layers=4, num_attention_heads=3, image_size=32, patch_size=8)
     folder = tmp_path_factory.mktemp("pictures") / "model"
-    vitrail.save(vitrail.ViTModel(config).eval(), vitrail.make_image_processor("dino", image_size=32), folder)
+    vitrail.save(model, vitrail.make_image_processor("dino", image_size=32), folder)
     return folder
 
 
@@ -113,9 +110,9 @@ def test_bad_options_of_attention(model_dir, tmp_path, capsys):
     for options, message in (
         (["--layers", "4"], "There is no block [4]"),
         (["--layers", "first"], "expected all, or a list of blocks such as 3,7,11"),
-        (["--show", "everything"], "write one of heads, mean, rollout"),
-        (["--style", "cubist"], "one of overlay, grid"),
-        (["--show", "rollout", "--layers", "all"], "leave the layers out"),
+        (["--show", "everything"], "expected one of heads, mean, rollout"),
+        (["--style", "cubist"], "expected one of overlay, grid"),
+        (["--show", "rollout", "--layers", "all"], "omit layers"),
     ):
         assert message in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "a.png", *options)
     assert not list(tmp_path.iterdir())
