@@ -1,8 +1,7 @@
 """Images with random access for training and evaluation: with labels, in a train and a validation split; or to train on without labels."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ..errors import VitrailError
+from ..utils.hashing import digest
 from .columns import check_columns, choose_image_column, choose_label_column, label_columns
 from .digits import stratified_split
 from .image_sources import FoundSource, ImageSource, find_source
@@ -171,7 +171,7 @@ def _label(
     for name, split in splits.items():
         if len(split) == 0:
             raise VitrailError(f"{source} leaves no images for {name}; at least one class needs two or more images")
-    fingerprint = _digest([*(split._fingerprint.encode() for split in splits.values()), *(name.encode() for name in names)])
+    fingerprint = digest([*(split._fingerprint.encode() for split in splits.values()), *(name.encode() for name in names)])
     return LabeledImages(**splits, label_names=names, source=source, fingerprint=fingerprint)
 
 
@@ -188,7 +188,7 @@ def _images_of(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     images = dataset.select_columns([column])
     images = images if column == "image" else images.rename_column(column, "image")
     images = images.cast_column("image", datasets.Image(decode=False))
-    return images.select(range(len(images)), new_fingerprint=_digest(_content(images)))
+    return images.select(range(len(images)), new_fingerprint=digest(_content(images)))
 
 
 def _label_names(feature: Any, values: list, column: str) -> tuple[str, ...]:
@@ -220,19 +220,11 @@ def _labels(feature: Any, values: list, names: tuple[str, ...], split: str) -> n
 
 def _split(images: datasets.Dataset, labels: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> datasets.Dataset:
     whole = images.add_column("label", labels, feature=datasets.ClassLabel(names=list(names)))
-    fingerprint = _digest([images._fingerprint.encode(), rows.tobytes(), labels[rows].tobytes()])
+    fingerprint = digest([images._fingerprint.encode(), rows.tobytes(), labels[rows].tobytes()])
     return whole.select(rows, new_fingerprint=fingerprint)
 
 
 # Fingerprints
-
-
-def _digest(values: Iterable[bytes]) -> str:
-    sha = hashlib.sha256()
-    for value in values:
-        sha.update(len(value).to_bytes(8, "little"))
-        sha.update(value)
-    return sha.hexdigest()
 
 
 def _content(images: datasets.Dataset) -> Iterator[bytes]:

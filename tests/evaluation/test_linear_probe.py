@@ -7,8 +7,9 @@ from transformers import TrainerCallback
 
 from vitrail.evaluation.linear_probe import LinearHeads, ProbeTrainer, accuracies, top_classes
 from vitrail.evaluation.recipes import Head, Schedule
-from vitrail.evaluation.training import last_checkpoint, training_arguments
+from vitrail.evaluation.training import training_arguments
 from vitrail.evaluation.training_data import FeatureRows, UpdateSampler
+from vitrail.utils.trainer import last_checkpoint
 
 NUM_LABELS, TOKEN_SIZE, NUM_CLS_LAYERS = 7, 12, 4
 HEADS = tuple(

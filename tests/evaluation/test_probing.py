@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import vitrail
-from small_models import classifier_tokens
-from vitrail.configuration.configuration_vit import ViTConfig
+from small_models import classifier_tokens, tiny_config
 from vitrail.data.labeled import LabeledImages
 from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.evaluation import training
@@ -33,6 +32,14 @@ from vitrail.hub.save import save
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 8,
+    "patch_size": 4,
+}
 NAMES = ("red", "green", "blue", "grey")
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (120, 120, 120)])
 # Few heads and updates; the last batch of an epoch has less rows than the others
@@ -77,17 +84,7 @@ def colours():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=24,
-        image_size=8,
-        patch_size=4,
-        initializer_range=0.2,
-        use_mask_token=True,
-    )
-    return ViTModel(config).eval()
+    return ViTModel(tiny_config(**SMALL, initializer_range=0.2, use_mask_token=True)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +256,7 @@ import importlib.util, os, signal, sys, warnings
 from pathlib import Path
 
 warnings.simplefilter("error")
+sys.path.append(str(Path(sys.argv[1]).parents[1] / "helpers"))
 spec = importlib.util.spec_from_file_location("test_probe", sys.argv[1])
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
@@ -300,9 +298,7 @@ def test_killed_in_training_and_resumed_ends_with_the_same_numbers(prepared, run
     assert killed.returncode == -signal.SIGKILL
     assert not (prepared / "model").exists()
     assert (prepared / "model.run" / "heads" / "checkpoint-6").is_dir()
-    with pytest.raises(
-        VitrailError, match="an unfinished run with another recipe and seed and unfreeze_epochs: repeat it as it was begun"
-    ):
+    with pytest.raises(VitrailError, match=r"begun with different settings \(recipe, seed, unfreeze_epochs\): repeat the run"):
         run(prepared / "model", recipe=PLAIN, seed=1)
     results = run(prepared / "model", recipe=AUGMENTED, unfreeze_epochs=1)
     assert results["resumed_from"] == 6
@@ -345,15 +341,7 @@ MERGES = {
 def test_heads_of_any_model_merge(name, tmp_path):
     fields, head = MERGES[name]
     torch.manual_seed(0)
-    small = {
-        "hidden_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "image_size": 8,
-        "patch_size": 4,
-    }
-    backbone = ViTModel(ViTConfig(**small, **fields, initializer_range=0.3)).eval()
+    backbone = ViTModel(tiny_config(**SMALL, **fields, initializer_range=0.3)).eval()
     assert (head.num_cls_layers > 0) == (recipe_heads(RECIPES["dino"], backbone.config)[0].num_cls_layers > 0)
     num_cls_layers = 3 if head.num_cls_layers else 0
     pixel_values = torch.randn(4, 3, 8, 8)

@@ -162,7 +162,7 @@ def test_an_error_of_an_actor_is_that_of_the_run(cluster, pictures, tmp_path):
         run_on_ray(job, job.missing(), num_errors=4, concurrency=1)
     assert ray.is_initialized(), "a cluster of the caller's goes on"
     assert not list(job.folder.progress.glob("ray-*"))
-    assert not list(job.folder.progress.glob("*.tmp"))
+    assert not list(job.folder.progress.glob("*.part*"))
 
 
 def test_bad_images_of_all_actors_count_together(cluster, pictures, tmp_path):
