@@ -130,7 +130,7 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
 
 def _load_model(stored: StoredFeatures, given: str | None) -> tuple[ViTPreTrainedModel | None, str | None]:
     """The model of the features, or why it is not to be had."""
-    name = stored.manifest["settings"]["model"]
+    name = stored.manifest.settings["model"]
     if not (given or name):
         return (
             None,
@@ -187,7 +187,7 @@ def _fit(places: np.ndarray) -> list[list[float]]:
 def _open_pictures(
     stored: StoredFeatures, path_of: Mapping[int, str], measured: set[int], model: ViTPreTrainedModel | None
 ) -> _Pictures:
-    settings = stored.manifest["settings"]
+    settings = stored.manifest.settings
     image_processor = VitrailImageProcessor.from_dict(settings["image_processor"])
 
     def look_at(number: int, image: Image.Image) -> tuple[str, tuple[torch.Tensor, Image.Image] | None]:
@@ -224,12 +224,12 @@ def _data(
 
 def _facts(stored: StoredFeatures) -> dict[str, Any]:
     """What the head of the page says."""
-    shards = [shard for shard in stored.manifest["shards"] if shard["file"] is not None]
+    shards = [shard for shard in stored.manifest.shards if shard.file is not None]
     names = stored.dataset.schema.names
     columns = [_vector_facts(stored, name) for name in stored.vector_columns]
     columns += [_tensor_facts(stored, name) for name in names if f"{name}_shape" in names]
-    numbers = {"rows": len(stored), "files": len(shards), "bytes": sum(shard["bytes"] for shard in shards), "columns": columns}
-    return stored.manifest["settings"] | numbers
+    numbers = {"rows": len(stored), "files": len(shards), "bytes": sum(shard.bytes for shard in shards), "columns": columns}
+    return stored.manifest.settings | numbers
 
 
 def _vector_facts(stored: StoredFeatures, name: str) -> dict[str, Any]:
