@@ -17,6 +17,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.presets import keep_aspect as make_keep_aspect
 from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Runtime
 from ..runtime.optimization import OptimizedModel, optimize
+from ..utils.atomic import replaced
 from ..visualization.attention import plot_attention
 from ..visualization.pca import plot_pca
 from ..visualization.pictures import at_size
@@ -28,12 +29,8 @@ BATCH_SIZE = 8
 
 def save_picture(picture: Image.Image, output: Path) -> None:
     """Write a picture whole or not at all."""
-    temporary = output.with_name(f".{output.stem}.part{output.suffix}")
-    try:
+    with replaced(output) as temporary:
         picture.save(temporary)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def embed(
@@ -49,9 +46,8 @@ def embed(
     loaded, image_processor, _ = load_model(model)
     runner = _optimized(loaded.base_model, image_processor, images, runtime=runtime, batch_size=batch_size)
     features = extract_features(runner, image_processor, images, batch_size=batch_size)
-    temporary = output.with_name(f".{output.name}.part")
-    save_file({"features": features}, temporary, metadata={"images": json.dumps([str(image) for image in images])})
-    temporary.replace(output)
+    with replaced(output) as temporary:
+        save_file({"features": features}, temporary, metadata={"images": json.dumps([str(image) for image in images])})
     rows, columns = features.shape
     record = {"output": str(output), "images": [str(image) for image in images], "shape": [rows, columns], "dtype": "float32"}
     lines = [f"{output}: features ({rows}, {columns}) float32"]

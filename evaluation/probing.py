@@ -23,6 +23,7 @@ from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedMode
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.processes import start_processes
 from ..utils.run_folder import RunFolder
+from ..utils.trainer import last_checkpoint
 from .batches import FeatureRows, ImageRows
 from .fine_tuning import FineTuner, finetune
 from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies
@@ -31,7 +32,7 @@ from .metrics import confusion_matrix
 from .recipes import Head, Recipe, find_recipe, make_schedule, recipe_heads
 from .report import write_report
 from .results import described, described_model, scores
-from .training import last_checkpoint, training_arguments
+from .training import training_arguments
 
 HEADS, FINE_TUNING = "heads", "fine-tuning"  # folders of checkpoints in the folder of a run
 EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import VitrailError
-from .atomic import read_json, write_text
+from .atomic import read_json, write_json
 
 SETTINGS_NAME = "run.json"
 LOCK_NAME = ".lock"
@@ -84,7 +84,7 @@ class RunFolder:
         """
         if has_results:
             self.check_settings(settings, read_json(self.settings_file) if self.settings_file.is_file() else {})
-        write_text(self.settings_file, json.dumps(settings, indent=2) + "\n")
+        write_json(self.settings_file, settings)
 
     def check_settings(self, settings: Mapping[str, Any], begun_with: Mapping[str, Any]) -> None:
         """Raise VitrailError if settings differ from those that a run was begun with."""

@@ -58,8 +58,9 @@ import os, signal, sys
 here = os.path.dirname(sys.argv[1])
 sys.path[:0] = [here, os.path.join(os.path.dirname(here), "helpers")]
 import test_job
-from transformers import TrainerCallback
-from vitrail.evaluation.training import KeepLastCheckpoint
+import torch
+torch.set_num_threads(1)  # as in the process that the results are compared with
+from vitrail.utils.trainer import KeepLastCheckpoint
 
 class Kill(KeepLastCheckpoint):
     def on_save(self, args, state, control, **kwargs):
