@@ -20,7 +20,7 @@ from ..errors import UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.graph_export import GRAPH_FORMATS, export_graph
-from ..utils.atomic import check_new, temporary_beside
+from ..utils.atomic import check_new, temporary_folder
 from ..utils.optional import check_packages
 from .families.dino import DINO
 from .families.dinov2 import DINOV2
@@ -289,7 +289,8 @@ def write_exported(exported: Exported, output: str | os.PathLike) -> list[Path]:
     """
     output = Path(output)
     writer = next(known.write for known in FORMATS.values() if known.family is exported.family)
-    with temporary_beside(output) as temporary:
+    check_new(output)
+    with temporary_folder(output) as temporary:
         written = writer(exported, temporary / output.name)
         targets = [output.with_name(path.name) for path in written]
         check_new(*targets)

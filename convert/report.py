@@ -1,18 +1,14 @@
 """What `load` did, as data: where the weights came from and what became of them."""
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from ..errors import VitrailError
 from ..utils.hashing import sha256
-from ..version import __version__
+from ..utils.versions import versions
 
 REPORT_NAME = "conversion.json"  # beside the weights that it reports on
 
@@ -89,14 +85,7 @@ class ConversionReport:
     beside: dict[str, Any] | None = None
     coverage: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(
-        default_factory=lambda: {
-            "vitrail": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-    )
+    versions: dict[str, str] = field(default_factory=lambda: versions(("torch", "transformers")))
 
     @property
     def origin(self) -> dict[str, Any] | None:

@@ -1,0 +1,86 @@
+"""Records: the JSON files that vitrail writes next to its outputs, as dataclasses with a `format_version`."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+
+from ..errors import CorruptFileError, VitrailError
+from .atomic import read_json, write_json
+
+
+@dataclass(kw_only=True)
+class Record:
+    """Base class of a record: a dataclass of JSON values, of other dataclasses, and of lists, tuples and dictionaries of these.
+
+    A new optional field keeps `format_version`; anything that an older vitrail would misread increases it.
+    """
+
+    format_version: ClassVar[int] = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dictionary for JSON, with its format version."""
+        return {"format_version": self.format_version} | asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], path: str | Path) -> Self:
+        """Return the record that a dictionary holds; `path` names its file in errors.
+
+        Raises:
+            VitrailError: another version of vitrail wrote the record.
+            CorruptFileError: a required key is missing, or a value has the wrong type.
+        """
+        check_format_version(content, path, cls.format_version)
+        return _read(cls, content, str(path))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the record in a JSON file."""
+        return cls.from_dict(read_json(path), path)
+
+    def write(self, path: Path) -> None:
+        """Write the record as a JSON file."""
+        write_json(path, self.to_dict())
+
+
+def check_format_version(content: Mapping[str, Any], path: str | Path, supported: int = 1) -> None:
+    """Raise VitrailError unless a record has a supported format version; a record without a version has version 1."""
+    version = content.get("format_version", 1)
+    if type(version) is not int or not 1 <= version <= supported:
+        raise VitrailError(
+            f"{path} has format version {version!r}; this vitrail reads versions up to {supported}. Upgrade vitrail, or remove the file."
+        )
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    """Return a JSON value as the type of a field; scalars are not checked."""
+    arguments = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        options = [option for option in arguments if option is not NoneType]
+        return value if value is None or len(options) > 1 else _read(options[0], value, where)
+    kind = get_origin(hint) or hint
+    if is_dataclass(kind):
+        _check_type(value, Mapping, where)
+        hints = get_type_hints(kind)
+        if missing := [
+            field.name
+            for field in fields(kind)
+            if field.name not in value and field.default is MISSING and field.default_factory is MISSING
+        ]:
+            raise CorruptFileError(f"{where} has no {', '.join(missing)}: write it again, or remove the file.")
+        known = {field.name: value[field.name] for field in fields(kind) if field.name in value}
+        return hint(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in known.items()})
+    if kind in (list, tuple):
+        _check_type(value, list, where)
+        return kind(_read(arguments[0] if arguments else Any, item, where) for item in value)
+    if kind is dict:
+        _check_type(value, Mapping, where)
+        return {key: _read(arguments[1] if arguments else Any, item, where) for key, item in value.items()}
+    return value
+
+
+def _check_type(value: Any, expected: type, where: str) -> None:
+    if not isinstance(value, expected):
+        wanted = "an object" if expected is Mapping else "a list"
+        raise CorruptFileError(f"{where} is of type {type(value).__name__}; expected {wanted}. Write it again, or remove the file.")
