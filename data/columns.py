@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library: loaded with errors that say what to do, and the columns that hold images and labels."""
+"""Datasets of the `datasets` library: loading with clear errors, and the columns of images and labels."""
 
 import tarfile
 from typing import Any
@@ -7,17 +7,17 @@ import datasets
 
 from ..errors import SourceNotFoundError, VitrailError
 
-# What a column of labels is called where no column has the type ClassLabel; `cls` is WebDataset's
+# Names of a column of labels, if no column has the type ClassLabel; `cls` is that of WebDataset
 LABEL_NAMES = ("label", "labels", "cls", "class", "target")
 
-# What datasets raises on damaged files, missing configurations and a network that does not answer
+# What `datasets` raises for damaged files, missing configurations and an unreachable network
 LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError, LookupError, tarfile.TarError)
 
 
 def load_dataset(source: str, *args: str, **kwargs: Any) -> Any:
-    """`datasets.load_dataset(*args, **kwargs)`; source: what the user gave, for messages.
+    """Return `datasets.load_dataset(*args, **kwargs)`; source: as the user gave it, for messages.
 
-    Raises SourceNotFoundError where there is nothing of that name, VitrailError where it cannot be read.
+    Raises SourceNotFoundError if there is nothing of that name, VitrailError if it cannot be read.
     """
     try:
         return datasets.load_dataset(*args, **kwargs)
@@ -31,7 +31,7 @@ def load_dataset(source: str, *args: str, **kwargs: Any) -> Any:
 
 
 def declare_images(dataset: Any) -> Any:
-    """The same data set, streamed or not, in which a structure of "bytes" and "path" is an image also where nobody has declared it one."""
+    """Return a dataset in which every structure of "bytes" and "path" is declared an image."""
     for name, feature in dataset.features.items():
         if isinstance(feature, dict) and "bytes" in feature and set(feature) <= {"bytes", "path"}:
             dataset = dataset.cast_column(name, datasets.Image())
@@ -39,9 +39,9 @@ def declare_images(dataset: Any) -> Any:
 
 
 def choose_image_column(features: datasets.Features, given: str | None) -> str:
-    """The column that was given, or else the one that holds images by its type.
+    """Return the given column, or else the only column whose type is that of images.
 
-    Raises VitrailError if there is none of that name, it holds no images, or there is not one that could be meant.
+    Raises VitrailError if there is no such column, it holds no images, or several columns do.
     """
     if given is not None:
         check_columns(features, given)
@@ -49,7 +49,7 @@ def choose_image_column(features: datasets.Features, given: str | None) -> str:
         # bytes, or the paths of files
         if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", None) not in ("binary", "large_binary", "string"):
             raise VitrailError(
-                f"the column {given!r} holds no images; name another with image_column, among {columns_and_types(features)}"
+                f"the column {given!r} holds no images; choose another with image_column, among {columns_and_types(features)}"
             )
         return given
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -58,9 +58,9 @@ def choose_image_column(features: datasets.Features, given: str | None) -> str:
 
 
 def choose_label_column(features: datasets.Features, given: str | None) -> str:
-    """The column that was given, or else the one of type ClassLabel, or called as labels are.
+    """Return the given column, or else the only column of type ClassLabel, or with the name of labels.
 
-    Raises VitrailError if there is none of that name, or not one that could be meant.
+    Raises VitrailError if there is no such column, or there are several.
     """
     if given is not None:
         check_columns(features, given)
@@ -69,20 +69,20 @@ def choose_label_column(features: datasets.Features, given: str | None) -> str:
 
 
 def label_columns(features: datasets.Features) -> list[str]:
-    """The columns that could hold labels."""
+    """Return the columns that could hold labels."""
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     return labels or [name for name in features if name.rpartition(".")[2] in LABEL_NAMES]
 
 
 def check_columns(features: datasets.Features, *columns: str) -> None:
-    """Raises VitrailError if there is no such column."""
+    """Raise VitrailError if a column is missing."""
     for column in columns:
         if column not in features:
             raise VitrailError(f"there is no column {column!r}; found {columns_and_types(features)}")
 
 
 def columns_and_types(features: datasets.Features) -> str:
-    """All columns, for a message."""
+    """Return all columns with their types, for a message."""
     return ", ".join(f"{name} ({getattr(feature, 'dtype', type(feature).__name__)})" for name, feature in features.items())
 
 
@@ -90,6 +90,6 @@ def _only(kind: str, found: list[str], features: datasets.Features) -> str:
     if len(found) == 1:
         return found[0]
     raise VitrailError(
-        f"found {len(found) or 'no'} columns that could hold the {kind}{'s' if not found else ': ' + ', '.join(found)}; name it with "
+        f"found {len(found) or 'no'} columns that could hold the {kind}{'s' if not found else ': ' + ', '.join(found)}; choose it with "
         f"{kind}_column, among {columns_and_types(features)}"
     )

@@ -1,4 +1,4 @@
-"""Images from files, bytes and URLs, decoded, or refused with the reason."""
+"""Decoding of images from files, bytes and URLs, or the reason why they are unreadable."""
 
 import errno
 import io
@@ -13,28 +13,28 @@ from ..processing.image_processing_vit import DECODE_ERRORS, decode
 from .entries import ImageEntry
 from .remote import fetch, is_url
 
-# `decode`, or that of an image processor, which may decode JPEG files at a reduced scale: the image of a file, upright
+# Decodes a file to an upright image: `decode`, or that of an image processor, which may decode JPEG files at a reduced scale
 Decode: TypeAlias = Callable[[Any], Image.Image]
 
-# Kinds that Pillow recognizes and cannot decode
+# Formats that Pillow recognizes but cannot decode
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}
 
-# Errors of the machine that any image would have met: no handle or memory left, a mounted store that is gone
+# Errors of the machine, not of one image: no handle or memory left, a mounted store that is gone
 MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
 
 
 def image_suffixes() -> frozenset[str]:
-    """What the names of images end in: those of all kinds that Pillow decodes, as ".jpg"."""
+    """Return the suffixes of all image formats that Pillow decodes, such as ".jpg"."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in STUBS)
 
 
 def open_entry(entry: ImageEntry, decode: Decode = decode) -> Image.Image:
-    """The image of an entry, decoded, upright (its EXIF orientation applied), in the mode of its file.
+    """Return the image of an entry, decoded, upright (its EXIF orientation applied), in the mode of its file.
 
-    decode: of the image processor, `image_processor.decode`, where nothing else sees the image.
+    decode: `image_processor.decode`, if only the image processor sees the image.
 
-    Raises UnreadableImageError for what is missing, not to be read, empty, cut short, damaged, no image, or so large that it is taken for
-    an attack. Raises a VitrailError that is none where the fault is not the image's: a store that does not answer three times.
+    Raises UnreadableImageError for a file that is missing, unreadable, empty, truncated, damaged, not an image, or so large that it may be
+    a decompression bomb. Raises another VitrailError if the image is not at fault: a store did not respond three times.
     """
     if entry.problem is not None:
         raise UnreadableImageError(entry.path, entry.problem)
@@ -61,7 +61,7 @@ def open_image(row: Mapping[str, Any] | None, decode: Decode = decode) -> Image.
 
 
 def _open(name: str, file: str | bytes, decode: Decode) -> Image.Image:
-    """file: its path, or its content."""
+    """Decode a file, given its path or its content."""
     try:
         return decode(io.BytesIO(file) if isinstance(file, bytes) else file)
     except Image.UnidentifiedImageError as error:
@@ -69,9 +69,7 @@ def _open(name: str, file: str | bytes, decode: Decode) -> Image.Image:
         raise UnreadableImageError(name, "it is empty" if empty else "Pillow knows no such format") from error
     except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            raise VitrailError(
-                f"cannot read the image {name}: {error.strerror}; this is a fault of the machine, not of the image"
-            ) from error
+            raise VitrailError(f"cannot read the image {name}: {error.strerror}; the machine is at fault, not the image") from error
         raise UnreadableImageError(name, _reason(error)) from error
 
 

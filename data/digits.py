@@ -1,4 +1,4 @@
-"""1797 real digits of 8 x 8 pixels, which scikit-learn has on board, as a data set in two halves."""
+"""The 1797 handwritten digits of 8 x 8 pixels that scikit-learn contains, as a dataset with two splits."""
 
 import io
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def digit_splits() -> dict[str, datasets.Dataset]:
-    """The splits "train" and "validation", which hold half of each class; columns "image" and "label"."""
+    """Return the splits "train" and "validation", each with half of each class, and the columns "image" and "label"."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -21,9 +21,9 @@ def digit_splits() -> dict[str, datasets.Dataset]:
 
 
 def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of two parts, ascending; the second has `fraction` of each class.
+    """Return the rows of two splits, ascending; the second has `fraction` of each class.
 
-    labels: (N,) int. A class of two images or more has at least one in each part; a single image goes to the first.
+    labels: (N,) int. A class of two or more images has at least one in each split; a single image goes to the first.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     second = np.zeros(len(labels), dtype=bool)

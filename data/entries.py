@@ -1,4 +1,4 @@
-"""What a collection of images is, wherever they lie: partitions, each with its images in a fixed order."""
+"""Collections of images: partitions, each with its images in a fixed order."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -11,14 +11,14 @@ LabelType = Literal["string", "int64"]
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image that is to be read.
+    """An image to read.
 
     row: in its partition, from 0.
-    path: how results name it: relative to the folder; the line of the list; the URL; "00.tar/key.jpg"; "train/17" for a row of a
-        data set without paths. Always text that can be written as UTF-8.
+    path: its name in results: relative to the folder; the line of the list; the URL; "00.tar/key.jpg"; "train/17" for a row of a
+        dataset without paths. It can always be encoded as UTF-8.
     location: the file or URL to open; content: the bytes of the file. One of them is None.
     label: None where the image has none.
-    problem: why it cannot be read, where that is known already; then location and content are None.
+    problem: the reason why it is unreadable, if known already; then location and content are None.
     """
 
     row: int
@@ -30,21 +30,21 @@ class ImageEntry:
 
 
 def row_id(partition: int, row: int) -> int:
-    """The number of an image in its collection, an int64; the same however the work is divided."""
+    """Return the id of an image in its collection, an int64, which does not depend on how the work is divided."""
     return partition << 32 | row
 
 
 class ImageCollection(ABC):
-    """Images in a fixed order, none of them decoded. It can be pickled, and reads the same in another process.
+    """Images in a fixed order, undecoded. A collection can be pickled, and reads the same images in another process.
 
-    source: what the user gave.
-    fingerprint: a digest of what makes rows what they are: the paths of all files in order, and sizes where they come for free.
-        The same in every process, and on a machine that has the same files elsewhere.
-    random_access: there is one partition, and reading can start at any row at once.
-    num_partitions: what can be read independently of each other: one, or a partition for each archive or shard.
-    num_rows: of all partitions; None if that cannot be known without reading all.
-    label_type: None where images have no labels.
-    settings: the arguments of `read_images` that make it again; JSON.
+    source: as the user gave it.
+    fingerprint: a digest of what determines the rows: the paths of all files in order, and their sizes where these cost nothing.
+        It is the same in every process, and on a machine with the same files in another place.
+    random_access: whether there is one partition, in which reading can start at any row without reading others.
+    num_partitions: pieces that can be read independently: one, or one for each archive or shard.
+    num_rows: of all partitions; None if it cannot be known without reading all of them.
+    label_type: None without labels.
+    settings: the arguments of `read_images` that give the same collection, in types of JSON.
     """
 
     source: str
@@ -57,14 +57,14 @@ class ImageCollection(ABC):
 
     @abstractmethod
     def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
-        """The images of a partition in order, from the row `start`.
+        """Yield the images of a partition in order, from the row `start`.
 
-        Nothing is raised for an image that cannot be read, or an archive that ends early: there its last entry says so.
-        Raises VitrailError where a store cannot be reached.
+        An unreadable image, or an archive that ends early, raises nothing: the `problem` of its entry is the reason.
+        Raises VitrailError if a store cannot be reached.
         """
 
     def find(self, ids: Iterable[int]) -> dict[int, ImageEntry]:
-        """The images with these ids, without those that are not there. Reads through the partitions that have no random access."""
+        """Return the images with these ids, as far as they exist. Partitions without random access are read from their beginning."""
         rows_of_partitions: dict[int, list[int]] = {}
         for number in sorted(set(ids)):
             rows_of_partitions.setdefault(number >> 32, []).append(number & 0xFFFFFFFF)
@@ -75,7 +75,7 @@ class ImageCollection(ABC):
         return found
 
     def _rows(self, partition: int, rows: list[int]) -> Iterator[ImageEntry]:
-        """Those rows, which ascend, of a partition."""
+        """Yield rows of a partition, which must ascend."""
         if self.random_access:
             for row in rows:
                 yield from islice(self.read(partition, row), 1)

@@ -1,4 +1,4 @@
-"""Images that are files: in a folder, here or in a store; of a pattern; in a list."""
+"""Image files: in a folder, local or in a store; matched by a pattern; in a list."""
 
 import glob
 import os
@@ -21,9 +21,9 @@ INTEGER = re.compile(r"-?\d{1,18}")
 
 @dataclass(frozen=True)
 class Listing:
-    """Files in the order of their names.
+    """Files, in the order of their names.
 
-    root: the folder or URL that the names are relative to; absolute, with a slash at its end. sizes: in bytes, where known.
+    root: the absolute folder or URL that the names are relative to, with a slash at its end. sizes: in bytes, where known.
     """
 
     root: str
@@ -57,7 +57,7 @@ class Listing:
 
 
 class FileCollection(ImageCollection):
-    """Files, each of them an image. The names in the listing may also be absolute, or URLs."""
+    """Image files. The names in the listing may also be absolute paths or URLs."""
 
     random_access = True
     num_partitions = 1
@@ -75,7 +75,7 @@ class FileCollection(ImageCollection):
         self.fingerprint = digest([*self.names, *listing.sizes, *(labels or [])])
 
     def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
-        """The images from the row `start`."""
+        """Yield the images from the row `start`."""
         for row in range(start, len(self.names)):
             label = None if self.labels is None else self.labels[row]
             yield ImageEntry(row, as_text(self.names[row]), location=self.locations[row], label=label)
@@ -85,23 +85,23 @@ class FileCollection(ImageCollection):
 
 
 def suffix_of(name: str) -> str:
-    """What a path or URL ends in, in lower case, as ".jpg"; ".tar.gz" and the like are one."""
+    """Return the suffix of a path or URL in lower case, such as ".jpg" or ".tar.gz"."""
     stem, suffix = os.path.splitext(without_query(name).lower())
     return f".tar{suffix}" if stem.endswith(".tar") else suffix
 
 
 def without_query(name: str) -> str:
-    """The name without what follows ? in a URL of a web server."""
+    """Return a name without the query of a URL of a web server."""
     return name.partition("?")[0] if is_http(name) else name
 
 
 def as_text(name: str) -> str:
-    r"""A name of the file system as text that can be written as UTF-8; bytes that are none are written as \xff."""
+    r"""Return a file name as text that can be encoded as UTF-8; invalid bytes become \xff."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def class_folders(names: list[str]) -> list[str | None] | None:
-    """The first folder on the way to each image, as its label, or None where it lies in no folder; None if no image lies in any."""
+    """Return the first folder on the way to each image as its label, or None for an image outside; None if all are outside."""
     labels = [as_text(name.partition("/")[0]) if "/" in name else None for name in names]
     return labels if any(labels) else None
 
@@ -110,18 +110,18 @@ def class_folders(names: list[str]) -> list[str | None] | None:
 
 
 def is_pattern(source: str) -> bool:
-    """Whether a path or URL stands for several files, as *.jpg and {0000..0127}.tar do, and is not the name of one."""
+    """Whether a path or URL is a pattern such as *.jpg or {0000..0127}.tar, and not the name of a file."""
     return re.search(r"{" if is_http(source) else MAGIC, source) is not None and not os.path.exists(source)
 
 
 def list_folder(folder: str) -> Listing:
-    """All files in a folder and the folders in it, but hidden ones; folder: an absolute path, or a URL.
+    """Return all files in a folder and its subfolders, without hidden ones; folder: an absolute path, or a URL.
 
-    Raises VitrailError if it, or a folder in it, cannot be listed.
+    Raises VitrailError if the folder, or a subfolder, cannot be listed.
     """
     if is_http(folder):
         raise VitrailError(
-            f"{folder}: a web server does not say what it has; give a list file, or the URL of a .tar or .parquet file"
+            f"{folder} cannot be listed, because web servers do not list files; give a list file, or the URL of a .tar or .parquet file"
         )
     if is_url(folder):
         store, path = open_store(folder)
@@ -133,9 +133,9 @@ def list_folder(folder: str) -> Listing:
 
 
 def list_pattern(pattern: str) -> Listing:
-    """The files that an absolute path or a URL stands for: one, or all that *, ?, [], ** and {} match.
+    """Return the file at an absolute path or URL, or all files that a pattern with *, ?, [], ** and {} matches.
 
-    Raises SourceNotFoundError where there is none.
+    Raises SourceNotFoundError if there is none.
     """
     if is_url(pattern):
         store, path = open_store(pattern)
@@ -155,10 +155,10 @@ def list_pattern(pattern: str) -> Listing:
 
 
 def read_list(file: str) -> tuple[Listing, list[str | int | None] | None]:
-    """The paths and URLs on the lines of a text file, and their labels, if any has one.
+    """Return the paths and URLs in a text file, and their labels, if any line has one.
 
-    A line is a path or URL, which may be relative to the folder of the file, and perhaps a tab and a label. Empty lines, and those
-    that begin with #, are left out. Labels are integers where all are.
+    A line is a path or URL, which may be relative to the folder of the file, and optionally a tab and a label. Empty lines and lines
+    that begin with # are ignored. Labels are integers if all of them are.
 
     Raises SourceNotFoundError if there is no such file, VitrailError if it is not text.
     """
@@ -168,7 +168,7 @@ def read_list(file: str) -> tuple[Listing, list[str | int | None] | None]:
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"found no file {file}; give an existing list, pattern of files, or folder") from error
     except OSError as error:
-        raise VitrailError(f"cannot read {file}: {error.strerror}; give a file that you may read") from error
+        raise VitrailError(f"cannot read {file}: {error.strerror}; give a file with read permission") from error
     except UnicodeDecodeError as error:
         raise VitrailError(f"{file} is not a list of images: {error}; write a path or URL on each line, in UTF-8") from error
     rows = [line.split("\t", 1) for line in map(str.strip, lines) if line and not line.startswith("#")]
@@ -181,7 +181,7 @@ def read_list(file: str) -> tuple[Listing, list[str | int | None] | None]:
 
 
 def _listing(folder: str, files: Mapping[str, int | None]) -> Listing:
-    """files: the size of each, by path or URL."""
+    """Return the listing of files, whose sizes are given by path or URL, below a folder."""
     root = folder if folder.endswith("/") else f"{folder}/"
     sizes = {file.removeprefix(root).lstrip("/"): size for file, size in files.items()}
     names = sorted(name for name in sizes if not any(folder.startswith(".") for folder in name.split("/")))
@@ -191,7 +191,7 @@ def _listing(folder: str, files: Mapping[str, int | None]) -> Listing:
 def _walk(folder: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise VitrailError(
-            f"cannot list the folder {error.filename}: {error.strerror}; make it readable, or move it away"
+            f"cannot list the folder {error.filename}: {error.strerror}; make it readable, or move it elsewhere"
         ) from error
 
     for inner, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
@@ -200,7 +200,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def leads_back(folder: str) -> bool:
-    """Whether this is a link to a folder that it lies in, which would have no end."""
+    """Whether a folder is a link to one of its own parents, which would be walked endlessly."""
     if not os.path.islink(folder):
         return False
     target, here = (os.path.join(os.path.realpath(path), "") for path in (folder, os.path.dirname(folder)))
@@ -216,7 +216,7 @@ def _matches(pattern: str) -> dict[str, int | None]:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """What braces stand for: a{1,2} is a1 and a2, {08..10} is 08, 09 and 10."""
+    """Expand braces: a{1,2} to a1 and a2, {08..10} to 08, 09 and 10."""
     braces = BRACES.search(pattern)
     if braces is None:
         return [pattern]
@@ -231,10 +231,10 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def _ask(location: str, action: Callable[[], Any]) -> Any:
-    """What a store answers about what the user gave; raises SourceNotFoundError, or VitrailError with its reason."""
+    """Return the result of a request to a store. Raises SourceNotFoundError, or VitrailError with the reason."""
     try:
         return persist(action, location)
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"found nothing at {location}; check the URL") from error
     except OSError as error:
-        raise VitrailError(f"cannot open {location}: {error}; check the URL, and that you may read it") from error
+        raise VitrailError(f"cannot open {location}: {error}; check the URL, and your permission to read it") from error

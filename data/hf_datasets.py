@@ -1,4 +1,4 @@
-"""Images in data sets of the `datasets` library: in memory or on disk, or streamed from Parquet files and the Hub."""
+"""Images in datasets of the `datasets` library: in memory, on disk, or streamed from Parquet files and the Hub."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -28,14 +28,14 @@ from .files import Listing, as_text
 
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
-ROWS_AT_ONCE = 16  # that are taken from a stream
+ROWS_AT_ONCE = 16  # read from a stream together
 TIMEOUT = 30  # seconds
 
 
 class DatasetCollection(ImageCollection):
     """The rows of a dataset: with random access, or of each shard of a stream.
 
-    identity: what tells this data set from others. split: how rows without a path begin their name.
+    identity: values that distinguish this dataset from others. split: the beginning of the names of rows without a path.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class DatasetCollection(ImageCollection):
         self.num_rows = len(dataset) if self.random_access else _announced_rows(dataset, split)
 
     def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
-        """The images of a shard, from the row `start`."""
+        """Yield the images of a shard, from the row `start`."""
         if self.random_access and start >= len(self.dataset):
             return
         dataset = self.dataset if self.num_partitions == 1 else self.dataset.shard(num_shards=self.num_partitions, index=partition)
@@ -72,13 +72,13 @@ class DatasetCollection(ImageCollection):
                     yield self._entry(partition, row, image or {}, label)
                     row += 1
         except LOAD_ERRORS as error:
-            if isinstance(error, pa.ArrowInvalid) and row == 0:  # a file that is no Parquet, or was cut short, has no rows at all
+            if isinstance(error, pa.ArrowInvalid) and row == 0:  # a file that is not Parquet, or is truncated, has no rows at all
                 yield ImageEntry(row, self._name(partition, row), problem=f"the file ends early, or is damaged: {error}")
                 return
-            # within a file the reader runs ahead: which rows it has given before the damage is up to chance
+            # the reader runs ahead within a file: how many rows come before the damage is not deterministic
             found = str(error.__cause__ or error).strip()
             raise VitrailError(
-                f"cannot read {self.source} from row {row} of partition {partition} on: {found}; repeat the command, or mend the file"
+                f"cannot read {self.source} from row {row} of partition {partition} on: {found}; repeat the command, or repair the file"
             ) from error
 
     def _entry(self, partition: int, row: int, image: Mapping[str, Any], label: Any) -> ImageEntry:
@@ -97,7 +97,7 @@ class DatasetCollection(ImageCollection):
 
 
 def collect_dataset(source: Any, settings: dict[str, Any]) -> DatasetCollection:
-    """The rows of an object of `datasets`, or of one of its splits; raises VitrailError if it is none."""
+    """Return the rows of an object of `datasets`, or of one of its splits. Raises VitrailError for another object."""
     splits = source if isinstance(source, dict) else {str(getattr(source, "split", None) or "train"): source}
     kind = type(source).__name__
     split, dataset = _choose_split(splits, settings["split"], f"the {kind}")
@@ -105,8 +105,8 @@ def collect_dataset(source: Any, settings: dict[str, Any]) -> DatasetCollection:
         name = f"{kind} {dataset._fingerprint}"
         return DatasetCollection(dataset, name, split, {**settings, "source": name}, identity=[dataset._fingerprint])
     if not isinstance(dataset, datasets.IterableDataset):
-        raise VitrailError(f"found {kind}; give a path, a URL, the id of a data set on the Hub, or a data set of datasets")
-    # a stream has no digest of its own: its shards, columns and first image stand for it
+        raise VitrailError(f"found {kind}; give a path, a URL, the id of a dataset on the Hub, or a datasets.Dataset")
+    # a stream has no digest: its shards, columns and first image identify it
     stream = DatasetCollection(dataset, kind, split, settings, identity=[dataset.num_shards, repr(dataset.features)])
     stream.fingerprint = digest([stream.fingerprint, repr(next(stream.read(), None))])
     stream.source = stream.settings["source"] = f"{kind} {stream.fingerprint[:16]}"
@@ -114,7 +114,7 @@ def collect_dataset(source: Any, settings: dict[str, Any]) -> DatasetCollection:
 
 
 def collect_digits(settings: dict[str, Any]) -> DatasetCollection:
-    """Half of scikit-learn's digits."""
+    """Return a split of scikit-learn's digits."""
     source = settings["source"]
     split, dataset = _choose_split(digit_splits(), settings["split"], source)
     return DatasetCollection(dataset, source, split, settings, identity=[source])
@@ -136,7 +136,7 @@ def load_saved(source: str, folder: str) -> Mapping[str, datasets.Dataset]:
 
 
 def collect_parquet(listing: Listing, source: str, settings: dict[str, Any], *, folder: bool) -> DatasetCollection:
-    """Parquet files, each of them a shard or more; the names of those of a folder may tell splits."""
+    """Return the rows of Parquet files, each of them a shard or more. In a folder, the names of the files may give splits."""
     files = [listing.root + name for name in listing.names]
     given: dict[str, Any] = {"data_dir": settings["source"]} if folder else {"data_files": files}
     split, dataset = _choose_split(load_dataset(source, "parquet", streaming=True, **given), settings["split"], source)
@@ -144,9 +144,9 @@ def collect_parquet(listing: Listing, source: str, settings: dict[str, Any], *, 
 
 
 def collect_from_hub(source: str, settings: dict[str, Any]) -> DatasetCollection:
-    """A data set on the Hub, streamed; of the commit that the revision is now."""
+    """Return a dataset on the Hub, streamed from the current commit of the revision."""
     revision = settings["revision"]
-    with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled):  # datasets says better what is wrong
+    with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled):  # `datasets` raises a better error
         revision = HfApi().dataset_info(source, revision=revision, timeout=TIMEOUT).sha
     splits = load_dataset(source, source, revision=revision, streaming=True)
     split, dataset = _choose_split(splits, settings["split"], source)
@@ -154,16 +154,16 @@ def collect_from_hub(source: str, settings: dict[str, Any]) -> DatasetCollection
 
 
 def _choose_split(splits: Mapping[str, AnyDataset], split: str | None, source: str) -> tuple[str, AnyDataset]:
-    """The split of that name, or the only one, or train."""
+    """Return the split with a name, or the only split, or train."""
     names = [str(name) for name in splits]
     chosen = split or (names[0] if len(names) == 1 else "train")
     if chosen not in names:
-        raise VitrailError(f"{source} has no split {chosen!r}; found {', '.join(names)}: name one of them with split")
+        raise VitrailError(f"{source} has no split {chosen!r}; found {', '.join(names)}: choose one with split")
     return chosen, splits[chosen]
 
 
 def _choose_label_column(features: datasets.Features, given: str | None, image_column: str) -> str | None:
-    """The column that was given, or else the one that could hold labels, if there is one."""
+    """Return the given column, or else the column that could hold labels, if there is one."""
     if given is not None:
         check_columns(features, given)
         if _label_type(features[given]) is None:

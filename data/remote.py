@@ -1,7 +1,7 @@
-"""Files in stores that fsspec reaches (https, S3, the Hub, …), read with patience: a store that does not answer is asked again.
+"""Files in stores that fsspec reaches (https, S3, the Hub, …), with retries when a store does not respond.
 
-What a store answers is told apart from its silence. That an object is not there, or not for us to read, is an OSError of that object;
-a store that cannot be reached is a VitrailError, because every other object would seem to be missing too.
+A missing or forbidden object is an OSError of that object. An unreachable store is a VitrailError, because every other object would seem
+to be missing too.
 """
 
 import re
@@ -19,26 +19,26 @@ Result = TypeVar("Result")
 WAITS = (1, 4)  # seconds before the second and third try
 URL = re.compile(r"([A-Za-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
 
-# What stores raise beside OSError when they cannot be reached, by the library that they are built on
+# What stores raise, in addition to OSError, when they cannot be reached, by the library that they use
 STORE_ERRORS = {"aiohttp": "ClientError", "botocore.exceptions": "BotoCoreError", "httpx": "HTTPError", "httpx2": "HTTPError"}
 
-# HTTP: not there; not for anybody who is not logged in, which is no fault of one object; ask again later
+# HTTP: missing; not logged in, which concerns all objects; retry later
 MISSING, NOT_LOGGED_IN, LATER = {404, 410}, 401, {408, 425, 429}
 ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def is_url(location: str) -> bool:
-    """Whether this is a URL, as s3://bucket/name, and no path of this machine."""
+    """Whether a location is a URL, such as s3://bucket/name, and not a local path."""
     return URL.match(location) is not None
 
 
 def is_http(location: str) -> bool:
-    """Whether this is a URL of a web server, which cannot list what it has."""
+    """Whether a location is the URL of a web server, which cannot list its files."""
     return location.startswith(("http://", "https://"))
 
 
 def open_store(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The store of a URL, and its path there; raises VitrailError where no package that is installed reaches it."""
+    """Return the store of a URL, and the path there. Raises VitrailError if no installed package reaches it."""
     try:
         return fsspec.core.url_to_fs(location)
     except (ImportError, ValueError) as error:  # "Install s3fs to access S3"; "Protocol not known: x"
@@ -46,15 +46,15 @@ def open_store(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def fetch(location: str) -> bytes:
-    """The content at a URL. Raises what `persist` does."""
+    """Return the content at a URL. Raises the errors of `persist`."""
     store, path = open_store(location)
     return persist(lambda: store.cat_file(path), location)
 
 
 def persist(action: Callable[[], Result], location: str) -> Result:
-    """What the action returns, which reads from the store of a location; tried three times.
+    """Return the result of an action that reads from the store of a location, after at most three tries.
 
-    Raises FileNotFoundError, PermissionError or another OSError where the store says so, VitrailError if it cannot be reached.
+    Raises FileNotFoundError, PermissionError or another OSError of the store, VitrailError if the store cannot be reached.
     """
     for wait in (*WAITS, None):
         try:
@@ -66,23 +66,23 @@ def persist(action: Callable[[], Result], location: str) -> Result:
                 raise answer from (None if answer is error else error)
             if wait is None or _status(error) == NOT_LOGGED_IN:
                 reason = str(error) or type(error).__name__
-                raise VitrailError(f"cannot reach {location}: {reason}; repeat the command when its store answers") from error
+                raise VitrailError(f"cannot reach {location}: {reason}; repeat the command when the store responds") from error
         time.sleep(wait)
     raise AssertionError
 
 
 class RemoteFile:
-    """The bytes at a URL from the first to the last, in whatever pieces they are asked for; it goes on where a connection broke off."""
+    """The bytes at a URL, read in order, in pieces of any size; reading resumes where a connection broke."""
 
     def __init__(self, location: str) -> None:
         self.location = location
         self.store, self.path = open_store(location)
         self.offset = 0
         self.file: Any = None
-        self.ranges = True  # until a web server turns out to know no ranges: then it is one long answer
+        self.ranges = True  # until a web server turns out to ignore ranges: then one request reads everything
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes; none at the end. Raises what `persist` does."""
+        """Return at most `size` bytes, none at the end. Raises the errors of `persist`."""
         return persist(lambda: self._read(size), self.location)
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class RemoteFile:
             if self.file is None:
                 self._open()
             content = self.file.read(size)
-        except ValueError:  # fsspec's word for a server that ignores ranges
+        except ValueError:  # of fsspec, for a server that ignores ranges
             self.close()
             if not (self.ranges and is_http(self.location)):
                 raise
@@ -115,7 +115,7 @@ class RemoteFile:
             return
         import aiohttp  # which fsspec reads from web servers with
 
-        # The answer lasts as long as its images take: only silence has a limit
+        # A response lasts as long as its images take to be processed: only silence has a limit
         store = fsspec.filesystem("http", client_kwargs={"timeout": aiohttp.ClientTimeout(total=None, sock_read=60)})
         self.file = store.open(self.path, "rb", block_size=0)
         skipped = 0
@@ -124,24 +124,24 @@ class RemoteFile:
 
 
 def _store_errors() -> tuple[type[BaseException], ...]:
-    """Only of libraries that are in use, so that none is imported for its errors."""
+    """Return the errors of libraries that are imported already, so that none is imported for its errors."""
     return OSError, *(getattr(sys.modules[name], error) for name, error in STORE_ERRORS.items() if name in sys.modules)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error itself, or what fsspec has taken for a missing file: it is anything that keeps a web server from telling a size."""
+    """Return the error, or its cause if fsspec has reported it as a missing file, as it does when a web server gives no size."""
     cause = error.__cause__
     return cause if cause is not None and isinstance(error, FileNotFoundError) and isinstance(cause, _store_errors()) else error
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error is about."""
+    """Return the HTTP status of an error."""
     response = getattr(error, "response", None)
     return getattr(error, "status", None) or getattr(response, "status_code", None)
 
 
 def _answer(error: BaseException) -> OSError | None:
-    """What the store says of the object, or None if it has said nothing."""
+    """Return the error of the object that the store reports, or None if it has not responded."""
     status = _status(error)
     if status is not None:
         if status in MISSING:

@@ -1,4 +1,4 @@
-"""Images in .tar files as WebDataset writes them: members of the same name up to the first dot are one sample."""
+"""Images in .tar files of WebDataset: members with the same name up to the first dot are one sample."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 @dataclass
 class Sample:
-    """What is of interest among the members of one key; or, as the last of an archive, why there are no more."""
+    """The image and label among the members of one key; or, at the end of an archive, the problem that ended it."""
 
     key: str = ""
     image: str | None = None  # the name of the member
@@ -36,11 +36,11 @@ class Sample:
 
 
 class TarCollection(ImageCollection):
-    """Archives, each of them a partition, which are read from the first member to the last.
+    """Archives, each of them a partition, read from the first member to the last.
 
-    Columns in the settings are what follows the key and a dot, as "jpg"; a field of a JSON member is written "json.label".
+    Columns in the settings are the names of members after the key and a dot, such as "jpg"; a field of a JSON member is "json.label".
 
-    Raises VitrailError where none of them has an image.
+    Raises VitrailError if no archive has an image.
     """
 
     random_access = False
@@ -61,7 +61,7 @@ class TarCollection(ImageCollection):
         self.label_type = self._first_label_type()
 
     def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
-        """The images of an archive, from the row `start`; what comes before is passed over."""
+        """Yield the images of an archive from the row `start`; the rows before are skipped."""
         for row, sample in enumerate(self._samples(partition, start)):
             if row < start:
                 continue
@@ -72,10 +72,10 @@ class TarCollection(ImageCollection):
             try:
                 yield ImageEntry(row, path, content=sample.content, label=self._label(sample))
             except ValueError as error:
-                yield ImageEntry(row, path, problem=f"its label is not {KINDS[self.label_type]} as the first one is: {error}")
+                yield ImageEntry(row, path, problem=f"its label is not {KINDS[self.label_type]}, unlike the first label: {error}")
 
     def _samples(self, partition: int, start: int) -> Iterator[Sample]:
-        """The samples that have an image; without the content of those before the row `start`."""
+        """Yield the samples with an image; those before the row `start` have no content."""
         suffixes = image_suffixes()
         number, sample, last, problem = 0, Sample(), "nothing", None
         try:
@@ -116,7 +116,7 @@ class TarCollection(ImageCollection):
         return RemoteFile(location) if is_url(location) else open(location, "rb")
 
     def _first_label_type(self) -> LabelType | None:
-        """That of the first image that can be read."""
+        """Return the type of the first label that can be read."""
         problem: str | None = f"none of the members is a {self.image_extension or 'image'}"
         for partition in range(self.num_partitions):
             for sample in self._samples(partition, 0):
@@ -138,7 +138,7 @@ class TarCollection(ImageCollection):
         return int(value)
 
     def _label_text(self, sample: Sample) -> str | None:
-        """The text; raises ValueError if it is none, or no JSON where that is expected."""
+        """Return the text of a label. Raises ValueError if it is not text, or not JSON where JSON is expected."""
         if sample.label is None:
             return None
         value: Any = sample.label.decode().strip()
@@ -149,20 +149,20 @@ class TarCollection(ImageCollection):
 
 
 class _Member(tarfile.TarInfo):
-    """tarfile takes a header that is cut off or damaged for the end of the archive; this tells them apart."""
+    """Raises an error for a truncated or damaged header, which tarfile takes for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_Member":
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # as in fact it has
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # it exists
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
 
 
 def _open_archive(file: BinaryIO | RemoteFile) -> tarfile.TarFile:
-    # a stream of any compression, in which there is no way back
+    # a stream of any compression, which cannot seek
     return tarfile.open(fileobj=cast(BinaryIO, file), mode="r|*", tarinfo=_Member, encoding="utf-8")
 
 
@@ -177,7 +177,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if member is None:
             return
         yield member
-        archive.members = []  # type: ignore[attr-defined] # or it would remember all of them
+        archive.members = []  # type: ignore[attr-defined] # or it would keep all of them
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

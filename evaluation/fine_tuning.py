@@ -1,4 +1,4 @@
-"""Fine-tuning of a whole classifier, from a head that a linear probe has found, with a smaller learning rate for earlier blocks."""
+"""Fine-tuning of a whole classifier from the head of a linear probe, with smaller learning rates for earlier blocks."""
 
 import re
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from .training_data import ImageRows
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a model is fine-tuned: AdamW, a linear warm-up, a cosine to 0, random resized crops and mirror images.
+    """Settings of fine-tuning: AdamW, a linear warm-up, a cosine to 0, random resized crops and horizontal flips.
 
     learning_rate: of the classifier, for 256 images.
-    layer_decay: the learning rate of a block over that of the next one; the embeddings come before the first.
+    layer_decay: the learning rate of a block relative to the next block; the embeddings precede the first block.
     weight_decay: of matrices and kernels; biases, norms, tokens and positions have none.
     warmup: share of the updates.
     """
@@ -36,12 +36,12 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class WarmupSchedule(Schedule):
-    """A schedule whose learning rate first grows from 0, for `warmup` updates."""
+    """A schedule with a linear warm-up of the learning rate over `warmup` updates."""
 
     warmup: int = 0
 
     def learning_rate_factor(self, update: int) -> float:
-        """Linear, then a cosine from 1 to 0."""
+        """Return a linear factor, then a cosine from 1 to 0."""
         if update < self.warmup:
             return update / self.warmup
         rest = Schedule(self.num_rows, self.batch_size, self.seed, iterations=self.num_updates - self.warmup)
@@ -49,10 +49,10 @@ class WarmupSchedule(Schedule):
 
 
 def layerwise_groups(model: ViTForImageClassification, settings: FineTuning) -> list[dict[str, Any]]:
-    """Parameter groups, one for each learning rate and weight decay; `lr` is for 256 images.
+    """Return parameter groups, one for each learning rate and weight decay; `lr` is for 256 images.
 
-    The classifier and the norm before it have the whole learning rate, the last block `layer_decay` times that, and so on down to
-    the embeddings (BEiT, arXiv 2106.08254).
+    The classifier and the norm before it have the full learning rate, the last block `layer_decay` times that, and so on down to
+    the embeddings (BEiT, arXiv:2106.08254).
     """
     last = model.config.num_hidden_layers + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -81,7 +81,7 @@ class FineTuner(ScheduledTrainer):
         self.settings = settings
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with layer-wise learning rates."""
+        """Create AdamW with layer-wise learning rates."""
         if self.optimizer is None:
             groups = layerwise_groups(self.model, self.settings)
             for group in groups:
@@ -103,10 +103,10 @@ def finetune(
     num_workers: int = 0,
     progress: bool = True,
 ) -> FineTuner:
-    """Fine-tunes a model in place, in float32, and leaves it in evaluation mode; resumes from a checkpoint in `output_dir`.
+    """Fine-tune a model in place, in float32, and leave it in evaluation mode; resume from a checkpoint in `output_dir`.
 
     Returns:
-        The Trainer, whose `predict` gives the best classes of images.
+        The Trainer, whose `predict` returns the most probable classes of images.
     """
     settings = settings or FineTuning()
     if model.vit.embeddings.mask_token is not None:
@@ -130,6 +130,6 @@ def finetune(
         progress=progress,
     )
     trainer.train_or_resume()
-    del model.config.use_cache  # which the Trainer has put there
+    del model.config.use_cache  # set by the Trainer
     model.eval()
     return trainer

@@ -1,4 +1,4 @@
-"""Weighted k nearest neighbours, as DINO is evaluated: no training, and no choice but k.
+"""Weighted k nearest neighbors, the evaluation of DINO: no training, and no hyperparameter but k.
 
 Caron et al. 2021, arXiv:2104.14294, section 4.1; facebookresearch/dino, eval_knn.py; after Wu et al. 2018, arXiv:1805.01978.
 """
@@ -31,21 +31,21 @@ def knn_classify(
     bank_chunk: int = 16384,
     progress: bool = False,
 ) -> dict[int, np.ndarray]:
-    """The most probable classes of each image by a vote of its k nearest neighbours among the training images.
+    """Return the most probable classes of each image by a vote of its k nearest neighbors among the training images.
 
-    Nearness is the cosine; a neighbour votes for its class with exp(cosine / temperature). No more than query_chunk x bank_chunk
-    cosines are held at a time, and of features as many rows, so that those may be memory-mapped.
+    Distances are cosine; a neighbor votes for its class with exp(cosine / temperature). No more than query_chunk x bank_chunk
+    cosines are in memory at a time, and as few rows of features, which may be memory-mapped.
 
     Args:
-        train_features: (N, D), on any device, normalised or not.
+        train_features: (N, D), on any device, normalized or not.
         train_labels: (N,) int, below num_classes.
         features: (M, D) of the images to classify.
-        num_neighbors: the values of k. Those beyond N are left out.
+        num_neighbors: values of k; those above N are left out.
         device: where to compute.
 
     Returns:
-        For each k the 5 (or num_classes, if fewer) classes with most votes, the first one first, (M, 5) int64. Of equal votes,
-        and of none, the lower class comes first. For `metrics.TopKAccuracy` and its kin.
+        For each k, the 5 (or num_classes, if fewer) classes with the most votes, the most first, (M, 5) int64, as the metrics take
+        them. Among equal votes, the lower class comes first.
 
     Raises VitrailError if there are fewer training images than any k, or the features differ in width.
     """
@@ -65,7 +65,7 @@ def knn_classify(
         queries = unit_rows(features, start, query_chunk, device)
         cosines, rows = nearest(queries, train_features, k=possible[-1], chunk=bank_chunk, device=device)
         labels = bank_labels[rows]
-        weights = ((cosines - cosines[:, :1]) / temperature).exp()  # less the largest: the same order, and no overflow
+        weights = ((cosines - cosines[:, :1]) / temperature).exp()  # relative to the largest: the same order, and no overflow
         for k in possible:
             votes = torch.zeros(len(queries), num_classes, device=device)
             votes.scatter_add_(1, labels[:, :k], weights[:, :k])

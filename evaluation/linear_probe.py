@@ -1,6 +1,6 @@
 """Many linear classifiers on the same frozen features, trained in one run of `transformers.Trainer`.
 
-Shape letters: B rows, T tokens of the features, D size of a token, A heads that are trained, K classes.
+Shape letters: B rows, T tokens, D size of a token, A heads, K classes.
 """
 
 import itertools
@@ -18,22 +18,22 @@ from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedMode
 from .recipes import INITIAL_STD, MOMENTUM, REFERENCE_BATCH, Head
 from .training import ScheduledTrainer
 
-TOP = 5  # of the classes, kept for each row and head in evaluation: enough for top-1 and top-5 accuracy
-DIVERGED = -1  # stands for a class where a head's logits are not numbers
+TOP = 5  # classes that evaluation keeps for each row and head, for top-1 and top-5 accuracy
+DIVERGED = -1  # in place of a class, if the logits of a head are NaN
 
 
 class LinearHeads(nn.Module):
-    """Linear classifiers with weights of their own; those that read the same features run as one matrix product.
+    """Linear classifiers with separate weights; those that read the same features run as one matrix product.
 
     Args:
-        heads: what each reads; heads that read the same should stand together.
+        heads: the heads; those that read the same features should be adjacent.
         token_size: size D of a token of the features.
-        num_cls_layers: how many of the tokens are [CLS]; see `vitrail.features.cache.CachedFeatures`.
+        num_cls_layers: number of tokens that are [CLS]; see `vitrail.features.cache.CachedFeatures`.
         num_labels: number of classes K.
-        seed: of the first weights, which depend on this number and on what a head reads, not on the other heads.
+        seed: of the initial weights, which depend on the seed and on the features of a head, not on the other heads.
     """
 
-    accepts_loss_kwargs = True  # tells the Trainer to count the rows of an update, and to give their number to `forward`
+    accepts_loss_kwargs = True  # the Trainer then counts the rows of an update, and passes their number to `forward`
 
     def __init__(self, heads: Sequence[Head], *, token_size: int, num_cls_layers: int, num_labels: int, seed: int) -> None:
         super().__init__()
@@ -55,16 +55,15 @@ class LinearHeads(nn.Module):
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: torch.Tensor | int | None = None
     ) -> dict[str, torch.Tensor]:
-        """Runs every head.
+        """Run all heads.
 
         Args:
             features: (B, T, D).
             labels: (B,) class numbers.
-            num_items_in_batch: rows of the whole update, of which these may be a slice: what losses are divided by, instead of B.
+            num_items_in_batch: rows of the whole update, of which these may be a slice; losses are divided by it, instead of B.
 
         Returns:
-            "loss", the sum over the heads, and "losses", (A,): mean cross entropies, with `labels`. "logits", (B, A, K), except
-            in training.
+            With labels, "losses" (A,), the mean cross entropies, and "loss", their sum. Except in training, "logits" (B, A, K).
         """
         all_losses, all_logits = [], []
         linears: Iterator[Any] = iter(self.linears)
@@ -72,7 +71,7 @@ class LinearHeads(nn.Module):
             group = list(itertools.islice(linears, size))
             weight = torch.cat([linear.weight for linear in group])  # (size * K, tokens * D)
             bias = torch.cat([linear.bias for linear in group])
-            # Rows come last, which makes the softmax over few classes several times faster
+            # Rows are the last dimension, which makes the softmax over few classes several times faster
             logits = torch.addmm(bias[:, None], weight, features[:, tokens].flatten(1).t())  # (size * K, B)
             logits = logits.unflatten(0, (size, self.num_labels))
             if labels is not None:
@@ -95,11 +94,11 @@ def token_slice(choice: tuple[int, bool], num_cls_layers: int) -> slice:
 
 
 class ProbeTrainer(ScheduledTrainer):
-    """Trains `LinearHeads`, each with its own group of the optimizer: SGD with momentum, at the learning rate of its `Head`.
+    """Trains `LinearHeads` by SGD with momentum, with one parameter group for each head, at the learning rate of its `Head`.
 
     Args:
         heads: of the model, in the same order.
-        features_of: (B, C, H, W) -> (B, T, D), where the training data are images ("pixel_values") and not features.
+        features_of: (B, C, H, W) -> (B, T, D), if the training data are images ("pixel_values") and not features.
     """
 
     description = "heads"
@@ -117,7 +116,7 @@ class ProbeTrainer(ScheduledTrainer):
         self.losses = torch.zeros(len(heads), device=self.args.device)  # summed since the last log
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """SGD with a group for each head."""
+        """Create SGD with a group for each head."""
         if self.optimizer is None:
             scale = self.schedule.batch_size / REFERENCE_BATCH
             groups = [
@@ -142,7 +141,7 @@ class ProbeTrainer(ScheduledTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The sum of the heads' losses, which are also kept apart for the log."""
+        """Return the sum of the losses of the heads, and keep each loss for the log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self.losses += outputs["losses"].detach()
         return (loss, outputs) if return_outputs else loss
@@ -150,14 +149,14 @@ class ProbeTrainer(ScheduledTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Logits and labels; no loss, because a sum over heads, of which some may have diverged, says nothing."""
+        """Return logits and labels, without a loss: some heads may have diverged, and then their sum has no meaning."""
         inputs = self.prepare_batch(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad():
             return None, model(**inputs)["logits"], labels
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Puts the mean loss of each head since the last log in the place of their sum."""
+        """Replace the summed loss by the mean loss of each head since the last log."""
         if "loss" in logs:
             steps = self.state.global_step - max((entry["step"] for entry in self.training_log()), default=0)
             del logs["loss"]
@@ -166,18 +165,18 @@ class ProbeTrainer(ScheduledTrainer):
         super().log(logs, start_time)
 
     def training_log(self) -> list[dict[str, Any]]:
-        """{"step", "losses" (A,), …}, the latest last."""
+        """Return the log of the training, {"step", "losses" (A,), …}, the latest last."""
         return [entry for entry in self.state.log_history if "losses" in entry]
 
 
 def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The most probable classes, (…, at most 5), of logits (…, K), so that an evaluation need not keep those."""
+    """Return the most probable classes, (…, at most 5), of logits (…, K), which evaluation then need not keep."""
     classes = logits.topk(min(TOP, logits.shape[-1])).indices.int()
     return classes.masked_fill(logits.isnan().any(-1, keepdim=True), DIVERGED)
 
 
 def accuracies(classes: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Top-1 and top-5 accuracy, (…), of the most probable classes (N, …, at most 5) of rows with labels (N,)."""
+    """Return top-1 and top-5 accuracy, (…), of the most probable classes (N, …, at most 5) of rows with labels (N,)."""
     hits = classes == labels.reshape(-1, *[1] * (classes.ndim - 1))
     return {"accuracy": hits[..., 0].mean(0), "top_5_accuracy": hits.any(-1).mean(0)}
 

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, its strength of regularisation chosen on a part of the training images.
+"""Logistic regression on frozen features; held-out training images select the regularization strength.
 
 Oquab et al. 2023, arXiv:2304.07193; facebookresearch/dinov2, dinov2/eval/log_regression.py, whose GPU solver (cuML) is
 scikit-learn's L-BFGS here.
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..errors import VitrailError
 
 C_GRID = tuple((10 ** np.linspace(-6, 5, 45)).tolist())
-HELD_OUT = 10  # one training image in so many chooses C
+HELD_OUT = 10  # one in 10 training images is held out to select C
 MAX_ITERATIONS = 1000
 # The original's is 1e-12, which takes three times as long and moves no accuracy; scikit-learn's own, 1e-4, ends too early
 TOLERANCE = 1e-6
@@ -25,13 +25,13 @@ NUM_RANKED = 5
 
 @dataclass(frozen=True)
 class LogisticProbe:
-    """A fitted classifier, and how its C was chosen.
+    """A fitted classifier, and the selection of its C.
 
     estimator: fitted on all training images with `C`, in float64; `coef_` (K, D) and `intercept_` (K,), but (1, D) and (1,) for
         two classes.
-    C: of the grid, the one with the best accuracy on the images held out; of equal ones the smallest.
-    scores: that accuracy, from 0 to 1, for every C.
-    unconverged: those C whose fit ended at 1000 iterations.
+    C: the value of the grid with the best accuracy on the held-out images, the smallest among equals.
+    scores: that accuracy, from 0 to 1, for each C.
+    unconverged: the values of C whose fit stopped at 1000 iterations.
     """
 
     estimator: LogisticRegression
@@ -40,7 +40,7 @@ class LogisticProbe:
     unconverged: tuple[float, ...]
 
     def classify(self, features: np.ndarray) -> np.ndarray:
-        """The most probable classes of each image, the first one first, (M, 5) int64 (or fewer, if there are), of (M, D)."""
+        """Return the most probable classes of images (M, D), the most probable first, (M, 5) int64, or fewer if there are fewer."""
         probabilities = self.estimator.predict_proba(np.asarray(features, dtype=np.float64))
         return self.estimator.classes_[np.argsort(-probabilities, axis=1, kind="stable")[:, :NUM_RANKED]]
 
@@ -53,32 +53,32 @@ def fit_logistic(
     seed: int = 0,
     progress: bool = False,
 ) -> LogisticProbe:
-    """Chooses C on a random tenth of the training images, then fits on all of them. Features are taken as they are.
+    """Select C on a random tenth of the training images, then fit on all of them. Features are not scaled.
 
-    Each fit of the grid begins where the one before has ended, which saves iterations and leaves the optimum where it is.
+    Each fit of the grid starts from the previous one, which saves iterations and does not change the optimum.
 
     Args:
         features: (N, D).
         labels: (N,) int.
-        grid: the values of C, the inverse of the strength of the L2 penalty.
+        grid: values of C, the inverse strength of the L2 penalty.
         seed: of the choice of the tenth.
 
-    Raises VitrailError if fewer than two classes are left to learn.
+    Raises VitrailError if fewer than two classes are left for training.
     """
     features = np.asarray(features, dtype=np.float64)
     labels = np.asarray(labels)
     rows = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
-    held_out, learnt = np.split(rows, [max(len(rows) // HELD_OUT, 1)])
-    if len(np.unique(labels[learnt])) < 2:
+    held_out, fitted = np.split(rows, [max(len(rows) // HELD_OUT, 1)])
+    if len(np.unique(labels[fitted])) < 2:
         raise VitrailError(
-            f"found {len(labels)} training images of {len(np.unique(labels))} classes, a tenth of which choose C; give more "
+            f"found {len(labels)} training images of {len(np.unique(labels))} classes, a tenth of which is held out; give more "
             "images, of at least two classes"
         )
     scores: dict[float, float] = {}
     unconverged = []
     estimator = LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
     for strength in tqdm(sorted(grid), desc="logistic regression", disable=None if progress else True):
-        if not _fit(estimator.set_params(C=strength), features[learnt], labels[learnt]):
+        if not _fit(estimator.set_params(C=strength), features[fitted], labels[fitted]):
             unconverged.append(strength)
         scores[strength] = float(estimator.score(features[held_out], labels[held_out]))
     best = max(scores, key=scores.__getitem__)
@@ -88,7 +88,7 @@ def fit_logistic(
 
 
 def _fit(estimator: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether it has converged."""
+    """Fit an estimator; return whether it has converged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported in `unconverged`
         estimator.fit(features, labels)

@@ -1,7 +1,7 @@
-"""Metrics of classification as `evaluate` modules that need no network.
+"""Classification metrics as `evaluate` modules that need no network.
 
-The same objects serve `evaluate.evaluator("image-classification")`, which gives them the predicted class of each image, and
-the Trainer (`compute_metrics`), where predictions may be several classes, the most probable first. All values are from 0 to 1.
+The same objects serve `evaluate.evaluator("image-classification")`, which passes the predicted class of each image, and
+the Trainer (`compute_metrics`), which may pass several classes, the most probable first. All values are from 0 to 1.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ author={Russakovsky, Olga and Deng, Jia and Su, Hao and others}, journal={IJCV},
 
 INPUTS = """
 Args:
-    predictions: the class of each image, (N,) int, or its most probable classes, the first one first, (N, k) int.
+    predictions: the class of each image, (N,) int, or its most probable classes, the most probable first, (N, k) int.
     references: the true class of each image, (N,) int.
 """
 
@@ -31,8 +31,8 @@ FEATURES = [
 class TopKAccuracy(evaluate.Metric):
     """The share of images whose true class is among the `k` most probable ones.
 
-    `compute(predictions=, references=)` gives {"accuracy"} for k = 1, or {"top_5_accuracy"} for k = 5.
-    Of fewer than k classes all count, so that the result is 1; one class alone per image is refused, unless k is 1.
+    `compute(predictions=, references=)` returns {"accuracy"} for k = 1, or {"top_5_accuracy"} for k = 5. With fewer than k classes, all
+    of them count, and the result is 1. A single class per image is an error, unless k is 1.
     """
 
     def __init__(self, k: int = 1) -> None:
@@ -52,8 +52,8 @@ class TopKAccuracy(evaluate.Metric):
         if ranked.ndim == 1:
             if self.k > 1:
                 raise VitrailError(
-                    f"found one class for each image, from which no top-{self.k} accuracy follows; give the {self.k} most probable "
-                    "classes of each, or use TopKAccuracy(1)"
+                    f"found one class for each image, expected the {self.k} most probable classes for top-{self.k} accuracy; "
+                    "or use TopKAccuracy(1)"
                 )
             ranked = ranked[:, None]
         correct = (ranked[:, : self.k] == np.asarray(references)[:, None]).any(axis=1)
@@ -61,9 +61,9 @@ class TopKAccuracy(evaluate.Metric):
 
 
 class MeanPerClassAccuracy(evaluate.Metric):
-    """The accuracy within each class, averaged over the classes that occur: rare ones count as much as common ones.
+    """The accuracy within each class, averaged over the classes that occur, so that rare classes count as much as common ones.
 
-    `compute(predictions=, references=)` gives {"mean_per_class_accuracy"}.
+    `compute(predictions=, references=)` returns {"mean_per_class_accuracy"}.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class MeanPerClassAccuracy(evaluate.Metric):
 
 
 def compute_metrics(*metrics: evaluate.Metric) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What a Trainer takes as `compute_metrics`; its predictions are classes, (N,) or (N, k), or logits, (N, K) of float."""
+    """Return a `compute_metrics` function for a Trainer, whose predictions are classes, (N,) or (N, k), or float logits, (N, K)."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         classes = np.asarray(prediction.predictions)
@@ -102,7 +102,7 @@ def compute_metrics(*metrics: evaluate.Metric) -> Callable[[EvalPrediction], dic
 
 
 def confusion_matrix(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often each class was taken for each, (K, K) int64: the true class by rows, the predicted one by columns.
+    """Return the confusion matrix, (K, K) int64: rows are the true classes, columns the predicted ones.
 
     predictions, references: (N,) int, below `num_classes`.
     """

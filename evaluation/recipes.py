@@ -1,4 +1,4 @@
-"""Recipes of linear probing: which heads are trained, on which images, for how long and at which learning rates."""
+"""Recipes of linear probing: the heads, the images, the length and the learning rates of a training."""
 
 import itertools
 import math
@@ -12,12 +12,12 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from ..features.feature_types import reads_tokens
 
-# What all recipes share (facebookresearch/dino, eval_linear.py; facebookresearch/dinov2, dinov2/eval/linear.py)
+# Common to all recipes (facebookresearch/dino, eval_linear.py; facebookresearch/dinov2, dinov2/eval/linear.py)
 MOMENTUM = 0.9  # of SGD, without weight decay
-INITIAL_STD = 0.01  # of the normal distribution of a head's first weights; its bias is zero
-REFERENCE_BATCH = 256  # a learning rate is for so many images, and is scaled linearly to the batch
+INITIAL_STD = 0.01  # of the normal distribution of the initial weights; biases are zero
+REFERENCE_BATCH = 256  # learning rates are for this batch size, and scaled linearly
 
-POOLED = (0, False)  # the one choice of features where the classifier reads `pooler_output`
+POOLED = (0, False)  # the only choice of features if the classifier reads `pooler_output`
 WIDE = 768  # hidden size of ViT-B
 
 
@@ -25,14 +25,14 @@ WIDE = 768  # hidden size of ViT-B
 class Recipe:
     """A way to train linear classifiers on frozen features.
 
-    source: the code that it repeats.
-    learning_rates: each for 256 images; every one is tried with every choice of features.
-    features: choices of what a head reads: the [CLS] of how many last blocks, and whether the mean patch follows.
-    wide_features: the choices for models at least as wide as ViT-B, where the source makes a difference.
+    source: the code that it reproduces.
+    learning_rates: for 256 images; each is combined with each choice of features.
+    features: choices of features: the number of last blocks whose [CLS] a head reads, and whether the mean patch follows.
+    wide_features: the choices for models at least as wide as ViT-B, if the source distinguishes them.
     batch_size: images of an update, on all devices together.
-    epochs: the cosine goes down after each epoch, and the last batch of an epoch may be smaller; or
-    iterations: it goes down after each update, and batches run on from one epoch into the next.
-    augmented: random resized crops and mirror images; or one deterministic view of each image.
+    epochs: the cosine decays after each epoch, and the last batch of an epoch may be smaller; or
+    iterations: the cosine decays after each update, and batches continue from one epoch into the next.
+    augmented: random resized crops and horizontal flips; otherwise one deterministic view of each image.
     resample: Pillow's filter for these crops.
     """
 
@@ -87,13 +87,13 @@ RECIPES = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+    """Return the recipe with a name.
 
     Raises:
-        VitrailError: there is none.
+        VitrailError: there is no such recipe.
     """
     if name not in RECIPES:
-        raise VitrailError(f'There is no recipe "{name}": choose {", ".join(RECIPES)}.')
+        raise VitrailError(f'there is no recipe "{name}": choose {", ".join(RECIPES)}')
     return RECIPES[name]
 
 
@@ -102,7 +102,7 @@ class Head:
     """A linear classifier to train.
 
     learning_rate: for 256 images.
-    num_cls_layers: it reads the [CLS] of so many last blocks, oldest first; 0 for `pooler_output` alone.
+    num_cls_layers: number of last blocks whose [CLS] it reads, oldest first; 0 for `pooler_output` alone.
     mean_patch: whether the mean patch of the last block follows.
     """
 
@@ -112,7 +112,7 @@ class Head:
 
     @property
     def features(self) -> str:
-        """What it reads, in words."""
+        """The features that it reads, in words."""
         if self.num_cls_layers == 0:
             return "pooled"
         cls_tokens = "[CLS]" if self.num_cls_layers == 1 else f"[CLS] of {self.num_cls_layers} blocks"
@@ -120,14 +120,14 @@ class Head:
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """Its features and learning rate, in words."""
         return f"{self.features}, lr {self.learning_rate:g}"
 
 
 def recipe_heads(recipe: Recipe, config: ViTConfig) -> tuple[Head, ...]:
-    """The heads that a recipe trains on a model; those that read the same features stand together.
+    """Return the heads that a recipe trains on a model; those that read the same features are adjacent.
 
-    A model with fewer blocks than a head would read gives those it has; one whose classifier cannot read tokens has one choice.
+    A head reads at most the blocks that the model has. A model whose classifier cannot read tokens has one choice of features.
     """
     choices = recipe.features
     if recipe.wide_features is not None and config.hidden_size >= WIDE:
@@ -140,9 +140,9 @@ def recipe_heads(recipe: Recipe, config: ViTConfig) -> tuple[Head, ...]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a recipe does to a number of rows: which of them each update reads, and at which learning rate.
+    """The rows that each update of a training reads, and its learning rate.
 
-    It depends on these fields and on nothing else: not on how many processes there are, nor on where a run was interrupted.
+    A schedule depends on its fields alone, and not on the number of processes, nor on interruptions.
     """
 
     num_rows: int
@@ -153,19 +153,19 @@ class Schedule:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates that read every row once; the last may read fewer rows than the others."""
+        """The number of updates that read each row once; the last may read fewer rows."""
         return -(-self.num_rows // self.batch_size)
 
     @property
     def num_updates(self) -> int:
-        """Updates of the whole run."""
+        """The number of updates of the whole run."""
         if self.iterations is not None:
             return self.iterations
         assert self.epochs is not None
         return self.epochs * self.updates_per_epoch
 
     def learning_rate_factor(self, update: int) -> float:
-        """What a learning rate is multiplied with in an update: a cosine from 1 to 0, in steps of an epoch or of an update."""
+        """Return the factor of the learning rates in an update: a cosine from 1 to 0, in steps of an epoch or of an update."""
         if self.iterations is not None:
             done = update / self.iterations
         else:
@@ -174,7 +174,7 @@ class Schedule:
         return (1 + math.cos(math.pi * done)) / 2
 
     def updates(self) -> Iterator[np.ndarray]:
-        """For each update the rows it reads, as `epoch * num_rows + row`.
+        """Yield the rows of each update, as `epoch * num_rows + row`.
 
         The order of an epoch is `numpy.random.default_rng([seed, epoch]).permutation(num_rows)`.
         """
@@ -187,12 +187,12 @@ class Schedule:
             pending = np.concatenate((pending, epoch * self.num_rows + order))
             end = len(pending)
             if self.iterations is not None:
-                end -= end % self.batch_size  # what is left goes into the next epoch's first batch
+                end -= end % self.batch_size  # the rest begins the first batch of the next epoch
             for start in range(0, end, self.batch_size):
                 yield pending[start : start + self.batch_size]
             pending = pending[end:]
 
 
 def make_schedule(recipe: Recipe, num_rows: int, *, seed: int) -> Schedule:
-    """The schedule of a recipe on `num_rows` training images."""
+    """Return the schedule of a recipe on `num_rows` training images."""
     return Schedule(num_rows, recipe.batch_size, seed, epochs=recipe.epochs, iterations=recipe.iterations)

@@ -1,4 +1,4 @@
-"""What a linear probe leaves behind beside its model: results.json and three pictures."""
+"""The report of a linear probe: results.json and three figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,28 +15,28 @@ from ..convert.model_folder import RESULT_NAMES
 from ..hub.save import keep_record
 from ..utils.figures import BACKGROUND_COLOR, COLORS, MARKERS, STYLE, save_figure
 
-MAX_CLASSES = 30  # in a confusion matrix that can be read
-MAX_NUMBERED = 15  # whose cells also have room for numbers
+MAX_CLASSES = 30  # in a readable confusion matrix
+MAX_NUMBERED = 15  # whose cells have room for numbers
 MAX_LABEL_LENGTH = 24  # characters
 
 
 def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray) -> None:
-    """Writes results.json, curves.png, heads.png and confusion.png, and what they say into the card, unless someone has edited that.
+    """Write results.json, curves.png, heads.png and confusion.png, and update the model card, unless it was edited.
 
     Args:
         folder: of the model.
-        results: what `vitrail.evaluation.probing.probe` returns.
+        results: from `vitrail.probe`.
         confusion: (K, K) counts; rows are the true classes, columns the predicted ones.
     """
     results_name, curves_name, heads_name, confusion_name = RESULT_NAMES
     save_figure(learning_curves(results), folder / curves_name)
     save_figure(accuracy_by_head(results), folder / heads_name)
-    save_figure(confusion_picture(confusion, results["data"]["labels"]), folder / confusion_name)
+    save_figure(plot_confusion(confusion, results["data"]["labels"]), folder / confusion_name)
     keep_record(folder, results_name, results)
 
 
 def learning_curves(results: Mapping[str, Any]) -> Figure:
-    """Training loss and validation accuracy against time, the best head in front of the others."""
+    """Plot training loss and validation accuracy over time, the best head in front of the others."""
     by_epoch = results["recipe"]["epochs"] is not None
     names = [head["name"] for head in results["heads"]]
     best = names.index(results["best_head"]["name"])
@@ -55,7 +55,7 @@ def learning_curves(results: Mapping[str, Any]) -> Figure:
             if key == "losses":
                 axes.set_yscale("log")
                 chance = math.log(len(results["data"]["labels"]))
-                axes.set_ylim(None, 1.3 * np.nanmax([chance, *values[:, best]]))  # heads that diverge leave the picture
+                axes.set_ylim(None, 1.3 * np.nanmax([chance, *values[:, best]]))  # diverging heads leave the plot
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axes.yaxis.set_minor_locator(NullLocator())
@@ -69,16 +69,16 @@ def learning_curves(results: Mapping[str, Any]) -> Figure:
 
 
 def accuracy_by_head(results: Mapping[str, Any]) -> Figure:
-    """Validation accuracy of every head: learning rate against accuracy, one line for each choice of features."""
+    """Plot validation accuracy over the learning rate, one line for each choice of features."""
     choices = list(dict.fromkeys(head["features"] for head in results["heads"]))
     best = results["best_head"]
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4), layout="constrained")
         axes = figure.subplots()
-        for choice, colour, marker in zip(choices, COLORS, MARKERS, strict=False):
+        for choice, color, marker in zip(choices, COLORS, MARKERS, strict=False):
             heads = [head for head in results["heads"] if head["features"] == choice]
             rates, accuracies = [head["learning_rate"] for head in heads], [100 * head["accuracy"] for head in heads]
-            axes.plot(rates, accuracies, color=colour, marker=marker, markersize=5, linewidth=1.4, label=choice)
+            axes.plot(rates, accuracies, color=color, marker=marker, markersize=5, linewidth=1.4, label=choice)
         axes.plot(
             best["learning_rate"], 100 * best["accuracy"], "o", markersize=13, fillstyle="none", color="black", markeredgewidth=1.4
         )
@@ -90,8 +90,8 @@ def accuracy_by_head(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def confusion_picture(confusion: np.ndarray, label_names: Sequence[str]) -> Figure:
-    """The confusion matrix, each row as shares of its class; of many classes, those with the most errors."""
+def plot_confusion(confusion: np.ndarray, label_names: Sequence[str]) -> Figure:
+    """Plot the confusion matrix, each row as shares of its class; of many classes, those with the most errors."""
     shown = np.arange(len(confusion))
     title = "Predictions for the validation images, in % of each class"
     if len(shown) > MAX_CLASSES:
@@ -109,9 +109,9 @@ def confusion_picture(confusion: np.ndarray, label_names: Sequence[str]) -> Figu
         if len(shown) <= MAX_NUMBERED:
             for (row, column), share in np.ndenumerate(shares):
                 if share:
-                    colour = "white" if share > 55 else "black"
+                    color = "white" if share > 55 else "black"
                     text = f"{share:.0f}" if share >= 0.5 else "<1"
-                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
         figure.suptitle(title, x=0.02, horizontalalignment="left", fontsize=11)
         bar = figure.colorbar(image, shrink=0.7)
         bar.outline.set_visible(False)

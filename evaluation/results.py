@@ -99,7 +99,7 @@ class ProbeRecord(EvaluationRecord):
     resumed_from: int | None
 
 
-def compute_scores(classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def compute_scores(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Return accuracy, top-5 accuracy and mean accuracy per class, from 0 to 1.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a Trainer reads: rows of cached features or of images, in the order of a schedule.
+"""Training data of a Trainer: rows of cached features or of images, in the order of a schedule.
 
 An index is `epoch * number of rows + row`, so that a row can look different in each epoch.
 """
@@ -17,10 +17,10 @@ from .recipes import Schedule
 
 
 class UpdateSampler(Sampler[list[int]]):
-    """The batches that one process reads: each update is divided evenly among the processes and their accumulation steps.
+    """The batches of one process: each update is divided evenly among the processes and their accumulation steps.
 
-    The slices of an update may differ by one row, and some are empty if it has fewer rows than there are slices. What is summed
-    over all of them is the same however an update is divided.
+    The slices of an update may differ by one row, and some are empty if it has fewer rows than there are slices. Sums over
+    all slices do not depend on the division.
     """
 
     def __init__(self, schedule: Schedule, *, num_processes: int, process: int, accumulation_steps: int) -> None:
@@ -39,7 +39,7 @@ class UpdateSampler(Sampler[list[int]]):
 
 
 class FeatureRows(Dataset):
-    """Rows of cached features; in epoch e those of view e, and of the first again after the last.
+    """Rows of cached features. Epoch e reads view e, modulo the number of views.
 
     Args:
         tokens: (V, N, T, D), V views of N rows.
@@ -54,18 +54,18 @@ class FeatureRows(Dataset):
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """`features` (B, T, D) and `labels` (B,)."""
+        """Return `features` (B, T, D) and `labels` (B,)."""
         epochs, rows = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
         features = self.tokens[epochs % len(self.tokens), rows]
         return {"features": torch.from_numpy(features), "labels": torch.from_numpy(self.labels[rows])}
 
 
 class ImageRows(Dataset):
-    """Rows of images; with a seed, each epoch draws a training view of its own.
+    """Rows of images; with a seed, each epoch draws another training view of an image.
 
     Args:
         dataset: with the column "image", as `load_labeled_images` makes it.
-        rows: (N,) which of its rows; all can be opened.
+        rows: (N,), rows of the dataset, all readable.
         labels: (N,).
         seed: of the training views; None for the one view of the image processor.
         resample: Pillow's filter for training views.
@@ -92,10 +92,10 @@ class ImageRows(Dataset):
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """`pixel_values` (B, C, H, W) and `labels` (B,)."""
+        """Return `pixel_values` (B, C, H, W) and `labels` (B,)."""
         pairs = [divmod(index, len(self)) for index in indices]
         labels = torch.from_numpy(self.labels[[row for _, row in pairs]])
-        if not pairs:  # the shape is that of any
+        if not pairs:  # with the shape of any image
             return {"pixel_values": self._pixel_values(0, 0)[None][:0], "labels": labels}
         return {"pixel_values": torch.stack([self._pixel_values(*pair) for pair in pairs]), "labels": labels}
 
@@ -104,5 +104,5 @@ class ImageRows(Dataset):
         entry = self.dataset[row_of_dataset]["image"]
         if self.seed is None:
             return self.image_processor(open_image(entry, self.image_processor.decode), return_tensors="pt")["pixel_values"][0]
-        image = open_image(entry)  # a view may be a small part of it
+        image = open_image(entry)  # at full scale: a view may be a small part of it
         return training_view(image, self.image_processor, rng_of(self.seed, epoch, row_of_dataset), resample=self.resample)

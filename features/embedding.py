@@ -1,4 +1,4 @@
-"""Features of images in memory: what the model pools, its classes, and columns for data sets of the `datasets` library."""
+"""Features of images in memory: pooled vectors, classes, and columns for datasets of the `datasets` library."""
 
 import json
 import os
@@ -21,16 +21,16 @@ from ..runtime.optimization import OptimizedModel
 from ..version import __version__
 from .feature_types import compute_features, parse_features
 
-FIRST_PROCESS = os.getpid()  # which a process that is forked from it finds here
+FIRST_PROCESS = os.getpid()  # inherited by forked processes
 
 
 @torch.inference_mode()
 def extract_features(
     model: ViTPreTrainedModel | OptimizedModel, image_processor: VitrailImageProcessor, images: Sequence, *, batch_size: int = 8
 ) -> torch.Tensor:
-    """`pooler_output` of images (paths, PIL images, arrays), (number of images, D), float32 on the CPU, in their order.
+    """Return `pooler_output` of images (paths, PIL images, arrays), (number of images, D), float32 on the CPU.
 
-    model: an encoder, a classifier, or what `vitrail.optimize` makes of an encoder.
+    model: an encoder, a classifier, or an encoder from `vitrail.optimize`.
     """
     vit = model if isinstance(model, OptimizedModel) else model.base_model
     batches = []
@@ -44,7 +44,7 @@ def extract_features(
 def classify_image(
     model: ViTForImageClassification | OptimizedModel, image_processor: VitrailImageProcessor, image: object, *, top: int = 5
 ) -> list[tuple[str, float]]:
-    """The `top` most probable labels of an image, with their probabilities, the most probable first."""
+    """Return the `top` most probable labels of an image with their probabilities, the most probable first."""
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
     probabilities = model(pixel_values.to(model.device)).logits[0].float().softmax(dim=-1)
     values, classes = probabilities.topk(min(top, len(probabilities)))
@@ -52,15 +52,15 @@ def classify_image(
 
 
 class ImageEmbedder:
-    """Adds features to a data set of the `datasets` library, a column for each kind, all float32.
+    """Adds features to a dataset of the `datasets` library, a float32 column for each type.
 
         dataset = dataset.map(ImageEmbedder(model, image_processor), batched=True, batch_size=32)
 
-    `batch_size` is what the model takes at a time. Vectors are lists of numbers; `patches` (h, w, D) and `layers` (n, D) are nested lists.
-    The columns are called as in what `vitrail extract` writes.
+    `batch_size` is that of the model. Vectors are lists of numbers; `patches` (h, w, D) and `layers` (n, D) are nested lists.
+    The columns have the names that `vitrail extract` writes.
 
-    Its pickle holds what features follow from, and nothing else: settings, the encoder's config and its weights. So `datasets`, which
-    hashes the pickle, finds in its cache what an equal model has computed, in any process and however that model was loaded.
+    The pickle holds only what determines the features: settings, and the encoder's config and weights. `datasets` hashes the pickle, so its
+    cache is shared by equal models, in any process and however they were loaded.
 
     Args:
         model: stays where it is, and goes into evaluation mode.
@@ -84,10 +84,10 @@ class ImageEmbedder:
 
     @torch.inference_mode()
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[np.ndarray]]:
-        """The columns of features of a batch of rows.
+        """Return the columns of features of a batch of rows.
 
-        Raises UnreadableImageError for an image that cannot be used, with its path. The images of a stream are decoded before they come
-        here, and a bad one raises an error of Pillow's; after `dataset.decode(False)` they come as files.
+        Raises UnreadableImageError, with the path, for an image that cannot be used. `datasets` decodes the images of a stream, and then
+        an unreadable one raises an error of Pillow; `dataset.decode(False)` avoids this.
         """
         images = self._images(batch)
         groups: dict[torch.Size, list[tuple[int, torch.Tensor]]] = {}  # by shape, with their rows
@@ -104,28 +104,27 @@ class ImageEmbedder:
     def _images(self, batch: Mapping[str, Any]) -> list[Any]:
         if self.image_column not in batch:
             raise VitrailError(
-                f"found no column {self.image_column!r} among {', '.join(batch)}; name the one of images: image_column"
+                f"found no column {self.image_column!r} among {', '.join(batch)}; choose the column of images with image_column"
             )
         taken = [kind.column for kind in self.feature_types if kind.column in batch]
         if taken:
-            raise VitrailError(f"the data set has a column {taken[0]!r} already, which features would replace; rename or remove it")
+            raise VitrailError(f"the dataset already has a column {taken[0]!r}, which features would replace; rename or remove it")
         try:
-            images = batch[self.image_column]  # where datasets decodes
+            images = batch[self.image_column]  # here `datasets` decodes
         except DECODE_ERRORS:
             for row, image in enumerate(batch.pa_table[self.image_column].to_pylist()):  # type: ignore[attr-defined]
-                _open(image, row, self.image_processor.decode)  # it does not say which image is bad: this does
+                _open(image, row, self.image_processor.decode)  # finds the unreadable image, which the error does not name
             raise
         if isinstance(images, np.ndarray | torch.Tensor) and images.ndim in (1, 4):  # of many sizes, or paths; of one size
             images = list(images)
         if not isinstance(images, list):
             raise VitrailError(
-                f"found {type(images).__name__} in place of a list of images; give dataset.map batched=True, and the batch_size that "
-                "the model takes at a time"
+                f"found {type(images).__name__}, expected a list of images; call dataset.map with batched=True and a batch_size"
             )
         return images
 
     def _prepare(self, image: Any, row: int) -> torch.Tensor:
-        """(C, H, W) of an image that is decoded, or of a file."""
+        """Return (C, H, W) of a decoded image, or of a file."""
         image, name = _open(image, row, self.image_processor.decode)
         try:
             return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
@@ -147,7 +146,7 @@ class ImageEmbedder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if os.getpid() != FIRST_PROCESS:
-            # By `num_proc`: torch's threads have not come along through the fork, and waiting for them would have no end
+            # Forked by `num_proc`: the threads of torch are missing in this process, and waiting for them would never end
             torch.set_num_threads(1)
         with torch.device("meta"):
             vit = ViTModel(ViTConfig(**state["config"], attn_implementation=state["attn_implementation"]))
@@ -158,9 +157,9 @@ class ImageEmbedder:
 
 
 def _open(image: Any, row: int, decode: Decode) -> tuple[Any, str]:
-    """What a row of a data set holds, decoded, and its name.
+    """Return the decoded image in a row of a dataset, and its name.
 
-    image: {"bytes", "path"}, a path, a URL, or bytes; what is none of these is decoded already.
+    image: {"bytes", "path"}, a path, a URL, or bytes; anything else is decoded already.
     """
     if isinstance(image, str | bytes):
         image = {"path": image, "bytes": None} if isinstance(image, str) else {"path": None, "bytes": image}

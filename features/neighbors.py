@@ -1,4 +1,4 @@
-"""Nearest neighbours by the cosine, in pieces, so that features may be memory-mapped."""
+"""Nearest neighbors by cosine similarity, computed in pieces, so that features may be memory-mapped."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 def nearest(
     queries: torch.Tensor, bank: np.ndarray | torch.Tensor, *, k: int, chunk: int, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest cosines of each query, descending, and their rows in the bank, both (Q, k)."""
+    """Return the k largest cosines of each query, descending, and their rows in the bank, both (Q, k)."""
     cosines = torch.empty(len(queries), 0, device=device)
     rows = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     for start in range(0, len(bank), chunk):
@@ -21,7 +21,7 @@ def nearest(
 
 
 def unit_rows(features: np.ndarray | torch.Tensor, start: int, count: int, device: torch.device | str) -> torch.Tensor:
-    """Rows start to start + count of features (N, D), of length 1, float32."""
+    """Return rows start to start + count of features (N, D), normalized to length 1, float32."""
     rows = features[start : start + count]
     rows = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows))  # a copy: memory maps are read-only
     return F.normalize(rows.to(device).float(), dim=1)

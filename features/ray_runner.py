@@ -1,4 +1,4 @@
-"""The pieces of an extraction on a Ray cluster: Ray Data gives them to a pool of actors, and those of an actor that dies to the next."""
+"""Extraction on a Ray cluster: Ray Data gives pieces to a pool of actors, and the piece of an actor that dies to another."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ except ImportError as error:
     raise VitrailError(f'a Ray cluster needs Ray Data, which is not installed ({error}): pip install "vitrail[ray]"') from error
 
 ATTEMPTS = 4  # at a piece whose actors die, or at starting an actor; Ray Data's own attempts at a piece have no end
-SECONDS_TO_ANSWER = 20
+CONNECT_TIMEOUT = 20
 NO_LIMIT = -1
 AGAIN = "What is finished stays: the same command goes on from there."
 
@@ -44,19 +44,19 @@ def run_on_ray(
     advance: Callable[[int], None] | None = None,
     concurrency: int | None = None,
 ) -> InferenceWorkers:
-    """Runs pieces on a Ray cluster, as `Job.run` does in this process; the workers that it returns stand for those of all actors.
+    """Run pieces on a Ray cluster, as `Job.run` does in this process. The returned workers have the times of all actors.
 
-    The cluster is the one that this process is connected to, or that RAY_ADDRESS names, or that runs on this machine; else one of this
-    machine alone is started, and stopped at the end. Its machines need this package, the output folder under the same path, and a way to
-    the images. There is an actor for each GPU; where there is none, actors divide the CPU cores.
+    The cluster is the one that this process is connected to, or that RAY_ADDRESS names, or that runs on this machine; otherwise a cluster
+    of this machine is started, and stopped at the end. Its machines need this package, the output folder under the same path, and access
+    to the images. There is an actor for each GPU; without GPUs, actors share the CPU cores.
 
     Args:
         num_errors: unreadable images that were found before.
-        advance: is told of the images of a piece when all of it is done.
-        concurrency: actors at most; None for as many as the cluster has room for.
+        advance: called with the number of images of each finished piece.
+        concurrency: maximum number of actors; None for as many as fit on the cluster.
 
-    Raises VitrailError: what `Job.run` raises, on any machine; a machine lacks the package, or does not see the folder; the cluster
-    cannot be reached, or has neither GPUs nor CPU cores; actors die over the same piece again and again.
+    Raises VitrailError: the errors of `Job.run`, on any machine; a machine lacks the package, or access to the folder; the cluster cannot
+    be reached, or has neither GPUs nor CPU cores; actors die repeatedly while they run the same piece.
     """
     workers = InferenceWorkers(torch.device("cpu"))
     if not pieces:
@@ -87,7 +87,7 @@ def run_on_ray(
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors there are, and what each of them reserves."""
+    """The number of actors, and the resources that each reserves."""
 
     size: int
     num_cpus: int
@@ -95,9 +95,9 @@ class Pool:
 
 
 def choose_pool(nodes: Sequence[Mapping[str, float]], *, concurrency: int | None, num_pieces: int) -> Pool:
-    """The actors that machines have room for, and no more than there are pieces; nodes: what Ray says that each machine has.
+    """Return the actors that fit on the machines, at most one for each piece; nodes: the resources of each machine, from Ray.
 
-    Raises VitrailError where there is no room for any.
+    Raises VitrailError if no actor fits.
     """
     with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
     if with_gpus:
@@ -106,7 +106,9 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], *, concurrency: int | None
         return Pool(min(concurrency or room, room, num_pieces), num_cpus, 1)
     cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if not cores:
-        raise VitrailError("the Ray cluster has neither GPUs nor CPU cores: add a machine that has, or choose the runner local")
+        raise VitrailError(
+            "the Ray cluster has neither GPUs nor CPU cores: add a machine that has some, or choose the runner local"
+        )
 
     def room_for(num_cpus: int) -> int:
         return sum(number // num_cpus for number in cores)
@@ -121,7 +123,7 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], *, concurrency: int | None
 
 @dataclass(frozen=True)
 class Share:
-    """What all actors have in common."""
+    """The data that all actors share."""
 
     job: Job
     pieces: tuple[Piece, ...]
@@ -131,7 +133,7 @@ class Share:
 
 
 class PieceRunner:
-    """An actor's copy of the job, which it gets once; rows of a data set then say which pieces of it to run."""
+    """An actor's copy of the job, of which it runs pieces."""
 
     def __init__(self, share: Share) -> None:
         self.share, self.job = share, share.job
@@ -140,8 +142,8 @@ class PieceRunner:
             self.job.num_workers = min(share.pool.num_cpus, MAX_WORKERS) if self.job.num_workers is None else self.job.num_workers
 
     def run(self, index: int) -> dict[str, Any]:
-        """Runs a piece. A VitrailError is a result: Ray wraps what is raised into exceptions of its own, and prints them as well."""
-        torch.set_num_threads(max(self.share.pool.num_cpus, 1))  # of this thread: Ray may call from another than at first
+        """Run a piece. A VitrailError is returned as a result, because Ray would wrap a raised one in its own exceptions, and print it."""
+        torch.set_num_threads(max(self.share.pool.num_cpus, 1))  # of this thread, which may change between calls
         images, errors, workers, message = 0, self.share.num_errors, InferenceWorkers(torch.device("cpu")), ""
 
         def advance(number: int) -> None:
@@ -165,14 +167,14 @@ class PieceRunner:
         }
 
     def _begin(self, index: int) -> None:
-        """Notes an attempt. Raises VitrailError if too many have failed, or the folder is not the one that the driver sees."""
+        """Record an attempt. Raises VitrailError after too many attempts, or if the folder is not that of the driver."""
         try:
             with (self.share.mark / str(index)).open("ab") as attempts:
                 attempts.write(b".")
                 number = attempts.tell()
         except FileNotFoundError as error:
             raise VitrailError(
-                f"the machine {socket.gethostname()} of the Ray cluster does not see what is in {self.job.folder.path}: choose an output "
+                f"the machine {socket.gethostname()} of the Ray cluster cannot find the files in {self.job.folder.path}: choose an output "
                 "folder on a file system that all its machines share, under the same path."
             ) from error
         if number > ATTEMPTS:
@@ -185,7 +187,7 @@ class PieceRunner:
 
 
 def _actor_class() -> type:
-    """The class of the actors. Since no module has it, it travels with its code, and can say that this package is not there."""
+    """Return the class of the actors. It is in no module, so it is sent with its code, and can report that this package is missing."""
 
     class MapPieces:
         def __init__(self, module: str, version: str, shared: list[ray.ObjectRef]) -> None:
@@ -210,8 +212,8 @@ def _actor_class() -> type:
 
 
 def _results(shared: ray.ObjectRef, num_pieces: int, pool: Pool) -> Generator[dict[str, Any]]:
-    """What `PieceRunner.run` returns of each piece, as they come."""
-    # A block for each piece. Actors of Ray Data have no limit of restarts, and the tasks on them none of retries, by default
+    """Yield the results of `PieceRunner.run` in the order in which pieces finish."""
+    # A block for each piece. By default, Ray Data restarts actors and retries their tasks without limit
     dataset = ray.data.from_items([{"index": index} for index in range(num_pieces)], override_num_blocks=num_pieces).map(
         _actor_class(),
         fn_constructor_args=(__name__, __version__, [shared]),
@@ -220,11 +222,11 @@ def _results(shared: ray.ObjectRef, num_pieces: int, pool: Pool) -> Generator[di
         num_gpus=pool.num_gpus,
     )
     dataset.context.enable_progress_bars = False
-    dataset.context.execution_no_progress_timeout_s = NO_LIMIT  # or half an hour, which a large archive may take
+    dataset.context.execution_no_progress_timeout_s = NO_LIMIT  # the default is half an hour, which a large archive may need
     dataset.context.max_consecutive_actor_init_deaths = ATTEMPTS - 1
     try:
         yield from dataset.iter_rows()
-    except RayTaskError:  # a mistake in our own code, with its traceback
+    except RayTaskError:  # a bug, with its traceback
         raise
     except RayError as error:
         raise VitrailError(f"the Ray cluster cannot go on: {error} {AGAIN}") from error
@@ -232,7 +234,7 @@ def _results(shared: ray.ObjectRef, num_pieces: int, pool: Pool) -> Generator[di
 
 @contextlib.contextmanager
 def _connected() -> Iterator[None]:
-    """Joins a cluster, or starts one of this machine; what the caller has joined or started before is left as it is."""
+    """Join a cluster, or start one on this machine, unless the caller has joined or started one already."""
     joined = ray.is_initialized()
     if not joined:
         address = os.environ.get("RAY_ADDRESS", "")
@@ -241,11 +243,11 @@ def _connected() -> Iterator[None]:
             ray.init(logging_level=logging.WARNING, log_to_driver=False)
         except (ConnectionError, TimeoutError, socket.gaierror) as error:
             raise VitrailError(
-                f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, or unset RAY_ADDRESS to use this machine alone."
+                f"no Ray cluster responds at RAY_ADDRESS={address} ({error}): start it, or unset RAY_ADDRESS to use this machine alone."
             ) from error
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it tells how far it is, where our own bar is, and warns of pieces that take long
+    logger.setLevel(logging.ERROR)  # it shows its own progress, and warns about slow pieces
     try:
         yield
     finally:
@@ -255,15 +257,15 @@ def _connected() -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nothing answers at a host and port; Ray itself would go on asking for many minutes."""
+    """Raise OSError if nothing responds at a host and port; Ray itself would retry for many minutes."""
     url = urlsplit(address if "//" in address else f"//{address}")
     if url.port is not None:  # not "auto" or "local"
-        socket.create_connection((url.hostname, url.port), timeout=SECONDS_TO_ANSWER).close()
+        socket.create_connection((url.hostname, url.port), timeout=CONNECT_TIMEOUT).close()
 
 
 @contextlib.contextmanager
 def _mark(folder: Path) -> Iterator[Path]:
-    """A folder that only machines see that share `folder`, and only while the driver runs; in it are the attempts at each piece."""
+    """Yield a folder of the attempts at each piece. It exists while the driver runs, on the machines that share `folder`."""
     mark = folder / f"ray-{uuid.uuid4()}"
     mark.mkdir()
     try:

@@ -1,13 +1,13 @@
-"""Features on disk: Parquet files that any tool reads, a manifest that says what they are, and the images that could not be used.
+"""Features on disk: Parquet files that any tool reads, a manifest of their settings, and the images that could not be used.
 
     README.md          a dataset card: `datasets.load_dataset(folder)` gives the features, and with the name "errors" those images
-    data/*.parquet     id, path, label (if there are any), and a column for each kind of features; rows ascend by id
+    data/*.parquet     id, path, label (if there are any), and a column for each type of features; rows ascend by id
     errors.parquet     id, path, reason
-    manifest.json      what the features are of; each file with its rows, bytes and SHA-256
+    manifest.json      the settings of the features, and the rows, bytes and SHA-256 of each file
 
-Vectors are fixed-size lists; tensors are lists beside a column of their shape. While features are extracted there is a folder .progress,
-with a record of each file that is finished: a file is complete, or it is not there. `settle` brings manifest and errors up to date. Whoever
-writes holds the empty file .lock, which stays.
+Vectors are fixed-size lists; tensors are lists, with a column of their shapes. During an extraction the folder .progress holds a record of
+each finished file: a file is complete or absent. `settle` updates the manifest and the errors. A run locks the empty file .lock, which
+stays.
 """
 
 import contextlib
@@ -36,22 +36,22 @@ from .manifest import Manifest, PartitionEnd, Shard, UnreadableRow
 
 MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"
 PROGRESS = ".progress"
-ROW_GROUP = 32 * 2**20  # bytes of features that are held before they are written
-NOT_COMPARED = ("vitrail", "model", "collection")  # settings that say where things are; what matters of them is in others
+ROW_GROUP = 32 * 2**20  # bytes of features that are kept in memory before they are written
+NOT_COMPARED = ("vitrail", "model", "collection")  # settings that are places; other settings identify what is there
 
 ERRORS_SCHEMA = pa.schema([("id", pa.int64()), ("path", pa.string()), ("reason", pa.string())])
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of features: of vectors of this length, or with None of tensors of any shape."""
+    """A column of features: vectors of a length, or tensors of any shape if the length is None."""
 
     name: str
     length: int | None
 
 
 def schema_of(columns: Sequence[Column], *, dtype: str, label_type: str | None) -> pa.Schema:
-    """The columns of the files; dtype: "float32" or "float16"."""
+    """Return the columns of the files; dtype: "float32" or "float16"."""
     number = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
     fields = [("id", pa.int64()), ("path", pa.string())]
     fields += [("label", {"string": pa.string(), "int64": pa.int64()}[label_type])] if label_type else []
@@ -159,7 +159,7 @@ class FeatureFolder:
 
 
 class ChunkWriter:
-    """Writes the rows of one chunk in the order of their ids, whatever the order in which they come; `finish` makes the file appear."""
+    """Writes the rows of one chunk in the order of their ids, in whatever order they are added. `finish` moves the file into place."""
 
     def __init__(self, folder: FeatureFolder, chunk: Chunk, schema: pa.Schema, *, first_row: int) -> None:
         self.folder = folder
@@ -168,20 +168,20 @@ class ChunkWriter:
         self.file = f"{DATA}/part-{chunk.partition:06d}-{chunk.number:06d}.parquet"
         self.temporary = folder.progress / f"{chunk.partition:06d}-{chunk.number:06d}.{uuid.uuid4().hex}{TEMPORARY_MARK}"
         self.next_row = first_row
-        self.rows: dict[int, tuple[ImageEntry, dict[str, np.ndarray]] | None] = {}  # None for those that have no features
+        self.rows: dict[int, tuple[ImageEntry, dict[str, np.ndarray]] | None] = {}  # None without features
         self.unreadable: list[UnreadableRow] = []
         self.held = self.written = 0
         self.writer: pq.ParquetWriter | None = None
 
     def discard(self) -> None:
-        """Removes what has been written and is not finished."""
+        """Remove an unfinished file."""
         if self.writer is not None:
-            with contextlib.suppress(OSError):  # of a disk that is full
+            with contextlib.suppress(OSError):  # if the disk is full
                 self.writer.close()
         self.temporary.unlink(missing_ok=True)
 
     def add(self, entries: Sequence[ImageEntry], features: Mapping[str, np.ndarray]) -> None:
-        """Features of images, by column: vectors (B, D), or tensors (B, …)."""
+        """Add features of images, by column: vectors (B, D), or tensors (B, …)."""
         for index, entry in enumerate(entries):
             self.rows[entry.row] = entry, {name: values[index] for name, values in features.items()}
         self.held += sum(values.nbytes for values in features.values())
@@ -214,7 +214,7 @@ class ChunkWriter:
         self.folder.write(self.folder.progress / f"chunk-{shard.partition:06d}-{shard.number:06d}.json", shard)
 
     def _write(self) -> None:
-        """Writes the rows that no missing one comes before."""
+        """Write the rows before the first missing row."""
         ready = []
         while self.next_row in self.rows:
             row = self.rows.pop(self.next_row)
@@ -276,11 +276,11 @@ class StoredFeatures:
 
     @property
     def vector_columns(self) -> tuple[str, ...]:
-        """The columns that hold one vector for each image."""
+        """The names of the columns with one vector for each image."""
         return tuple(field.name for field in self.dataset.schema if pa.types.is_fixed_size_list(field.type))
 
     def vectors(self, column: str | None = None) -> np.ndarray:
-        """The vectors of a column, or of the first that holds any, (N, D) float32; rows ascend by id.
+        """Return the vectors of a column, by default the first column of vectors, (N, D) float32; rows ascend by id.
 
         Raises VitrailError if the column holds no vectors.
         """
@@ -301,19 +301,19 @@ class StoredFeatures:
         return vectors
 
     def ids(self) -> np.ndarray:
-        """(N,) int64, ascending."""
+        """Return the ids, (N,) int64, ascending."""
         return self.dataset.to_table(columns=["id"])["id"].to_numpy()
 
     def paths(self) -> list[str]:
-        """What each image is called in its collection."""
+        """Return the path of each image in its collection."""
         return self.dataset.to_table(columns=["path"])["path"].to_pylist()
 
     def labels(self) -> list[str] | list[int] | None:
-        """The label of each image; None where the collection has none."""
+        """Return the label of each image; None if the collection has no labels."""
         return self.dataset.to_table(columns=["label"])["label"].to_pylist() if "label" in self.dataset.schema.names else None
 
     def errors(self) -> list[dict[str, Any]]:
-        """The images that could not be used: "id", "path", "reason"."""
+        """Return the images that could not be used: "id", "path", "reason"."""
         return pq.read_table(self.folder / ERRORS).to_pylist()
 
 

@@ -467,7 +467,7 @@ def test_a_parquet_file_that_is_damaged_within(tmp_path):
         whole[position] ^= 255
     (tmp_path / "a.parquet").write_bytes(whole)
     collection = read_images(tmp_path)
-    with pytest.raises(VitrailError, match=r"(?s)cannot read .* from row \d+ of partition 0 on: .*mend the file"):
+    with pytest.raises(VitrailError, match=r"(?s)cannot read .* from row \d+ of partition 0 on: .*repair the file"):
         list(collection.read())
 
 

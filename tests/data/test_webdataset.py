@@ -139,7 +139,7 @@ def test_a_label_of_another_kind_than_the_first(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.cls": b"1", "b.png": png(2), "b.cls": b"dog", "c.png": png(3)}))
     (_, first), (path, second), (_, third) = [row[2:4] for row in content(read_images(tmp_path))]
     assert (first, path, third) == (1, "a.tar/b.png", 3)
-    assert second == "its label is not an integer as the first one is: found 'dog'"
+    assert second == "its label is not an integer, unlike the first label: found 'dog'"
 
 
 @pytest.mark.parametrize("label", [b"\xff\xfe", b"{", b"[1]", b"9" * 30])
@@ -152,7 +152,7 @@ def test_labels_that_cannot_be_read(tmp_path, label):
         assert (collection.label_type, labels) == (None, [(1, None), (2, None)])
     else:
         assert collection.label_type == "int64"
-        assert labels[0][0].startswith("its label is not an integer as the first one is: ")
+        assert labels[0][0].startswith("its label is not an integer, unlike the first label: ")
         assert labels[1] == (2, 3)
 
 
@@ -160,7 +160,7 @@ def test_labels_too_large_for_the_column(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.cls": b"1", "b.png": png(2), "b.cls": b"9" * 30}))
     assert [row[3] for row in content(read_images(tmp_path))] == [
         1,
-        f"its label is not an integer as the first one is: found '{'9' * 30}'",
+        f"its label is not an integer, unlike the first label: found '{'9' * 30}'",
     ]
 
 

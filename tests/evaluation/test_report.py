@@ -12,7 +12,7 @@ from PIL import Image
 import vitrail
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.convert.verification import Check
-from vitrail.evaluation.report import accuracy_by_head, confusion_picture, learning_curves, write_report
+from vitrail.evaluation.report import accuracy_by_head, learning_curves, plot_confusion, write_report
 from vitrail.evaluation.results import public_name
 from vitrail.hub.push import stage
 from vitrail.hub.save import keep_verification, save
@@ -120,7 +120,7 @@ def test_one_head_alone_can_be_drawn(tmp_path):
 
 
 def test_a_confusion_matrix_shows_shares_of_the_true_class(tmp_path):
-    figure = confusion_picture(CONFUSION, LABELS)
+    figure = plot_confusion(CONFUSION, LABELS)
     axes = figure.axes[0]
     np.testing.assert_allclose(axes.images[0].get_array(), [[500 / 6, 100 / 6, 0], [25, 75, 0], [0, 0, 100]])
     assert [text.get_text() for text in axes.texts] == ["83", "17", "25", "75", "100"]
@@ -133,7 +133,7 @@ def test_of_many_classes_those_with_most_errors_are_shown(tmp_path):
     confusion = np.diag(np.full(100, 10))
     wrong = np.arange(40, 80)
     confusion[wrong, wrong - 40] = np.arange(40)  # the classes from 50 on are wrong most often
-    figure = confusion_picture(confusion, [f"class {number}" for number in range(100)])
+    figure = plot_confusion(confusion, [f"class {number}" for number in range(100)])
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(names) == 30
     assert {f"class {number}" for number in range(70, 80)} <= set(names)
@@ -202,7 +202,7 @@ def test_results_go_to_the_hub_with_the_model_and_go_away_with_it(folder, tmp_pa
 def test_names_of_other_scripts_are_no_error(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        confusion_picture(CONFUSION, ["猫", "犬", "鳥"]).savefig(tmp_path / "picture.png")
+        plot_confusion(CONFUSION, ["猫", "犬", "鳥"]).savefig(tmp_path / "picture.png")
 
 
 def test_names_of_sources_do_not_say_where_they_lie(tmp_path):
