@@ -136,20 +136,20 @@ def test_a_stream(images, files):
 def test_another_column(images, files):
     renamed = images.rename_column("image", "photo")
     close(renamed.map(embedder(image_column="photo"), batched=True)["pooled"][:], pooled(files))
-    with pytest.raises(VitrailError, match="no column 'image' among photo, number; name the one of images: image_column"):
+    with pytest.raises(VitrailError, match="no column 'image' among photo, number; choose the column of images with image_column"):
         renamed.map(embedder(), batched=True)
 
 
 def test_what_is_there_is_not_replaced(images):
     """WebDataset's labels are called cls."""
     labeled = images.rename_column("number", "cls")
-    with pytest.raises(VitrailError, match="a column 'cls' already, which features would replace; rename or remove it"):
+    with pytest.raises(VitrailError, match="already has a column 'cls', which features would replace; rename or remove it"):
         labeled.map(embedder(features=["mean", "cls"]), batched=True)
 
 
 def test_single_rows_are_refused(images):
     for dataset in (images, images.with_format("numpy"), images.with_format("torch")):
-        with pytest.raises(VitrailError, match=r"in place of a list of images; give dataset\.map batched=True"):
+        with pytest.raises(VitrailError, match=r"expected a list of images; call dataset\.map with batched=True"):
             dataset.map(embedder())
 
 
