@@ -159,10 +159,10 @@ BAD = {
         UnsupportedCheckpointError,
         ["not recognised", "holds 2 tensors", "conv1.weight", '"resnet50"'],
     ),
-    "config.json is no JSON": (
+    "config.json is not valid JSON": (
         folder_of(vit(), "<html>401 Unauthorized</html>"),
         CorruptFileError,
-        ["config.json is no JSON", "download it again"],
+        ["config.json is not valid JSON", "download it again"],
     ),
     "config.json is a list": (
         folder_of(vit(), "[1, 2]"),
@@ -172,7 +172,7 @@ BAD = {
     "config.json in another encoding": (
         lambda folder: (folder_of(vit(), TIMM)(folder) / "config.json").write_bytes(b"\xff\xfe{}") and folder,
         CorruptFileError,
-        ["config.json is no JSON", "download it again"],
+        ["config.json is not valid JSON", "download it again"],
     ),
     "attention pooling by name only": (
         folder_of(vit(), TIMM | {"global_pool": "map"}),
