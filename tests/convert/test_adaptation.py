@@ -174,7 +174,7 @@ def test_equal_channels_are_answered_as_before(tmp_path, num_channels, rule, nam
     model, processor, report = vitrail.load(folder, num_channels=num_channels, channel_rule=rule)
     assert model.config.num_channels == processor.num_channels == num_channels
     torch.testing.assert_close(model(grey(num_channels)).logits, colour(grey(3)).logits, **CLOSE)
-    assert any(f"3 channels made one of {num_channels}, by the rule {named}" in warning for warning in report.warnings)
+    assert any(f"from 3 to {num_channels} channels by the rule {named}" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize(("num_channels", "channels"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 0]), (5, [0, 1, 2, 0, 1])])
@@ -210,8 +210,8 @@ def test_statistics_are_averaged_over_the_channels(tmp_path):
 @pytest.mark.parametrize(
     ("num_channels", "rule", "message"),
     [
-        (2, "sum", r'channel_rule="sum" cannot make 2 channels: choose repeat or average'),
-        (4, "first", r'channel_rule="first" cannot make 4 channels: choose repeat or average'),
+        (2, "sum", r'channel_rule="sum" does not apply to 2 channels; expected "repeat" or "average"'),
+        (4, "first", r'channel_rule="first" does not apply to 4 channels; expected "repeat" or "average"'),
         (0, None, "num_channels is 0"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_channel_rule_that_does_not_fit_is_refused(tmp_path, num_channels, rul
 
 
 def fresh(report):
-    return [warning for warning in report.warnings if "fresh and untrained" in warning]
+    return [warning for warning in report.warnings if "classes is untrained" in warning]
 
 
 def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
