@@ -27,8 +27,7 @@ from vitrail.data.unlabeled import load_training_images
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.arguments import DINOTrainingArguments
 from vitrail.pretraining.crops import MultiCropImages
-from vitrail.pretraining.methods.dino import DINOHead
-from vitrail.pretraining.methods.loss import DINOLoss
+from vitrail.pretraining.methods.dino import DINOHead, DINOLoss
 from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient
 from vitrail.processing.multi_crop import DINO_AUGMENTATION
 

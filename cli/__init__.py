@@ -1,4 +1,4 @@
-"""The command line: one file for each group of commands.
+"""The command line: one file per group of commands; a command parses, calls one function of the package and returns a `Result`.
 
-A command parses, calls one function of the package and prints. `options.py` defines every option type once, `output.py` prints.
+`options.py` defines every option once, `output.py` prints results, warnings and errors.
 """

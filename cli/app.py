@@ -1,48 +1,56 @@
-"""The program `vitrail`: its commands, and what becomes of errors."""
+"""The program `vitrail` and its commands."""
 
-import sys
+from typing import Annotated
 
 import typer
-from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import enable_progress_bars
-from rich.console import Console
 from transformers.utils import logging
 
-from . import checkpoints, evaluation, features, hub, images, info, pretraining
+from ..version import __version__
+from . import checkpoints, evaluation, features, hub, images, pretraining
+from .output import as_command
 
-app = typer.Typer(
-    name="vitrail",
-    help="One model for every published Vision Transformer of the DINO, DINOv2, Google and timm families.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+COMMANDS = (
+    checkpoints.list_checkpoints,
+    checkpoints.convert,
+    checkpoints.verify,
+    checkpoints.export,
+    checkpoints.info,
+    hub.push,
+    hub.card,
+    images.embed,
+    images.classify,
+    images.attention,
+    images.pca,
+    features.extract,
+    features.similar,
+    features.report,
+    evaluation.probe,
+    evaluation.knn,
+    evaluation.logistic,
+    pretraining.pretrain,
 )
-app.command()(checkpoints.convert)
-app.command()(checkpoints.verify)
-app.command()(checkpoints.export)
-app.command()(hub.push)
-app.command()(hub.card)
-app.command()(info.info)
-app.command()(images.embed)
-app.command()(images.attention)
-app.command()(images.pca)
-app.command()(images.classify)
-app.command()(features.extract)
-app.command()(features.similar)
-app.command()(features.report)
-app.command()(evaluation.probe)
-app.command()(evaluation.knn)
-app.command()(evaluation.logistic)
-app.command()(pretraining.pretrain)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for _function in COMMANDS:
+    app.command(_function.__name__.partition("_")[0])(as_command(_function))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vitrail {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """One model for every published Vision Transformer of the DINO, DINOv2, Google and timm families."""
 
 
 def main() -> None:
-    """Runs the command line; errors of the user's making become one message and exit code 2."""
-    logging.disable_progress_bar()  # of reading and writing weights, which takes a moment,
-    enable_progress_bars()  # but not of downloads, which it switches off too
-    try:
-        app()
-    except (ValueError, OSError, StrictDataclassError) as error:
-        message = " ".join(str(error).split())
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"vitrail: {message}", style="red", markup=False)
-        sys.exit(2)
+    """Run the command line."""
+    logging.disable_progress_bar()  # reading and writing weights takes a moment
+    enable_progress_bars()  # of downloads, which transformers disables as well
+    app(prog_name="vitrail")

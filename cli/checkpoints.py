@@ -1,111 +1,140 @@
-"""Commands about checkpoints: `vitrail convert`, `export`, `verify`."""
+"""Commands about checkpoints: `vitrail list`, `convert`, `verify`, `export` and `info`."""
 
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ..configuration.sizes import size_name
 from ..convert.export import export_model
-from ..convert.loading import load
 from ..convert.model_folder import REPORT_NAME
+from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
 from ..hub.save import convert_checkpoint, keep_verification
+from ..modeling.complexity import complexity
+from .options import Branch, CheckpointOptions, Code, Head, ImageSize, Model
+from .output import Result, load_model, warn
 
-Source = Annotated[
-    str, typer.Argument(help="A checkpoint file or folder, a URL, a Hub id, or a name of the catalogue, such as dino-vits16.")
-]
-Branch = Annotated[str, typer.Option(help="Network of a full training checkpoint: teacher or student.")]
+
+def list_checkpoints(
+    family: Annotated[str | None, typer.Option(help="Only this family: dino, dinov2, google, timm or transformers.")] = None,
+) -> Result:
+    """List the official checkpoints, which every command takes by name."""
+    rows = catalog.list_checkpoints(family)
+    texts = [(row.family, row.name, f"{significant(row.params / 1e6)} M", row.license) for row in rows]
+    family_width, name_width, number_width, _ = (max(map(len, column)) for column in zip(*texts, strict=True))
+    lines = [
+        f"{kind:{family_width}}  {name:{name_width}}  {number:>{number_width}}  {license}" for kind, name, number, license in texts
+    ]
+    record = [{"family": row.family, "name": row.name, "parameters": row.params, "license": row.license} for row in rows]
+    return Result({"checkpoints": record}, lines)
 
 
 def convert(
-    source: Source,
-    output_dir: Annotated[Path, typer.Argument(help="The folder to write.")],
-    head: Annotated[
-        str | None, typer.Option(help="File, URL or published name of a classifier that goes with the backbone.")
-    ] = None,
-    head_name: Annotated[str | None, typer.Option(help="Which classifier of a head file that holds many.")] = None,
-    branch: Branch = "teacher",
-    format: Annotated[str, typer.Option(help="The family, where names and shapes should not decide it.")] = "auto",
-    num_heads: Annotated[int | None, typer.Option(help="Number of attention heads, where the width does not tell it.")] = None,
-    image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width to resize positions to.")] = None,
-    num_channels: Annotated[int | None, typer.Option(help="Number of channels to adapt the patch projection to.")] = None,
-    channel_rule: Annotated[str | None, typer.Option(help="How: sum, repeat or average.")] = None,
-    num_labels: Annotated[int | None, typer.Option(help="Number of classes of a fresh, untrained classifier.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
-    code: Annotated[
-        bool, typer.Option("--code/--no-code", help="Put in the code that loads it where vitrail is not installed.")
-    ] = True,
-) -> None:
+    model: Model,
+    output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
+    options: CheckpointOptions,
+    code: Code = True,
+) -> Result:
     """Convert a checkpoint into a folder that AutoModel loads."""
-    console = Console(highlight=False, soft_wrap=True)
-    report = convert_checkpoint(
-        source,
-        output_dir,
-        head=head,
-        head_name=head_name,
-        branch=branch,
-        format=format,
-        num_heads=num_heads,
-        image_size=image_size,
-        num_channels=num_channels,
-        channel_rule=channel_rule,
-        num_labels=num_labels,
-        revision=revision,
-        code=code,
-    )
-    under = f', under "{report.root}"' if report.root else ""
-    console.print(f"{source}: {report.format}{under}, {report.coverage['converted']} tensors converted", markup=False)
-    for name in report.coverage["ignored"]:
-        console.print(f"  ignored: {name}", markup=False)
-    for warning in report.warnings:
-        console.print(f"  {warning}", markup=False)
-    console.print(f"written to {output_dir} (details in {output_dir / REPORT_NAME})", markup=False)
+    report = convert_checkpoint(model, output_dir, code=code, **asdict(options))
+    warn(*report.warnings)
+    root = f', under "{report.root}"' if report.root else ""
+    lines = [
+        f"{model}: {report.format}{root}, {report.coverage['converted']} tensors converted",
+        *(f"  ignored: {name}" for name in report.coverage["ignored"]),
+        f"written to {output_dir} (details in {output_dir / REPORT_NAME})",
+    ]
+    return Result({"output": str(output_dir)} | report.to_dict(), lines)
 
 
 def export(
-    model: Source,
+    model: Model,
     output: Annotated[
-        Path, typer.Argument(help="The folder (transformers, timm, onnx, openvino) or file (dino, dinov2, google) to write.")
+        Path, typer.Argument(help="Folder (transformers, timm, onnx, openvino) or file (dino, dinov2, google) to write.")
     ],
-    to: Annotated[str, typer.Option(help="transformers, timm, dino, dinov2 or google; onnx or openvino.")],
-    image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width to resize positions to.")] = None,
+    to: Annotated[str, typer.Option(help="Format: transformers, timm, dino, dinov2, google, onnx or openvino.")],
+    image_size: ImageSize = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Of onnx and openvino: the only number of images at a time; else any.", min=1)
+        int | None,
+        typer.Option(help="onnx, openvino: the only batch size that the graph accepts.", min=1, show_default="any batch size"),
     ] = None,
     dynamic_size: Annotated[
-        bool, typer.Option("--dynamic-size", help="Of onnx and openvino: any height and width that the patch size divides.")
+        bool, typer.Option("--dynamic-size", help="onnx, openvino: accept any height and width that the patch size divides.")
     ] = False,
-) -> None:
-    """Write a model back in the format of a family, or as a graph for other engines."""
-    console = Console(highlight=False, soft_wrap=True)
+) -> Result:
+    """Export a model to the format of a family, or to a graph for another engine."""
     warnings = export_model(model, output, to=to, image_size=image_size, batch_size=batch_size, dynamic_size=dynamic_size)
-    for warning in warnings:
-        console.print(f"  {warning}", markup=False)
-    console.print(f"written to {output}", markup=False)
+    for message in warnings:  # of a graph, also how closely it agrees with the model
+        typer.echo(message, err=True)
+    return Result({"output": str(output), "to": to, "warnings": warnings}, [f"written to {output}"])
 
 
 def verify(
-    model: Source,
-    against: Annotated[str | None, typer.Option(help="The checkpoint that the model was converted from.")] = None,
-    head: Annotated[str | None, typer.Option(help="The file of its classifier, where that is a separate one.")] = None,
+    model: Model,
+    against: Annotated[str | None, typer.Option(help="Checkpoint that the model was converted from.")] = None,
+    head: Head = None,
     branch: Branch = "teacher",
-    image: Annotated[Path | None, typer.Option(help="A photograph to prepare with both image processors.")] = None,
-) -> None:
-    """Prove that a model is what its source was; exit code 1 when a check fails."""
-    loaded, image_processor, report = load(model, branch=branch)
+    image: Annotated[Path | None, typer.Option(help="Photograph to preprocess with both image processors.")] = None,
+) -> Result:
+    """Compare a model with its source and with other implementations; the exit code is 1 if a check fails."""
+    loaded, image_processor, report = load_model(model, branch=branch)
     converted = Path(model).is_dir() and report.format == "vitrail"
     source = against if against is not None or converted else model
     checks = run_checks(loaded, image_processor, against=source, head=head, branch=branch, image=image)
-    console = Console(highlight=False, soft_wrap=True)
+    if converted:
+        keep_verification(model, checks)
     width = max(len(check.name) for check in checks)
+    lines = []
     for check in checks:
         status = {True: "ok", False: "FAILED", None: "-"}[check.passed]
         difference = "" if check.difference is None else f"{check.difference:.1e}"
-        console.print(f"{status:6}  {check.name:{width}}  {difference:7}  {check.against}", markup=False)
+        lines.append(f"{status:6}  {check.name:{width}}  {difference:7}  {check.against}")
         if check.note:
-            console.print(f"{'':8}{check.note}", markup=False)
-    if converted:
-        keep_verification(model, checks)
-    if any(check.passed is False for check in checks):
-        raise typer.Exit(1)
+            lines.append(f"{'':8}{check.note}")
+    passed = not any(check.passed is False for check in checks)
+    record = {"model": model, "passed": passed, "checks": [check.to_dict() for check in checks]}
+    return Result(record, lines, exit_code=0 if passed else 1)
+
+
+def info(model: Model) -> Result:
+    """Show the architecture, the size and the preprocessing of a model."""
+    loaded, image_processor, report = load_model(model)
+    config = loaded.config
+    counts = complexity(loaded)
+    (height, width), (patch_height, patch_width) = config.image_size, config.patch_size
+    positions = config.position_embedding_type.replace("_", " ")
+    rows = {
+        "model": f"{type(loaded).__name__}, from a {report.format} checkpoint",
+        "size": f"{size_name(config) or 'unnamed'}: {config.num_hidden_layers} blocks, hidden size {config.hidden_size}, "
+        f"{config.num_attention_heads} heads, {config.mlp_type} {config.intermediate_size}",
+        "image": f"{height} x {width}, patches of {patch_height} x {patch_width}, {config.num_channels} channels",
+        "tokens": f"{int(config.use_cls_token)} CLS, {config.num_register_tokens} registers, "
+        f"{config.patch_grid[0] * config.patch_grid[1]} patches; {positions} positions",
+        "pooling": config.pooling,
+        "parameters": f"{significant(counts.parameters / 1e6)} M",
+        "GMACs": f"{significant(counts.macs / 1e9)} ({significant(counts.macs_with_attention / 1e9)} with the products of attention)",
+        "activations": f"{significant(counts.activations / 1e6)} M",
+        "preprocessing": f"{image_processor.backend} backend, size {dict(image_processor.size)}, "
+        f"crop {dict(image_processor.crop_size) if image_processor.do_center_crop else 'none'}, "
+        f"mean {list(image_processor.image_mean)}, std {list(image_processor.image_std)}",
+    }
+    if hasattr(loaded, "classifier"):
+        rows["classes"] = str(config.num_labels)
+    record = {
+        "class": type(loaded).__name__,
+        "format": report.format,
+        "checkpoint": report.checkpoint,
+        "size": size_name(config),
+        **asdict(counts),
+        "config": config.to_dict(),
+        "image_processor": image_processor.to_dict(),
+    }
+    return Result(record, [f"{name:{max(map(len, rows))}}  {value}" for name, value in rows.items()])
+
+
+def significant(value: float) -> str:
+    """Return a positive number with three significant digits, and never fewer than its whole ones: 0.0213, 4.25, 1,136."""
+    return f"{value:,.{max(2 - math.floor(math.log10(value)), 0)}f}" if value else "0"

@@ -1,97 +1,55 @@
-"""Commands that measure a model on labeled images: `vitrail probe`, `knn`, `logistic`."""
+"""Commands that evaluate a model on labeled images: `vitrail probe`, `knn` and `logistic`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ..convert.loading import load
-from ..errors import VitrailError
+from ..convert.report import ConversionReport
 from ..hub.save import check_output_dir
+from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import NUM_CALIBRATION, Runtime
 from ..utils.atomic import write_text
 from ..utils.optional import check_packages
-from .checkpoints import Source
-from .images import check_output
-from .runtime import EngineOption, PrecisionOption, agreement_lines
+from .options import Data, DataOptions, FeatureOptions, Model, ResultsFile, RuntimeOptions, given
+from .output import Result, agreement_lines, check_not_itself, check_output, load_model, to_json
 
 if TYPE_CHECKING:
     from ..data.labeled import LabeledImages
     from ..features.cache_settings import Extraction
 
-MAX_PATHS = 10  # of images left out that are printed
+MAX_PATHS = 10  # skipped images that are printed
 PACKAGES = ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn")
-
-Data = Annotated[
-    str, typer.Option(help="Labeled images: a folder with a folder for each class, Parquet, WebDataset, a Hub id, or digits.")
-]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of the images, where its type does not tell it.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, where its type does not tell it.")]
-TrainSplit = Annotated[str | None, typer.Option(help="Split to learn from, where its name does not tell it.")]
-ValidationSplit = Annotated[str | None, typer.Option(help="Split to measure on, where its name does not tell it.")]
-ValidationFraction = Annotated[float, typer.Option(help="Share of each class to measure on, where there is no such split.")]
-DataRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a dataset on the Hub.")]
-Seed = Annotated[
-    int, typer.Option(help="Of all that is drawn: validation images, first weights, order, crops.", min=0, max=2**32 - 1)
-]
-BatchSize = Annotated[int, typer.Option(help="Images that the model takes at a time, on each device.", min=1)]
-NumWorkers = Annotated[int, typer.Option(help="Processes that decode images.", min=0)]
-CacheDir = Annotated[Path | None, typer.Option(help="Where features are kept, instead of HF_HOME/vitrail/features.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read, instead of leaving it out.")]
-ResultsFile = Annotated[Path | None, typer.Option(help="A .json file to write the results into as well.")]
 
 
 def probe(
-    model: Source,
+    model: Model,
     data: Data,
-    output: Annotated[Path, typer.Option(help="The folder to write: the model with its best head, results.json and pictures.")],
-    recipe: Annotated[str, typer.Option(help="How to train: dino, dinov2 or quick.")] = "quick",
+    output: Annotated[Path, typer.Option(help="Folder to write: the model with its best head, results.json and pictures.")],
+    data_options: DataOptions,
+    feature_options: FeatureOptions,
+    runtime_options: RuntimeOptions,
+    recipe: Annotated[str, typer.Option(help="Training recipe: dino, dinov2 or quick.")] = "quick",
     views: Annotated[
-        int, typer.Option(help="Cached views of each training image, instead of new ones in each epoch (dino, dinov2).", min=0)
+        int, typer.Option(help="dino, dinov2: cached views per training image; 0 draws new views every epoch.", min=0)
     ] = 0,
-    unfreeze: Annotated[int, typer.Option(help="Then fine-tune the whole model for so many epochs.", min=0)] = 0,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    train_split: TrainSplit = None,
-    validation_split: ValidationSplit = None,
-    validation_fraction: ValidationFraction = 0.2,
-    data_revision: DataRevision = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = 32,
-    num_workers: NumWorkers = 0,
-    cache_dir: CacheDir = None,
-    strict: Strict = False,
-    precision: PrecisionOption = None,
-    engine: EngineOption = "eager",
-) -> None:
-    """Train linear classifiers on frozen features, and write the model with the best of them.
+    unfreeze: Annotated[int, typer.Option(help="Epochs of fine-tuning the whole model afterwards.", min=0)] = 0,
+) -> Result | None:
+    """Train linear classifiers on frozen features, and write the model with the best classifier.
 
-    After an interruption the same command goes on where it was.
+    After an interruption, the same command resumes.
     """
     check_packages(PACKAGES, extra="evaluation")
-    runtime = Runtime(precision, engine)
+    runtime = runtime_options.runtime()
     check_not_itself(model, output)
     from ..evaluation import probing as job
     from ..evaluation.recipes import find_recipe
 
     chosen = find_recipe(recipe)
     check_output_dir(output)
-    images = _read_data(
-        data,
-        image_column=image_column,
-        label_column=label_column,
-        train_split=train_split,
-        validation_split=validation_split,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        revision=data_revision,
-    )
-    loaded, image_processor, report = load(model)
-    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
+    images, loaded, image_processor, report, extraction = _load(model, data, data_options, feature_options, runtime)
     results = job.probe(
         loaded,
         image_processor,
@@ -99,7 +57,7 @@ def probe(
         output_dir=output,
         recipe=chosen,
         views=views,
-        seed=seed,
+        seed=data_options.seed,
         unfreeze_epochs=unfreeze,
         extraction=extraction,
         report=report,
@@ -109,140 +67,80 @@ def probe(
     if results["fine_tuning"] is not None:
         lines.append(f"fine-tuned for {unfreeze} epochs:")
     lines += [_scores(results), *agreement_lines(extraction.agreement)]
-    _print(results, [*lines, f"written to {output}: the model, results.json, and three pictures"])
+    return _result(results, [*lines, f"written to {output}: the model, results.json and three pictures"])
 
 
 def knn(
-    model: Source,
+    model: Model,
     data: Data,
+    data_options: DataOptions,
+    feature_options: FeatureOptions,
+    runtime_options: RuntimeOptions,
     k: Annotated[
-        list[int] | None, typer.Option("-k", help="Number of neighbours; may be repeated.  [default: 10 20 100 200]")
+        list[int] | None, typer.Option("-k", help="Number of neighbors; may be repeated.", show_default="10, 20, 100, 200")
     ] = None,
     output: ResultsFile = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    train_split: TrainSplit = None,
-    validation_split: ValidationSplit = None,
-    validation_fraction: ValidationFraction = 0.2,
-    data_revision: DataRevision = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = 32,
-    num_workers: NumWorkers = 0,
-    cache_dir: CacheDir = None,
-    strict: Strict = False,
-    precision: PrecisionOption = None,
-    engine: EngineOption = "eager",
-) -> None:
-    """Classify images by a weighted vote of their nearest neighbours, as DINO is evaluated."""
+) -> Result | None:
+    """Classify images by a weighted vote of their nearest neighbors, as DINO is evaluated."""
     check_packages(PACKAGES, extra="evaluation")
-    runtime = Runtime(precision, engine)
+    runtime = runtime_options.runtime()
     from ..evaluation.knn import NUM_NEIGHBORS
     from ..evaluation.pooled import evaluate_knn
 
     if output is not None:
         check_output(output, (".json",))
-    images = _read_data(
-        data,
-        image_column=image_column,
-        label_column=label_column,
-        train_split=train_split,
-        validation_split=validation_split,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        revision=data_revision,
-    )
-    loaded, image_processor, report = load(model)
-    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
-    results = evaluate_knn(
-        loaded,
-        image_processor,
-        images,
-        num_neighbors=k or NUM_NEIGHBORS,
-        extraction=extraction,
-        report=report,
-    )
+    images, loaded, image_processor, report, extraction = _load(model, data, data_options, feature_options, runtime)
+    results = evaluate_knn(loaded, image_processor, images, num_neighbors=k or NUM_NEIGHBORS, extraction=extraction, report=report)
     lines = [f"k = {row['k']:<4} {_scores(row)}" for row in results["by_k"]]
-    if left_out := sorted(set(k or NUM_NEIGHBORS) - {row["k"] for row in results["by_k"]}):
-        lines.append(f"k = {', '.join(map(str, left_out))} left out: there are not so many images to learn from")
-    _print(results, [*lines, *agreement_lines(extraction.agreement)], output)
+    if skipped := sorted(set(k or NUM_NEIGHBORS) - {row["k"] for row in results["by_k"]}):
+        lines.append(f"k = {', '.join(map(str, skipped))} skipped: there are fewer training images")
+    return _result(results, [*lines, *agreement_lines(extraction.agreement)], output)
 
 
 def logistic(
-    model: Source,
+    model: Model,
     data: Data,
+    data_options: DataOptions,
+    feature_options: FeatureOptions,
+    runtime_options: RuntimeOptions,
     output: ResultsFile = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    train_split: TrainSplit = None,
-    validation_split: ValidationSplit = None,
-    validation_fraction: ValidationFraction = 0.2,
-    data_revision: DataRevision = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = 32,
-    num_workers: NumWorkers = 0,
-    cache_dir: CacheDir = None,
-    strict: Strict = False,
-    precision: PrecisionOption = None,
-    engine: EngineOption = "eager",
-) -> None:
+) -> Result | None:
     """Fit a logistic regression on frozen features, as DINOv2 is evaluated."""
     check_packages(PACKAGES, extra="evaluation")
-    runtime = Runtime(precision, engine)
+    runtime = runtime_options.runtime()
     from ..evaluation.pooled import evaluate_logistic
 
     if output is not None:
         check_output(output, (".json",))
-    images = _read_data(
-        data,
-        image_column=image_column,
-        label_column=label_column,
-        train_split=train_split,
-        validation_split=validation_split,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        revision=data_revision,
-    )
-    loaded, image_processor, report = load(model)
-    extraction = _extraction(batch_size, num_workers, cache_dir, strict, runtime, images, image_processor)
-    results = evaluate_logistic(loaded, image_processor, images, seed=seed, extraction=extraction, report=report)
+    images, loaded, image_processor, report, extraction = _load(model, data, data_options, feature_options, runtime)
+    results = evaluate_logistic(loaded, image_processor, images, seed=data_options.seed, extraction=extraction, report=report)
     lines = [f"C = {results['C']:.3g}   {_scores(results)}"]
     if results["unconverged"]:
-        lines.append(f"the fits of {len(results['unconverged'])} values of C ended before they had converged")
-    _print(results, [*lines, *agreement_lines(extraction.agreement)], output)
+        lines.append(f"the fits of {len(results['unconverged'])} values of C did not converge")
+    return _result(results, [*lines, *agreement_lines(extraction.agreement)], output)
 
 
-def check_not_itself(model: str, output: Path) -> None:
-    """Refuses to write over the model that is read."""
-    if Path(model).exists() and Path(model).resolve() == output.resolve():
-        raise VitrailError(f"{output} is the model itself: give the name of another folder to write.")
-
-
-def _read_data(source: str, **options: Any) -> "LabeledImages":
+def _load(
+    model: str, data: str, data_options: DataOptions, feature_options: FeatureOptions, runtime: Runtime
+) -> tuple["LabeledImages", ViTPreTrainedModel, VitrailImageProcessor, ConversionReport, "Extraction"]:
     from ..data.labeled import load_labeled_images
-
-    return load_labeled_images(source, **options)
-
-
-def _extraction(
-    batch_size: int,
-    num_workers: int,
-    cache_dir: Path | None,
-    strict: bool,
-    runtime: Runtime,
-    images: "LabeledImages",
-    image_processor: VitrailImageProcessor,
-) -> "Extraction":
-    from ..features.cache_settings import Extraction, default_cache_dir
+    from ..features.cache_settings import Extraction
     from ..features.token_features import sample_images
 
-    return Extraction(
-        cache_dir or default_cache_dir(),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        strict=strict,
+    images = load_labeled_images(data, **data_options.arguments())
+    loaded, image_processor, report = load_model(model)
+    int8 = runtime.precision == "int8"
+    extraction = Extraction(
+        strict=feature_options.strict,
         runtime=runtime,
-        calibration=sample_images(images.train, image_processor, NUM_CALIBRATION) if runtime.precision == "int8" else None,
+        calibration=sample_images(images.train, image_processor, NUM_CALIBRATION) if int8 else None,
+        **given(
+            cache_dir=feature_options.cache_dir,
+            batch_size=feature_options.batch_size,
+            num_workers=feature_options.num_workers,
+        ),
     )
+    return images, loaded, image_processor, report, extraction
 
 
 def _scores(results: Mapping[str, float]) -> str:
@@ -252,24 +150,18 @@ def _scores(results: Mapping[str, float]) -> str:
     )
 
 
-def _print(results: Mapping[str, Any], lines: list[str], output: Path | None = None) -> None:
-    """One process of several prints."""
+def _result(results: Mapping[str, Any], lines: list[str], output: Path | None = None) -> Result | None:
+    """Return the results in the main process, and None in the others; write them to `output` if given."""
     from ..utils.processes import start_processes
 
     if not start_processes().is_main_process:
-        return
+        return None
     if output is not None:
-        write_text(output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        write_text(output, to_json(results) + "\n")
         lines = [*lines, f"written to {output}"]
-    console = Console(highlight=False, soft_wrap=True)
-    data, bad = results["data"], results["bad_images"]
-    console.print(
-        f"{data['train_images']} images to learn from, {data['validation_images']} to measure on, {len(data['labels'])} classes",
-        markup=False,
-    )
-    for image in bad[:MAX_PATHS]:
-        console.print(f"  left out: {image['path']}: {image['reason']}", markup=False)
-    if len(bad) > MAX_PATHS:
-        console.print(f"  left out: {len(bad)} images in all", markup=False)
-    for line in lines:
-        console.print(f"  {line}", markup=False)
+    data, unreadable = results["data"], results["bad_images"]
+    counts = f"{data['train_images']} training images, {data['validation_images']} validation images, {len(data['labels'])} classes"
+    skipped = [f"  skipped: {image['path']}: {image['reason']}" for image in unreadable[:MAX_PATHS]]
+    if len(unreadable) > MAX_PATHS:
+        skipped.append(f"  skipped: {len(unreadable)} images in all")
+    return Result(results, [counts, *skipped, *(f"  {line}" for line in lines)])

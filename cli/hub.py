@@ -1,65 +1,58 @@
-"""Commands about the Hub: `vitrail push`, `card`."""
+"""Commands about the Hub: `vitrail push` and `card`."""
 
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..hub.push import check_target, send, stage
 from ..model_cards.readme import model_card
 from ..utils.atomic import write_text
-from .checkpoints import Source
-from .images import check_output
+from .options import Code, Model, Revision
+from .output import Result, check_output, warn
 
 
 def push(
-    model: Source,
-    repo_id: Annotated[str, typer.Argument(help="The repository, user/name; made if it does not exist.")],
+    model: Model,
+    repo_id: Annotated[str, typer.Argument(help="Repository, as user/name; created if it does not exist.")],
     to: Annotated[str, typer.Option("--as", help="Layout of the repository: vitrail, transformers or timm.")] = "vitrail",
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository private; fail if it exists and is public.")
     ] = False,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request on a repository that exists.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to commit to, instead of main; made if it does not exist.")] = None,
-    code: Annotated[
-        bool, typer.Option("--code/--no-code", help="Put in the code that loads it where vitrail is not installed.")
-    ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be uploaded; the Hub is not asked.")] = False,
-) -> None:
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request on an existing repository.")] = False,
+    revision: Revision = None,
+    code: Code = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, without contacting the Hub.")] = False,
+) -> Result:
     """Upload a model to the Hub: weights, config, image processor, code and card, in one commit."""
-    console = Console(highlight=False, soft_wrap=True)
     check_target(repo_id, to=to, revision=revision, create_pr=create_pr)
     with tempfile.TemporaryDirectory() as folder:
         upload = stage(model, Path(folder) / "model", repo_id=repo_id, to=to, code=code)
-        console.print(f"{repo_id}, in the layout of {to}, bytes:", markup=False)
-        for name, path in upload.files.items():
-            console.print(f"{path.stat().st_size:15,}  {name}", markup=False)
-        for warning in upload.warnings:
-            console.print(f"  {warning}", markup=False)
-        if dry_run:
-            console.print("nothing was uploaded (--dry-run)", markup=False)
-            return
-        sent = send(upload, repo_id, private=private or None, revision=revision, create_pr=create_pr)
-    for name in sent.removed:
-        console.print(f"  removed: {name}", markup=False)
+        warn(*upload.warnings)
+        sizes = {name: path.stat().st_size for name, path in upload.files.items()}
+        sent = None if dry_run else send(upload, repo_id, private=private or None, revision=revision, create_pr=create_pr)
+    lines = [f"{repo_id}, in the layout of {to}, bytes:", *(f"{size:15,}  {name}" for name, size in sizes.items())]
+    record = {"repo_id": repo_id, "layout": to, "files": sizes, "warnings": list(upload.warnings)}
+    if sent is None:
+        return Result({**record, "uploaded": False, "url": None, "removed": []}, [*lines, "nothing was uploaded (--dry-run)"])
     if sent.kept_card:
-        console.print("  README.md was edited on the Hub and stays: edit the folder's own to replace it", markup=False)
-    done = "uploaded" if sent.is_new else "nothing has changed"
-    console.print(f"{done}: {sent.commit.pr_url or sent.commit.commit_url}", markup=False)
+        warn("README.md was edited on the Hub and is kept: to replace it, edit README.md in the folder.")
+    url = sent.commit.pr_url or sent.commit.commit_url
+    lines += [f"  removed: {name}" for name in sent.removed]
+    lines.append(f"{'uploaded' if sent.is_new else 'nothing has changed'}: {url}")
+    return Result({**record, "uploaded": sent.is_new, "url": url, "removed": list(sent.removed)}, lines)
 
 
 def card(
-    model: Source,
-    output: Annotated[Path | None, typer.Option(help="The .md file to write, instead of printing it.")] = None,
-) -> None:
-    """Render the model card of a folder, of any checkpoint, or of an official one by its name in the catalogue."""
+    model: Model,
+    output: Annotated[Path | None, typer.Option(help=".md file to write instead of printing the card.")] = None,
+) -> Result:
+    """Render the model card of a checkpoint; an official one is not downloaded."""
     if output is not None:
         check_output(output, (".md",))
-    text = str(model_card(model)).rstrip("\n") + "\n"
+    text = str(model_card(model)).rstrip("\n")
     if output is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text(output, text)
-        Console(highlight=False, soft_wrap=True).print(f"{output}: model card of {model}", markup=False)
+        return Result({"output": None, "card": text}, [text])
+    write_text(output, text + "\n")
+    return Result({"output": str(output), "card": text}, [f"{output}: model card of {model}"])

@@ -1,78 +1,59 @@
 """The command that trains a model on images without labels: `vitrail pretrain`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ..convert.loading import load
 from ..errors import VitrailError
 from ..hub.save import check_output_dir
 from ..utils.optional import check_packages
-from .evaluation import (
-    PACKAGES,
-    DataRevision,
-    ImageColumn,
-    LabelColumn,
-    NumWorkers,
-    Seed,
-    Strict,
-    TrainSplit,
-    ValidationFraction,
-    ValidationSplit,
-    check_not_itself,
-)
-from .images import check_output
+from .evaluation import PACKAGES
+from .options import BatchSize, Data, DataOptions, NumWorkers, Strict
+from .output import Result, check_not_itself, check_output, load_model
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How training runs and what it writes."""
+
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", min=1, show_default="from the recipe")] = None
+    batch_size: BatchSize = None
+    num_workers: NumWorkers = None
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(help="Epochs between k-NN evaluations, which need labels.", min=1, show_default="25 evaluations in all"),
+    ] = None
+    original_checkpoint: Annotated[
+        Path | None, typer.Option(help=".pth file to write as well: the run as a checkpoint of DINO's own code.")
+    ] = None
+    strict: Strict = False
 
 
 def pretrain(
-    data: Annotated[
-        str,
-        typer.Option(help="Images: a folder, with a folder for each class or without, Parquet, WebDataset, a Hub id, or digits."),
-    ],
-    output: Annotated[Path, typer.Option(help="The folder to write: the teacher, pretraining.json and its curves.")],
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder to write: the teacher, pretraining.json and its curves.")],
+    data_options: DataOptions,
+    options: TrainingOptions,
     arch: Annotated[
-        str | None, typer.Option(help="Train from scratch: vit_small_patch16 and the like, or the config.json of a ViTConfig.")
+        str | None, typer.Option(help="Train from scratch: a name such as vit_small_patch16, or a config.json of a ViTConfig.")
     ] = None,
     from_: Annotated[
-        str | None, typer.Option("--from", metavar="MODEL", help="Or go on from a model: whatever `vitrail convert` takes.")
+        str | None, typer.Option("--from", metavar="MODEL", help="Train further from a checkpoint, as `vitrail convert` takes it.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="How to train: dino, or a .json file that changes it.")] = "dino",
-    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.", min=1)] = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    train_split: TrainSplit = None,
+    recipe: Annotated[str, typer.Option(help="Training recipe: dino, or a .json file that changes it.")] = "dino",
     labels: Annotated[
-        bool, typer.Option("--labels/--no-labels", help="Set labeled images aside to measure on; or train on all there are.")
+        bool, typer.Option("--labels/--no-labels", help="Hold out labeled images for k-NN evaluation, or train on all images.")
     ] = True,
-    validation_split: ValidationSplit = None,
-    validation_fraction: ValidationFraction = 0.2,
-    data_revision: DataRevision = None,
-    seed: Seed = 0,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Images that the model takes at a time, on each device, up to the recipe's batch.", min=1, show_default="all"
-        ),
-    ] = None,
-    num_workers: NumWorkers = 0,
-    evaluate_every: Annotated[
-        int | None,
-        typer.Option(help="Epochs between two evaluations by k-NN, where there are labels.  [default: 25 in all]", min=1),
-    ] = None,
-    original_checkpoint: Annotated[
-        Path | None, typer.Option(help="A .pth file to write as well: the run in DINO's own layout.")
-    ] = None,
-    strict: Strict = False,
-) -> None:
-    """Train a model by DINO on images without labels, and write the teacher.
+) -> Result | None:
+    """Train a model with DINO on images without labels, and write the teacher.
 
-    After an interruption the same command goes on from the last epoch. Labels, where there are any, only measure.
+    After an interruption, the same command resumes from the last epoch. Labels, if there are any, are used for evaluation alone.
     """
     check_packages(PACKAGES, extra="evaluation")
     if (arch is None) == (from_ is None):
-        raise VitrailError("Give either --arch, to train from scratch, or --from, to go on from a model.")
+        raise VitrailError("Give either --arch, to train from scratch, or --from, to train a model further.")
     from ..data.unlabeled import load_training_images
     from ..pretraining import job
     from ..pretraining.architectures import new_model
@@ -80,57 +61,44 @@ def pretrain(
     from ..utils.processes import start_processes
 
     check_output_dir(output)
-    if original_checkpoint is not None:
-        check_output(original_checkpoint, (".pth",))
+    original = options.original_checkpoint
+    if original is not None:
+        check_output(original, (".pth",))
     chosen = find_recipe(recipe)
     if from_ is not None:
         check_not_itself(from_, output)
-        model, image_processor, report = load(from_)
+        model, image_processor, report = load_model(from_)
     else:
         assert arch is not None
-        model, image_processor = new_model(arch, image_size=chosen.augmentation.global_crops[0].size, seed=seed)
+        size = chosen.augmentation.global_crops[0].size
+        model, image_processor = new_model(arch, image_size=size, seed=data_options.seed)
         report = None
-    images = load_training_images(
-        data,
-        image_column=image_column,
-        label_column=label_column,
-        train_split=train_split,
-        labels=labels,
-        validation_split=validation_split,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        revision=data_revision,
-    )
+    images = load_training_images(data, labels=labels, **data_options.arguments())
     run = job.pretrain(
         model,
         image_processor,
         images,
         output_dir=output,
         recipe=chosen,
-        epochs=epochs,
-        seed=seed,
-        device_batch_size=batch_size,
-        num_workers=num_workers,
-        evaluate_every=evaluate_every,
-        strict=strict,
-        original_checkpoint=original_checkpoint,
+        epochs=options.epochs,
+        seed=data_options.seed,
+        device_batch_size=options.batch_size,
+        num_workers=options.num_workers or 0,
+        evaluate_every=options.evaluate_every,
+        strict=options.strict,
+        original_checkpoint=original,
         report=report,
         from_scratch=arch is not None,
     )
     if not start_processes().is_main_process:
-        return
+        return None
     lines = [f"{run['data']['train_images']} images, {run['epochs']} epochs, {run['updates']} updates"]
-    for last in [point for point in run["curves"] if "loss" in point][-1:]:  # a recipe may say that none is logged
+    for last in [point for point in run["curves"] if "loss" in point][-1:]:  # a recipe may log no loss
         lines.append(
             f"  loss {last['loss']:.3f}; entropy of targets {last['target_entropy']:.2f}, of their mean "
-            f"{last['mean_target_entropy']:.2f}; norm of the centre {last['center_norm']:.2f}"
+            f"{last['mean_target_entropy']:.2f}; norm of the center {last['center_norm']:.2f}"
         )
     if run["knn"] is not None and run["knn"]["accuracy"] is not None:
         lines.append(f"  k-NN accuracy of the teacher (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
-    files = [
-        f"{output}: the teacher, pretraining.json and its curves",
-        *([str(original_checkpoint)] if original_checkpoint else []),
-    ]
-    console = Console(highlight=False, soft_wrap=True)
-    for line in [*lines, f"  written to {'; '.join(files)}"]:
-        console.print(line, markup=False)
+    files = [f"{output}: the teacher, pretraining.json and its curves", *([str(original)] if original else [])]
+    return Result(run, [*lines, f"  written to {'; '.join(files)}"])

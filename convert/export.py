@@ -15,7 +15,7 @@ from ..errors import UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.graph_export import GRAPH_FORMATS, export_graph
-from ..utils.atomic import check_new, temporary_beside
+from ..utils.atomic import check_new, temporary_folder
 from ..utils.optional import check_packages
 from .families.family import Family, RawCheckpoint
 from .families.formats import Exported
@@ -139,7 +139,8 @@ def write_exported(exported: Exported, output: str | os.PathLike) -> list[Path]:
         VitrailError: `output` exists already.
     """
     output = Path(output)
-    with temporary_beside(output) as temporary:
+    check_new(output)
+    with temporary_folder(output) as temporary:
         written = EXPORT_FORMATS[exported.format].write(exported, temporary / output.name)
         targets = [output.with_name(path.name) for path in written]
         check_new(*targets)

@@ -1,19 +1,15 @@
 """What loading did, as data: the source of the weights, what became of them, and the record of it, conversion.json."""
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from ..errors import VitrailError
 from ..utils.hashing import sha256
 from ..utils.records import Record
-from ..version import __version__
+from ..utils.versions import versions
 
 REPORT_NAME = "conversion.json"  # in the folder of the weights
 
@@ -145,14 +141,7 @@ class ConversionReport:
     stored: ConversionRecord | None = None
     coverage: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(
-        default_factory=lambda: {
-            "vitrail": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-    )
+    versions: dict[str, str] = field(default_factory=lambda: versions(("torch", "transformers")))
 
     @property
     def origin(self) -> ConversionRecord | None:

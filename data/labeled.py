@@ -1,8 +1,7 @@
 """Labeled images from wherever they lie, as two halves: one to learn from, one to be measured on."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ..errors import VitrailError
+from ..utils.hashing import digest
 from .columns import check_columns, choose_image_column, choose_label_column, declare_images
 from .digits import stratified_split
 from .labeled_sources import read_splits
@@ -124,7 +124,7 @@ def two_halves(
     for name, half in zip(("train", "validation"), halves, strict=True):
         if len(half) == 0:
             raise VitrailError(f"{source} leaves no images for {name}; at least one class needs two images or more")
-    fingerprint = _digest([*(half._fingerprint.encode() for half in halves), *(name.encode() for name in names)])
+    fingerprint = digest([*(half._fingerprint.encode() for half in halves), *(name.encode() for name in names)])
     return LabeledImages(halves[0], halves[1], names, str(source), fingerprint)
 
 
@@ -136,7 +136,7 @@ def images_of(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     images = dataset.select_columns([column])
     images = images if column == "image" else images.rename_column(column, "image")
     images = images.cast_column("image", datasets.Image(decode=False))
-    return images.select(range(len(images)), new_fingerprint=_digest(_content(images)))
+    return images.select(range(len(images)), new_fingerprint=digest(_content(images)))
 
 
 def _label_names(feature: Any, values: list, column: str) -> tuple[str, ...]:
@@ -168,19 +168,11 @@ def _labels(feature: Any, values: list, names: tuple[str, ...], split: str) -> n
 
 def _half(images: datasets.Dataset, labels: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> datasets.Dataset:
     whole = images.add_column("label", labels, feature=datasets.ClassLabel(names=list(names)))
-    fingerprint = _digest([images._fingerprint.encode(), rows.tobytes(), labels[rows].tobytes()])
+    fingerprint = digest([images._fingerprint.encode(), rows.tobytes(), labels[rows].tobytes()])
     return whole.select(rows, new_fingerprint=fingerprint)
 
 
 # Fingerprints
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(len(part).to_bytes(8, "little"))
-        sha.update(part)
-    return sha.hexdigest()
 
 
 def _content(images: datasets.Dataset) -> Iterator[bytes]:

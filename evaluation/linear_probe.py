@@ -125,8 +125,9 @@ class ProbeTrainer(ScheduledTrainer):
             self.optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=0)
         return self.optimizer
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
+    def prepare_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Compute the features of images, where the training data are images."""
+        inputs = super().prepare_batch(batch)
         if "pixel_values" in inputs:
             assert self.features_of is not None
             inputs["features"] = self.features_of(inputs.pop("pixel_values"))
@@ -148,7 +149,7 @@ class ProbeTrainer(ScheduledTrainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Logits and labels; no loss, because a sum over heads, of which some may have diverged, says nothing."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.prepare_batch(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad():
             return None, model(**inputs)["logits"], labels

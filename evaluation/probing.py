@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.processes import start_processes
-from ..utils.run_folder import only_one_run, open_run
+from ..utils.run_folder import RunFolder
+from ..utils.trainer import last_checkpoint
 from .batches import FeatureRows, ImageRows
 from .fine_tuning import FineTuner, finetune
 from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies
@@ -34,6 +34,7 @@ from .report import write_report
 from .results import described, described_model, scores
 from .training import training_arguments
 
+HEADS, FINE_TUNING = "heads", "fine-tuning"  # folders of checkpoints in the folder of a run
 EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each
 MAX_LOGITS = 2**27  # numbers that all heads make at a time, on features: 512 MiB; larger batches are accumulated
 
@@ -49,7 +50,7 @@ class ProbeRun:
     views: int
     seed: int
     extraction: Extraction
-    run_dir: Path
+    folder: RunFolder
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -85,7 +86,7 @@ class ProbeRun:
         schedule = make_schedule(self.recipe, len(train.labels), seed=self.seed)
         heads, num_labels = self.heads, len(self.data.label_names)
         args = training_arguments(
-            self.run_dir / "heads",
+            self.folder.path / HEADS,
             schedule,
             seed=self.seed,
             device_batch_size=self.extraction.batch_size if on_images else max(1, MAX_LOGITS // (len(heads) * num_labels)),
@@ -125,7 +126,7 @@ class ProbeRun:
             self.images(self.data.train, train, augmented=True),
             self.images(self.data.validation, validation, augmented=False),
             epochs=epochs,
-            output_dir=self.run_dir / "fine-tuning",
+            output_dir=self.folder.path / FINE_TUNING,
             seed=self.seed,
             device_batch_size=self.extraction.batch_size,
             num_workers=self.extraction.num_workers,
@@ -177,10 +178,10 @@ def probe(
     check_output_dir(output_dir)
     processes = start_processes()
     model = model.to(processes.device).eval()
-    run_dir = output_dir.with_name(f"{output_dir.name}.run")
-    run = ProbeRun(model, image_processor, data, recipe, views, seed, extraction or Extraction(), run_dir)
+    run_folder = RunFolder(output_dir.with_name(f"{output_dir.name}.run"))
+    run = ProbeRun(model, image_processor, data, recipe, views, seed, extraction or Extraction(), run_folder)
 
-    with only_one_run(run_dir) if processes.is_main_process else contextlib.nullcontext():
+    with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
         return _run_probe(run, processes, output_dir, unfreeze_epochs=unfreeze_epochs, report=report)
 
 
@@ -194,7 +195,8 @@ def _run_probe(
     train, validation = run.features(data.train, views=run.views), run.features(data.validation, views=0)
     if processes.is_main_process:
         settings = {"recipe": asdict(recipe), "views": run.views, "seed": run.seed, "unfreeze_epochs": unfreeze_epochs}
-        open_run(run.run_dir, settings | {"train": train.key, "validation": validation.key})
+        has_results = any(last_checkpoint(run.folder.path / name) for name in (HEADS, FINE_TUNING))
+        run.folder.begin(settings | {"train": train.key, "validation": validation.key}, has_results=has_results)
     processes.wait_for_everyone()
     times.append(time.monotonic())
 
@@ -237,7 +239,7 @@ def _run_probe(
     if processes.is_main_process:
         save(merged, run.image_processor, output_dir, report=report)
         write_report(output_dir, results, confusion_matrix(classes[:, 0], validation.labels, len(data.label_names)))
-        shutil.rmtree(run.run_dir)
+        run.folder.remove()
     processes.wait_for_everyone()
     return results
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from ..convert.model_folder import RESULT_NAMES
 from ..hub.save import keep_record
-from ..utils.figures import COLORS, MARKERS, OTHERS, STYLE, save_figure
+from ..utils.figures import BACKGROUND_COLOR, COLORS, MARKERS, STYLE, save_figure
 
 MAX_CLASSES = 30  # in a confusion matrix that can be read
 MAX_NUMBERED = 15  # whose cells also have room for numbers
@@ -47,7 +47,7 @@ def learning_curves(results: Mapping[str, Any]) -> Figure:
             points = [point for point in results["curves"] if key in point]
             times = [point["epoch" if by_epoch else "update"] for point in points]
             values = scale * np.array([[math.nan if value is None else value for value in point[key]] for point in points])
-            axes.plot(times, values, color=OTHERS, linewidth=0.7, zorder=1)
+            axes.plot(times, values, color=BACKGROUND_COLOR, linewidth=0.7, zorder=1)
             axes.plot(times, values[:, best], color=COLORS[0], linewidth=2, zorder=2)
             axes.set_xlabel("epoch" if by_epoch else "iteration")
             axes.set_xlim(0, None)

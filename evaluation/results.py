@@ -1,9 +1,7 @@
 """What every evaluation says of itself: scores, data, model and versions, as results.json has them."""
 
-import platform
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from ..convert.report import ConversionReport
 from ..data.labeled import LabeledImages
 from ..features.cache import Features
 from ..utils.processes import start_processes
-from ..version import __version__
+from ..utils.versions import versions
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
@@ -68,16 +66,7 @@ def described(
         "runtime": halves["train"].runtime,
         "processes": start_processes().num_processes,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of vitrail, Python and the packages on which numbers depend."""
-    return {
-        "vitrail": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        "versions": versions(PACKAGES),
     }
 
 

@@ -54,7 +54,7 @@ def main(output_dir: Path) -> None:
     picture, components, nearest = (output_dir / name for name in ("attention.png", "pca.png", "knn.json"))
     program = str(Path(sys.executable).with_name("vitrail"))
     digits = write_digits(output_dir / "digits")
-    size, cache = ["--size", str(ENLARGED)], ["--cache-dir", str(output_dir / "cache")]
+    size, cache = ["--image-size", str(ENLARGED)], ["--cache-dir", str(output_dir / "cache")]
 
     log = run(program, "convert", CHECKPOINT, str(model_dir))
     log += run(program, "verify", str(model_dir), "--against", CHECKPOINT, "--image", digits[0])

@@ -32,6 +32,7 @@ from ..modeling.fingerprint import config_fields, weights_digest
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import CompiledModel
+from ..utils.atomic import replaced
 from ..utils.progress import progress_bar
 from .feature_types import num_readable_layers
 from .token_features import ExtractedChunk, ImageViews, Parts, UnreadableImage, extract_chunks, parts_programs
@@ -171,10 +172,9 @@ def _check(bad: Iterable[UnreadableImage], *, strict: bool) -> None:
 
 def _write_chunk(path: Path, extracted: ExtractedChunk) -> None:
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     bad = json.dumps([asdict(image) for image in extracted.bad])
-    save_file({"rows": extracted.rows, "parts": np.ascontiguousarray(extracted.parts)}, temporary, metadata={"bad": bad})
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        save_file({"rows": extracted.rows, "parts": np.ascontiguousarray(extracted.parts)}, temporary, metadata={"bad": bad})
 
 
 def _join(folder: Path, chunks: Collection[Path], *, labels: np.ndarray, contents: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ is there whole or not at all. Whoever runs a piece, and however often, its files
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Agreement, Runt
 from ..utils.atomic import read_json
 from ..utils.processes import start_processes
 from ..utils.progress import progress_bar
-from ..utils.run_folder import only_one
 from .job import SHARD_SIZE, TOO_MANY, Job
-from .store import MANIFEST, FeatureFolder
+from .store import MANIFEST
 
 RUNNERS = ("local", "ray")
 
@@ -112,7 +111,7 @@ def extract(
     )
     folder = job.folder
     main = processes.is_main_process
-    with _alone(folder) if main else contextlib.nullcontext():
+    with folder.run.lock() if main else contextlib.nullcontext():
         plan: list[Any] = [None]  # of the main process alone: others may not see yet what it has written
         if main:
             with job.writing():
@@ -150,22 +149,6 @@ def extract(
     processes.wait_for_everyone()
     manifest = read_json(folder.path / MANIFEST)
     return Extracted(manifest["rows"], manifest["errors"], images, workers.seconds, workers.waiting, job.agreement)
-
-
-@contextlib.contextmanager
-def _alone(folder: FeatureFolder) -> Iterator[None]:
-    """Makes the folder and keeps other runs away from it; nothing of ours is left in it where nothing was begun."""
-    new = not folder.path.exists()
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with only_one(folder.lock, folder.path):
-        try:
-            yield
-        finally:
-            if not (folder.path / MANIFEST).exists():
-                folder.lock.unlink(missing_ok=True)
-                shutil.rmtree(folder.progress, ignore_errors=True)
-                if new:
-                    folder.path.rmdir()
 
 
 def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | None:

@@ -28,12 +28,13 @@ import pyarrow.parquet as pq
 from ..data.entries import ImageEntry, row_id
 from ..data.reader import Chunk, UnreadableEntry
 from ..errors import VitrailError
-from ..utils.atomic import read_json
+from ..utils.atomic import TEMPORARY_MARK, read_json, replaced, synchronize, write_text
 from ..utils.hashing import sha256
+from ..utils.run_folder import LOCK_NAME, RunFolder
 
 FORMAT = 1
 MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"
-PROGRESS, LOCK = ".progress", ".lock"
+PROGRESS = ".progress"
 ROW_GROUP = 32 * 2**20  # bytes of features that are held before they are written
 NOT_COMPARED = ("vitrail", "model", "collection")  # settings that say where things are; what matters of them is in others
 
@@ -67,7 +68,7 @@ class FeatureFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.progress = path / PROGRESS
-        self.lock = path / LOCK
+        self.run = RunFolder(path, settings_name=MANIFEST, temporary_names=(PROGRESS,), ignored_settings=NOT_COMPARED)
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Starts, or goes on with what was begun with the same settings; removes what an interruption has left half-written.
@@ -79,17 +80,11 @@ class FeatureFolder:
         if (self.path / MANIFEST).is_file():
             manifest = read_json(self.path / MANIFEST)
             check_format(manifest, self.path)
-            begun = manifest["settings"]
-            different = [name for name in settings if name not in NOT_COMPARED and settings[name] != begun.get(name)]
-            if different:
-                raise VitrailError(
-                    f"{self.path} was begun with another {' and '.join(different)}: repeat the command as it was begun, or choose "
-                    "another output folder."
-                )
-        elif not set(os.listdir(self.path)) <= {PROGRESS, LOCK}:
+            self.run.check_settings(settings, manifest["settings"])
+        elif not set(os.listdir(self.path)) <= {PROGRESS, LOCK_NAME}:
             raise VitrailError(f"{self.path} holds other things: choose a new or empty output folder.")
         self.progress.mkdir(exist_ok=True)
-        for file in self.progress.glob("*.part"):
+        for file in self.progress.glob(f"*{TEMPORARY_MARK}*"):
             file.unlink()
         for mark in self.progress.glob("ray-*"):  # of a run on Ray that was killed
             shutil.rmtree(mark)
@@ -133,12 +128,7 @@ class FeatureFolder:
 
     def write(self, path: Path, text: str) -> None:
         """Writes a file, which then is on the disk whole; several processes may write the same."""
-        temporary = self.progress / f"{path.name}.{uuid.uuid4().hex}.part"
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut after the renaming could leave it empty
-        temporary.replace(path)
+        write_text(path, text, temporary_dir=self.progress)
 
     def settle(self, *, finished: bool) -> dict[str, Any]:
         """Brings the manifest and errors.parquet up to date, from the records; returns the manifest."""
@@ -154,9 +144,8 @@ class FeatureFolder:
             "shards": records,
         }
         errors = pa.Table.from_pylist(bad, ERRORS_SCHEMA)
-        temporary = self.progress / f"{ERRORS}.part"
-        pq.write_table(errors, temporary)
-        temporary.replace(self.path / ERRORS)
+        with replaced(self.path / ERRORS, temporary_dir=self.progress) as temporary:
+            pq.write_table(errors, temporary)
         if finished:
             self.write(self.path / CARD, _card(manifest))
         self._write_manifest(manifest)
@@ -216,7 +205,7 @@ class ChunkWriter:
             self.writer.close()
             self.writer = None
             digest = sha256(self.temporary)
-            _sync(self.temporary)
+            synchronize(self.temporary)
             record |= {"file": self.file, "rows": self.written, "bytes": self.temporary.stat().st_size, "sha256": digest}
             self.temporary.replace(self.folder.path / self.file)
         else:  # what was there, if the images have turned bad since
@@ -334,15 +323,6 @@ def check_format(manifest: Mapping[str, Any], folder: Path) -> None:
     """Raises VitrailError if a manifest is of another kind than these."""
     if manifest.get("format") != FORMAT:
         raise VitrailError(f"{folder} holds features of format {manifest.get('format')}, expected {FORMAT}: extract them again.")
-
-
-def _sync(file: Path) -> None:
-    """Has the system write a file to the disk, so that a power cut after its renaming cannot leave it empty."""
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _card(manifest: Mapping[str, Any]) -> str:

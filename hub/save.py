@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from ..model_cards.card import folder_card
 from ..model_cards.readme import may_be_rendered, write_card
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..utils.atomic import write_text
+from ..utils.atomic import temporary_folder, write_text
 from .remote_code import remove_code
 
 MAX_SHARD_SIZE = "5GB"  # the Hub recommends no larger files
@@ -53,9 +51,7 @@ def save(
     """
     output_dir = Path(output_dir).resolve()
     check_output_dir(output_dir)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    try:
+    with temporary_folder(output_dir) as temporary:
         model.save_pretrained(temporary, max_shard_size=MAX_SHARD_SIZE)
         image_processor.save_pretrained(temporary)
         for file in temporary.glob("*.safetensors"):
@@ -73,8 +69,6 @@ def save(
             _replace_files(temporary, output_dir)
         else:
             temporary.rename(output_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace_files(new: Path, folder: Path) -> None:

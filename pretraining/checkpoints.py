@@ -16,7 +16,7 @@ from ..convert.families.plain_vit import VIT_RULES
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..utils.atomic import temporary_beside
+from ..utils.atomic import check_new, replaced
 from .methods.dino import DINONetwork
 from .recipes import PretrainingRecipe
 from .trainer import DINOTrainer
@@ -43,9 +43,10 @@ def save_original_checkpoint(trainer: DINOTrainer, recipe: PretrainingRecipe, pa
         "dino_loss": {"center": trainer.model.loss.center.cpu().clone()},
         "teacher": original_state(trainer.model.teacher),
     }
-    with temporary_beside(path) as temporary:
-        torch.save(checkpoint, temporary / path.name)
-        (temporary / path.name).rename(path)
+    check_new(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def original_state(network: DINONetwork) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import OutputMismatchError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..utils.atomic import temporary_beside
+from ..utils.atomic import check_new, temporary_folder
 from ..utils.optional import import_without_telemetry
 from .graph import INPUT_NAME, Graph, trace, traceable, write_onnx, write_openvino
 
@@ -116,10 +116,11 @@ def export_graph(
             f"{type(model).__name__} has no graph: export its encoder, or a model of {', '.join(c.__name__ for c in OUTPUT_NAMES)}."
         )
     output = Path(output)
+    check_new(output)
     module = NamedOutputs(model)
     size = prepared_size(image_processor) or model.config.image_size
     image: tuple[int | None, int | None] = (None, None) if dynamic_size else size
-    with temporary_beside(output) as temporary:
+    with temporary_folder(output) as temporary:
         folder = temporary / output.name
         folder.mkdir()
         known.write(trace(module, (batch_size, model.config.num_channels, *image), module.names), folder / known.file)

@@ -1,8 +1,10 @@
-"""Files and folders that are complete, or not there: written under a temporary name, then renamed; JSON read with clear errors."""
+"""Read JSON with clear errors, and write files and folders that are complete or absent: under a temporary name, then renamed."""
 
 import json
+import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,20 +12,47 @@ from typing import Any
 
 from ..errors import CorruptFileError, VitrailError
 
+TEMPORARY_MARK = ".part"  # in the name of every file that is not complete
+
 
 def check_new(*paths: Path) -> None:
-    """Raises VitrailError where something stands already."""
+    """Raise VitrailError if a path exists."""
     if taken := [str(path) for path in paths if path.exists()]:
         raise VitrailError(f"{', '.join(taken)} exists already: remove it, or give another name.")
 
 
 @contextmanager
-def temporary_beside(output: Path) -> Iterator[Path]:
-    """A folder beside `output` to write into and to rename from; what is left in it goes.
+def replaced(path: Path, *, temporary_dir: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary name to write a file under, which becomes `path` when the block ends without an error.
 
-    Raises VitrailError, before anything is made, where `output` exists.
+    For libraries that write to a path. Several processes may replace the same file: the last one wins.
+
+    Args:
+        path: the file. The temporary name has the same extension.
+        temporary_dir: where the temporary file lies, on the same disk; None for the folder of `path`, as a hidden file.
     """
-    check_new(output)
+    folder = path.parent if temporary_dir is None else temporary_dir
+    temporary = folder / f".{path.stem}.{uuid.uuid4().hex[:8]}{TEMPORARY_MARK}{path.suffix}"
+    try:
+        yield temporary
+        synchronize(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def synchronize(file: Path) -> None:
+    """Flush a file to the disk. Otherwise a power cut after its renaming could leave it empty."""
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `output` to write into and to rename from. What is left in it is removed."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
@@ -33,24 +62,28 @@ def temporary_beside(output: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        CorruptFileError: it is none, or holds no object.
+        CorruptFileError: the file is not JSON, or holds no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CorruptFileError(f"{path} is no JSON ({error}): download it again, or remove it.") from error
+        raise CorruptFileError(f"{path} is not valid JSON ({error}): download it again, or remove it.") from error
     if not isinstance(content, dict):
         raise CorruptFileError(
-            f"{path} holds a {type(content).__name__} where an object should be: download it again, or remove it."
+            f"{path} holds a {type(content).__name__}; expected an object. Download the file again, or remove it."
         )
     return content
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, then renames it into place."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
+def write_text(path: Path, text: str, *, temporary_dir: Path | None = None) -> None:
+    """Write a text file. Names of files that are not valid Unicode are escaped."""
+    with replaced(path, temporary_dir=temporary_dir) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def write_json(path: Path, content: Any, *, temporary_dir: Path | None = None) -> None:
+    """Write a JSON file, indented."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", temporary_dir=temporary_dir)

@@ -1,13 +1,15 @@
-"""How the pictures of a run look, and how they are written."""
+"""The style of the figures of a run, and how they are written."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; with markers, so that grey copies can be read too
+from .atomic import replaced
+
+# Okabe and Ito's colors, which color-blind people can tell apart; with markers, so that gray copies can be read too
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D")
-OTHERS = "#B8B8B8"  # what stands behind
+BACKGROUND_COLOR = "#B8B8B8"  # of lines behind the main ones
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -20,7 +22,6 @@ STYLE = {
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG under a temporary name, then renames it into place."""
-    temporary = path.with_name(f".{path.stem}.part.png")
-    figure.savefig(temporary)
-    temporary.replace(path)
+    """Write a figure as a file."""
+    with replaced(path) as temporary:
+        figure.savefig(temporary)

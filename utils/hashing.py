@@ -6,19 +6,19 @@ from collections.abc import Iterable
 
 
 def sha256(*paths: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, or of several one after the other, in hexadecimal."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file in hexadecimal. Several files count as one, concatenated."""
+    sha = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
+            hashlib.file_digest(file, lambda: sha)
+    return sha.hexdigest()
 
 
-def digest(parts: Iterable[str | int | None]) -> str:
-    """A SHA-256 that differs when one of the parts, or their number, does."""
+def digest(values: Iterable[str | int | bytes | None]) -> str:
+    """Return a SHA-256 that differs when one of the values, or their number, differs."""
     sha = hashlib.sha256()
-    for part in parts:
-        content = repr(part).encode("utf-8", "backslashreplace")
+    for value in values:
+        content = value if isinstance(value, bytes) else repr(value).encode("utf-8", "backslashreplace")
         sha.update(len(content).to_bytes(8, "little"))
         sha.update(content)
     return sha.hexdigest()

@@ -1,4 +1,4 @@
-"""Packages that only some parts of this one need."""
+"""Optional dependencies: packages that only some features need."""
 
 import importlib
 import sys
@@ -12,9 +12,11 @@ TELEMETRY = "openvino_telemetry"
 
 
 def check_packages(names: Iterable[str], *, extra: str) -> None:
-    """Says before any work is done that packages are missing, and which extra of ours brings them.
+    """Raise VitrailError, before any work is done, if packages are missing.
 
-    names: as they are imported.
+    Args:
+        names: of the packages, as they are imported.
+        extra: the extra of vitrail that installs the packages.
     """
     missing = [name for name in names if find_spec(name) is None]
     if missing:
@@ -22,12 +24,12 @@ def check_packages(names: Iterable[str], *, extra: str) -> None:
 
 
 def import_without_telemetry(name: str) -> ModuleType:
-    """Imports openvino or nncf without the package by which they report every import and call to their makers, over the network.
+    """Import openvino or nncf without the package that reports imports and calls to their makers over the network.
 
-    Both do without it where it is not installed; so it seems while they are imported.
+    Both work without that package. It is hidden while they are imported.
     """
     known = sys.modules.pop(TELEMETRY, None)
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # Python's own way to say that there is none
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # makes Python's import raise ImportError
     try:
         return importlib.import_module(name)
     finally:

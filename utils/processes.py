@@ -7,10 +7,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import str_to_bool
 
-PATIENCE = timedelta(days=30)  # one process may be done long before another; torchrun ends all of them when one has died
+TIMEOUT = timedelta(days=30)  # one process may end long before another; if one dies, torchrun ends the others
 
 
 def start_processes() -> PartialState:
-    """Joins the other processes, if there are any; on a machine without accelerators, and with `--cpu`, over gloo."""
-    asked_for_cpu = str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "no")) == 1
-    return PartialState(cpu=asked_for_cpu or not torch.accelerator.is_available(), timeout=PATIENCE)
+    """Join the other processes, if there are any. Without an accelerator, and with `--cpu`, they communicate over gloo."""
+    cpu_requested = str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "no")) == 1
+    return PartialState(cpu=cpu_requested or not torch.accelerator.is_available(), timeout=TIMEOUT)

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar in a terminal, or else a line from time to time."""
+"""Progress of a long job: a bar in a terminal, otherwise a line per minute."""
 
 import contextlib
 import time
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 60
-SECONDS_OF_SPEED = 300  # that the rate looks back: what other machines have done comes rarely, and much at a time
+SECONDS_OF_SPEED = 300  # the rate is averaged over these: results of other machines arrive rarely, and many at a time
 
 
 class _Rate(ProgressColumn):
@@ -20,9 +20,13 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int | None, *, done: int = 0, wanted: bool = True) -> Iterator[Callable[[int], None]]:
-    """Shows on stderr how many images are done, how fast, and the time left; yields the function that advances by a number.
+    """Show on stderr how many images are done, the rate, and the time left. Yield the function that advances by a number.
 
-    total: None where it is not known.
+    Args:
+        description: of the job.
+        total: number of images; None if it is unknown.
+        done: number of images that were done before.
+        wanted: whether anything is shown.
     """
     console = Console(stderr=True)
     wanted = wanted and not are_progress_bars_disabled()

@@ -1,6 +1,5 @@
 """Records: the JSON files that vitrail writes next to its outputs, as dataclasses with a `format_version`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from ..errors import CorruptFileError, VitrailError
-from .atomic import read_json, write_text
+from .atomic import read_json, write_json
 
 
 @dataclass(kw_only=True)
@@ -42,7 +41,7 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Write the record as a JSON file."""
-        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_json(path, self.to_dict())
 
 
 def check_format_version(content: Mapping[str, Any], path: str | Path, supported: int = 1) -> None:

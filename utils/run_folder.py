@@ -1,63 +1,111 @@
-"""The folder of a training run that goes on where it was interrupted: one run at a time, and the one that began in it."""
+"""The folder of a long run: one run at a time writes into it, and an interrupted run continues with the settings it was begun with."""
 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..errors import VitrailError
-from .atomic import write_text
+from .atomic import read_json, write_json
 
-RUN_NAME = "run.json"
+SETTINGS_NAME = "run.json"
 LOCK_NAME = ".lock"
 
 
-@contextlib.contextmanager
-def only_one_run(run_dir: Path) -> Iterator[None]:
-    """Keeps a second run away from the folder of one that is going on; an empty folder is not left behind."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    alone = False
-    try:
-        with only_one(run_dir / LOCK_NAME, run_dir):
-            alone = True
-            yield
-    finally:
-        if alone and run_dir.exists() and {path.name for path in run_dir.iterdir()} <= {LOCK_NAME}:
-            shutil.rmtree(run_dir)
+class RunFolder:
+    """The folder of a run that can be interrupted: locked, compared with the settings of its beginning, removed at the end.
 
+    A run has begun when the file of its settings is there. Until then nothing of it is left behind.
 
-def open_run(run_dir: Path, settings: Mapping[str, Any]) -> None:
-    """Makes the folder of a run, or finds it; only the run that began in it may go on."""
-    settings = json.loads(json.dumps(settings))
-    path = run_dir / RUN_NAME
-    if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name in settings if settings[name] != begun.get(name)]
-        if different:
-            raise VitrailError(
-                f"{run_dir} holds an unfinished run with another {' and '.join(different)}: repeat it as it was begun, remove that "
-                "folder, or choose another output folder."
-            )
-        return
-    write_text(path, json.dumps(settings, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def only_one(lock_file: Path, what: str | Path) -> Iterator[None]:
-    """Keeps a second run away from what the first is writing; a run that was killed keeps nobody away.
-
-    Raises VitrailError if another run is going on.
+    Args:
+        path: the folder. It need not exist.
+        settings_name: the file whose presence shows that a run has begun.
+        temporary_names: files and folders of the run that are worth nothing without that file.
+        ignored_settings: settings that may differ when a run continues.
     """
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise VitrailError(f"{what} is in use by another run: wait for it, or choose another output folder.") from error
-    try:
-        yield
-    finally:
-        lock.release()
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        settings_name: str = SETTINGS_NAME,
+        temporary_names: Collection[str] = (),
+        ignored_settings: Collection[str] = (),
+    ) -> None:
+        self.path = path
+        self.settings_file = path / settings_name
+        self.lock_file = path / LOCK_NAME
+        self.temporary_names = temporary_names
+        self.ignored_settings = ignored_settings
+
+    @contextlib.contextmanager
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
+        """Create the folder and keep other runs out of it. A killed run leaves no lock.
+
+        Args:
+            wait: wait for another run to end, instead of raising.
+
+        Raises:
+            VitrailError: another run holds the lock.
+        """
+        created = not self.path.exists() or self.lock_file.exists()  # by this run, or by one that was killed
+        lock = FileLock(self.lock_file)
+        while not lock.is_locked:
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                with contextlib.suppress(FileNotFoundError):  # the run that held the lock has removed the folder
+                    lock.acquire(timeout=-1 if wait else 0)
+            except Timeout as error:
+                raise VitrailError(
+                    f"{self.path} is in use by another run: wait until it ends, or choose another output folder."
+                ) from error
+            if lock.is_locked and not self.lock_file.exists():  # removed after it was opened
+                lock.release()
+        try:
+            yield
+        finally:
+            if self.path.exists() and not self.settings_file.exists():
+                self._clear(remove=created)
+            lock.release()
+
+    def begin(self, settings: Mapping[str, Any], *, has_results: bool) -> None:
+        """Record the settings of a run. A run that continues must have the settings it was begun with.
+
+        Args:
+            settings: everything that the results depend on, in types of JSON.
+            has_results: whether the run continues from results in the folder. Without results any settings may begin.
+
+        Raises:
+            VitrailError: the results in the folder are of other settings.
+        """
+        if has_results:
+            self.check_settings(settings, read_json(self.settings_file) if self.settings_file.is_file() else {})
+        write_json(self.settings_file, settings)
+
+    def check_settings(self, settings: Mapping[str, Any], begun_with: Mapping[str, Any]) -> None:
+        """Raise VitrailError if settings differ from those that a run was begun with."""
+        settings = json.loads(json.dumps(settings))  # as they are read back: tuples become lists
+        compared = [name for name in settings if name not in self.ignored_settings]
+        if different := [name for name in compared if name not in begun_with or settings[name] != begun_with[name]]:
+            raise VitrailError(
+                f"{self.path} was begun with different settings ({', '.join(different)}): repeat the run with the same settings, remove "
+                "the folder, or choose another output folder."
+            )
+
+    def remove(self) -> None:
+        """Remove the folder of a run that is complete."""
+        shutil.rmtree(self.path)
+
+    def _clear(self, *, remove: bool) -> None:
+        """Remove what a run that has not begun leaves, and the folder if it is empty then."""
+        for path in (self.path / name for name in (*self.temporary_names, LOCK_NAME)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if remove and not any(self.path.iterdir()):
+            self.path.rmdir()

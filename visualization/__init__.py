@@ -1,0 +1,1 @@
+"""Pictures and pages for people: attention, principal components, similar images, and `report/`, the page about stored features."""

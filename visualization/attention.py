@@ -1,4 +1,4 @@
-"""Pictures of what a model attends to: heads of any blocks, their mean, or attention rollout."""
+"""Pictures of attention: the heads of any blocks, their mean, or attention rollout."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTAttention, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .pictures import contact_sheet, heat_map, look, name_of, overlay
+from .pictures import contact_sheet, heat_map, image_name, overlay, preprocess
 
 SHOWN = ("heads", "mean", "rollout")
 STYLES = {"overlay": overlay, "grid": heat_map}
@@ -26,36 +26,39 @@ def plot_attention(
     show: str = "heads",
     style: str = "overlay",
 ) -> tuple[list[np.ndarray], Image.Image]:
-    """How much [CLS] attends to each part of images; without [CLS], how much attention each part receives, as `attention_maps` says.
+    """Return the attention from [CLS] to the patches of images, and a picture of it.
+
+    Without [CLS], the attention that each patch receives takes its place (see `ViTModel.attention_maps`).
 
     Args:
-        model: any of our models, with any attention implementation and dtype.
-        image_processor: the model's own; for another size or aspect, what `at_size` and `keep_aspect` make of it.
+        model: any vitrail model, with any attention implementation and dtype.
+        image_processor: the image processor of the model; `at_size` and `keep_aspect` derive processors for other sizes and aspects.
         images: paths, PIL images or arrays, of any sizes.
-        layers: indices of blocks, 0 for the first, negative ones from the last, which is the default.
-        show: "heads", each head of these blocks; "mean", over the heads of each; "rollout", through all blocks (`attention_rollout`).
-        style: "overlay" lays the attention over the image, "grid" draws it alone, patch by patch.
+        layers: indices of blocks: 0 is the first, -1 the last, which is the default.
+        show: "heads": every head of these blocks; "mean": the mean over the heads of each block; "rollout": attention through all
+            blocks (see `attention_rollout`).
+        style: "overlay" blends the attention with the image, "grid" draws the attention alone, patch by patch.
 
     Returns:
-        The attention in each image, float32: (layers, A, h, w) of heads, (layers, h, w) of means, (h, w) of rollout; and a picture of
-        it beside each image as the model sees it, every map scaled to its own range.
+        The attention in each image, float32: (layers, A, h, w) for heads, (layers, h, w) for means, (h, w) for rollout; and a picture with
+        each image as the model receives it, followed by its maps. Every map is scaled to its own range.
 
     Raises:
-        VitrailError: no image, another word than these, or layers of a rollout.
-        ValueError: there is no such block, an image cannot be read, or patches do not divide its size.
+        VitrailError: there is no image, `show` or `style` is unknown, or `layers` is given for a rollout.
+        ValueError: a block does not exist, an image cannot be read, or the patch size does not divide its size.
     """
     if not len(images):
         raise VitrailError("found no image; pass at least one")
-    if show not in SHOWN or style not in STYLES:
-        raise VitrailError(
-            f"found show={show!r} and style={style!r}; write one of {', '.join(SHOWN)}, and one of {', '.join(STYLES)}"
-        )
+    if show not in SHOWN:
+        raise VitrailError(f"found show={show!r}; expected one of {', '.join(SHOWN)}")
+    if style not in STYLES:
+        raise VitrailError(f"found style={style!r}; expected one of {', '.join(STYLES)}")
     if show == "rollout" and layers is not None:
-        raise VitrailError("Rollout goes through all blocks: leave the layers out, or show heads or mean.")
+        raise VitrailError("found show='rollout' with layers, but rollout uses all blocks: omit layers, or show heads or mean.")
     layers = (-1,) if layers is None else layers
     maps, strips = [], []
     for number, image in enumerate(images):
-        pixel_values, photo = look(model, image_processor, image)
+        pixel_values, photo = preprocess(model, image_processor, image)
         if show == "rollout":
             attention = attention_rollout(model, pixel_values)
         else:
@@ -63,7 +66,7 @@ def plot_attention(
             attention = attention if show == "heads" else attention.mean(dim=2)
         maps.append(attention[0].cpu().numpy())
         blocks = [index % model.config.num_hidden_layers for index in layers]
-        first: tuple[str, Image.Image | None] = (name_of(image, number), photo)
+        first: tuple[str, Image.Image | None] = (image_name(image, number), photo)
         for strip in _captioned(maps[-1], show, blocks):
             strips.append([first, *((caption, STYLES[style](photo, one)) for caption, one in strip)])
             first = ("", None)
@@ -82,19 +85,19 @@ def _captioned(maps: np.ndarray, show: str, blocks: Sequence[int]) -> list[list[
 
 @torch.inference_mode()
 def attention_rollout(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """How much of each patch arrives at [CLS] through all blocks, if attention and residual stream count half each.
+    """Return the attention rollout: the contribution of each patch to [CLS] through all blocks.
 
-    The product of (A + I) / 2 over all blocks, A the mean over the heads with rows that sum to 1: its row of [CLS], or without [CLS]
-    the mean of the rows of all patches. Source: Abnar and Zuidema, arXiv 2005.00928, section 3.
+    Rollout is the product of (A + I) / 2 over all blocks, where A is the mean attention of the heads and I the residual connection. The
+    result is the row of [CLS]; without [CLS], the mean of the rows of all patches. Source: Abnar and Zuidema, arXiv 2005.00928, section 3.
 
     Args:
         pixel_values: (B, C, H, W).
 
     Returns:
-        (B, h, w), float32; what it misses to a sum of 1 is of [CLS] and registers.
+        (B, h, w), float32. [CLS] and registers account for the rest to a sum of 1.
     """
     model = model.base_model
-    # Averaged block by block: the heads of all blocks may be more than memory holds
+    # Heads are averaged block by block: those of all blocks together may not fit into memory
     hooks = [module.register_forward_hook(_average_heads) for module in model.modules() if isinstance(module, ViTAttention)]
     try:
         outputs = model(pixel_values, output_attentions=True, return_dict=True)
@@ -107,7 +110,7 @@ def attention_rollout(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> 
         rows[..., 0] = 1
     else:
         rows[..., prefix:] = 1 / (num_tokens - prefix)
-    for weights in reversed(outputs.attentions):  # from the last block back, a row meets one (L, L) matrix at a time
+    for weights in reversed(outputs.attentions):  # from the last block back, each step multiplies one row by one (L, L) matrix
         rows = (rows @ weights.to(rows.device) + rows) / 2
     return rows[:, 0, prefix:].unflatten(-1, outputs.patch_grid)
 
@@ -116,4 +119,4 @@ def _average_heads(
     module: nn.Module, arguments: tuple, output: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     weights = output[1].mean(dim=1, dtype=torch.float32)  # (B, L, L)
-    return output[0], weights / weights.sum(dim=-1, keepdim=True)  # rounded to 16 bits they sum to a little more or less than 1
+    return output[0], weights / weights.sum(dim=-1, keepdim=True)  # in 16 bits the rows do not sum to 1 exactly

@@ -1,4 +1,4 @@
-"""Patch features as colours: principal components over several images, of the foreground alone, as DINOv2 shows them."""
+"""Patch features as colors: principal components over several images, of the foreground alone, as DINOv2 shows them."""
 
 from collections.abc import Sequence
 
@@ -9,58 +9,57 @@ from PIL import Image
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .pictures import contact_sheet, look, name_of
+from .pictures import contact_sheet, image_name, preprocess
 
-LIMITS = (0.01, 0.99)  # the quantiles of a component that become 0 and 1 of a colour, so that outliers do not take all the range
-MIN_RANGE = 1e-5  # of a component, relative to the largest value of a token; what varies less is rounding
+LIMITS = (0.01, 0.99)  # quantiles of a component that map to 0 and 1 of a color: outliers would take the whole range
+MIN_RANGE = 1e-5  # of a component, relative to the largest value of a token; a smaller range is rounding error
 
 
 @torch.inference_mode()
 def plot_pca(
     model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, images: Sequence, *, foreground: bool = True
 ) -> tuple[list[np.ndarray], list[np.ndarray], Image.Image]:
-    """The patches of several images in colours that say which are alike, over all of them: DINOv2's picture (arXiv 2304.07193, figure 1).
+    """Return the patch features of images as colors, and a picture of them: similar patches have similar colors, over all images.
 
-    The first principal component of all patches divides foreground from background (`find_foreground`); the first three of the
-    foreground patches are red, green and blue.
+    The first principal component of all patches separates foreground from background (see `find_foreground`). The first three components
+    of the foreground patches become red, green and blue. Source: DINOv2, arXiv 2304.07193, figure 1.
 
     Args:
-        model: any of our models.
-        image_processor: the model's own; for another size or aspect, what `at_size` and `keep_aspect` make of it.
+        model: any vitrail model.
+        image_processor: the image processor of the model; `at_size` and `keep_aspect` derive processors for other sizes and aspects.
         images: paths, PIL images or arrays, of any sizes.
-        foreground: without it, every patch counts as foreground.
+        foreground: detect the foreground; otherwise every patch counts as foreground.
 
     Returns:
-        For each image its colours (h, w, 3), float32 from 0 to 1, and its foreground (h, w), bool; and a picture of the colours beside
-        the images as the model sees them. The background is black.
+        The colors of each image (h, w, 3), float32 from 0 to 1; the foreground of each image (h, w), bool; and a picture with each image
+        as the model receives it, next to its colors. The background is black.
 
     Raises:
-        VitrailError: no image.
-        ValueError: an image cannot be read, or patches do not divide its size.
+        VitrailError: there is no image.
+        ValueError: an image cannot be read, or the patch size does not divide its size.
     """
     if not len(images):
         raise VitrailError("found no image; pass at least one")
     tokens, photos = [], []
     for image in images:
-        pixel_values, photo = look(model, image_processor, image)
+        pixel_values, photo = preprocess(model, image_processor, image)
         (patches,) = model.base_model.get_intermediate_layers(pixel_values, reshape=True)
         tokens.append(patches[0].permute(1, 2, 0).cpu())
         photos.append(photo)
     masks = find_foreground(tokens) if foreground else [np.ones(patches.shape[:2], dtype=bool) for patches in tokens]
-    colours = component_colors(tokens, masks)
+    colors = component_colors(tokens, masks)
     strips = []
-    for number, (image, photo, one) in enumerate(zip(images, photos, colours, strict=True)):
+    for number, (image, photo, one) in enumerate(zip(images, photos, colors, strict=True)):
         levels = Image.fromarray((one * 255).round().astype(np.uint8))
-        strips.append([(name_of(image, number), photo), ("PCA", levels.resize(photo.size, Image.Resampling.BICUBIC))])
-    return colours, masks, contact_sheet(strips)
+        strips.append([(image_name(image, number), photo), ("PCA", levels.resize(photo.size, Image.Resampling.BICUBIC))])
+    return colors, masks, contact_sheet(strips)
 
 
 def find_foreground(tokens: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """Which patches are foreground, (h, w) bool for each image.
+    """Return the foreground of each image, (h, w) bool.
 
-    The first principal component over all patches is divided into two sides where the variance within them is least (Otsu 1979). The
-    background is the side to which more of the patches on the borders of the images belong. Where all patches are equal, all of them
-    are foreground.
+    The first principal component over all patches is split at the threshold that minimizes the variance within both classes (Otsu 1979).
+    The class with more of the patches on the image borders is the background. If all patches are equal, all of them are foreground.
 
     Args:
         tokens: (h, w, D) for each image.
@@ -69,16 +68,16 @@ def find_foreground(tokens: Sequence[torch.Tensor]) -> list[np.ndarray]:
     scores = principal_components(flat, 1)[:, 0]
     if scores.min() == scores.max():
         return [np.ones(patches.shape[:2], dtype=bool) for patches in tokens]
-    sides = np.split(scores > _otsu_threshold(scores), np.cumsum([len(patches.flatten(0, 1)) for patches in tokens])[:-1])
-    masks = [side.reshape(patches.shape[:2]) for side, patches in zip(sides, tokens, strict=True)]
+    classes = np.split(scores > _otsu_threshold(scores), np.cumsum([len(patches.flatten(0, 1)) for patches in tokens])[:-1])
+    masks = [above.reshape(patches.shape[:2]) for above, patches in zip(classes, tokens, strict=True)]
     on_border = np.concatenate([_border(mask) for mask in masks])
     return [~mask for mask in masks] if on_border.mean() > 0.5 else masks
 
 
 def component_colors(tokens: Sequence[torch.Tensor], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The first three principal components of the patches that masks select, each scaled to 0 to 1; the other patches are black.
+    """Return the first three principal components of the patches that masks select, each scaled to 0 to 1; other patches are black.
 
-    A component that does not vary becomes 0.5.
+    A constant component becomes 0.5.
 
     Args:
         tokens: (h, w, D) for each image.
@@ -92,31 +91,31 @@ def component_colors(tokens: Sequence[torch.Tensor], masks: Sequence[np.ndarray]
     low, high = np.quantile(scores, LIMITS, axis=0)
     varies = high > low
     scaled = np.where(varies, ((scores - low) / np.where(varies, high - low, 1)).clip(0, 1), 0.5)
-    colours = []
+    colors = []
     for mask, one in zip(masks, np.split(scaled, np.cumsum([mask.sum() for mask in masks])[:-1]), strict=True):
-        colours.append(np.zeros((*mask.shape, 3), dtype=np.float32))
-        colours[-1][mask] = one
-    return colours
+        colors.append(np.zeros((*mask.shape, 3), dtype=np.float32))
+        colors[-1][mask] = one
+    return colors
 
 
 def principal_components(tokens: torch.Tensor, number: int) -> np.ndarray:
-    """The first principal components of tokens (M, D): (M, number) float64, by exact eigenvectors of the covariance.
+    """Return the first principal components of tokens (M, D): (M, number) float64, from the eigenvectors of the covariance.
 
-    The largest weight of each component is positive, so that its sign is the same each time (scikit-learn's rule, too). Components that
-    vary by no more than rounding are 0.
+    The largest weight of each component is positive, so that signs are reproducible (scikit-learn has the same rule). A component that
+    varies by rounding error alone is 0.
     """
     values = tokens.double()
-    centred = values - values.mean(dim=0)
-    _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+    centered = values - values.mean(dim=0)
+    _, directions = torch.linalg.eigh(centered.T @ centered)  # ascending
     directions = directions[:, -number:].flip(1)
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    scores = centred @ (directions * largest.sign())
+    scores = centered @ (directions * largest.sign())
     span = scores.amax(dim=0) - scores.amin(dim=0)
     return torch.where(span > MIN_RANGE * values.abs().max(), scores, 0).numpy()
 
 
 def _otsu_threshold(scores: np.ndarray) -> float:
-    """Where to divide values that are not all equal so that the variance between both sides is largest."""
+    """Return the threshold that maximizes the variance between the classes on both sides; the values are not all equal."""
     ordered = np.sort(scores)
     below = np.arange(1, len(ordered))
     sums = np.cumsum(ordered)

@@ -1,4 +1,4 @@
-"""Pictures for people: images prepared at another size, as the model sees them, as heat, and side by side under captions."""
+"""Pictures: images at other sizes, images as the model receives them, heat maps, and contact sheets with captions."""
 
 import math
 import os
@@ -13,31 +13,31 @@ from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 
-# Dark blue over violet and orange to light yellow; lightness grows steadily, so that the order survives in grey
+# Dark blue, violet, orange, light yellow; lightness grows steadily, so that the order survives in grayscale
 HEAT_COLORS = np.array(
     [[13, 8, 60], [86, 15, 109], [160, 42, 99], [221, 81, 58], [252, 151, 32], [252, 255, 200]], dtype=np.float32
 )
 HEAT_OPACITY = 0.75
-MARGIN = 6  # pixels around the cells of a sheet
-SMALLEST_CELL = 160  # pixels, in which a caption can be read; smaller pictures are enlarged
-MAX_SHEET = 32_000_000  # pixels; cells shrink for it. Pillow warns of files from 89 million on
-SMALLEST_FONT = 16  # pixels
+MARGIN = 6  # pixels around the cells of a contact sheet
+MIN_CELL = 160  # pixels, wide enough for a caption; smaller pictures are enlarged
+MAX_SHEET = 32_000_000  # pixels; larger sheets are shrunk. Pillow warns about files of 89 million pixels
+MIN_FONT = 16  # pixels
 
 
 def at_size(
     image_processor: VitrailImageProcessor, patch_size: tuple[int, int], size: int | tuple[int, int]
 ) -> VitrailImageProcessor:
-    """An image processor that makes images of another size, for a finer or a coarser patch grid, and is otherwise like this one.
+    """Return a copy of an image processor for another image size, for a finer or a coarser patch grid.
 
-    Where it crops a square, the crop and the size before it grow alike. To a rectangle images are squashed. Where images keep their
-    aspect, `size` is their shorter side, and both sides become the nearest multiples of the patch.
+    If the processor crops a square, the crop and the size before the crop scale together. For a rectangle, images are squashed. If images
+    keep their aspect, `size` is the shorter side, and both sides become the nearest multiples of the patch size.
 
     Args:
-        patch_size: of the model, (height, width) in pixels.
-        size: of the new images in pixels, int or (height, width).
+        patch_size: patch size of the model, (height, width) in pixels.
+        size: the new image size in pixels, int or (height, width).
 
     Raises:
-        VitrailError: patches do not divide `size`.
+        VitrailError: the patch size does not divide `size`.
     """
     height, width = (size, size) if isinstance(size, int) else size
     _check_size((height, width), patch_size)
@@ -60,20 +60,22 @@ def _check_size(size: tuple[int, int], patch_size: tuple[int, int]) -> None:
         return
     lower = tuple(max(side // patch, 1) * patch for side, patch in zip(size, patch_size, strict=True))
     upper = tuple(max(-(-side // patch), 1) * patch for side, patch in zip(size, patch_size, strict=True))
-    choices = [_by(lower)] if lower == upper else [_by(lower), _by(upper)]
+    choices = [_text(lower)] if lower == upper else [_text(lower), _text(upper)]
     raise VitrailError(
-        f"Images of {_by(size)} pixels cannot be cut into patches of {_by(patch_size)}: choose the size {' or '.join(choices)}."
+        f"Images of {_text(size)} pixels cannot be cut into patches of {_text(patch_size)}: choose the size {' or '.join(choices)}."
     )
 
 
-def _by(size: tuple[int, ...]) -> str:
+def _text(size: tuple[int, ...]) -> str:
     return "x".join(map(str, size))
 
 
-def look(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: object) -> tuple[torch.Tensor, Image.Image]:
-    """What a model sees of an image: its `pixel_values` (1, C, H, W), where the model is, and the same as an RGB picture.
+def preprocess(
+    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: object
+) -> tuple[torch.Tensor, Image.Image]:
+    """Return the `pixel_values` (1, C, H, W) of an image, on the device of the model, and the same pixels as an RGB picture.
 
-    Channels that are not three make a grey picture, of their mean.
+    Images with other than three channels become a gray picture of their mean.
     """
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
     levels = pixel_values[0].cpu().numpy()
@@ -88,19 +90,19 @@ def look(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, imag
     return pixel_values.to(model.device), photo
 
 
-def name_of(image: object, index: int) -> str:
-    """What an image is called under its picture: its file, or else its place among the images, from 0."""
+def image_name(image: object, index: int) -> str:
+    """Return the caption of an image: its file name, or its index among the images."""
     return os.path.basename(os.fspath(image)) if isinstance(image, str | os.PathLike) else f"image {index}"
 
 
 def overlay(photo: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Lays attention (h, w) over a photo as heat, the smallest value the darkest and the largest the lightest."""
+    """Blend attention (h, w) with a photo as heat: the smallest value is the darkest, the largest the lightest."""
     smooth = Image.fromarray(_scaled(attention)).resize(photo.size, Image.Resampling.BICUBIC)
     return Image.blend(photo, heat(np.asarray(smooth).clip(0, 1)), HEAT_OPACITY)
 
 
 def heat_map(photo: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Attention (h, w) alone as heat, patch by patch, as large as the photo; the largest value is the lightest, as in `overlay`."""
+    """Return attention (h, w) alone as heat, patch by patch, at the size of the photo; colors are those of `overlay`."""
     return heat(_scaled(attention)).resize(photo.size, Image.Resampling.NEAREST)
 
 
@@ -110,34 +112,34 @@ def _scaled(attention: np.ndarray) -> np.ndarray:
 
 
 def heat(values: np.ndarray) -> Image.Image:
-    """Values (h, w) from 0 to 1 in colours, a pixel for each."""
+    """Return values (h, w) from 0 to 1 as a picture of heat colors, one pixel per value."""
     position = values * (len(HEAT_COLORS) - 1)
     lower = np.minimum(position.astype(int), len(HEAT_COLORS) - 2)
     share = (position - lower)[..., None]
-    colours = HEAT_COLORS[lower] * (1 - share) + HEAT_COLORS[lower + 1] * share
-    return Image.fromarray(colours.round().astype(np.uint8))
+    colors = HEAT_COLORS[lower] * (1 - share) + HEAT_COLORS[lower + 1] * share
+    return Image.fromarray(colors.round().astype(np.uint8))
 
 
 def contact_sheet(strips: Sequence[Sequence[tuple[str, Image.Image | None]]]) -> Image.Image:
-    """Strips of pictures under their captions, on white.
+    """Return strips of pictures under their captions, on white.
 
-    One strip is cut into rows that make about a square. Several strips, of one length, stay whole: one below the other, and side by
-    side too where the sheet would be a tower. Every picture fills its cell as far as its aspect allows. Large sheets are shrunk to
-    `MAX_SHEET` pixels, and small pictures enlarged.
+    A single strip is wrapped into rows that make about a square. Several strips of equal length stay whole: they are stacked, and placed
+    side by side as well if the sheet would be too tall. Every picture fills its cell as far as its aspect allows. Large sheets are shrunk
+    to `MAX_SHEET` pixels, and small pictures are enlarged.
 
     Args:
-        strips: (caption, picture) of each cell; without a picture the cell stays empty.
+        strips: (caption, picture) of each cell; a cell without a picture stays empty.
     """
     cells = [cell for strip in strips for cell in strip]
     widths, heights = zip(*(picture.size for _, picture in cells if picture is not None), strict=True)
     columns = _number_of_columns(len(strips), len(strips[0]), max(heights) / max(widths))
     rows = math.ceil(len(cells) / columns)
     largest_zoom = math.sqrt(MAX_SHEET / (rows * max(heights) * columns * max(widths)))
-    zoom = min(math.ceil(SMALLEST_CELL / max(widths)), largest_zoom)
+    zoom = min(math.ceil(MIN_CELL / max(widths)), largest_zoom)
     width, height = max(round(max(widths) * zoom), 1), max(round(max(heights) * zoom), 1)
     step_x = width + MARGIN
-    # Captions grow with the sheet, which a screen shows whole, up to a tenth of a cell's width
-    font_size = max(min(columns * step_x // 100, width // 10), SMALLEST_FONT)
+    # Captions grow with the sheet, because a screen shows the whole sheet, up to a tenth of the cell width
+    font_size = max(min(columns * step_x // 100, width // 10), MIN_FONT)
     font, caption_height = ImageFont.load_default(font_size), math.ceil(font_size * 1.4)
     step_y = height + caption_height + MARGIN
     sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
@@ -157,7 +159,7 @@ def _number_of_columns(strips: int, length: int, aspect: float) -> int:
 
 
 def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The largest picture of this aspect in (width, height); where much larger, with its pixels left visible."""
+    """Return the picture scaled to fit (width, height); when it is enlarged twice or more, its pixels stay visible."""
     zoom = min(size[0] / picture.width, size[1] / picture.height)
     if zoom == 1:
         return picture
@@ -166,7 +168,7 @@ def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _shortened(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """A caption that fits into a width in pixels, if need be without its middle."""
+    """Return a caption that fits into a width in pixels; the middle is cut out if necessary."""
     kept = len(caption)
     shortened = caption
     while kept > 1 and font.getlength(shortened) > width:

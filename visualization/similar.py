@@ -1,4 +1,4 @@
-"""The nearest images, among those whose features are stored, to an image that is given."""
+"""Search: the stored images that are most similar to a query image."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from .pictures import contact_sheet
 from .stored_images import map_images, thumbnail
 
-CHUNK = 65536  # stored vectors that are compared at a time
-CELL = 224  # pixels of a picture in the contact sheet
-MISSING = Image.new("RGB", (CELL, CELL), "#d9d9d9")  # in the place of an image that is not there any more
+CHUNK = 65536  # stored vectors per comparison
+CELL = 224  # pixels, side of a picture in the contact sheet
+MISSING = Image.new("RGB", (CELL, CELL), "#d9d9d9")  # takes the place of an image that no longer exists
 
 
 def find_similar(
@@ -32,73 +32,74 @@ def find_similar(
     top: int = 15,
     column: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Image.Image]:
-    """The stored images whose features have the largest cosines with those of the query, which is prepared as they were.
+    """Return the stored images whose features have the largest cosines with those of a query image, and a contact sheet of them.
 
     Args:
-        model: the one whose features are stored.
-        query: an image file, or an image that is upright.
-        top: how many images.
-        column: of the features that are compared, one that holds vectors; without it, the first.
+        model: the model whose features are stored.
+        query: an image file, or an upright image. It is preprocessed as the stored images were.
+        top: number of images; fewer are returned if fewer are stored.
+        column: column of vectors to compare; by default the first one.
 
     Returns:
-        The ids of the nearest images, (top,) int64, and their cosines, (top,) float32, both from the nearest on, or of all images where
-        there are fewer; and a contact sheet: the query, then these. An image that is not there any more is grey.
+        The ids of the most similar images, (top,) int64, and their cosines, (top,) float32, in descending order; and a contact sheet of the
+        query and these images. An image that no longer exists is gray.
 
-    Raises VitrailError if it is another model, or there is no such column of vectors; UnreadableImageError if the query cannot be read.
+    Raises:
+        VitrailError: the features belong to another model, or the column of vectors does not exist.
+        UnreadableImageError: the query cannot be read.
     """
     check_same_model(model, stored)
-    kind = vector_type(model, stored, column)
+    feature_type = vector_type(model, stored, column)
     image_processor = VitrailImageProcessor.from_dict(stored.manifest["settings"]["image_processor"])
     image = query
     if not isinstance(query, Image.Image):
         image = open_image({"path": os.fspath(query), "bytes": None}, image_processor.decode)
-    vector = _unit_vector(model, image_processor, image, kind)
-    cosines, rows = nearest(vector, stored.vectors(kind.column), k=top, chunk=CHUNK, device="cpu")
+    vector = _unit_vector(model, image_processor, image, feature_type)
+    cosines, rows = nearest(vector, stored.vectors(feature_type.column), k=top, chunk=CHUNK, device="cpu")
     ids = stored.ids()[rows[0].numpy()]
     return ids, cosines[0].numpy(), _sheet(image, stored, ids, cosines[0].tolist())
 
 
 def check_same_model(model: ViTPreTrainedModel, stored: StoredFeatures) -> None:
-    """Raises VitrailError if the stored features are another model's."""
+    """Raise VitrailError if the stored features belong to another model."""
     settings, vit = stored.manifest["settings"], model.base_model
     weights = weights_digest(vit)
-    remedy = "give the model that they were extracted with, or extract them again with this one."
+    remedy = "pass the model they were extracted with, or extract them again with this model."
     if weights != settings["weights"]:
         raise VitrailError(
-            f"{stored.folder} holds features of the model {settings['model']}, whose weights have the SHA-256 {settings['weights'][:12]}…; "
-            f"those of this model have {weights[:12]}…: {remedy}"
+            f"{stored.folder} contains features of the model {settings['model']}, whose weights have the SHA-256 "
+            f"{settings['weights'][:12]}…; the weights of this model have {weights[:12]}…: {remedy}"
         )
     config = json.loads(json.dumps(config_fields(vit)))
     different = [name for name in config if config[name] != settings["config"].get(name)]
     if different:
         raise VitrailError(
-            f"{stored.folder} holds features of a model with these weights, but another {' and '.join(different)}: {remedy}"
+            f"{stored.folder} contains features of a model with these weights, but with another {' and '.join(different)}: {remedy}"
         )
 
 
 def vector_type(model: ViTPreTrainedModel, stored: StoredFeatures, column: str | None) -> FeatureType:
-    """The kind of features in a column of vectors, or in the first one.
+    """Return the feature type of a column of vectors, by default of the first one.
 
-    Raises VitrailError if there is no such column.
+    Raises VitrailError if the column does not exist.
     """
-    kinds = parse_features(stored.manifest["settings"]["features"], model.base_model.config)
-    vectors = {kind.column: kind for kind in kinds if kind.is_vector}
+    types = parse_features(stored.manifest["settings"]["features"], model.base_model.config)
+    vectors = {feature_type.column: feature_type for feature_type in types if feature_type.is_vector}
     if not vectors:
-        raise VitrailError(
-            f"{stored.folder} holds no vectors, but {', '.join(kind.name for kind in kinds)}: extract pooled, for example."
-        )
+        names = ", ".join(feature_type.name for feature_type in types)
+        raise VitrailError(f"{stored.folder} contains {names} but no vectors: extract pooled, for example.")
     if column is not None and column not in vectors:
-        raise VitrailError(f"{stored.folder} has no vectors {column!r}; choose among {', '.join(vectors)}")
+        raise VitrailError(f"{stored.folder} has no column of vectors {column!r}; expected one of {', '.join(vectors)}")
     return vectors[column or next(iter(vectors))]
 
 
 @torch.inference_mode()
 def _unit_vector(
-    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: Image.Image, kind: FeatureType
+    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: Image.Image, feature_type: FeatureType
 ) -> torch.Tensor:
-    """The features of an image, (1, D), of length 1."""
+    """Return the normalized features of an image, (1, D)."""
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
-    return unit_rows(compute_features(model.base_model.eval(), pixel_values, [kind])[kind.column], 0, 1, "cpu")
+    return unit_rows(compute_features(model.base_model.eval(), pixel_values, [feature_type])[feature_type.column], 0, 1, "cpu")
 
 
 def _sheet(query: Image.Image, stored: StoredFeatures, ids: np.ndarray, cosines: Sequence[float]) -> Image.Image:
@@ -106,11 +107,11 @@ def _sheet(query: Image.Image, stored: StoredFeatures, ids: np.ndarray, cosines:
     paths = {number: path_of[number] for number in ids.tolist()}
     try:
         pictures = map_images(lambda number, image: thumbnail(image, CELL), stored, paths)
-    except (VitrailError, OSError):  # the collection is gone, and with it all images
+    except (VitrailError, OSError):  # the whole collection is gone
         pictures = {}
-    cells = [("the query", thumbnail(query, CELL))]
+    cells = [("query", thumbnail(query, CELL))]
     cells += [
-        (f"{cosine:.3f}  {path}" if number in pictures else f"{cosine:.3f}  not there: {path}", pictures.get(number, MISSING))
+        (f"{cosine:.3f}  {path}" if number in pictures else f"{cosine:.3f}  missing: {path}", pictures.get(number, MISSING))
         for (number, path), cosine in zip(paths.items(), cosines, strict=True)
     ]
     return contact_sheet([cells])

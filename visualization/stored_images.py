@@ -1,4 +1,4 @@
-"""The images that stored features were taken of, opened again where they still are."""
+"""The images that stored features were computed from, read again."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,20 +17,20 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 
 Result = TypeVar("Result")
 
-THREADS = 8  # that open images: decoders, and networks, do not wait for each other
-ENTRIES = 256  # that are held at a time: those of archives hold their files
+THREADS = 8  # that read images: decoding and network transfers overlap
+ENTRIES = 256  # in memory at a time: entries of archives contain their files
 
 
 def map_images(
     function: Callable[[int, Image.Image], Result], stored: StoredFeatures, paths: Mapping[int, str]
 ) -> dict[int, Result]:
-    """What a function makes of images, by their ids, without those that are not there any more, or not readable.
+    """Return the results of a function over stored images, by id, without the images that are missing or unreadable.
 
     Args:
-        function: of an id and its image, decoded and upright. It runs in several threads.
-        paths: by id, as `stored` has them.
+        function: receives an id and its image, decoded and upright. It runs in several threads.
+        paths: the paths of the images by id, from `stored`.
 
-    Raises VitrailError where the collection cannot be opened any more, or its store cannot be reached.
+    Raises VitrailError if the collection cannot be opened, or its store cannot be reached.
     """
 
     def run(item: tuple[int, ImageEntry]) -> tuple[int, Result] | None:
@@ -45,12 +45,12 @@ def map_images(
     results: dict[int, Result] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         while block := list(islice(entries, ENTRIES)):
-            results |= dict(made for made in pool.map(run, block) if made is not None)
+            results |= dict(result for result in pool.map(run, block) if result is not None)
     return results
 
 
 def _find(collection: ImageCollection, paths: Mapping[int, str]) -> Iterator[tuple[int, ImageEntry]]:
-    """The entries by id. Files that have come or gone move all rows after them: those images are looked for by their paths."""
+    """Yield (id, entry). A file that was added or removed shifts all rows after it: shifted images are found by their paths."""
     moved: dict[str, list[int]] = {}
     ids = sorted(paths)
     for start in range(0, len(ids), ENTRIES):
@@ -67,7 +67,7 @@ def _find(collection: ImageCollection, paths: Mapping[int, str]) -> Iterator[tup
 
 
 def thumbnail(image: Image.Image, size: int) -> Image.Image:
-    """The image in RGB, whatever its mode, its longer side `size` pixels."""
+    """Return an image of any mode in RGB, with a longer side of `size` pixels."""
     to_size = VitrailImageProcessor(size={"shortest_edge": size, "longest_edge": size}, do_center_crop=False, do_normalize=False)
     levels = to_size(image, return_tensors="np")["pixel_values"][0] * 255  # (3, H, W)
     return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0))

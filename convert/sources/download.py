@@ -16,6 +16,7 @@ from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
 
 from ...errors import DownloadError, SourceNotFoundError
+from ...utils.atomic import write_json
 from ...version import __version__
 
 CHUNK = 1 << 20  # bytes
@@ -63,7 +64,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
-    path.with_name(f"{path.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_name(f"{path.name}.json"), record)
 
 
 def _is_complete(path: Path) -> bool:

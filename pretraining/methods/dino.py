@@ -1,25 +1,29 @@
-"""What DINO trains: a backbone with a projection head, the student, and their moving average, the teacher.
+"""DINO: a student with a projection head learns the outputs of its moving average, the teacher.
 
-Caron et al. 2021, arXiv:2104.14294; facebookresearch/dino, vision_transformer.py (DINOHead), utils.py (MultiCropWrapper) and main_dino.py.
-Shape letters: B images, C channels, S s side of global and local crops, n local crops, D pooled size, K prototypes.
+Caron et al. 2021, arXiv:2104.14294, algorithm 1; facebookresearch/dino, vision_transformer.py (DINOHead), utils.py (MultiCropWrapper) and
+main_dino.py (DINOLoss). Shape letters: B images, C channels, S s side of global and local crops, n local crops, V views of an image,
+D pooled size, K prototypes.
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 
 from ...modeling.modeling_vit import ViTModel
-from .loss import NUM_GLOBAL_CROPS, DINOLoss
+
+NUM_GLOBAL_CROPS = 2  # which the teacher sees: "The 2 global views", section 3.1
 
 
 class WeightNormLinear(nn.Module):
     """A linear layer without bias whose rows are `weight_g * weight_v / |weight_v|` (Salimans and Kingma 2016, arXiv:1602.07868).
 
     Args:
-        normalized: keep all rows at length 1, `weight_g` being no parameter that learns.
+        normalized: keep all rows at length 1: `weight_g` is not trained.
     """
 
     def __init__(self, in_features: int, out_features: int, *, normalized: bool) -> None:
@@ -32,13 +36,13 @@ class WeightNormLinear(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """Three linear layers with GELU between, the length 1, and a layer of prototypes: (B, D) -> (B, K).
+    """Three linear layers with GELU in between, L2 normalization, and a layer of prototypes: (B, D) -> (B, K).
 
     Args:
         in_features: D.
         num_prototypes: K.
-        hidden_size, bottleneck_size: of what lies between.
-        normalize_last_layer: whether prototypes keep the length 1.
+        hidden_size, bottleneck_size: widths of the hidden layers and of the normalized output of the third layer.
+        normalize_last_layer: keep the prototypes at length 1.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class DINONetwork(nn.Module):
         self.head = head
 
     def forward(self, *crops: torch.Tensor) -> torch.Tensor:
-        """Crops of several sizes, each (number, C, side, side): one pass of the backbone for each size, one of the head for all.
+        """Run crops of several sizes, each (number, C, side, side): one pass of the backbone per size, one pass of the head.
 
         Returns:
             (sum of the numbers, K), in the order of the crops.
@@ -88,30 +92,116 @@ class DINONetwork(nn.Module):
         return self.head(torch.cat([self.features(pixel_values) for pixel_values in crops]))
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the model pools, (number, D): of the last block only what makes it is computed where that is [CLS] alone."""
+        """Return the pooled features, (number, D). If [CLS] alone is pooled, the last block computes nothing else."""
         config = self.backbone.config
         if config.pooling == "cls" and config.norm_before_pooling and config.representation_size is None:
             return self.backbone.cls_features(pixel_values)
         return self.backbone(pixel_values, return_dict=True).pooler_output
 
 
-class DINOModel(nn.Module):
-    """Student, teacher and loss: `forward` gives the loss of a batch, as transformers' Trainer expects of a model.
+@dataclass(frozen=True)
+class CollapseDiagnostics:
+    """Whether the teacher still distinguishes images: tensors of one number each, entropies in nats.
 
-    The teacher learns by no gradient: `update_teacher` moves it towards the student. It stays in evaluation mode.
+    target_entropy: mean entropy of the targets. Near log K, the outputs have collapsed to uniform.
+    mean_target_entropy: entropy of the mean target of the batch. Near 0, the outputs have collapsed to one prototype.
+    center_norm: Euclidean norm of the center.
+    """
+
+    target_entropy: torch.Tensor
+    mean_target_entropy: torch.Tensor
+    center_norm: torch.Tensor
+
+
+class DINOLoss(nn.Module):
+    """Cross entropy between the teacher's centered and sharpened outputs and the student's, for every pair of two different views.
+
+    The center is a running mean of the teacher's outputs. `forward` in training mode sums these, and `update_center` ends an update. The
+    targets of an update therefore do not depend on how it is divided among processes and accumulation steps.
 
     Args:
-        backbone: where both begin.
-        head: where both heads begin.
-        loss: with its centre.
-        teacher_temperature: of the teacher's softmax; a DINOTrainer changes the attribute.
+        num_prototypes: K, width of the head.
+        student_temperature: of the student's softmax.
+        center_momentum: share of the center that an update keeps.
+    """
+
+    center: torch.Tensor
+
+    def __init__(self, num_prototypes: int, *, student_temperature: float = 0.1, center_momentum: float = 0.9) -> None:
+        super().__init__()
+        self.student_temperature = student_temperature
+        self.center_momentum = center_momentum
+        self.register_buffer("center", torch.zeros(1, num_prototypes))
+        # Sum of the teacher's outputs since the last update of the center, and in the last place their number. Not a buffer:
+        # DistributedDataParallel would overwrite it with the sum of the first process
+        self.gathered: torch.Tensor | None = None
+
+    def forward(
+        self, student_outputs: torch.Tensor, teacher_outputs: torch.Tensor, *, teacher_temperature: float
+    ) -> tuple[torch.Tensor, CollapseDiagnostics]:
+        """Return the mean cross entropy, and the diagnostics.
+
+        Args:
+            student_outputs: (V * B, K), view after view, the global views first.
+            teacher_outputs: (2 * B, K) of the two global views. No gradient flows into them.
+        """
+        teacher_outputs = teacher_outputs.detach().float()
+        targets = F.softmax((teacher_outputs - self.center) / teacher_temperature, dim=-1).chunk(NUM_GLOBAL_CROPS)  # 2 of (B, K)
+        num_views = NUM_GLOBAL_CROPS * len(student_outputs) // len(teacher_outputs)
+        log_probabilities = F.log_softmax(student_outputs.float() / self.student_temperature, dim=-1).chunk(
+            num_views
+        )  # V of (B, K)
+        losses = [
+            -(target * log_probability).sum(dim=-1).mean()
+            for target_view, target in enumerate(targets)
+            for view, log_probability in enumerate(log_probabilities)
+            if view != target_view
+        ]
+        if self.training:
+            self._gather(teacher_outputs)
+        return torch.stack(losses).mean(), self._diagnostics(torch.cat(targets))
+
+    @torch.no_grad()
+    def _gather(self, teacher_outputs: torch.Tensor) -> None:
+        summed = torch.cat((teacher_outputs.sum(dim=0), teacher_outputs.new_tensor([len(teacher_outputs)])))
+        self.gathered = summed if self.gathered is None else self.gathered + summed
+
+    @torch.no_grad()
+    def _diagnostics(self, targets: torch.Tensor) -> CollapseDiagnostics:
+        return CollapseDiagnostics(
+            target_entropy=torch.special.entr(targets).sum(dim=-1).mean(),
+            mean_target_entropy=torch.special.entr(targets.mean(dim=0)).sum(),
+            center_norm=self.center.norm(),
+        )
+
+    @torch.no_grad()
+    def update_center(self) -> None:
+        """Move the center towards the mean of the outputs of all processes. Each process must call this."""
+        assert self.gathered is not None, "update_center follows a forward pass in training mode"
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.gathered)
+        mean = self.gathered[:-1] / self.gathered[-1]
+        self.center.lerp_(mean[None], 1 - self.center_momentum)
+        self.gathered = None
+
+
+class DINOModel(nn.Module):
+    """Student, teacher and loss: `forward` returns the loss of a batch, as transformers' Trainer expects of a model.
+
+    The teacher receives no gradient: `update_teacher` moves it towards the student. It stays in evaluation mode.
+
+    Args:
+        backbone: initial backbone of both.
+        head: initial head of both.
+        loss: with its center.
+        teacher_temperature: of the teacher's softmax. A DINOTrainer changes the attribute.
         drop_path_rate: stochastic depth of the student.
     """
 
     student: DINONetwork
     teacher: DINONetwork
     loss: DINOLoss
-    accepts_loss_kwargs = False  # tells the Trainer that the loss is a mean, to be divided among accumulation steps
+    accepts_loss_kwargs = False  # the Trainer then divides the loss, a mean, by the number of accumulation steps
 
     def __init__(
         self,
@@ -130,21 +220,21 @@ class DINOModel(nn.Module):
         self.teacher_temperature = teacher_temperature
 
     def train(self, mode: bool = True) -> "DINOModel":
-        """The teacher stays as it is: without dropout, and without stochastic depth."""
+        """Set the mode of the student. The teacher stays in evaluation mode, without dropout and stochastic depth."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """That of the student's backbone; transformers' Trainer calls it."""
+        """Enable activation checkpointing in the student's backbone; transformers' Trainer calls it."""
         self.student.backbone.activation_checkpointing_enable(**kwargs)
 
     def forward(self, pixel_values: torch.Tensor, local_pixel_values: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             pixel_values: (B, 2, C, S, S), two global crops of each image.
-            local_pixel_values: (B, n, C, s, s), which the student alone sees.
+            local_pixel_values: (B, n, C, s, s), local crops, which only the student sees.
 
         Returns:
             "loss", and the fields of `CollapseDiagnostics`.
@@ -154,24 +244,24 @@ class DINOModel(nn.Module):
         """
         if pixel_values.ndim != 5 or pixel_values.shape[1] != NUM_GLOBAL_CROPS:
             raise ValueError(
-                f"pixel_values has the shape {tuple(pixel_values.shape)}; DINO takes two global crops of each image, (batch, 2, channels, "
-                "height, width), as vitrail.pretraining.crops.MultiCropImages gives them."
+                f"pixel_values has the shape {tuple(pixel_values.shape)}; expected two global crops per image, (batch, 2, channels, "
+                "height, width). vitrail.MultiCropImages makes them."
             )
-        given = [pixel_values, *([local_pixel_values] if local_pixel_values is not None and local_pixel_values.shape[1] else [])]
-        crops = [views.transpose(0, 1).flatten(0, 1) for views in given]  # crop after crop, each (B, C, side, side)
+        batches = [pixel_values, *([local_pixel_values] if local_pixel_values is not None and local_pixel_values.shape[1] else [])]
+        crops = [views.transpose(0, 1).flatten(0, 1) for views in batches]  # crop after crop, each (B, C, side, side)
         with torch.no_grad():
             teacher_outputs = self.teacher(crops[0])  # (2 * B, K)
-        loss, signs = self.loss(self.student(*crops), teacher_outputs, teacher_temperature=self.teacher_temperature)
-        return {"loss": loss, **vars(signs)}
+        loss, diagnostics = self.loss(self.student(*crops), teacher_outputs, teacher_temperature=self.teacher_temperature)
+        return {"loss": loss, **vars(diagnostics)}
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """Every parameter of the teacher becomes momentum * itself + (1 - momentum) * the student's."""
+        """Set every parameter of the teacher to momentum * itself + (1 - momentum) * the student's."""
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
 
 def _copy(backbone: ViTModel, drop_path_rate: float) -> ViTModel:
-    """The same model, in float32, with another stochastic depth, and with nothing that no image would train."""
+    """Return a copy in float32 with another stochastic depth. A mask token, which no image would train, is frozen."""
     config = copy.deepcopy(backbone.config)
     config.drop_path_rate, config.dtype = drop_path_rate, torch.float32
     model = ViTModel(config)

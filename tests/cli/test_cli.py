@@ -10,10 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from typer.testing import CliRunner
 
 import deterministic
 import paths
+import vitrail
 from command_line import end_of
+from vitrail.cli.app import app
+from vitrail.cli.checkpoints import significant
 
 PHOTO = paths.IMAGES / "chelsea.jpg"
 
@@ -52,8 +56,119 @@ def test_info(model_dir, capsys):
     run("info", model_dir)
     printed = " ".join(capsys.readouterr().out.split())
     # by hand: 12 blocks of 197 tokens x 12 x 384^2 products, and 12 x 2 x 197^2 x 384 in attention
-    for part in ("small: 12 blocks, 384 wide, 6 heads", "21.7 M", "4.3 (with the products of attention 4.6)", "196 patches"):
+    for part in (
+        "small: 12 blocks, hidden size 384, 6 heads",
+        "21.7 M",
+        "4.25 (4.61 with the products of attention)",
+        "196 patches",
+    ):
         assert part in printed
+
+
+def test_info_of_a_small_model_has_three_significant_digits(tmp_path, capsys):
+    deterministic.write_checkpoint(deterministic.case("dinov2_chunked_teacher_tiny"), tmp_path / "tiny.pth")
+    run("info", tmp_path / "tiny.pth")
+    row = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    run("info", tmp_path / "tiny.pth", "--json")
+    counts = json.loads(capsys.readouterr().out)
+    number, unit = row["parameters"].split()
+    assert (unit, len(number.lstrip("0."))) == ("M", 3)
+    assert float(number) == pytest.approx(counts["parameters"] / 1e6, rel=5e-3)
+    assert float(row["GMACs"].split()[0]) == pytest.approx(counts["macs"] / 1e9, rel=5e-3)
+
+
+def test_significant_digits():
+    assert [significant(value) for value in (0, 0.021345, 4.246, 21.66, 86.6, 1136.48)] == [
+        "0",
+        "0.0213",
+        "4.25",
+        "21.7",
+        "86.6",
+        "1,136",
+    ]
+
+
+def test_list(capsys):
+    run("list", "--family", "dinov2")
+    lines = capsys.readouterr().out.splitlines()
+    expected = [checkpoint for checkpoint in vitrail.list_checkpoints() if checkpoint.family == "dinov2"]
+    assert [line.split()[:2] for line in lines] == [["dinov2", checkpoint.name] for checkpoint in expected]
+    assert next(line for line in lines if " dinov2-vitg14 " in line).split()[2:] == ["1,136", "M", "apache-2.0"]
+    run("list", "--json")
+    rows = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert [row["name"] for row in rows] == [checkpoint.name for checkpoint in vitrail.list_checkpoints()]
+    assert "expected one of dino, dinov2" in fail(capsys, "list", "--family", "clip")
+
+
+def test_version(capsys):
+    run("--version")
+    assert capsys.readouterr().out == f"vitrail {vitrail.__version__}\n"
+
+
+def test_json_is_one_object_on_standard_output(hub_server, model_dir, tmp_path, capsys):
+    source, features = model_dir.parent / "dino_deitsmall16_pretrain.pth", tmp_path / "features.safetensors"
+
+    def read(*words):
+        run(*words, "--json")
+        return json.loads(capsys.readouterr().out)
+
+    converted = read("convert", source, tmp_path / "model", "--no-code")
+    assert (converted["output"], converted["format"]) == (str(tmp_path / "model"), "dino")
+    assert converted["coverage"]["converted"] == 150
+    info = read("info", model_dir)
+    assert (info["class"], info["size"], info["config"]["hidden_size"]) == ("ViTModel", "small", 384)
+    assert info["parameters"] == sum(parameter.numel() for parameter in vitrail.load(model_dir)[0].parameters())
+    verified = read("verify", model_dir, "--against", source)
+    assert verified["passed"]
+    assert verified["checks"] == json.loads((model_dir / "conversion.json").read_text())["verification"]
+    embedded = read("embed", model_dir, PHOTO, PHOTO, "--output", features, "--precision", "bfloat16")
+    assert (embedded["shape"], embedded["dtype"]) == ([2, 384], "float32")
+    assert embedded["optimization"]["precision"] == "bfloat16"
+    classified = read("classify", model_dir.parent / "classifier", PHOTO, "--top", 3)
+    probabilities = [label["probability"] for label in classified["labels"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert len(probabilities) == 3
+    assert classified["optimization"] is None
+    exported = read("export", model_dir, tmp_path / "timm", "--to", "timm")
+    assert "by its own rule" in exported["warnings"][0]
+    pushed = read("push", model_dir, "user/json", "--dry-run")
+    assert pushed["files"]["model.safetensors"] == (model_dir / "model.safetensors").stat().st_size
+    assert read("card", "dino-vits8")["card"].startswith("---\n")
+    assert read("attention", model_dir, PHOTO, "--output", tmp_path / "a.png")["patch_grids"] == [[14, 14]]
+    assert 0 < read("pca", model_dir, PHOTO, "--output", tmp_path / "p.png")["foreground"] < 1
+
+
+def test_a_mistake_prints_no_json(model_dir, capsys):
+    assert end_of("info", "no-such-model", "--json") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("vitrail: ")
+
+
+def test_traceback_on_demand(capsys):
+    assert end_of("info", "no-such-model", "--traceback") == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("Traceback (most recent call last):")
+    assert printed.err.splitlines()[-1].startswith("vitrail: ")
+
+
+def test_a_fault_of_ours_ends_with_a_traceback(monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("vitrail.cli.output.load", broken)
+    with pytest.raises(RuntimeError, match="a fault"):
+        CliRunner().invoke(app, ["info", "model"], catch_exceptions=False)
+
+
+def test_warnings_of_a_conversion_go_to_standard_error(model_dir, capsys):
+    source = model_dir.parent / "dino_deitsmall16_pretrain.pth"
+    _, _, report = vitrail.load(source)
+    assert report.warnings
+    run("info", source)
+    printed = capsys.readouterr()
+    assert printed.err == "".join(f"warning: {warning}\n" for warning in report.warnings)
+    assert "warning" not in printed.out
 
 
 def test_embed_writes_one_row_for_each_image_in_order(model_dir, tmp_path, capsys):
@@ -110,14 +225,16 @@ def test_bad_checkpoints_are_one_message_and_exit_code_2(model_dir, tmp_path, ca
     for name, (content, message) in contents.items():
         torch.save(content, tmp_path / f"{name}.pth")
         assert message in fail(capsys, "convert", tmp_path / f"{name}.pth", tmp_path / "out")
-    assert "multiple of patch_size" in fail(capsys, "convert", source, tmp_path / "out", "--image-size", 225, 225)
+    assert "multiple of patch_size" in fail(capsys, "convert", source, tmp_path / "out", "--image-size", 225)
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "out").exists()
 
 
 def test_outputs_that_cannot_be_written_are_refused_first(model_dir, tmp_path, capsys):
-    assert "no folder" in fail(capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "none" / "f.safetensors")
-    assert "ends in none of .safetensors" in fail(capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "f.npy")
+    assert "does not exist" in fail(capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "none" / "f.safetensors")
+    assert "unsupported extension '.npy'; expected .safetensors" in fail(
+        capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "f.npy"
+    )
     assert "folder to write into as well" in fail(capsys, "convert", model_dir, model_dir)
     assert not list(tmp_path.iterdir())
 
@@ -152,7 +269,7 @@ def test_verify_ends_with_1_when_a_check_fails(model_dir, tmp_path, capsys):
 
 def test_export(model_dir, tmp_path, capsys):
     run("export", model_dir, tmp_path / "timm", "--to", "timm")
-    assert "interpolates positions by its own rule" in capsys.readouterr().out
+    assert "interpolates positions by its own rule" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "timm").iterdir()} == {"config.json", "model.safetensors"}
     assert "cannot say" in fail(capsys, "export", model_dir, tmp_path / "google.npz", "--to", "google")
     assert not (tmp_path / "google.npz").exists()
@@ -160,11 +277,12 @@ def test_export(model_dir, tmp_path, capsys):
 
 def test_export_as_a_graph(tmp_path, capsys):
     deterministic.write_checkpoint(deterministic.case("dinov2_chunked_teacher_tiny"), tmp_path / "tiny.pth")
-    run("export", tmp_path / "tiny.pth", tmp_path / "out", "--to", "openvino", "--image-size", 56, 42, "--batch-size", 1)
+    run("export", tmp_path / "tiny.pth", tmp_path / "out", "--to", "openvino", "--image-size", "56x42", "--batch-size", 1)
     printed = capsys.readouterr()
-    assert "OpenVINO answers as the model does" in printed.out
-    assert "(images of 56x42)" in printed.out
-    assert not printed.err
+    assert printed.err.startswith("OpenVINO ")
+    assert printed.err.endswith("(images of 56x42)\n")
+    assert printed.err.count("\n") == 1
+    assert printed.out == f"written to {tmp_path / 'out'}\n"
     error = fail(capsys, "export", tmp_path / "tiny.pth", tmp_path / "other", "--to", "timm", "--dynamic-size")
     assert "batch_size and dynamic_size are of graphs (onnx, openvino)" in error
 
@@ -183,9 +301,9 @@ def test_push_prints_what_it_uploads(hub_server, model_dir, capsys):
     assert hub_server.repositories["user/name"].private
     hub_server.put("user/name", {"README.md": b"edited", "model-00001-of-00002.safetensors": b"of before"})
     run("push", model_dir, "user/name", "--private")
-    printed = capsys.readouterr().out
-    assert "removed: model-00001-of-00002.safetensors" in printed
-    assert "README.md was edited on the Hub and stays" in printed
+    printed = capsys.readouterr()
+    assert "removed: model-00001-of-00002.safetensors" in printed.out
+    assert "warning: README.md was edited on the Hub and is kept" in printed.err
     run("push", model_dir, "user/name", "--private")
     assert "nothing has changed: " in capsys.readouterr().out
 
@@ -194,7 +312,7 @@ def test_push_options(hub_server, model_dir, capsys):
     run("push", model_dir, "user/timm", "--as", "timm")
     config = json.loads(hub_server.repositories["user/timm"].files()["config.json"])
     assert config["model_args"]["embed_dim"] == 384
-    assert "by its own rule" in capsys.readouterr().out
+    assert "by its own rule" in capsys.readouterr().err
     run("push", model_dir, "user/name", "--no-code", "--revision", "draft")
     assert "modeling_vit.py" not in hub_server.repositories["user/name"].files("draft")
     hub_server.put("other/name", {})
@@ -218,7 +336,7 @@ def test_card(model_dir, tmp_path, capsys):
     assert capsys.readouterr().out == official
     run("card", model_dir.parent / "dino_deitsmall16_pretrain.pth", "--output", tmp_path / "card.md")
     assert "dino_deitsmall16_pretrain.pth" in (tmp_path / "card.md").read_text()
-    assert "ends in none of .md" in fail(capsys, "card", model_dir, "--output", tmp_path / "card.txt")
+    assert "unsupported extension '.txt'; expected .md" in fail(capsys, "card", model_dir, "--output", tmp_path / "card.txt")
 
 
 def test_convert_without_code(model_dir, tmp_path):

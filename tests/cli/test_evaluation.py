@@ -6,15 +6,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers import pipeline
 
 from command_line import end_of
-from vitrail.configuration.configuration_vit import ViTConfig
+from small_models import tiny_model
 from vitrail.evaluation.recipes import RECIPES
 from vitrail.hub.save import save
-from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.utils import optional as packages
 
@@ -23,18 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        image_size=8,
-        patch_size=4,
-        initializer_range=0.2,
-    )
+    model = tiny_model(hidden_size=16, image_size=8, patch_size=4, initializer_range=0.2)
     folder = tmp_path_factory.mktemp("backbone") / "small"
-    save(ViTModel(config), VitrailImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False), folder, code=False)
+    save(model, VitrailImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False), folder, code=False)
     return folder
 
 
@@ -68,10 +57,10 @@ def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
     assert end_of("probe", *words, "--output", tmp_path / "model") == 0
     captured = capsys.readouterr()
     results = json.loads((tmp_path / "model" / "results.json").read_text())
-    assert f"{results['data']['train_images']} images to learn from, 8 to measure on, 2 classes" in captured.out
+    assert f"{results['data']['train_images']} training images, 8 validation images, 2 classes" in captured.out
     assert f"best of 52 heads on these images: {results['best_head']['name']}, accuracy 100.0%" in captured.out
     assert "accuracy 100.0%, top-5 100.0%, mean per class 100.0%" in captured.out
-    assert "left out: " in captured.out
+    assert "skipped: " in captured.out
     assert "00.png" in captured.out
     assert "Traceback" not in captured.err
     assert results["model"]["name"] == "model.safetensors"
@@ -98,7 +87,7 @@ def test_knn_prints_a_line_for_each_k(words, capsys, tmp_path):
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "knn.json").read_text())
     assert [row["k"] for row in results["by_k"]] == [1, 5]  # there are not 500 neighbours
-    assert "k = 500 left out" in printed
+    assert "k = 500 skipped" in printed
     for row in results["by_k"]:
         assert f"k = {row['k']:<4} accuracy {row['accuracy']:.1%}" in printed
     assert results["task"] == "k-NN"

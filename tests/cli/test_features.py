@@ -39,7 +39,7 @@ def test_extract_says_what_it_did(place, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         f"{tmp_path / 'out'}: features of 12 images",
-        f"20 images could not be used: {tmp_path / 'out' / 'errors.parquet'} says why",
+        f"20 images could not be used; the reasons are in {tmp_path / 'out' / 'errors.parquet'}",
     ]
     assert re.fullmatch(r"this process: 32 images, \d+\.\d images/s; the model waited for images \d+% of the time", lines[2])
     stored = StoredFeatures(tmp_path / "out")
@@ -60,7 +60,7 @@ def test_extract_says_what_it_did(place, tmp_path, capsys):
         (["MODEL", "IMAGES", "OUT", "--max-errors", "3"], "more than max_errors=3"),
         (["MODEL", "NOWHERE", "OUT"], "NOWHERE"),
         (["NOWHERE", "IMAGES", "OUT"], "NOWHERE"),
-        (["MODEL", "IMAGES", "FILE"], "FILE is a file: give the name of a folder to write."),
+        (["MODEL", "IMAGES", "FILE"], "FILE is a file; expected the name of a folder."),
         (["MODEL", "IMAGES", "IMAGES"], "IMAGES holds other things: choose a new or empty output folder."),
     ],
 )
@@ -92,7 +92,7 @@ def test_similar_prints_the_nearest_and_draws_them(place, tmp_path, capsys):
 
 def test_report_writes_one_page(place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert not end_of("report", place / "out", "--images", 5)
+    assert not end_of("report", place / "out", "--num-images", 5)
     page = make_report(place / "out", num_images=5).html
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
     assert re.fullmatch(r"report\.html: 5 images, 0\.\d MB, opens without a network\n", capsys.readouterr().out)
@@ -106,7 +106,7 @@ def test_report_says_what_is_missing(place, tmp_path, capsys):
     capsys.readouterr()
     try:
         assert not end_of("report", tmp_path / "out", "--output", tmp_path / "page.html")
-        assert f"  the norms of patch tokens need the model, {place / 'model'}: " in capsys.readouterr().out
+        assert f"warning: the norms of patch tokens need the model, {place / 'model'}: " in capsys.readouterr().err
         assert not end_of("report", tmp_path / "out", "--output", tmp_path / "page.html", "--model", tmp_path / "moved")
         assert capsys.readouterr().out.count("\n") == 1
     finally:
@@ -116,14 +116,16 @@ def test_report_says_what_is_missing(place, tmp_path, capsys):
 def test_what_cannot_be_done_is_one_message_and_exit_code_2(place, tmp_path, capsys):
     sheet, page = ["--output", tmp_path / "sheet.png"], ["--output", tmp_path / "page.html"]
     model, out = place / "model", place / "out"
-    assert "ends in none of .png" in fail(capsys, "similar", model, out, PHOTOS[0], "--output", tmp_path / "sheet.txt")
+    assert "unsupported extension '.txt'; expected .png" in fail(
+        capsys, "similar", model, out, PHOTOS[0], "--output", tmp_path / "sheet.txt"
+    )
     assert "holds no features" in fail(capsys, "similar", model, place / "images", PHOTOS[0], *sheet)
     assert "whose weights have the SHA-256" in fail(capsys, "similar", place / "other", out, PHOTOS[0], *sheet)
-    assert "no vectors 'mean'; choose among pooled, cls_mean" in fail(
+    assert "no column of vectors 'mean'; expected one of pooled, cls_mean" in fail(
         capsys, "similar", model, out, PHOTOS[0], "--column", "mean", *sheet
     )
     assert "there is no such file" in fail(capsys, "similar", model, out, tmp_path / "none.jpg", *sheet)
-    assert "ends in none of .html" in fail(capsys, "report", out, "--output", tmp_path / "page.txt")
+    assert "unsupported extension '.txt'; expected .html" in fail(capsys, "report", out, "--output", tmp_path / "page.txt")
     assert "holds no features" in fail(capsys, "report", place / "images", *page)
     assert "whose weights have the SHA-256" in fail(capsys, "report", out, "--model", place / "other", *page)
     assert not list(tmp_path.iterdir())

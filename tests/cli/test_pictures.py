@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import paths
 import vitrail
 from command_line import end_of
+from small_models import tiny_model
 from vitrail.processing.presets import keep_aspect
 from vitrail.visualization.attention import plot_attention
 from vitrail.visualization.pca import plot_pca
@@ -19,12 +19,9 @@ PHOTO, OTHER = IMAGES / "chelsea.jpg", IMAGES / "astronaut.jpg"
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    torch.manual_seed(0)
-    config = vitrail.ViTConfig(
-        hidden_size=48, num_hidden_layers=4, num_attention_heads=3, intermediate_size=64, image_size=32, patch_size=8
-    )
+    model = tiny_model(hidden_size=48, num_hidden_layers=4, num_attention_heads=3, image_size=32, patch_size=8)
     folder = tmp_path_factory.mktemp("pictures") / "model"
-    vitrail.save(vitrail.ViTModel(config).eval(), vitrail.make_image_processor("dino", image_size=32), folder)
+    vitrail.save(model, vitrail.make_image_processor("dino", image_size=32), folder)
     return folder
 
 
@@ -59,9 +56,9 @@ def test_attention_options(model_dir, tmp_path, capsys):
         (["--layers", "-1,0"], processor, {"layers": (3, 0)}, "heads of block 3, 0 on 4x4 patches"),
         (["--layers=all", "--show", "mean"], processor, {"layers": range(4), "show": "mean"}, "mean of block 0, 1, 2, 3"),
         (["--show", "rollout", "--style", "grid"], processor, {"show": "rollout", "style": "grid"}, ": rollout on 4x4"),
-        (["--size", "64"], at_size(processor, (8, 8), 64), {}, "8x8 patches"),
-        (["--size", "64x40"], at_size(processor, (8, 8), (64, 40)), {}, "8x5 patches"),
-        (["--size", "64", "--keep-aspect"], keep_aspect(at_size(processor, (8, 8), 64), (8, 8)), {}, "8x12, 8x8 patches"),
+        (["--image-size", "64"], at_size(processor, (8, 8), 64), {}, "8x8 patches"),
+        (["--image-size", "64x40"], at_size(processor, (8, 8), (64, 40)), {}, "8x5 patches"),
+        (["--image-size", "64", "--keep-aspect"], keep_aspect(at_size(processor, (8, 8), 64), (8, 8)), {}, "8x12, 8x8 patches"),
     ):
         printed = draw(capsys, "attention", model_dir, PHOTO, OTHER, "--output", output, *options)
         assert words in printed
@@ -73,7 +70,7 @@ def test_pca(model_dir, tmp_path, capsys):
     model, processor, _ = vitrail.load(model_dir)
     for options, prepared, settings in (
         ([], processor, {}),
-        (["--no-foreground", "--size", "64"], at_size(processor, (8, 8), 64), {"foreground": False}),
+        (["--no-foreground", "--image-size", "64"], at_size(processor, (8, 8), 64), {"foreground": False}),
         (["--keep-aspect"], keep_aspect(processor, (8, 8)), {}),
     ):
         printed = draw(capsys, "pca", model_dir, PHOTO, OTHER, "--output", tmp_path / "pca.png", *options)
@@ -94,13 +91,13 @@ def test_bad_input_is_one_message_and_exit_code_2(command, model_dir, tmp_path, 
     for words, message in (
         ([PHOTO, tmp_path / "empty.jpg", "--output", output], "empty.jpg: it is empty"),
         ([PHOTO, tmp_path / "none.jpg", "--output", output], "none.jpg does not exist"),
-        ([PHOTO, "--output", tmp_path / "a.txt"], "a.txt ends in none of .png, .jpg, .jpeg, .webp"),
+        ([PHOTO, "--output", tmp_path / "a.txt"], "a.txt: unsupported extension '.txt'; expected .png, .jpg, .jpeg, .webp"),
         ([PHOTO, "--output", tmp_path / "folder.png"], "is a folder"),
-        ([PHOTO, "--output", tmp_path / "none" / "a.png"], "There is no folder"),
-        ([PHOTO, "--output", output, "--size", "60"], "choose the size 56x56 or 64x64"),
-        ([PHOTO, "--output", output, "--size", "large"], "found large; write pixels as 480"),
-        ([PHOTO, "--output", output, "--size", "8x8x8"], "found 8x8x8"),
-        ([PHOTO, "--output", output, "--size", "0"], "found 0"),
+        ([PHOTO, "--output", tmp_path / "none" / "a.png"], "does not exist: create it"),
+        ([PHOTO, "--output", output, "--image-size", "60"], "choose the size 56x56 or 64x64"),
+        ([PHOTO, "--output", output, "--image-size", "large"], "found large; expected pixels, such as 480"),
+        ([PHOTO, "--output", output, "--image-size", "8x8x8"], "found 8x8x8"),
+        ([PHOTO, "--output", output, "--image-size", "0"], "found 0"),
         (["--output", output], "Missing argument"),
     ):
         error = fail(capsys, command, model_dir, *words)
@@ -112,10 +109,10 @@ def test_bad_input_is_one_message_and_exit_code_2(command, model_dir, tmp_path, 
 def test_bad_options_of_attention(model_dir, tmp_path, capsys):
     for options, message in (
         (["--layers", "4"], "There is no block [4]"),
-        (["--layers", "first"], "write blocks as 3,7,11, or all"),
-        (["--show", "everything"], "write one of heads, mean, rollout"),
-        (["--style", "cubist"], "one of overlay, grid"),
-        (["--show", "rollout", "--layers", "all"], "leave the layers out"),
+        (["--layers", "first"], "expected all, or a list of blocks such as 3,7,11"),
+        (["--show", "everything"], "expected one of heads, mean, rollout"),
+        (["--style", "cubist"], "expected one of overlay, grid"),
+        (["--show", "rollout", "--layers", "all"], "omit layers"),
     ):
         assert message in fail(capsys, "attention", model_dir, PHOTO, "--output", tmp_path / "a.png", *options)
     assert not list(tmp_path.iterdir())

@@ -166,8 +166,8 @@ def test_either_a_name_or_a_model(files, capsys):
         (["--recipe", "dinov3"], 'There is no recipe "dinov3": choose dino'),
         (["--data", "nowhere/at/all.parquet"], "nowhere/at/all.parquet"),
         (["--label-column", "colour"], "no column 'colour'"),
-        (["--original-checkpoint", "run.safetensors"], "ends in none of .pth"),
-        (["--original-checkpoint", "nowhere/run.pth"], "There is no folder nowhere"),
+        (["--original-checkpoint", "run.safetensors"], "unsupported extension '.safetensors'; expected .pth"),
+        (["--original-checkpoint", "nowhere/run.pth"], "The folder nowhere does not exist"),
     ],
 )
 def test_mistakes_end_with_one_message(files, capsys, options, message):

@@ -8,7 +8,8 @@ from transformers import TrainerCallback
 from vitrail.evaluation.batches import FeatureRows, UpdateSampler
 from vitrail.evaluation.linear_probe import LinearHeads, ProbeTrainer, accuracies, top_classes
 from vitrail.evaluation.recipes import Head, Schedule
-from vitrail.evaluation.training import last_checkpoint, training_arguments
+from vitrail.evaluation.training import training_arguments
+from vitrail.utils.trainer import last_checkpoint
 
 NUM_LABELS, PART_SIZE, NUM_CLS_LAYERS = 7, 12, 4
 HEADS = tuple(

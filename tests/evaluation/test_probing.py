@@ -301,9 +301,7 @@ def test_killed_in_training_and_resumed_ends_with_the_same_numbers(prepared, run
     assert killed.returncode == -signal.SIGKILL
     assert not (prepared / "model").exists()
     assert (prepared / "model.run" / "heads" / "checkpoint-6").is_dir()
-    with pytest.raises(
-        VitrailError, match="an unfinished run with another recipe and seed and unfreeze_epochs: repeat it as it was begun"
-    ):
+    with pytest.raises(VitrailError, match=r"begun with different settings \(recipe, seed, unfreeze_epochs\): repeat the run"):
         run(prepared / "model", recipe=PLAIN, seed=1)
     results = run(prepared / "model", recipe=AUGMENTED, unfreeze_epochs=1)
     assert results["resumed_from"] == 6

@@ -6,21 +6,17 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 import paths
-from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.modeling.modeling_vit import ViTModel
+from small_models import tiny_model
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
 PHOTOS = sorted((paths.IMAGES).glob("*.jpg"))
 
 
 def small_model(**fields):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    return ViTModel(ViTConfig(**{**sizes, "image_size": 32, "patch_size": 8, "initializer_range": 0.2, **fields})).eval()
+    return tiny_model(**{"num_attention_heads": 2, "initializer_range": 0.2, **fields})
 
 
 def small_processor(**settings):

@@ -1,4 +1,4 @@
-"""Small models, one for each thing in which families differ, that the tests of the model share."""
+"""`tiny_config`, the small default of all tests, and named variants: one for each feature in which families differ."""
 
 import pytest
 import torch
@@ -6,15 +6,15 @@ import torch
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
-SMALL = {
+TINY = {
     "hidden_size": 32,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "image_size": (16, 24),
-    "patch_size": 4,
-    "num_labels": 5,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
 }
+VARIANT = {"num_hidden_layers": 3, "intermediate_size": 48, "image_size": (16, 24), "patch_size": 4, "num_labels": 5}
 ANTIALIAS = {"position_interpolation_antialias": True}
 GOOGLE_POSITIONS = {"position_interpolation_mode": "bilinear", "position_interpolation_align_corners": True}
 FC_NORM = {"pooling": "avg", "norm_before_pooling": False}
@@ -64,8 +64,20 @@ every_config = pytest.mark.parametrize("name", CONFIGS)
 every_class = pytest.mark.parametrize("model_class", HEADS)
 
 
+def tiny_config(**fields):
+    """A small ViTConfig: `TINY`, with `fields` on top."""
+    return ViTConfig(**(TINY | fields))
+
+
+def tiny_model(model_class=ViTModel, seed=0, **fields):
+    """A model of `tiny_config(**fields)` in evaluation mode, with the package's own initialization."""
+    torch.manual_seed(seed)
+    return model_class(tiny_config(**fields)).eval()
+
+
 def make_config(name, **fields):
-    return ViTConfig(**{**SMALL, **CONFIGS[name], **fields})
+    """The variant of this name, with `fields` on top."""
+    return tiny_config(**(VARIANT | CONFIGS[name] | fields))
 
 
 def randomize(model, seed=0):

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 import vitrail
 from hub_server import Fault
-from small_models import SMALL
+from small_models import tiny_config
 from vitrail.errors import DownloadError, SourceNotFoundError
 
 PIXEL_VALUES = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
@@ -24,7 +24,7 @@ def make_files(tmp_path):
 
     def make(seed=0):
         torch.manual_seed(seed)
-        model = vitrail.ViTForImageClassification(vitrail.ViTConfig(**SMALL)).eval()
+        model = vitrail.ViTForImageClassification(tiny_config(num_labels=5)).eval()
         torch.nn.init.normal_(model.classifier.weight)
         folder = tmp_path / f"model-{seed}"
         vitrail.save(model, vitrail.make_image_processor("dino", image_size=32), folder)

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
+from small_models import tiny_config
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.configuration.sizes import SIZES
 from vitrail.modeling.complexity import complexity
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModel
 
-SMALL = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20, "num_labels": 3}
+SMALL = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 20, "num_labels": 3}
 
 
 def on_meta(model_class, **fields):
@@ -61,7 +62,7 @@ def by_hand(num_patches, prefix, patch_pixels, mlp_macs, mlp_activations):
 
 @pytest.mark.parametrize(("image_size", "num_patches"), [(None, 12), ((24, 40), 60), ((4, 4), 1)])
 def test_a_small_model_by_hand(image_size, num_patches):
-    model = ViTModel(ViTConfig(**SMALL, image_size=(12, 16), patch_size=4, num_register_tokens=2))
+    model = ViTModel(tiny_config(**SMALL, image_size=(12, 16), patch_size=4, num_register_tokens=2))
     macs, with_attention, activations = by_hand(num_patches, 3, 3 * 4 * 4, 2 * 8 * 20, 20 + 8)
     count = complexity(model, image_size)
     assert (count.macs, count.macs_with_attention, count.activations) == (macs, with_attention, activations)
@@ -71,7 +72,7 @@ def test_a_small_model_by_hand(image_size, num_patches):
 
 def test_swiglu_rectangular_patches_and_a_classifier_by_hand():
     fields = {"image_size": (12, 16), "patch_size": (4, 2), "num_channels": 1, "mlp_type": "swiglu", "qkv_bias": False}
-    model = ViTForImageClassification(ViTConfig(**SMALL, **fields))
+    model = ViTForImageClassification(tiny_config(**SMALL, **fields))
     macs, with_attention, activations = by_hand(3 * 8, 1, 4 * 2, 3 * 8 * 20, 40 + 8)
     count = complexity(model)
     assert count.macs == macs + 8 * 3
@@ -82,7 +83,7 @@ def test_swiglu_rectangular_patches_and_a_classifier_by_hand():
 
 
 def test_the_model_itself_is_left_alone():
-    model = ViTModel(ViTConfig(**SMALL, image_size=16, patch_size=4)).train()
+    model = ViTModel(tiny_config(**SMALL, image_size=16, patch_size=4)).train()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     counts = {complexity(model), complexity(model.half()), complexity(model.eval().float())}
     assert len(counts) == 1
@@ -94,6 +95,6 @@ def test_the_model_itself_is_left_alone():
 
 def test_a_backbone_counts_as_its_encoder():
     fields = {**SMALL, "image_size": 16, "patch_size": 4, "position_embedding_type": "relative_table"}
-    backbone, encoder = complexity(ViTBackbone(ViTConfig(**fields))), complexity(ViTModel(ViTConfig(**fields)))
+    backbone, encoder = complexity(ViTBackbone(tiny_config(**fields))), complexity(ViTModel(tiny_config(**fields)))
     assert (backbone.parameters, backbone.activations) == (encoder.parameters, encoder.activations)
     assert backbone.macs_with_attention - backbone.macs == encoder.macs_with_attention - encoder.macs

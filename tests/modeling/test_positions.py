@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import paths
-from vitrail.configuration.configuration_vit import ViTConfig
+from small_models import tiny_config
 from vitrail.modeling import modeling_vit
 from vitrail.modeling.modeling_vit import (
     PerSizeCache,
@@ -28,8 +28,8 @@ PATCH = 4
 
 
 def make_config(grid=(4, 6), **fields):
-    small = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    return ViTConfig(**{**small, "image_size": (PATCH * grid[0], PATCH * grid[1]), "patch_size": PATCH, **fields})
+    small = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    return tiny_config(**{**small, "image_size": (PATCH * grid[0], PATCH * grid[1]), "patch_size": PATCH, **fields})
 
 
 def make_model(**fields):

@@ -8,29 +8,27 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+import paths
+from small_models import tiny_model
 from small_run import KNN, make_run, without_numbers
-from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.convert.model_folder import hash_weights, read_pretraining
+from vitrail.errors import VitrailError
 from vitrail.hub.save import save
-from vitrail.modeling.modeling_vit import ViTModel
+from vitrail.pretraining.record import PretrainingRecord
 from vitrail.pretraining.report import training_curves, write_report
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
-
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "image_size": 8,
-    "patch_size": 4,
-}
+from vitrail.utils.atomic import read_json
 
 
 @pytest.fixture
 def folder(tmp_path):
     processor = VitrailImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False)
-    save(ViTModel(ViTConfig(**SMALL)), processor, tmp_path / "model")
+    save(tiny_model(image_size=8, patch_size=4), processor, tmp_path / "model")
     return tmp_path / "model"
+
+
+def record(run):
+    return PretrainingRecord.from_dict(run, "pretraining.json")
 
 
 def drawn(axes):
@@ -40,7 +38,7 @@ def drawn(axes):
 @pytest.mark.parametrize("knn", [None, KNN])
 def test_curves_show_what_was_logged(knn):
     run = make_run(knn=knn)
-    loss_axes, entropy_axes, last_axes = training_curves(run).axes
+    loss_axes, entropy_axes, last_axes = training_curves(record(run)).axes
     points = [point for point in run["curves"] if "loss" in point]
     epochs = [point["epoch"] for point in points]
 
@@ -53,7 +51,7 @@ def test_curves_show_what_was_logged(knn):
     np.testing.assert_allclose(limit[1], [math.log(100)] * 2)
     if knn is None:
         np.testing.assert_allclose(drawn(last_axes), [curve("center_norm")])
-        assert last_axes.get_title(loc="left") == "Norm of the centre"
+        assert last_axes.get_title(loc="left") == "Norm of the center"
     else:
         np.testing.assert_allclose(drawn(last_axes), [([1, 2, 3], [25, 50, 75])])
         assert "k = 20" in last_axes.get_title(loc="left")
@@ -65,12 +63,12 @@ def test_curves_show_what_was_logged(knn):
 @pytest.mark.parametrize("knn", [None, KNN])
 def test_files_are_written_whole(folder, knn):
     run = without_numbers(make_run(knn=knn), "loss")
-    write_report(folder, run)
+    write_report(folder, record(run))
     written = json.loads((folder / "pretraining.json").read_text(), parse_constant=pytest.fail)
     assert written.pop("weights_sha256") == hash_weights(folder)
     losses = [point["loss"] for point in written["curves"] if "loss" in point]
     assert losses == [5.0, None, 3.0]  # JSON has no NaN
-    assert written == run | {"curves": written["curves"]}
+    assert written == run | {"format_version": 1, "curves": written["curves"]}
     assert written["curves"][0] == run["curves"][0]
     with Image.open(folder / "pretraining.png") as picture:
         picture.load()
@@ -82,12 +80,12 @@ def test_files_are_written_whole(folder, knn):
 
 def test_a_run_of_one_update_can_be_drawn(folder):
     run = make_run()
-    write_report(folder, run | {"curves": run["curves"][:1]})
-    write_report(folder, run | {"curves": []})
+    write_report(folder, record(run | {"curves": run["curves"][:1]}))
+    write_report(folder, record(run | {"curves": []}))
 
 
 def test_the_card_has_the_training(folder):
-    write_report(folder, make_run(knn=KNN))
+    write_report(folder, record(make_run(knn=KNN)))
     text = ModelCard.load(folder / "README.md").text
     assert "on the 12,345 images of" in text
     assert "names 81.2 % of 200 images right" in text
@@ -96,7 +94,7 @@ def test_the_card_has_the_training(folder):
 
 def test_an_accuracy_that_is_not_known_is_not_told(folder):
     """Where no labeled image could be read."""
-    write_report(folder, make_run(knn=KNN | {"accuracy": math.nan}))
+    write_report(folder, record(make_run(knn=KNN | {"accuracy": math.nan})))
     assert read_pretraining(folder)["knn"]["accuracy"] is None
     text = ModelCard.load(folder / "README.md").text
     assert "on the 12,345 images of" in text
@@ -105,6 +103,19 @@ def test_an_accuracy_that_is_not_known_is_not_told(folder):
 
 def test_an_edited_card_stays(folder):
     (folder / "README.md").write_text("mine")
-    write_report(folder, make_run())
+    write_report(folder, record(make_run()))
     assert (folder / "README.md").read_text() == "mine"
     assert (folder / "pretraining.json").is_file()
+
+
+def test_an_unknown_version_is_one_clear_error():
+    with pytest.raises(VitrailError, match=r"pretraining\.json has format version 2; this vitrail reads versions up to 1"):
+        record(make_run(format_version=2))
+
+
+def test_the_record_of_the_digits_is_read():
+    path = paths.EXAMPLES / "digits" / "pretraining.json"
+    content = read_json(path)
+    assert content["format_version"] == 1
+    known = PretrainingRecord.read(path)
+    assert json.loads(json.dumps(known.to_dict())) == {name: content[name] for name in content if name != "weights_sha256"}

@@ -220,7 +220,7 @@ def test_an_epoch_has_whole_updates_in_a_new_order(tmp_path):
 def test_fewer_images_than_an_update(tmp_path):
     args = golden_arguments(tmp_path, train_sampling_strategy="random", gradient_accumulation_steps=3)
     trainer = DINOTrainer(golden_model(args), args, train_dataset=GoldenCrops())
-    with pytest.raises(ValueError, match=f"The data have {2 * BATCH} images, fewer than an update, {3 * BATCH}"):
+    with pytest.raises(ValueError, match=f"The dataset has {2 * BATCH} images, fewer than an update of {3 * BATCH}"):
         trainer.train()
 
 

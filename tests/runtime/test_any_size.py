@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from vitrail.configuration.configuration_vit import ViTConfig
+from small_models import tiny_config
 from vitrail.modeling.modeling_vit import ViTEmbeddings
 from vitrail.runtime.any_size import positions_of_any_size
 
@@ -19,7 +19,7 @@ SIDES = (1, 2, 3, 4, 7, 9, 16)
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_every_rule_of_interpolation(mode, antialias, align_corners, offset):
     for trained, cls_has_position in (((4, 7), True), ((3, 3), False), ((1, 2), True)):
-        config = ViTConfig(
+        config = tiny_config(
             hidden_size=8,
             num_attention_heads=1,
             image_size=(8 * trained[0], 8 * trained[1]),

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 import paths
-from small_models import make_images, make_model, randomize
-from vitrail.configuration.configuration_vit import ViTConfig
+from small_models import make_images, make_model, randomize, tiny_model
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.presets import make_image_processor
@@ -86,7 +85,7 @@ def test_missing_packages(build, package, extra, module, monkeypatch):
 @torch.inference_mode()
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_int8_is_near_float32_and_quiet(build, photos, capfd, caplog):
-    model = ViTModel(ViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=8)).eval()
+    model = tiny_model(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=3072, image_size=64)
     module = Pooled(randomize(model))
     handlers = list(logging.getLogger().handlers)
     program = build(module, photos[:1], precision="int8", calibration=photos[:6], num_streams=1)

@@ -6,7 +6,7 @@ from PIL import Image
 
 import paths
 import vitrail
-from small_models import every_class, every_config, make_config, make_images, make_model, with_random_weights
+from small_models import every_class, every_config, make_config, make_images, make_model, tiny_model, with_random_weights
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.presets import keep_aspect
@@ -17,11 +17,8 @@ PHOTO = IMAGES / "chelsea.jpg"
 
 
 def small_model(**fields):
-    torch.manual_seed(0)
-    config = vitrail.ViTConfig(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8, **fields
-    )
-    return vitrail.ViTModel(config).eval(), vitrail.make_image_processor("dino", image_size=32, num_channels=config.num_channels)
+    model = tiny_model(**({"num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8} | fields))
+    return model, vitrail.make_image_processor("dino", image_size=32, num_channels=model.config.num_channels)
 
 
 @pytest.fixture
@@ -163,7 +160,7 @@ def test_what_cannot_be_drawn_is_refused():
     for options, words in (
         ({"show": "everything"}, "heads, mean, rollout"),
         ({"style": "cubist"}, "overlay, grid"),
-        ({"show": "rollout", "layers": (1,)}, "leave the layers out"),
+        ({"show": "rollout", "layers": (1,)}, "omit layers"),
     ):
         with pytest.raises(VitrailError, match=words):
             plot_attention(model, processor, [PHOTO], **options)

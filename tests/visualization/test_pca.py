@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 
 import paths
 import vitrail
-from small_models import every_config, make_config, make_model
+from small_models import every_config, make_config, make_model, tiny_model
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 from vitrail.processing.presets import keep_aspect
@@ -30,11 +30,8 @@ def sklearn_scores(tokens, number):
 
 
 def small_model(seed=0, **fields):
-    torch.manual_seed(seed)
-    config = vitrail.ViTConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8, **fields
-    )
-    return vitrail.ViTModel(config).eval(), vitrail.make_image_processor("dino", image_size=32)
+    model = tiny_model(seed=seed, **({"image_size": 32, "patch_size": 8} | fields))
+    return model, vitrail.make_image_processor("dino", image_size=32)
 
 
 @pytest.mark.parametrize("shape", [(300, 40), (20, 40), (4, 40)])

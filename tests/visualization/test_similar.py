@@ -112,7 +112,7 @@ def test_the_sheet_shows_the_query_and_then_the_nearest(images, stored, sheet):
     ids, cosines, _ = find_similar(small_model(), stored, PHOTOS[2], top=4)
     path_of = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
     captions = [f"{cosine:.3f}  {path_of[number]}" for number, cosine in zip(ids.tolist(), cosines, strict=True)]
-    assert [caption for caption, _ in sheet] == ["the query", *captions]
+    assert [caption for caption, _ in sheet] == ["query", *captions]
     for (_, picture), path in zip(sheet, [PHOTOS[2], *(images / path_of[number] for number in ids.tolist())], strict=True):
         with Image.open(path) as image:
             assert picture.width / picture.height == pytest.approx(image.width / image.height, rel=0.02)
@@ -139,7 +139,7 @@ def test_images_that_are_not_there_any_more_are_grey(copy, tmp_path, sheet):
     (copy / damaged).write_bytes(b"")
     find_similar(small_model(), stored, PHOTOS[0], top=24)
     gone = {caption.split("  ")[-1] for caption, picture in sheet if picture is MISSING}
-    assert gone == {f"not there: {deleted}", f"not there: {damaged}"}
+    assert gone == {f"missing: {deleted}", f"missing: {damaged}"}
     shutil.rmtree(copy)
     sheet.clear()
     assert len(find_similar(small_model(), stored, PHOTOS[0], top=5)[0]) == 5
@@ -155,9 +155,9 @@ def test_pictures_are_right_where_files_have_come_and_gone(copy, tmp_path, sheet
         Image.new("RGB", (40, 40)).save((copy / path).with_suffix(".a.png"))
     (copy / stored.paths()[0]).unlink()
     find_similar(small_model(), stored, PHOTOS[0], top=24)
-    assert [caption.replace("not there: ", "") for caption, _ in sheet] == list(before)
+    assert [caption.replace("missing: ", "") for caption, _ in sheet] == list(before)
     for caption, picture in sheet:
-        assert (picture is MISSING) == caption.endswith(f"not there: {stored.paths()[0]}")
+        assert (picture is MISSING) == caption.endswith(f"missing: {stored.paths()[0]}")
         assert picture is MISSING or picture == before[caption]
 
 
@@ -166,24 +166,24 @@ def test_other_weights_are_refused(stored):
     with torch.no_grad():
         other.layers[1].mlp.fc1.bias[3] += 1e-6
     with pytest.raises(
-        VitrailError, match=r"whose weights have the SHA-256 \w{12}…; those of this model have \w{12}…: give the model"
+        VitrailError, match=r"whose weights have the SHA-256 \w{12}…; the weights of this model have \w{12}…: pass the model"
     ):
         find_similar(other, stored, PHOTOS[0])
 
 
 def test_the_same_weights_in_another_model_are_refused(stored):
     other = small_model(pooling="avg", layer_norm_eps=1e-3)
-    with pytest.raises(VitrailError, match="these weights, but another layer_norm_eps and pooling: give the model"):
+    with pytest.raises(VitrailError, match="these weights, but with another layer_norm_eps and pooling: pass the model"):
         find_similar(other, stored, PHOTOS[0])
     check_same_model(small_model(), stored)
 
 
 def test_columns_that_hold_no_vectors_are_refused(images, stored, tmp_path):
     for column in ("patches", "mean", "path"):
-        with pytest.raises(VitrailError, match=f"no vectors '{column}'; choose among pooled, cls_mean"):
+        with pytest.raises(VitrailError, match=f"no column of vectors '{column}'; expected one of pooled, cls_mean"):
             find_similar(small_model(), stored, PHOTOS[0], column=column)
     tensors = extracted(images, tmp_path / "out", features=("patches", "layers=0,1"))
-    with pytest.raises(VitrailError, match="holds no vectors, but patches, layers"):
+    with pytest.raises(VitrailError, match="contains patches, layers but no vectors"):
         find_similar(small_model(), tensors, PHOTOS[0])
 
 

@@ -19,8 +19,7 @@ from small_models import (
     randomize,
 )
 from vitrail.modeling.modeling_vit import ViTModel
-from vitrail.pretraining.methods.dino import DINOHead, DINOModel, DINONetwork, WeightNormLinear
-from vitrail.pretraining.methods.loss import DINOLoss
+from vitrail.pretraining.methods.dino import DINOHead, DINOLoss, DINOModel, DINONetwork, WeightNormLinear
 
 K = 24  # prototypes
 
@@ -203,7 +202,7 @@ def test_local_crops_are_not_needed():
 
 @pytest.mark.parametrize("shape", [(3, 3, 16, 16), (3, 1, 3, 16, 16), (3, 3, 3, 16, 16)])
 def test_other_than_two_global_crops_are_refused(shape):
-    with pytest.raises(ValueError, match=r"two global crops of each image, \(batch, 2, channels"):
+    with pytest.raises(ValueError, match=r"two global crops per image, \(batch, 2, channels"):
         make_dino()(torch.zeros(shape))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.pretraining.methods.loss import DINOLoss
+from vitrail.pretraining.methods.dino import DINOLoss
 
 B, K = 5, 7
 

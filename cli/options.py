@@ -1,0 +1,202 @@
+"""Every option and argument of the command line, once: its type, its help and, in the groups, its default.
+
+A group is a dataclass of options that several commands share. `expand_groups` turns a parameter of such a type into the options
+of the group, because typer reads options from the signature of a function.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from ..runtime.compiled import Runtime
+
+Value = TypeVar("Value")
+
+CHOSEN = "chosen by the command"
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    try:
+        sides = tuple(int(side) for side in text.split("x"))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise typer.BadParameter(f"found {text}; expected pixels, such as 480, or height and width, such as 480x640.")
+    return sides[0], sides[-1]
+
+
+# Every command
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Print the traceback of an error.")]
+
+# Checkpoints
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Checkpoint: a folder, a file, a URL, a Hub id, or a name that `vitrail list` prints, such as dino-vits16."
+    ),
+]
+Head = Annotated[str | None, typer.Option(help="Linear classifier published apart from the backbone: a file, a URL or a name.")]
+HeadName = Annotated[str | None, typer.Option(help="Name of the classifier in a head file that contains several.")]
+Branch = Annotated[str, typer.Option(help="Network of a full training checkpoint: teacher or student.")]
+Format = Annotated[str, typer.Option(help="Family of the checkpoint; auto detects it from names and shapes.")]
+NumHeads = Annotated[int | None, typer.Option(help="Number of attention heads, if the checkpoint does not determine it.")]
+ImageSize = Annotated[
+    tuple | None,
+    typer.Option(
+        parser=_parse_size,
+        metavar="N or HxW",
+        help="Image size of the model in pixels; the patch size must divide it.",
+        show_default="from the model",
+    ),
+]
+NumChannels = Annotated[int | None, typer.Option(help="Number of input channels to adapt the patch projection to.")]
+ChannelRule = Annotated[str | None, typer.Option(help="How to adapt the patch projection: sum, repeat or average.")]
+NumLabels = Annotated[int | None, typer.Option(help="Number of classes of a new, untrained classifier.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of the Hub repository: a branch, tag or commit (push: a branch).")]
+Code = Annotated[
+    bool, typer.Option("--code/--no-code", help="Include the code that loads the model where vitrail is not installed.")
+]
+
+# Images
+ImageFiles = Annotated[list[Path], typer.Argument(help="Image files.")]
+ImageFile = Annotated[Path, typer.Argument(help="Image file.")]
+Images = Annotated[
+    str,
+    typer.Argument(help="Images: a folder, a .txt list of paths or URLs, .tar shards, Parquet, a Hub dataset, or an fsspec URL."),
+]
+Data = Annotated[
+    str, typer.Option(help="Images: a folder with one subfolder per class, Parquet, WebDataset, a Hub dataset, or digits.")
+]
+Split = Annotated[str | None, typer.Option(help="Split of the dataset, if it has several.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Image column, if the column types do not determine it.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Label column, if the column types do not determine it.")]
+TrainSplit = Annotated[str | None, typer.Option(help="Training split, if the split names do not determine it.")]
+ValidationSplit = Annotated[str | None, typer.Option(help="Validation split, if the split names do not determine it.")]
+ValidationFraction = Annotated[float, typer.Option(help="Fraction of each class to hold out if there is no validation split.")]
+DataRevision = Annotated[str | None, typer.Option(help="Revision of the Hub dataset: a branch, tag or commit.")]
+KeepAspect = Annotated[
+    bool, typer.Option("--keep-aspect", help="Keep the aspect ratio of each image instead of cropping or squashing.")
+]
+
+# Running a model
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Precision: float32, bfloat16, float16 or int8.", show_default="dtype of the weights", metavar="P"),
+]
+Engine = Annotated[str, typer.Option(help="Engine that runs the model: eager, compile, onnxruntime or openvino.", metavar="E")]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Number of images per forward pass, on each device.", min=1, show_default=CHOSEN)
+]
+NumWorkers = Annotated[
+    int | None, typer.Option(help="Number of decoding workers (0: decode in the main process).", min=0, show_default=CHOSEN)
+]
+Seed = Annotated[
+    int, typer.Option(help="Random seed: validation split, initial weights, order and augmentation.", min=0, max=2**32 - 1)
+]
+CacheDir = Annotated[Path | None, typer.Option(help="Cache folder of the features.", show_default="HF_HOME/vitrail/features")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image instead of skipping it.")]
+Top = Annotated[int, typer.Option(help="Number of results, best first.", min=1)]
+
+# Results
+Features = Annotated[Path, typer.Argument(help="Folder of features written by `vitrail extract`.")]
+PictureFile = Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")]
+ResultsFile = Annotated[Path | None, typer.Option(help="JSON file to write the results to.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """How a checkpoint is read and adapted."""
+
+    head: Head = None
+    head_name: HeadName = None
+    branch: Branch = "teacher"
+    format: Format = "auto"
+    num_heads: NumHeads = None
+    image_size: ImageSize = None
+    num_channels: NumChannels = None
+    channel_rule: ChannelRule = None
+    num_labels: NumLabels = None
+    revision: Revision = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeOptions:
+    """Precision and engine of the model."""
+
+    precision: Precision = None
+    engine: Engine = "eager"
+
+    def runtime(self) -> Runtime:
+        """Return the runtime, or raise VitrailError if the engine does not support the precision."""
+        return Runtime(self.precision, self.engine)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Columns and splits of a dataset, and the seed that draws the validation split."""
+
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    train_split: TrainSplit = None
+    validation_split: ValidationSplit = None
+    validation_fraction: ValidationFraction = 0.2
+    data_revision: DataRevision = None
+    seed: Seed = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `load_labeled_images` and `load_training_images`."""
+        arguments = dataclasses.asdict(self)
+        return arguments | {"revision": arguments.pop("data_revision")}
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureOptions:
+    """How an evaluation computes and caches features."""
+
+    batch_size: BatchSize = None
+    num_workers: NumWorkers = None
+    cache_dir: CacheDir = None
+    strict: Strict = False
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None: the others keep the default of the function that receives them."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def expand_groups(function: Callable[..., Value]) -> Callable[..., Value]:
+    """Return `function` with the options of its groups in place of the groups, after its own options."""
+    own, shared = [], []
+    groups: dict[str, Any] = {}
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        group = hints[name]
+        if not dataclasses.is_dataclass(group):
+            own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=group))
+            continue
+        groups[name] = group
+        types = get_type_hints(group, include_extras=True)
+        shared += [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+            for field in dataclasses.fields(group)
+        ]
+
+    def expanded(**values: Any) -> Value:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        return function(**values)
+
+    set_signature(expanded, function, [*own, *shared])
+    return expanded
+
+
+def set_signature(wrapper: Callable, function: Callable, parameters: list[inspect.Parameter]) -> None:
+    """Give `wrapper` the name and documentation of `function`, and the parameters that typer reads."""
+    wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

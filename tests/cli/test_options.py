@@ -1,0 +1,71 @@
+"""One vocabulary: the same option has the same type, default and help in every command."""
+
+from collections import defaultdict
+
+import pytest
+import typer
+
+from vitrail.cli.app import app
+
+COMMANDS = typer.main.get_command(app).commands
+# What may differ between commands, and why
+EXCEPTIONS = {
+    ("--output", "help"): "what is written differs: a model, features, a picture, a page, results",
+    ("--output", "default"): "similar and report have a file name that is as good as any",
+    ("--output", "required"): "knn, logistic and card also print what they write",
+    ("--recipe", "help"): "probe and pretrain have recipes of their own",
+    ("--recipe", "default"): "probe and pretrain have recipes of their own",
+    ("--top", "default"): "labels of one image, or images of a contact sheet",
+    ("--batch-size", "help"): "export: the batch size that a graph is fixed to",
+    ("--batch-size", "show_default"): "export: the batch size that a graph is fixed to",
+}
+FACTS = ("opts", "type", "min", "max", "multiple", "is_flag", "metavar", "required", "default", "show_default", "help")
+
+
+def options():
+    """Every (command, name of the option, option)."""
+    for command, definition in COMMANDS.items():
+        for parameter in definition.params:
+            if parameter.param_type_name == "option":
+                yield command, parameter.opts[0], parameter
+
+
+def fact(parameter, name):
+    if name == "type" and hasattr(parameter, "type_descriptor"):  # newer versions of typer; older ones have a click type
+        return parameter.type_descriptor.annotation
+    return str(getattr(parameter, name, None)) if name == "type" else getattr(parameter, name, None)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_same_option_is_the_same_everywhere(name):
+    found = defaultdict(lambda: defaultdict(list))
+    for command, option, parameter in options():
+        if (option, name) not in EXCEPTIONS:
+            found[option][repr(fact(parameter, name))].append(command)
+    assert {option: dict(values) for option, values in found.items() if len(values) > 1} == {}
+
+
+def test_every_exception_is_needed():
+    for option, name in EXCEPTIONS:
+        assert len({repr(fact(parameter, name)) for _, opts, parameter in options() if opts == option}) > 1, (option, name)
+
+
+def test_the_same_argument_is_the_same_everywhere():
+    found = defaultdict(set)
+    for definition in COMMANDS.values():
+        for parameter in definition.params:
+            if parameter.param_type_name == "argument":
+                text = None if parameter.name == "output" else parameter.help  # what is written differs
+                found[parameter.name].add((str(fact(parameter, "type")), text))
+    assert {name: facts for name, facts in found.items() if len(facts) > 1} == {}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_parameter_has_help(command):
+    texts = [COMMANDS[command].help, *(parameter.help for parameter in COMMANDS[command].params)]
+    assert all(text and text.strip().split("\n")[0].rstrip().endswith((".", ";")) for text in texts), texts
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_json_and_traceback(command):
+    assert {"--json", "--traceback"} <= {opts for name, opts, _ in options() if name == command}

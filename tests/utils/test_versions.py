@@ -1,0 +1,14 @@
+import platform
+
+import torch
+
+import vitrail
+from vitrail.utils.versions import versions
+
+
+def test_versions():
+    assert versions(["torch"]) == {
+        "vitrail": vitrail.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

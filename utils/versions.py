@@ -1,0 +1,12 @@
+"""Versions of the software that a result depends on."""
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+
+from ..version import __version__
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of vitrail, Python and installed packages, by name."""
+    return {"vitrail": __version__, "python": platform.python_version(), **{package: version(package) for package in packages}}
