@@ -233,7 +233,7 @@ def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
     assert model.classifier.weight.shape == (1000, 128)
     assert (model.classifier.bias == 0).all()
     assert 0.01 < model.classifier.weight.std() < 0.03
-    assert fresh(report) == ["the classifier for 1000 classes is fresh and untrained, in the place of one for 5"]
+    assert fresh(report) == ["the classifier for 1000 classes is untrained; it replaces one for 5"]
     assert model.config.id2label[0] == "LABEL_0"  # nobody knows yet what the classes are
 
 
@@ -243,7 +243,7 @@ def test_a_backbone_gets_a_fresh_classifier(tmp_path):
     model, _, report = vitrail.load(tmp_path / "backbone.pth", num_labels=7)
     assert isinstance(model, vitrail.ViTForImageClassification)
     assert model.classifier.weight.shape == (7, 128)
-    assert fresh(report) == ["the classifier for 7 classes is fresh and untrained"]
+    assert fresh(report) == ["the classifier for 7 classes is untrained"]
 
 
 def test_a_fresh_classifier_reads_what_the_old_one_read(tmp_path):
@@ -251,7 +251,7 @@ def test_a_fresh_classifier_reads_what_the_old_one_read(tmp_path):
     torch.save({"weight": torch.zeros(10, 5 * 128), "bias": torch.zeros(10)}, tmp_path / "head.pth")
     model, _, report = vitrail.load(tmp_path / "backbone.pth", head=tmp_path / "head.pth", num_labels=7)
     assert model.classifier.weight.shape == (7, 5 * 128)
-    assert fresh(report) == ["the classifier for 7 classes is fresh and untrained, in the place of one for 10"]
+    assert fresh(report) == ["the classifier for 7 classes is untrained; it replaces one for 10"]
 
 
 def test_a_fresh_classifier_has_the_dtype_of_the_file(tmp_path):

@@ -144,7 +144,7 @@ BAD = {
     "another model type of transformers": (
         folder_of(*reversed(hub("dinov3_vit"))),
         UnsupportedCheckpointError,
-        ["not recognised as any of: vitrail, transformers, google, dinov2, dino, timm", "embeddings.cls_token", '"dinov3_vit"'],
+        ["not recognized as any of: vitrail, transformers, google, dinov2, dino, timm", "embeddings.cls_token", '"dinov3_vit"'],
     ),
     "timm's names beside another config.json": (
         folder_of(vit(), {"model_type": "clip"}),
@@ -162,27 +162,27 @@ BAD = {
     "config.json is no JSON": (
         folder_of(vit(), "<html>401 Unauthorized</html>"),
         CorruptFileError,
-        ["config.json is no JSON", "download it again"],
+        ["config.json is not valid JSON", "download it again"],
     ),
     "config.json is a list": (
         folder_of(vit(), "[1, 2]"),
         CorruptFileError,
-        ["config.json", "list", "download it again"],
+        ["config.json", "list", "Download the file again"],
     ),
     "config.json in another encoding": (
         lambda folder: (folder_of(vit(), TIMM)(folder) / "config.json").write_bytes(b"\xff\xfe{}") and folder,
         CorruptFileError,
-        ["config.json is no JSON", "download it again"],
+        ["config.json is not valid JSON", "download it again"],
     ),
     "attention pooling by name only": (
         folder_of(vit(), TIMM | {"global_pool": "map"}),
         UnsupportedCheckpointError,
-        ['global_pool="map"', '"token" and "avg"'],
+        ['global_pool="map"', 'expected "token" or "avg"'],
     ),
     "positions that are no square, DINO": (
         pth(vit(pos_embed=(1, 16, WIDTH))),
         UnsupportedCheckpointError,
-        ["pos_embed holds positions of 15 patches", "not a square number", "published checkpoints are all square"],
+        ["pos_embed holds positions of 15 patches", "not a square number", "published checkpoints have a square grid"],
     ),
     "positions that are no square, flax": (
         npz(flax(Transformer__posembed_input__pos_embedding=(1, 16, WIDTH))),

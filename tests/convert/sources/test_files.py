@@ -258,7 +258,7 @@ def test_damaged_array_in_npz(tmp_path):
     damaged = bytearray((tmp_path / "a.npz").read_bytes())
     damaged[3000] ^= 0xFF
     (tmp_path / "a.npz").write_bytes(damaged)
-    with pytest.raises(CorruptFileError, match=r"is damaged \(Bad CRC-32 for file 'kernel\.npy'\)"):
+    with pytest.raises(CorruptFileError, match=r"damaged \(Bad CRC-32 for file 'kernel\.npy'\)"):
         read_checkpoint(tmp_path / "a.npz")
 
 

@@ -357,7 +357,7 @@ def test_hub_refusals(status, headers, error, message, hub, http_server, page):
     with pytest.raises(error, match=message) as raised:
         resolve("user/dino-vits8", revision="v9")
     if "RepoNotFound" in headers.values():
-        assert re.search(r"Close names: .*facebook/dino-vits8", str(raised.value))
+        assert re.search(r"Similar names: .*facebook/dino-vits8", str(raised.value))
 
 
 def test_gated_files_of_a_public_page(hub, http_server, page):
