@@ -199,7 +199,7 @@ def test_offline_after_one_pull(hub_server, make_files, tmp_path):
     before = python(*info, environment={**environment, "HF_HUB_OFFLINE": "1"}, folder=tmp_path)
     assert before.returncode == 2
     assert before.stderr == (
-        "vitrail: user/name is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download it.\n"
+        "vitrail: user/name is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download the files.\n"
     )
     assert hub_server.requests == []
 
