@@ -1,7 +1,7 @@
 """What loading did, as data: the source of the weights, what became of them, and the record of it, conversion.json."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ class Check:
     difference: float | None
     passed: bool | None
     note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dictionary for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class ConversionReport:
             format=self.format,
             source=self.source.record(),
             checkpoint=self.checkpoint,
-            head=self.head and self.head.record(),
+            head=self.head.record() if self.head else None,
             root=self.root,
             origin=self.origin,
             coverage=self.coverage,
