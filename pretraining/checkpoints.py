@@ -12,7 +12,7 @@ import torch
 
 from ..configuration.sizes import size_name
 from ..convert.export import to_format
-from ..convert.families.family import VIT_RULES
+from ..convert.families.plain_vit import VIT_RULES
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor

@@ -76,7 +76,7 @@ def test_digits_from_scratch(files, capsys):
     torch.testing.assert_close(answers[0], answers[2])
     assert AutoImageProcessor.from_pretrained(files / "model").to_dict() == image_processor.to_dict()
     card = (files / "model" / "README.md").read_text()
-    assert "without labels by DINO" in card
+    assert "without labels with DINO" in card
     with Image.open(files / "model" / "pretraining.png") as picture:
         picture.load()
     assert {path.name for path in files.iterdir()} == {

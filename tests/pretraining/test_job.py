@@ -124,8 +124,8 @@ def test_what_lies_in_the_folder(prepared, whole):
     assert model.config.drop_path_rate == 0
     assert image_processor.crop_size["height"] == 16
     card = (folder / "README.md").read_text()
-    assert "Vitrail trained it without labels by DINO" in card
-    assert "27 images of `images`: 3 epochs of 8 images an update, 9 updates" in card
+    assert "Vitrail trained it without labels with DINO" in card
+    assert "27 images of `images`: 3 epochs with a batch size of 8, 9 updates" in card
 
 
 def test_loss_and_entropies_are_logged_and_possible(whole):
@@ -211,7 +211,7 @@ def test_on_from_a_model(prepared, whole):
     output = prepared / "further"
     result = pretrain(model, image_processor, images, output_dir=output, recipe=RECIPE, epochs=1, progress=False, report=report)
     assert result["model"]["name"] == "model.safetensors"
-    assert "beginning with `model.safetensors`" in (output / "README.md").read_text()
+    assert "from `model.safetensors`" in (output / "README.md").read_text()
     begun, further = (AutoModel.from_pretrained(prepared / name).state_dict() for name in ("whole", "further"))
     assert not all(torch.equal(begun[name], tensor) for name, tensor in further.items())
     assert max((begun[name] - tensor).abs().max().item() for name, tensor in further.items()) < 0.01  # and not from scratch
@@ -279,7 +279,7 @@ def test_labelled_images_that_cannot_be_read_measure_nothing(prepared):
 
 def test_a_model_of_which_nothing_is_known(prepared):
     run(prepared, "given", "unlabeled", epochs=1, from_scratch=False)
-    assert "beginning with weights of which nothing is stated" in (prepared / "given" / "README.md").read_text()
+    assert "from weights of unknown origin" in (prepared / "given" / "README.md").read_text()
 
 
 def test_mixed_precision_is_told(prepared):
