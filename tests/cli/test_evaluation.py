@@ -65,7 +65,7 @@ def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
     assert "Traceback" not in captured.err
     assert results["model"]["name"] == "model.safetensors"
     assert results["data"]["source"] == "pictures"
-    assert [image["path"] for image in results["bad_images"]] == ["teal/00.png"]
+    assert [image["path"] for image in results["unreadable_images"]] == ["teal/00.png"]
     assert end_of("classify", tmp_path / "model", words[2] / "teal" / "03.png") == 0
     assert capsys.readouterr().out.split()[1] == "teal"
     classifier = pipeline("image-classification", model=str(tmp_path / "model"))
