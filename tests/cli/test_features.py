@@ -57,8 +57,8 @@ def test_extract_says_what_it_did(place, tmp_path, capsys):
     ("words", "message"),
     [
         (["MODEL", "IMAGES", "OUT", "--features", "class"], "found the features 'class'; write one of pooled, cls, mean, cls+mean"),
-        (["MODEL", "IMAGES", "OUT", "--dtype", "int8"], "found dtype='int8'; write float32 or float16"),
-        (["MODEL", "IMAGES", "OUT", "--runner", "spark"], "found runner='spark'; write local or ray"),
+        (["MODEL", "IMAGES", "OUT", "--dtype", "int8"], "found dtype='int8'; expected float32 or float16"),
+        (["MODEL", "IMAGES", "OUT", "--runner", "spark"], "found runner='spark'; expected local or ray"),
         (["MODEL", "IMAGES", "OUT", "--max-errors", "3"], "more than max_errors=3"),
         (["MODEL", "NOWHERE", "OUT"], "NOWHERE"),
         (["NOWHERE", "IMAGES", "OUT"], "NOWHERE"),

@@ -68,7 +68,7 @@ def test_evaluations_keep_features_of_each_precision_apart(tmp_path, place, caps
         assert not end_of(*words, "--output", output, "--precision", precision)
         assert json.loads(output.read_text())["runtime"] == {"precision": precision, "engine": "eager"}
         assert len(list((tmp_path / "cache").iterdir())) == folders
-    assert capsys.readouterr().out.count("features: cosine 0.99") == 1  # only the run that computed features in bfloat16
+    assert capsys.readouterr().out.count("layers: cosine 0.99") == 1  # only the run that computed features in bfloat16
 
 
 @pytest.mark.parametrize("command", ["embed", "classify", "extract", "probe", "knn", "logistic"])
