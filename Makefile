@@ -1,16 +1,16 @@
-# The two commands of this project: `make demo` and `make test`. Both set up .venv first, once.
+# The commands of this project: `make demo`, `make test`, `make docs`. Each sets up .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO := demo-output
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs site clean
 
-# The package is installed as users get it, from a wheel of the checkout, and again when a file of it has changed.
-# Its dependencies are compiled on all cores, where pip takes one; torch has a file that only later Pythons can compile.
+# The package is installed as users get it, from a wheel of the checkout, and again after one of its files has changed.
+# Dependencies are compiled on all cores, where pip uses one; torch contains a file that only later Pythons can compile.
 SOURCES := setup.cfg pyproject.toml constraints.txt $(shell find . -path ./$(VENV) -prune -o -path ./build -prune -o \
-	-path ./tests -prune -o \( -name '*.py' -o -name '*.json' -o -name '*.tsv' -o -name '*.jinja' -o -name '*.css' -o -name '*.js' \) -print)
+	-path ./tests -prune -o -path ./docs -prune -o -path ./site -prune -o -path ./$(DEMO) -prune -o \( -name '*.py' -o -name '*.json' -o -name '*.tsv' -o -name '*.jinja' -o -name '*.css' -o -name '*.js' \) -print)
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,11 +23,11 @@ $(VENV)/installed: $(SOURCES)
 	rm -rf build vitrail.egg-info
 	touch $@
 
-# Converts a checkpoint and runs the main job on a photograph, offline; see $(DEMO)/summary.md.
+# Runs the main job on the checkpoint on board, offline; see $(DEMO)/summary.md.
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py $(DEMO)
 
-# One process for each core. A file of tests stays in one process, which makes its fixtures once; small files come last.
+# One process for each core. A test file stays in one process, which makes its fixtures once; small files come last.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
@@ -37,5 +37,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p vitrail
 
+# Renews the generated parts of README and docs/, then builds the site.
+docs: $(VENV)/installed
+	$(BIN)/python docs/generate.py
+	$(MAKE) site
+
+# Builds the site; a broken link is an error.
+site: $(VENV)/installed
+	$(PIP) install -c constraints.txt mkdocs-material
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(DEMO) build vitrail.egg-info
+	rm -rf $(VENV) $(DEMO) build site vitrail.egg-info

@@ -1,11 +1,11 @@
-"""`make demo`: the main job, offline, on what is on board.
+"""`make demo`: convert, verify, embed, extract, evaluate and visualize a small checkpoint, offline.
 
-examples/digits/dino_vit_digits.pth is a small ViT in DINO's own format, really trained, by `vitrail pretrain`, on one half of
-scikit-learn's digits (see its card, examples/digits/README.md). This converts it, verifies it, loads it with transformers' Auto classes,
-takes features, classifies the other half of the digits by nearest neighbours and by a linear probe, and draws what it sees. With a network,
-`vitrail convert dino-vits16 OUT` takes an official checkpoint instead.
+The checkpoint, examples/digits/dino_vit_digits.pth, is in DINO's own format and was trained by `vitrail pretrain` on half of scikit-learn's
+digits; its card is examples/digits/README.md. Evaluation uses the other half. With a network, `vitrail convert dino-vits16 OUT` converts an
+official checkpoint instead.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -14,21 +14,21 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 from transformers.utils import logging
 
 import vitrail
-from vitrail.data.digits import digit_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = os.path.relpath(ROOT / "examples" / "digits" / "dino_vit_digits.pth")
-SHOWN = (8, 16, 2, 21)  # digits of the half that was not trained on
-ENLARGED = 96  # pixels, of pictures
+SHOWN = (8, 16, 2, 21)  # rows of the validation split, which the model was not trained on
+ENLARGED = 96  # size of the pictures, in pixels
 
 
 def run(*command: str) -> str:
-    """Runs a command, shows it and gives what it printed."""
+    """Run a command, print it with its output, and return both as Markdown."""
     shown = " ".join([Path(command[0]).name, *command[1:]])
     print("$", shown, flush=True)
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -37,12 +37,13 @@ def run(*command: str) -> str:
 
 
 def write_digits(folder: Path) -> list[str]:
-    """A few digits that the model was not trained on, as files."""
+    """Write a few digits that the model was not trained on, and return their paths."""
     folder.mkdir(exist_ok=True)
-    digits = digit_splits()["validation"]
+    digits = vitrail.load_labeled_images("digits").validation
     files = [folder / f"{digits[row]['label']}.png" for row in SHOWN]
     for file, row in zip(files, SHOWN, strict=True):
-        digits[row]["image"].resize((ENLARGED, ENLARGED)).save(file)
+        with Image.open(io.BytesIO(digits[row]["image"]["bytes"])) as image:
+            image.resize((ENLARGED, ENLARGED)).save(file)
     return [str(file) for file in files]
 
 
@@ -76,14 +77,15 @@ def main(output_dir: Path) -> None:
     unseen = knn["data"]["validation_images"]
     summary = (
         f"# vitrail {vitrail.__version__}: the main job\n\n"
-        "The checkpoint on board is small, but really trained: by DINO, without labels, on half of scikit-learn's digits; "
-        "[its card](../examples/digits/README.md) says how, and compares it with random weights and raw pixels. "
-        "What follows is measured on the other half.\n\n"
+        "The checkpoint on board is small and was trained by DINO, without labels, on half of scikit-learn's digits. "
+        "[Its card](../examples/digits/README.md) describes the training and compares it with random weights and raw pixels. "
+        "Everything below is measured on the other half.\n\n"
         f"{log}\n"
-        f"`AutoModel` gave {tuple(outputs.last_hidden_state.shape)} tokens; its pooled features differ from those of `vitrail embed` by "
-        f"at most {difference:.1e}. [The card](dino-vit-digits/README.md) of the converted model holds what `verify` found.\n\n"
-        f"Of {unseen} digits that it was not trained on, a vote of the 20 nearest neighbours names {knn['accuracy']:.1%} right, and the "
-        f"best of {len(probed['heads'])} linear classifiers {probed['accuracy']:.1%} ([its card](probe/README.md)).\n\n"
+        f"`AutoModel` returned `last_hidden_state` of shape {tuple(outputs.last_hidden_state.shape)}; its pooled features differ from "
+        f"those of `vitrail embed` by at most {difference:.1e}. [The card](dino-vit-digits/README.md) of the converted model shows the "
+        "verification.\n\n"
+        f"On {unseen} digits that it was not trained on, 20-NN classification reaches {knn['accuracy']:.1%}, and the best of "
+        f"{len(probed['heads'])} linear classifiers {probed['accuracy']:.1%} ([its card](probe/README.md)).\n\n"
         "![attention](attention.png)\n\n![principal components of patches](pca.png)\n\n"
         "![accuracy of every head](probe/heads.png)\n\n![confusion matrix](probe/confusion.png)\n"
     )

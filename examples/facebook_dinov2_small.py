@@ -14,7 +14,7 @@ import vitrail
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("source", nargs="?", default="facebook/dinov2-small", help="Hub id, file or folder of that checkpoint")
 parser.add_argument("image", nargs="?", default=Path(__file__).with_name("chelsea.jpg"), help="path or URL")
-parser.add_argument("--folder", type=Path, default=Path("dinov2-small"), help="where the converted model is kept")
+parser.add_argument("--folder", type=Path, default=Path("dinov2-small"), help="folder of the converted model")
 args = parser.parse_args()
 
 if not args.folder.exists():

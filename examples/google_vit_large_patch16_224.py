@@ -1,4 +1,4 @@
-"""What google/vit-large-patch16-224 sees in a photograph.
+"""The class that google/vit-large-patch16-224 predicts for a photograph.
 
 Run it as `python google_vit_large_patch16_224.py [SOURCE] [IMAGE]`.
 """

@@ -1,4 +1,4 @@
-"""Features of a photograph from timm's vit_base_patch8_224.dino, by the two methods that timm has for them.
+"""Features of a photograph from timm's vit_base_patch8_224.dino, by timm's two methods.
 
 Run it as `python timm_vit_base_patch8_224_dino.py [SOURCE] [IMAGE]`.
 """
@@ -19,7 +19,7 @@ model, image_processor, _ = vitrail.load(args.source)
 pixel_values = image_processor(args.image, return_tensors="pt")["pixel_values"]
 with torch.inference_mode():
     features = model.forward_features(pixel_values)  # every token after the final norm: [CLS], then 28 x 28 patches
-    pooled = model.forward_head(features, pre_logits=True)  # what a classifier would read: here [CLS]
+    pooled = model.forward_head(features, pre_logits=True)  # the input of a classifier: here [CLS]
 
 print(f"forward_features: {tuple(features.shape)}")
 print(f"forward_head(pre_logits=True): {tuple(pooled.shape)}, begins with", *(f"{value:.4f}" for value in pooled[0, :4]))

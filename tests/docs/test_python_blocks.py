@@ -1,0 +1,91 @@
+"""Every Python block of README and docs/ runs, on a small model and small images; the blocks of one page share their names."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import deterministic
+import paths
+import vitrail
+from documentation import PAGES, blocks, load_generator, page_id
+from image_folders import write_images
+
+# README and the quickstart run with their outputs (test_generated.py); api.md shows signatures
+OTHERS = {*load_generator().RUN, paths.CHECKOUT / "docs" / "reference" / "api.md"}
+WITH_PYTHON = [page for page in PAGES if page not in OTHERS and blocks(page, "python")]
+# Numbers of the pages that would take too long here
+SMALLER = {
+    "guides/pretraining.md": {
+        "num_train_epochs=20, warmup_epochs=2, per_device_train_batch_size=32": (
+            "num_train_epochs=1, warmup_epochs=0, per_device_train_batch_size=2, num_prototypes=64, max_steps=1, use_cpu=True"
+        ),
+        "vitrail.DINO_AUGMENTATION": "SMALL_AUGMENTATION",
+    },
+    "guides/evaluation.md": {'recipe="quick"': "recipe=SHORT_RECIPE"},
+    "guides/classification.md": {'report_to="none"': 'report_to="none", use_cpu=True'},
+}
+
+
+def write_dino_files(folder):
+    """The checkpoint on board and a linear classifier, in float32, named as the published files are."""
+    teacher = torch.load(paths.EXAMPLES / "digits" / "dino_vit_digits.pth", weights_only=True)["teacher"]
+    torch.save({"teacher": {name: tensor.float() for name, tensor in teacher.items()}}, folder / "dino_deitsmall8_pretrain.pth")
+    head = {
+        "module.linear.weight": deterministic.weight("linear.weight", {"shape": [2, 4 * 128], "offset": 0.0, "scale": 0.1}),
+        "module.linear.bias": torch.zeros(2),
+    }
+    torch.save({"state_dict": head}, folder / "dino_deitsmall8_linearweights.pth")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """What the pages call photo.jpg, photos/, images/, dino-vits8/ and so on."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("photo.jpg", "another.png", "a.jpg", "b.jpg"):
+        with Image.open(paths.EXAMPLES / "chelsea.jpg") as image:
+            image.resize((96, 72)).save(folder / name)
+    write_images(folder / "photos", 6)
+    write_images(folder / "images", 30)
+    shutil.rmtree(next((folder / "images").iterdir()))  # two classes are left
+    write_dino_files(folder)
+    checkpoint, head = folder / "dino_deitsmall8_pretrain.pth", folder / "dino_deitsmall8_linearweights.pth"
+    vitrail.convert_checkpoint(checkpoint, folder / "dino-vits8")
+    vitrail.convert_checkpoint(checkpoint, folder / "user" / "dino-vits8")
+    vitrail.convert_checkpoint(checkpoint, folder / "classifier", head=head)
+    return folder
+
+
+@pytest.fixture
+def small_settings():
+    """Names for what SMALLER puts in the place of long runs."""
+    from dataclasses import replace
+
+    from vitrail.evaluation.recipes import RECIPES
+
+    crops = vitrail.DINO_AUGMENTATION
+    return {
+        "SHORT_RECIPE": replace(RECIPES["quick"], iterations=5, batch_size=8),
+        "SMALL_AUGMENTATION": replace(
+            crops,
+            global_crops=tuple(replace(crop, size=32) for crop in crops.global_crops),
+            local_crop=replace(crops.local_crop, size=16),
+            num_local_crops=1,
+        ),
+    }
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=page_id)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_blocks_run(page, files, small_settings, tmp_path, monkeypatch, no_network, one_thread, cache_of_datasets):
+    folder = tmp_path / "reader"
+    shutil.copytree(files, folder)
+    monkeypatch.chdir(folder)
+    namespace = dict(small_settings)
+    code = blocks(page, "python")
+    for old, new in SMALLER.get(page_id(page).removeprefix("docs/"), {}).items():
+        assert any(old in block for block in code), f"{old} is no longer on the page"
+        code = [block.replace(old, new) for block in code]
+    for block in code:
+        exec(compile(block, page_id(page), "exec"), namespace)
