@@ -142,15 +142,6 @@ def preparation(image_processor: VitrailImageProcessor) -> dict[str, str]:
     return rows
 
 
-def image_size(image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
-    """Height and width of every prepared image in pixels; None where they depend on the image."""
-    if image_processor.do_center_crop:
-        crop = dict(image_processor.crop_size)
-        return crop["height"], crop["width"]
-    size = dict(image_processor.size) if image_processor.do_resize else {}
-    return (size["height"], size["width"]) if "height" in size and image_processor.size_divisor is None else None
-
-
 def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Complexity:
     """Parameters and operations for an image of `size` (height, width) pixels, as `complexity` counts them; blocks are alike, so that the
     counts of two small depths give those of any.

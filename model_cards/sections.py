@@ -10,6 +10,7 @@ from ..configuration.configuration_vit import ViTConfig
 from ..convert.families.transformers import export_model_type
 from ..convert.sources.catalog import Checkpoint, official_config, official_image_processor
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.resizing import output_size
 from .citations import PAPERS, TIMM
 from .descriptions import (
     architecture,
@@ -18,7 +19,6 @@ from .descriptions import (
     counts,
     differences,
     has_named_classes,
-    image_size,
     markdown_table,
     preparation,
     tokens,
@@ -72,7 +72,7 @@ def _giga(count: int) -> str:
 
 def _prepared(config: ViTConfig, image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
     """Height and width of every prepared image, where the patch divides them."""
-    size = image_size(image_processor)
+    size = output_size(image_processor)
     fits = size is not None and not any(length % patch for length, patch in zip(size, config.patch_size, strict=True))
     return size if fits else None
 
