@@ -10,7 +10,7 @@ import vitrail
 from small_models import every_config, make_config, make_model, tiny_model
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTForImageClassification
-from vitrail.processing.presets import keep_aspect
+from vitrail.processing.resizing import keep_aspect
 from vitrail.visualization.pca import component_colors, find_foreground, plot_pca, principal_components
 
 IMAGES = paths.IMAGES

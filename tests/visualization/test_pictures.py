@@ -5,8 +5,8 @@ from PIL import Image
 import paths
 import vitrail
 from vitrail.errors import VitrailError
-from vitrail.processing.presets import keep_aspect
-from vitrail.visualization.pictures import HEAT_COLORS, HEAT_OPACITY, at_size, contact_sheet, heat_map, overlay
+from vitrail.processing.resizing import at_size, keep_aspect
+from vitrail.visualization.pictures import HEAT_COLORS, HEAT_OPACITY, contact_sheet, heat_map, overlay
 
 PHOTO = paths.IMAGES / "chelsea.jpg"  # 451 x 300 pixels
 
