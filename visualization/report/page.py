@@ -29,7 +29,7 @@ from ...features.store import StoredFeatures
 from ...modeling.modeling_vit import ViTPreTrainedModel
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...version import __version__
-from ..pictures import look
+from ..pictures import preprocess
 from ..similar import CHUNK, check_same_model
 from ..stored_images import map_images, thumbnail
 from .drawing import heat_uri, histogram, jpeg_uri
@@ -191,7 +191,7 @@ def _open_pictures(
     image_processor = VitrailImageProcessor.from_dict(settings["image_processor"])
 
     def look_at(number: int, image: Image.Image) -> tuple[str, tuple[torch.Tensor, Image.Image] | None]:
-        seen = look(model, image_processor, image) if model is not None and number in measured else None
+        seen = preprocess(model, image_processor, image) if model is not None and number in measured else None
         return jpeg_uri(thumbnail(image, THUMBNAIL), THUMBNAIL), seen
 
     try:
