@@ -20,13 +20,13 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .convert.verification import verify as verify
     from .data.image_sources import read_images as read_images
     from .data.labeled import load_labeled_images as load_labeled_images
-    from .data.unlabeled import load_training_images as load_training_images
+    from .data.labeled import load_training_images as load_training_images
     from .errors import VitrailError as VitrailError
     from .evaluation.metrics import MeanPerClassAccuracy as MeanPerClassAccuracy
     from .evaluation.metrics import TopKAccuracy as TopKAccuracy
     from .evaluation.metrics import compute_metrics as compute_metrics
-    from .evaluation.pooled import evaluate_knn as evaluate_knn
-    from .evaluation.pooled import evaluate_logistic as evaluate_logistic
+    from .evaluation.pooled_evaluation import evaluate_knn as evaluate_knn
+    from .evaluation.pooled_evaluation import evaluate_logistic as evaluate_logistic
     from .evaluation.probing import probe as probe
     from .features.embedding import ImageEmbedder as ImageEmbedder
     from .features.extraction import extract as extract
@@ -100,8 +100,8 @@ PUBLIC_NAMES = {
     # evaluation
     "load_labeled_images": "data.labeled",
     "probe": "evaluation.probing",
-    "evaluate_knn": "evaluation.pooled",
-    "evaluate_logistic": "evaluation.pooled",
+    "evaluate_knn": "evaluation.pooled_evaluation",
+    "evaluate_logistic": "evaluation.pooled_evaluation",
     "TopKAccuracy": "evaluation.metrics",
     "MeanPerClassAccuracy": "evaluation.metrics",
     "compute_metrics": "evaluation.metrics",
@@ -109,7 +109,7 @@ PUBLIC_NAMES = {
     "pretrain": "pretraining.job",
     "DINOTrainer": "pretraining.trainer",
     "DINOTrainingArguments": "pretraining.arguments",
-    "load_training_images": "data.unlabeled",
+    "load_training_images": "data.labeled",
     "MultiCropImages": "pretraining.crops",
     "DINO_AUGMENTATION": "processing.multi_crop",
     # errors

@@ -1,4 +1,4 @@
-"""Makes our classes known to transformers' Auto classes, and their code part of what they save, without a change for any other model."""
+"""Register the classes with transformers' Auto classes, and add their code to saved folders; other models are unaffected."""
 
 from transformers import (
     AutoBackbone,
@@ -11,17 +11,17 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING
 
 from .configuration.configuration_vit import ViTConfig
-from .hub.remote_code import carry_code
+from .hub.remote_code import add_code
 from .modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from .processing.image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
 
 
 def register() -> None:
-    """Registers every class; calling it again changes nothing.
+    """Register every class; calling it again changes nothing.
 
-    transformers looks some things up by the NAME of the config class, and its own ViT's is ViTConfig too. So every mapping that knows
-    that name gets ours as well (or it would build transformers' model from our config), with `exist_ok=True`; and the image processors
-    are put into their mapping directly, because `AutoImageProcessor.register` would first look up, and change, transformers' entry.
+    transformers looks up some classes by the NAME of the config class, and its own ViT has a ViTConfig, too. Every mapping that contains
+    that name therefore gets our class as well (or it would build transformers' model from our config), with `exist_ok=True`. The image
+    processors are put into their mapping directly, because `AutoImageProcessor.register` first looks up, and changes, transformers' entry.
     """
     AutoConfig.register(ViTConfig.model_type, ViTConfig, exist_ok=True)
     AutoModel.register(ViTConfig, ViTModel, exist_ok=True)
@@ -35,4 +35,5 @@ def register() -> None:
         "torch": VitrailImageProcessorTorch,
     }
     IMAGE_PROCESSOR_MAPPING.register(ViTConfig, image_processors, exist_ok=True)
-    carry_code()
+    # Saving a model saves its config, so `model.save_pretrained`, `push_to_hub` and the Trainer add the code as well
+    ViTConfig.after_save = VitrailImageProcessor.after_save = add_code  # type: ignore[assignment]

@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 import vitrail
-from vitrail.data.unlabeled import load_training_images
+from vitrail.data.labeled import load_training_images
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.arguments import DINOTrainingArguments
 from vitrail.pretraining.crops import MultiCropImages

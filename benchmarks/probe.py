@@ -24,7 +24,7 @@ def run() -> list[dict[str, Any]]:
     from vitrail.data.labeled import load_labeled_images
     from vitrail.evaluation.probing import probe
     from vitrail.evaluation.recipes import Recipe, find_recipe
-    from vitrail.features.cache_settings import Extraction
+    from vitrail.features.cache import FeatureCache
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -35,10 +35,10 @@ def run() -> list[dict[str, Any]]:
     one_head = replace(quick, name="quick, one head", learning_rates=(0.01,), features=((4, True),))
 
     with tempfile.TemporaryDirectory() as folder:
-        extraction = Extraction(Path(folder, "features"), progress=False)
+        cache = FeatureCache(Path(folder, "features"), progress=False)
 
         def seconds(recipe: Recipe) -> dict[str, float]:
-            results = probe(model, image_processor, data, output_dir=Path(folder, "out"), recipe=recipe, extraction=extraction)
+            results = probe(model, image_processor, data, output_dir=Path(folder, "out"), recipe=recipe, cache=cache)
             return results["seconds"]
 
         once = seconds(replace(dino, batch_size=256, augmented=False))

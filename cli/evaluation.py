@@ -18,7 +18,7 @@ from .output import Result, agreement_lines, check_not_itself, check_output, loa
 
 if TYPE_CHECKING:
     from ..data.labeled import LabeledImages
-    from ..features.cache_settings import Extraction
+    from ..features.cache import FeatureCache
 
 MAX_PATHS = 10  # skipped images that are printed
 PACKAGES = ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn")
@@ -49,7 +49,7 @@ def probe(
 
     chosen = find_recipe(recipe)
     check_output_dir(output)
-    images, loaded, image_processor, report, extraction = _load(model, data, data_options, feature_options, runtime)
+    images, loaded, image_processor, report, cache = _load(model, data, data_options, feature_options, runtime)
     results = job.probe(
         loaded,
         image_processor,
@@ -59,14 +59,14 @@ def probe(
         views=views,
         seed=data_options.seed,
         unfreeze_epochs=unfreeze,
-        extraction=extraction,
+        cache=cache,
         report=report,
     )
     best = results["best_head"]
     lines = [f"best of {len(results['heads'])} heads on these images: {best['name']}, accuracy {best['accuracy']:.1%}"]
     if results["fine_tuning"] is not None:
         lines.append(f"fine-tuned for {unfreeze} epochs:")
-    lines += [_scores(results), *agreement_lines(extraction.agreement)]
+    lines += [_scores(results), *agreement_lines(cache.agreement)]
     return _result(results, [*lines, f"written to {output}: the model, results.json and three pictures"])
 
 
@@ -85,16 +85,16 @@ def knn(
     check_packages(PACKAGES, extra="evaluation")
     runtime = runtime_options.runtime()
     from ..evaluation.knn import NUM_NEIGHBORS
-    from ..evaluation.pooled import evaluate_knn
+    from ..evaluation.pooled_evaluation import evaluate_knn
 
     if output is not None:
         check_output(output, (".json",))
-    images, loaded, image_processor, report, extraction = _load(model, data, data_options, feature_options, runtime)
-    results = evaluate_knn(loaded, image_processor, images, num_neighbors=k or NUM_NEIGHBORS, extraction=extraction, report=report)
+    images, loaded, image_processor, report, cache = _load(model, data, data_options, feature_options, runtime)
+    results = evaluate_knn(loaded, image_processor, images, num_neighbors=k or NUM_NEIGHBORS, cache=cache, report=report)
     lines = [f"k = {row['k']:<4} {_scores(row)}" for row in results["by_k"]]
     if skipped := sorted(set(k or NUM_NEIGHBORS) - {row["k"] for row in results["by_k"]}):
         lines.append(f"k = {', '.join(map(str, skipped))} skipped: there are fewer training images")
-    return _result(results, [*lines, *agreement_lines(extraction.agreement)], output)
+    return _result(results, [*lines, *agreement_lines(cache.agreement)], output)
 
 
 def logistic(
@@ -108,39 +108,40 @@ def logistic(
     """Fit a logistic regression on frozen features, as DINOv2 is evaluated."""
     check_packages(PACKAGES, extra="evaluation")
     runtime = runtime_options.runtime()
-    from ..evaluation.pooled import evaluate_logistic
+    from ..evaluation.pooled_evaluation import evaluate_logistic
 
     if output is not None:
         check_output(output, (".json",))
-    images, loaded, image_processor, report, extraction = _load(model, data, data_options, feature_options, runtime)
-    results = evaluate_logistic(loaded, image_processor, images, seed=data_options.seed, extraction=extraction, report=report)
+    images, loaded, image_processor, report, cache = _load(model, data, data_options, feature_options, runtime)
+    results = evaluate_logistic(loaded, image_processor, images, seed=data_options.seed, cache=cache, report=report)
     lines = [f"C = {results['C']:.3g}   {_scores(results)}"]
     if results["unconverged"]:
         lines.append(f"the fits of {len(results['unconverged'])} values of C did not converge")
-    return _result(results, [*lines, *agreement_lines(extraction.agreement)], output)
+    return _result(results, [*lines, *agreement_lines(cache.agreement)], output)
 
 
 def _load(
     model: str, data: str, data_options: DataOptions, feature_options: FeatureOptions, runtime: Runtime
-) -> tuple["LabeledImages", ViTPreTrainedModel, VitrailImageProcessor, ConversionReport, "Extraction"]:
+) -> tuple["LabeledImages", ViTPreTrainedModel, VitrailImageProcessor, ConversionReport, "FeatureCache"]:
+    from ..data.image_sources import read_images
     from ..data.labeled import load_labeled_images
-    from ..features.cache_settings import Extraction
-    from ..features.token_features import sample_images
+    from ..data.reader import sample_images
+    from ..features.cache import FeatureCache
 
     images = load_labeled_images(data, **data_options.arguments())
     loaded, image_processor, report = load_model(model)
     int8 = runtime.precision == "int8"
-    extraction = Extraction(
+    cache = FeatureCache(
         strict=feature_options.strict,
         runtime=runtime,
-        calibration=sample_images(images.train, image_processor, NUM_CALIBRATION) if int8 else None,
+        calibration=sample_images(read_images(images.train), image_processor, NUM_CALIBRATION) if int8 else None,
         **given(
-            cache_dir=feature_options.cache_dir,
+            folder=feature_options.cache_dir,
             batch_size=feature_options.batch_size,
             num_workers=feature_options.num_workers,
         ),
     )
-    return images, loaded, image_processor, report, extraction
+    return images, loaded, image_processor, report, cache
 
 
 def _scores(results: Mapping[str, float]) -> str:
@@ -159,7 +160,7 @@ def _result(results: Mapping[str, Any], lines: list[str], output: Path | None = 
     if output is not None:
         write_text(output, to_json(results) + "\n")
         lines = [*lines, f"written to {output}"]
-    data, unreadable = results["data"], results["bad_images"]
+    data, unreadable = results["data"], results["unreadable_images"]
     counts = f"{data['train_images']} training images, {data['validation_images']} validation images, {len(data['labels'])} classes"
     skipped = [f"  skipped: {image['path']}: {image['reason']}" for image in unreadable[:MAX_PATHS]]
     if len(unreadable) > MAX_PATHS:

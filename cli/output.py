@@ -55,12 +55,12 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
         except USER_ERRORS as error:
             if traceback:
                 traceback_module.print_exception(error)
-            typer.secho(f"vitrail: {' '.join(str(error).split())}", fg=typer.colors.RED, err=True)
+            typer.secho(_printable(f"vitrail: {' '.join(str(error).split())}"), fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from None
         if result is None:
             return
         for line in [to_json(result.record)] if json else result.lines:
-            typer.echo(line)
+            typer.echo(_printable(line))
         if result.exit_code:
             raise typer.Exit(result.exit_code)
 
@@ -81,7 +81,12 @@ def to_json(record: Mapping[str, Any]) -> str:
 def warn(*messages: str) -> None:
     """Print warnings on standard error."""
     for message in messages:
-        typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
+        typer.secho(_printable(f"warning: {message}"), fg=typer.colors.YELLOW, err=True)
+
+
+def _printable(text: str) -> str:
+    """Escape the bytes of file names that are not valid Unicode; in JSON, the escape stands for the same name."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def load_model(source: str, **options: Any) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:

@@ -54,7 +54,7 @@ def pretrain(
     check_packages(PACKAGES, extra="evaluation")
     if (arch is None) == (from_ is None):
         raise VitrailError("Give either --arch, to train from scratch, or --from, to train a model further.")
-    from ..data.unlabeled import load_training_images
+    from ..data.labeled import load_training_images
     from ..pretraining import job
     from ..pretraining.architectures import new_model
     from ..pretraining.recipes import find_recipe

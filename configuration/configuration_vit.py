@@ -1,6 +1,8 @@
-"""Configuration of the one Vision Transformer that covers the DINO, DINOv2, Google and timm families."""
+"""Configuration of the Vision Transformer for the DINO, DINOv2, Google and timm families."""
 
-from typing import TYPE_CHECKING, Literal
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -15,67 +17,75 @@ else:
 
 @strict
 class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
-    r"""The architecture of a Vision Transformer, and everything in which the published families differ.
+    r"""Configuration of a Vision Transformer. Everything in which the published families differ is a field.
 
-    The defaults are DINO's ViT-B/16. `image_size` and `patch_size` may be given as one number; they are kept as (height, width).
+    The defaults are those of DINO's ViT-B/16. `image_size` and `patch_size` accept one number; they are stored as (height, width).
 
     Size:
-        hidden_size (`int`, defaults to 768): width D of the tokens.
+        hidden_size (`int`, defaults to 768): width D of each token.
         num_hidden_layers (`int`, defaults to 12): number of blocks.
-        num_attention_heads (`int`, defaults to 12): number of heads A; it divides `hidden_size`.
-        intermediate_size (`int`, defaults to 3072): width inside the MLP; for SwiGLU, the width after gating.
-        image_size (`int` or pair, defaults to 224): height and width, in pixels, that the positions were trained for.
+        num_attention_heads (`int`, defaults to 12): number of attention heads A; must divide `hidden_size`.
+        intermediate_size (`int`, defaults to 3072): width of the hidden layer of the MLP; for SwiGLU, the width after gating.
+        image_size (`int` or pair, defaults to 224): height and width of the images, in pixels, that the
+            position embeddings were trained for.
         patch_size (`int` or pair, defaults to 16): height and width of a patch, in pixels.
-        num_channels (`int`, defaults to 3): channels of the image.
+        num_channels (`int`, defaults to 3): number of image channels.
 
     Tokens (their order in the sequence is [CLS], registers, patches):
         use_cls_token (`bool`, defaults to `True`)
-        num_register_tokens (`int`, defaults to 0): registers (arXiv 2309.16588), put in after the positions are added.
-        use_mask_token (`bool`, defaults to `False`): a learned token that stands in for masked patches.
+        num_register_tokens (`int`, defaults to 0): registers (arXiv 2309.16588), inserted after the positions are added.
+        use_mask_token (`bool`, defaults to `False`): whether a learned token replaces masked patches.
 
     Positions:
-        position_embedding_type (`str`, defaults to `"absolute"`): `"absolute"` (one learned vector for each token),
-            `"relative_table"` (a learned bias for each offset and head, as in Swin and BEiT) or `"relative_mlp"` (that bias
-            computed from log-spaced offsets by a small MLP, timm's "cr" form of Swin v2).
-        use_cls_position (`bool`, defaults to `True`): whether absolute positions hold one for [CLS] too.
-        share_relative_position (`bool`, defaults to `False`): one relative bias for all blocks, instead of one for each.
-        relative_position_hidden_size (`int`, defaults to 128): width of the relative MLP.
-        position_interpolation_mode (`str`, defaults to `"bicubic"`): how absolute positions become those of another grid.
-        position_interpolation_offset (`float`, defaults to 0.0): added to the target grid when the scale is computed: 0.1 in DINO
-            and in DINOv2 without registers.
+        position_embedding_type (`str`, defaults to `"absolute"`): `"absolute"` (one learned vector per token),
+            `"relative_table"` (one learned bias per offset and head, as in Swin and BEiT) or `"relative_mlp"` (a small MLP computes
+            the bias from log-spaced offsets, timm's "cr" form of Swin v2).
+        use_cls_position (`bool`, defaults to `True`): whether [CLS] has an absolute position, too.
+        share_relative_position (`bool`, defaults to `False`): whether all blocks share one relative bias.
+        relative_position_hidden_size (`int`, defaults to 128): hidden width of the relative MLP.
+        position_interpolation_mode (`str`, defaults to `"bicubic"`): `"bicubic"` or `"bilinear"`: how absolute positions
+            are resized to another patch grid.
+        position_interpolation_offset (`float`, defaults to 0.0): added to the target grid before the scale is computed: 0.1 for
+            DINO and for DINOv2 without registers.
         position_interpolation_antialias (`bool`, defaults to `False`)
-        position_interpolation_align_corners (`bool`, defaults to `False`): corners stay corners; with `"bilinear"`, Google's rule.
+        position_interpolation_align_corners (`bool`, defaults to `False`): whether the corners of both grids coincide;
+            with `"bilinear"` this is Google's rule.
 
     Blocks:
         norm_position (`str`, defaults to `"pre"`): `"pre"`, x + f(norm(x)), or `"residual_post"`, x + norm(f(x)).
         qkv_bias (`bool`, defaults to `True`)
         mlp_type (`str`, defaults to `"mlp"`): `"mlp"` or `"swiglu"` (arXiv 2002.05202).
-        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP; flax's GELU is `"gelu_pytorch_tanh"`.
-        layer_scale_init_value (`float`, *optional*): initial LayerScale (arXiv 2103.17239); without it there is no LayerScale.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP, a key of transformers' `ACT2FN`; flax's GELU is
+            `"gelu_pytorch_tanh"`.
+        layer_scale_init_value (`float`, *optional*): initial value of LayerScale (arXiv 2103.17239); `None` for no LayerScale.
         layer_norm_eps (`float`, defaults to 1e-6)
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, defaults to 0.0)
-        drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382) of the last block, growing linearly from 0.
-        initializer_range (`float`, defaults to 0.02): standard deviation of the truncated normal of fresh weights.
+        drop_path_rate (`float`, defaults to 0.0): rate of stochastic depth (arXiv 1603.09382) in the last block; it grows linearly
+            from 0 in the first.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the truncated normal that initializes weights.
 
     Output:
-        pooling (`str`, defaults to `"cls"`): what `pooler_output` is made of: `"cls"`, `"avg"` (mean patch) or `"cls+avg"`.
-        norm_before_pooling (`bool`, defaults to `True`): the final norm acts on the tokens, or else on the pooled vector
-            (timm's fc_norm).
+        pooling (`str`, defaults to `"cls"`): `pooler_output` is `"cls"` ([CLS]), `"avg"` (mean of the patch tokens) or `"cls+avg"`
+            (both, concatenated).
+        norm_before_pooling (`bool`, defaults to `True`): whether the final norm is applied to the tokens; otherwise it is
+            applied to the pooled vector (timm's fc_norm).
         representation_size (`int`, *optional*): width of a tanh layer after pooling (Google's pre_logits).
-        classifier_cls_layers (`int`, defaults to 1): from how many last blocks the classifier reads the normed [CLS], oldest first.
-        classifier_mean_patch (`bool`, defaults to `False`): whether the last block's mean patch follows. With 1 and `False` the
-            classifier reads `pooler_output`.
+        classifier_cls_layers (`int`, defaults to 1): number of last blocks whose normalized [CLS] the classifier reads, in order
+            of depth.
+        classifier_mean_patch (`bool`, defaults to `False`): whether the classifier also reads the mean patch token of the last
+            block. With `classifier_cls_layers=1` and `False`, the classifier reads `pooler_output`.
 
     Backbone (`ViTBackbone`):
-        out_features, out_indices: the stages to return, as in every backbone of transformers.
+        out_features, out_indices: the stages to return, as for every backbone in transformers.
         apply_layernorm (`bool`, defaults to `True`): whether the final norm is applied to feature maps.
-        reshape_hidden_states (`bool`, defaults to `True`): (B, D, h, w) feature maps, or else (B, L, D) sequences.
+        reshape_hidden_states (`bool`, defaults to `True`): return feature maps (B, D, h, w) instead of sequences (B, L, D).
 
     Raises:
-        StrictDataclassError: a field has the wrong type, or two fields contradict each other.
+        StrictDataclassError: a field has the wrong type, or fields contradict each other.
     """
 
     model_type = "vitrail"
+    after_save = None  # a function of the folder, called by save_pretrained; a class attribute, which vitrail sets to add its code
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -129,20 +139,29 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
-    def __setattr__(self, name: str, value: object) -> None:  # also what `from_pretrained(…, image_size=…)` sets later
+    def __setattr__(self, name: str, value: object) -> None:  # `from_pretrained(…, image_size=…)` sets fields later
         if name in ("image_size", "patch_size") and isinstance(value, int | list):
             value = _as_pair(name, value)
         super().__setattr__(name, value)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
+        super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
+        after_save = type(self).after_save
+        if after_save is not None:
+            after_save(Path(save_directory))
+        if push_to_hub:  # not before the folder is complete
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
     @property
     def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches, (h, w), at `image_size`."""
+        """Number of rows and columns of patches, (h, w), at `image_size`."""
         (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
         return height // patch_height, width // patch_width
 
     @property
     def num_prefix_tokens(self) -> int:
-        """How many tokens stand before the patches: [CLS] and registers."""
+        """Number of tokens before the patches: [CLS] and registers."""
         return int(self.use_cls_token) + self.num_register_tokens
 
     @property
@@ -152,7 +171,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def classifier_input_size(self) -> int:
-        """Width of what the classifier reads."""
+        """Width of the input of the classifier."""
         if self.classifier_reads_tokens:
             return self.hidden_size * (self.classifier_cls_layers + int(self.classifier_mean_patch))
         return self.pooled_size
@@ -163,7 +182,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.classifier_cls_layers > 1 or self.classifier_mean_patch
 
     def validate_architecture(self) -> None:
-        """Called by `@strict` after construction: fields that contradict each other are named, with what to write instead."""
+        """Raise ValueError if fields contradict each other; `@strict` calls this after construction."""
         (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
         if height % patch_height or width % patch_width:
             raise ValueError(
@@ -181,7 +200,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(
-                f'hidden_act "{self.hidden_act}" is no activation of transformers, such as "gelu" or "gelu_pytorch_tanh".'
+                f'hidden_act "{self.hidden_act}" is not an activation of transformers: write for example "gelu" or "gelu_pytorch_tanh".'
             )
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens is {self.num_register_tokens}: it must be 0 or more.")
@@ -204,7 +223,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.classifier_reads_tokens and not (self.use_cls_token and self.norm_before_pooling):
             raise ValueError(
-                "classifier_cls_layers > 1 and classifier_mean_patch read normed [CLS] tokens: they need use_cls_token=True and "
+                "classifier_cls_layers > 1 and classifier_mean_patch read normalized [CLS] tokens: they need use_cls_token=True and "
                 "norm_before_pooling=True."
             )
         if self.classifier_reads_tokens and self.representation_size is not None:

@@ -50,20 +50,14 @@ def open_entry(entry: ImageEntry, decode: Decode = decode) -> Image.Image:
     return _open(entry.path, content, decode)
 
 
-def open_image(entry: Mapping[str, Any] | None, decode: Decode = decode) -> Image.Image:
-    """The image of a row, decoded, upright (its EXIF orientation applied), in the mode of its file.
+def open_image(row: Mapping[str, Any] | None, decode: Decode = decode) -> Image.Image:
+    """Return the image of a row of a dataset as `open_entry` does, and with its errors.
 
-    entry: {"bytes", "path"}, one of which may be None.
-    decode: as for `open_entry`.
-
-    Raises UnreadableImageError for what is missing, empty, cut short, damaged, no image, or so large that it is taken for an attack.
+    row: {"bytes", "path"}, one of which may be None; the path may be a URL.
     """
-    entry = entry or {"bytes": None, "path": None}
-    path, content = entry["path"], entry["bytes"]
-    name = path or "without a path"
-    if path is None and content is None:
-        raise UnreadableImageError(name, "the row holds no image")
-    return _open(name, path if content is None else content, decode)
+    path, content = (row or {}).get("path"), (row or {}).get("bytes")
+    problem = "the row holds no image" if path is None and content is None else None
+    return open_entry(ImageEntry(0, path or "without a path", location=path, content=content, problem=problem), decode)
 
 
 def _open(name: str, file: str | bytes, decode: Decode) -> Image.Image:

@@ -30,13 +30,25 @@ class Listing:
     names: list[str]
     sizes: list[int | None]
 
+    def select(self, indices: Sequence[int]) -> "Listing":
+        """Return the files with these indices."""
+        return Listing(self.root, [self.names[index] for index in indices], [self.sizes[index] for index in indices])
+
     def only(self, suffixes: Collection[str]) -> "Listing":
-        """The files whose names end so."""
-        kept = [index for index, name in enumerate(self.names) if suffix_of(self.root + name) in suffixes]
-        return Listing(self.root, [self.names[index] for index in kept], [self.sizes[index] for index in kept])
+        """Return the files with these suffixes."""
+        return self.select([index for index, name in enumerate(self.names) if suffix_of(self.root + name) in suffixes])
+
+    def below(self, folder: str) -> "Listing":
+        """Return the files in a folder of the root, with that folder as their root."""
+        inner = self.select([index for index, name in enumerate(self.names) if name.startswith(f"{folder}/")])
+        return Listing(f"{self.root}{folder}/", [name.removeprefix(f"{folder}/") for name in inner.names], inner.sizes)
+
+    def locations(self) -> list[str]:
+        """Return the path or URL of each file."""
+        return [name if is_url(name) or os.path.isabs(name) else self.root + name for name in self.names]
 
     def measured(self) -> "Listing":
-        """The same with the sizes of files of this machine, which cost a look at each of them."""
+        """Return the listing with the sizes of local files, which requires a system call for each."""
         sizes = [
             os.path.getsize(self.root + name) if not is_url(self.root) else size
             for name, size in zip(self.names, self.sizes, strict=True)
@@ -48,26 +60,25 @@ class FileCollection(ImageCollection):
     """Files, each of them an image. The names in the listing may also be absolute, or URLs."""
 
     random_access = True
-    num_parts = 1
+    num_partitions = 1
 
     def __init__(
         self, listing: Listing, *, source: str, settings: dict[str, Any], labels: Sequence[str | int | None] | None
     ) -> None:
         self.source = source
         self.settings = settings
-        self.root = listing.root
         self.names = listing.names
+        self.locations = listing.locations()
         self.labels = labels
         self.num_rows = len(self.names)
         self.label_type = None if labels is None else "string" if any(isinstance(label, str) for label in labels) else "int64"
         self.fingerprint = digest([*self.names, *listing.sizes, *(labels or [])])
 
-    def read(self, part: int = 0, start: int = 0) -> Iterator[ImageEntry]:
+    def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
         """The images from the row `start`."""
         for row in range(start, len(self.names)):
-            name = self.names[row]
-            location = name if is_url(name) or os.path.isabs(name) else self.root + name
-            yield ImageEntry(row, as_text(name), location=location, label=None if self.labels is None else self.labels[row])
+            label = None if self.labels is None else self.labels[row]
+            yield ImageEntry(row, as_text(self.names[row]), location=self.locations[row], label=label)
 
 
 # Names
@@ -173,7 +184,7 @@ def _listing(folder: str, files: Mapping[str, int | None]) -> Listing:
     """files: the size of each, by path or URL."""
     root = folder if folder.endswith("/") else f"{folder}/"
     sizes = {file.removeprefix(root).lstrip("/"): size for file, size in files.items()}
-    names = sorted(name for name in sizes if not any(part.startswith(".") for part in name.split("/")))
+    names = sorted(name for name in sizes if not any(folder.startswith(".") for folder in name.split("/")))
     return Listing(root, names, [sizes[name] for name in names])
 
 
@@ -184,11 +195,11 @@ def _walk(folder: str) -> Iterator[str]:
         ) from error
 
     for inner, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(os.path.join(inner, name))]
+        folders[:] = [name for name in folders if not name.startswith(".") and not leads_back(os.path.join(inner, name))]
         yield from (os.path.join(inner, name) for name in files)
 
 
-def _leads_back(folder: str) -> bool:
+def leads_back(folder: str) -> bool:
     """Whether this is a link to a folder that it lies in, which would have no end."""
     if not os.path.islink(folder):
         return False

@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # public there: httpx or httpx2, whichever the client of the Hub uses
 
 from ..errors import VitrailError
 from ..utils.hashing import digest
@@ -29,10 +29,11 @@ from .files import Listing, as_text
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 ROWS_AT_ONCE = 16  # that are taken from a stream
+TIMEOUT = 30  # seconds
 
 
 class DatasetCollection(ImageCollection):
-    """The rows of a data set: of one with random access, or those of each shard of a stream.
+    """The rows of a dataset: with random access, or of each shard of a stream.
 
     identity: what tells this data set from others. split: how rows without a path begin their name.
     """
@@ -53,14 +54,14 @@ class DatasetCollection(ImageCollection):
         self.split = split
         self.settings = {**settings, "split": split, "image_column": self.image_column, "label_column": self.label_column}
         self.fingerprint = digest([*identity, split, self.image_column, self.label_column])
-        self.num_parts = 1 if self.random_access else dataset.num_shards
+        self.num_partitions = 1 if self.random_access else dataset.num_shards
         self.num_rows = len(dataset) if self.random_access else _announced_rows(dataset, split)
 
-    def read(self, part: int = 0, start: int = 0) -> Iterator[ImageEntry]:
+    def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
         """The images of a shard, from the row `start`."""
         if self.random_access and start >= len(self.dataset):
             return
-        dataset = self.dataset if self.num_parts == 1 else self.dataset.shard(num_shards=self.num_parts, index=part)
+        dataset = self.dataset if self.num_partitions == 1 else self.dataset.shard(num_shards=self.num_partitions, index=partition)
         dataset = dataset.skip(start) if start else dataset
         row = start
         try:
@@ -68,21 +69,21 @@ class DatasetCollection(ImageCollection):
             for batch in dataset.iter(batch_size=ROWS_AT_ONCE):
                 labels = batch[self.label_column] if self.label_column else [None] * ROWS_AT_ONCE
                 for image, label in zip(batch[self.image_column], labels, strict=False):
-                    yield self._entry(part, row, image or {}, label)
+                    yield self._entry(partition, row, image or {}, label)
                     row += 1
         except LOAD_ERRORS as error:
             if isinstance(error, pa.ArrowInvalid) and row == 0:  # a file that is no Parquet, or was cut short, has no rows at all
-                yield ImageEntry(row, self._name(part, row), problem=f"the file ends early, or is damaged: {error}")
+                yield ImageEntry(row, self._name(partition, row), problem=f"the file ends early, or is damaged: {error}")
                 return
             # within a file the reader runs ahead: which rows it has given before the damage is up to chance
             found = str(error.__cause__ or error).strip()
             raise VitrailError(
-                f"cannot read {self.source} from row {row} of part {part} on: {found}; repeat the command, or mend the file"
+                f"cannot read {self.source} from row {row} of partition {partition} on: {found}; repeat the command, or mend the file"
             ) from error
 
-    def _entry(self, part: int, row: int, image: Mapping[str, Any], label: Any) -> ImageEntry:
+    def _entry(self, partition: int, row: int, image: Mapping[str, Any], label: Any) -> ImageEntry:
         content, path = image.get("bytes"), image.get("path")
-        name = self._name(part, row) if path is None else as_text(path)
+        name = self._name(partition, row) if path is None else as_text(path)
         if self.label_names is not None:
             label = None if label is None or label < 0 else self.label_names[label]
         elif self.label_type == "int64" and label is not None:
@@ -91,8 +92,8 @@ class DatasetCollection(ImageCollection):
             return ImageEntry(row, name, content=content, label=label)
         return ImageEntry(row, name, location=path, label=label, problem="the row holds no image" if path is None else None)
 
-    def _name(self, part: int, row: int) -> str:
-        return f"{self.split}/{row}" if self.num_parts == 1 else f"{self.split}/{part}/{row}"
+    def _name(self, partition: int, row: int) -> str:
+        return f"{self.split}/{row}" if self.num_partitions == 1 else f"{self.split}/{partition}/{row}"
 
 
 def collect_dataset(source: Any, settings: dict[str, Any]) -> DatasetCollection:
@@ -120,14 +121,18 @@ def collect_digits(settings: dict[str, Any]) -> DatasetCollection:
 
 
 def collect_saved(source: str, settings: dict[str, Any]) -> DatasetCollection:
-    """What `save_to_disk` has written."""
+    """Return a dataset that `save_to_disk` has written."""
+    split, dataset = _choose_split(load_saved(source, settings["source"]), settings["split"], source)
+    return DatasetCollection(dataset, source, split, settings, identity=[dataset._fingerprint])
+
+
+def load_saved(source: str, folder: str) -> Mapping[str, datasets.Dataset]:
+    """Return the splits that `save_to_disk` has written to a folder; source: the user's name of it, for messages."""
     try:
-        saved = datasets.load_from_disk(settings["source"])
+        saved = datasets.load_from_disk(folder)
     except LOAD_ERRORS as error:
         raise VitrailError(f"datasets cannot load {source}: {error.__cause__ or error}") from error
-    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-    split, dataset = _choose_split(splits, settings["split"], source)
-    return DatasetCollection(dataset, source, split, settings, identity=[dataset._fingerprint])
+    return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
 
 
 def collect_parquet(listing: Listing, source: str, settings: dict[str, Any], *, folder: bool) -> DatasetCollection:
@@ -142,7 +147,7 @@ def collect_from_hub(source: str, settings: dict[str, Any]) -> DatasetCollection
     """A data set on the Hub, streamed; of the commit that the revision is now."""
     revision = settings["revision"]
     with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled):  # datasets says better what is wrong
-        revision = HfApi().dataset_info(source, revision=revision).sha
+        revision = HfApi().dataset_info(source, revision=revision, timeout=TIMEOUT).sha
     splits = load_dataset(source, source, revision=revision, streaming=True)
     split, dataset = _choose_split(splits, settings["split"], source)
     return DatasetCollection(dataset, source, split, {**settings, "revision": revision}, identity=[source, revision])

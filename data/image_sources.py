@@ -1,8 +1,9 @@
-"""Collections of images from anywhere: a folder, a list, WebDataset shards, a data set, here or in any store that fsspec reaches."""
+"""The one grammar of sources of images: a folder, a list, WebDataset shards, a dataset, here or in any store that fsspec reaches."""
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 from ..errors import VitrailError
 from .decoding import image_suffixes
@@ -14,6 +15,11 @@ from .webdataset import TAR_SUFFIXES, TarCollection
 if TYPE_CHECKING:
     import datasets
 
+ImageSource: TypeAlias = Union[
+    str, "os.PathLike[str]", "datasets.Dataset", "datasets.IterableDataset", "datasets.DatasetDict", "datasets.IterableDatasetDict"
+]
+SourceKind = Literal["dataset", "digits", "saved", "images", "archives", "tables", "hub"]
+
 DIGITS = "digits"
 PARQUET = ".parquet"
 LIST = ".txt"
@@ -22,95 +28,140 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What a folder that Dataset.save_to_disk has written holds; the second is that of a DatasetDict
 SAVED = ("state.json", "dataset_dict.json")
 
+# What each kind of source has, among the options of `read_images`
+COLUMNS = ("image_column", "label_column")
+OPTIONS: dict[SourceKind, tuple[str, ...]] = {
+    "dataset": ("split", *COLUMNS),
+    "digits": ("split", *COLUMNS),
+    "saved": ("split", *COLUMNS),
+    "images": (),
+    "archives": COLUMNS,
+    "tables": ("split", *COLUMNS),
+    "hub": ("split", *COLUMNS, "revision"),
+}
+
+
+NO_FILES = Listing("", [], [])
+
+
+@dataclass(frozen=True)
+class FoundSource:
+    """A source of images, found and classified; no image is opened yet.
+
+    kind: "dataset" (an object of `datasets`), "digits", "saved" (by `save_to_disk`), "images", "archives" or "tables" (files), or "hub".
+    name: the source as the user gave it, for messages.
+    location: what `read_images` finds it by: an absolute path, a URL, a Hub id, or the object.
+    listing: the files.
+    labels: of the images in the order of the listing: those in a list, or the names of folders.
+    is_folder, is_list: whether the files are those of a folder, or named in a list.
+    """
+
+    kind: SourceKind
+    name: str
+    location: Any
+    listing: Listing = NO_FILES
+    labels: list[str | int | None] | list[str | None] | None = None
+    is_folder: bool = False
+    is_list: bool = False
+
+    def check_options(self, **options: Any) -> None:
+        """Raise VitrailError for an option that is given and that this kind of source does not have."""
+        for option, value in options.items():
+            if value is not None and option not in OPTIONS[self.kind]:
+                raise VitrailError(f"found {option}={value!r}, but {self.name} has no {option}: leave it out")
+
+
+def find_source(source: ImageSource) -> FoundSource:
+    """Find a source of images; its forms are those of `read_images`.
+
+    Raises VitrailError with what was found; SourceNotFoundError if there is nothing.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return FoundSource("dataset", f"the {type(source).__name__}", source)
+    name = os.fspath(source)
+    if is_url(name) and "::" in name:
+        raise VitrailError(f"{name} is a chain of URLs, which cannot be listed: unpack it, or give a list file of such URLs")
+    if name == DIGITS:
+        return FoundSource("digits", name, name)
+    location = name if is_url(name) else os.path.abspath(os.path.expanduser(name))
+    if any(os.path.isfile(os.path.join(location, file)) for file in SAVED):
+        return FoundSource("saved", name, location)
+    known = suffix_of(location) in {LIST, PARQUET, *TAR_SUFFIXES, *image_suffixes()}
+    if os.path.isdir(location) or (is_url(location) and not known and not is_pattern(location)):
+        return _classify(list_folder(location), name, location, is_folder=True)
+    if not (known or is_url(location) or is_pattern(location) or os.path.exists(location)) and HUB_ID.fullmatch(name):
+        return FoundSource("hub", name, name)
+    if suffix_of(location) != LIST or is_pattern(location):
+        return _classify(list_pattern(location), name, location, is_folder=False)
+    listing, labels = read_list(location)
+    if not listing.names:
+        raise VitrailError(f"{name} lists no images; write a path or URL on each line")
+    return FoundSource("images", name, location, listing, labels, is_list=True)
+
 
 def read_images(
-    source: "str | os.PathLike[str] | datasets.Dataset | datasets.IterableDataset",
+    source: ImageSource,
     *,
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     revision: str | None = None,
 ) -> ImageCollection:
-    """Finds the images of a source, in an order that is always the same; no image is opened.
+    """Find the images of a source, in an order that is always the same; no image is opened.
 
     Args:
         source: one of
             - a folder, with the folders in it: its images or, if it has none, its .tar or .parquet files. The first
               inner folder on the way to an image is its label. Hidden files are left out;
-            - a pattern of files, as "photos/**/*.jpg" or "shards/{0000..0127}.tar";
-            - a .txt file with a path or URL on each line, relative to its folder, and perhaps a tab and a label; lines that begin
+            - a pattern of files, such as "photos/**/*.jpg" or "shards/{0000..0127}.tar";
+            - a .txt file with a path or URL on each line, relative to its folder, and optionally a tab and a label; lines that begin
               with # are left out;
-            - .tar files of WebDataset: members of the same name up to the first dot are a sample. Its image is the member that ends
-              as images do, its label the text of NAME.cls;
+            - .tar files of WebDataset: members of the same name up to the first dot are a sample. Its image is the member with the
+              suffix of an image, its label the text of NAME.cls;
             - .parquet files, and a folder that `Dataset.save_to_disk` has written;
-            - any of these as a URL of fsspec, as s3://bucket/folder/, hf://datasets/user/name/images/; of https, files only;
-            - the id of a data set on the Hub, which is streamed;
-            - a data set of the `datasets` library;
-            - "digits", 1797 images on board of scikit-learn, in the splits train and validation.
-        split: of a data set; otherwise the only one, or train.
-        image_column, label_column: of a data set; otherwise those that are images, and labels, by their type or name. In .tar files
-            what follows NAME and a dot, as "seg.png".
-        revision: of a data set on the Hub.
+            - any of these as a URL of fsspec, such as s3://bucket/folder/, hf://datasets/user/name/images/; with https, files only;
+            - the id of a dataset on the Hub, which is streamed;
+            - a dataset of the `datasets` library;
+            - "digits", the 1797 images that scikit-learn contains, in the splits train and validation.
+        split: of a dataset; by default its only split, or train.
+        image_column, label_column: of a dataset; by default the columns whose type or name is that of images or labels. In .tar files
+            what follows NAME and a dot, such as "seg.png".
+        revision: of a dataset on the Hub.
 
-    Raises VitrailError, which says what was found; SourceNotFoundError where nothing was.
+    Raises VitrailError with what was found; SourceNotFoundError if there is nothing.
     """
-    settings: dict[str, Any] = {"source": source, "split": split, "image_column": image_column, "label_column": label_column}
-    settings["revision"] = revision
-    if not isinstance(source, str | os.PathLike):
-        from .hf_datasets import collect_dataset  # imports datasets, which files and archives do without
+    found = find_source(source)
+    options = {"split": split, "image_column": image_column, "label_column": label_column, "revision": revision}
+    found.check_options(**options)
+    settings = {"source": found.location, **options}
+    if found.kind == "images":
+        return FileCollection(found.listing, source=found.name, settings=settings, labels=found.labels)
+    if found.kind == "archives":
+        return TarCollection(found.listing.measured(), source=found.name, settings=settings)
 
-        return collect_dataset(source, _only(settings, "split", "image_column", "label_column", source="a data set in memory"))
-    name = os.fspath(source)
-    if is_url(name) and "::" in name:
-        raise VitrailError(
-            f"{name} is a chain of URLs, which is not searched for images; unpack it, or give a list file of such URLs"
-        )
-    where = name if name == DIGITS or is_url(name) else os.path.abspath(os.path.expanduser(name))
-    settings["source"] = where
-    known = suffix_of(where) in {LIST, PARQUET, *TAR_SUFFIXES, *image_suffixes()}
-    if name == DIGITS or any(os.path.isfile(os.path.join(where, file)) for file in SAVED):
-        from .hf_datasets import collect_digits, collect_saved
+    from . import hf_datasets  # imports datasets, which files and archives do without
 
-        settings = _only(settings, "split", "image_column", "label_column", source=name)
-        return collect_digits(settings) if name == DIGITS else collect_saved(name, settings)
-    if os.path.isdir(where) or (is_url(where) and not known and not is_pattern(where)):
-        return _collect_files(list_folder(where), name, settings, folder=True)
-    if known or is_url(where) or is_pattern(where) or os.path.exists(where) or not HUB_ID.fullmatch(name):
-        if suffix_of(where) != LIST or is_pattern(where):
-            return _collect_files(list_pattern(where), name, settings, folder=False)
-        listing, labels = read_list(where)
-        if not listing.names:
-            raise VitrailError(f"{name} names no images; write a path or URL on each line")
-        return FileCollection(listing, source=name, settings=_only(settings, source=name), labels=labels)
-
-    from .hf_datasets import collect_from_hub
-
-    return collect_from_hub(name, {**settings, "source": name})
+    if found.kind == "dataset":
+        return hf_datasets.collect_dataset(source, settings)
+    if found.kind == "digits":
+        return hf_datasets.collect_digits(settings)
+    if found.kind == "saved":
+        return hf_datasets.collect_saved(found.name, settings)
+    if found.kind == "tables":
+        return hf_datasets.collect_parquet(found.listing.measured(), found.name, settings, folder=found.is_folder)
+    return hf_datasets.collect_from_hub(found.name, settings)
 
 
-def _collect_files(listing: Listing, source: str, settings: dict[str, Any], *, folder: bool) -> ImageCollection:
-    """The images among the files or, if there are none, their archives or tables."""
-    images, archives, tables = (listing.only(suffixes) for suffixes in (image_suffixes(), TAR_SUFFIXES, {PARQUET}))
+def _classify(listing: Listing, name: str, location: str, *, is_folder: bool) -> FoundSource:
+    """Return the images among files or, if there are none, the archives or tables."""
+    images = listing.only(image_suffixes())
     if images.names:
-        return FileCollection(images, source=source, settings=_only(settings, source=source), labels=class_folders(images.names))
-    if archives.names:
-        return TarCollection(
-            archives.measured(), source=source, settings=_only(settings, "image_column", "label_column", source=source)
-        )
-    if tables.names:
-        from .hf_datasets import collect_parquet
-
-        settings = _only(settings, "split", "image_column", "label_column", source=source)
-        return collect_parquet(tables.measured(), source, settings, folder=folder)
+        return FoundSource("images", name, location, images, class_folders(images.names), is_folder)
+    kinds: dict[SourceKind, Any] = {"archives": TAR_SUFFIXES, "tables": {PARQUET}}
+    for kind, suffixes in kinds.items():
+        if (files := listing.only(suffixes)).names:
+            return FoundSource(kind, name, location, files, is_folder=is_folder)
     raise VitrailError(
-        f"{source} holds no images: found {len(listing.names)} files, none of which ends as images do (.jpg, .png, …) or in .tar or "
-        ".parquet; give the files in a list, a .txt file, if they are called otherwise"
+        f"{name} holds no images: found {len(listing.names)} files, none of them with the suffix of an image (.jpg, .png, …), .tar or "
+        ".parquet; give files with other suffixes in a list, a .txt file"
     )
-
-
-def _only(settings: dict[str, Any], *names: str, source: str) -> dict[str, Any]:
-    """The settings; raises VitrailError if one is given that this source has not."""
-    for name, value in settings.items():
-        if value is not None and name not in ("source", *names):
-            raise VitrailError(f"found {name}={value!r}, which means nothing for {source}; leave it out")
-    return settings

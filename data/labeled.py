@@ -1,4 +1,4 @@
-"""Labeled images from wherever they lie, as two halves: one to learn from, one to be measured on."""
+"""Images with random access for training and evaluation: with labels, in a train and a validation split; or to train on without labels."""
 
 import os
 from collections.abc import Iterator
@@ -12,21 +12,22 @@ import pyarrow.compute as pc
 
 from ..errors import VitrailError
 from ..utils.hashing import digest
-from .columns import check_columns, choose_image_column, choose_label_column, declare_images
+from .columns import check_columns, choose_image_column, choose_label_column, label_columns
 from .digits import stratified_split
-from .labeled_sources import read_splits
+from .image_sources import FoundSource, ImageSource, find_source
+from .splits import image_table, read_splits
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Two halves of a labeled collection.
+    """The train and validation splits of a labeled collection.
 
     train, validation: with the columns "image", {"bytes", "path"} for `open_image`, and "label", int (a ClassLabel). The
         `_fingerprint` of each is a digest of its own rows, stable between processes.
-    label_names: by label.
-    source: what the user gave.
-    fingerprint: of all of it. Differs when a row, a label, a name or a file differs; stable between processes. A file is known
-        by its path, size and time of change, an image in a Parquet or WebDataset file by the version of that file.
+    label_names: in the order of the class indices.
+    source: as the user gave it.
+    fingerprint: of both splits. It differs if a row, a label, a name or a file differs, and is stable between processes. A file is
+        identified by its path, size and time of change, an image in a Parquet or WebDataset file by the version of that file.
     """
 
     train: datasets.Dataset
@@ -36,8 +37,24 @@ class LabeledImages:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class TrainingImages:
+    """Images to train on without labels, and their labels, if there are any, for evaluation.
+
+    train: with the column "image", {"bytes", "path"} for `open_image`.
+    labeled: `train` with its labels, and validation images that are not trained on; None without labels.
+    source: as the user gave it.
+    fingerprint: see `LabeledImages`.
+    """
+
+    train: datasets.Dataset
+    labeled: LabeledImages | None
+    source: str
+    fingerprint: str
+
+
 def load_labeled_images(
-    source: str | Path,
+    source: ImageSource,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -47,92 +64,127 @@ def load_labeled_images(
     seed: int = 0,
     revision: str | None = None,
 ) -> LabeledImages:
-    """Reads a labeled collection of images; no image is decoded yet.
+    """Find labeled images and divide them into a train and a validation split; no image is decoded.
 
     Args:
-        source: "digits" (1797 real digits of 8 x 8 pixels, on board of scikit-learn, in two fixed halves); a folder with a folder
-            for each class, or with train/ and validation/ folders of such; a .parquet or .tar (WebDataset) file, a pattern of
-            such files, as "shards/*.tar", or a folder of them; the id of a dataset on the Hub.
-        image_column, label_column: their names; otherwise the column of type Image and that of type ClassLabel, or one called
-            label, labels, cls, class or target. A field of a structure is written with a dot, as "json.label".
-        train_split, validation_split: their names (of folders, in a folder); otherwise the usual ones. Where there is no
-            validation split, validation_fraction of every class of train becomes it, drawn with the seed, and at least one
-            image unless there is no other.
-        revision: of the dataset on the Hub.
+        source: any source of `vitrail.read_images`, with labels: a folder with a folder for each class, or with train/ and
+            validation/ folders of such; a list with labels; Parquet or WebDataset files; a dataset in memory, on disk or on the Hub;
+            "digits" (1797 digits of 8 x 8 pixels, which scikit-learn contains, in two fixed splits).
+        image_column, label_column: by default the column of type Image and that of type ClassLabel, or one named label, labels,
+            cls, class or target. A field of a structure is written with a dot, such as "json.label".
+        train_split, validation_split: names of splits or of their folders; by default the usual names. Without a validation split,
+            validation_fraction of each class of train becomes it, drawn with the seed, and at least one image if the class has two.
+        revision: of a dataset on the Hub.
 
     Labels that are not of type ClassLabel may be strings or integers; their sorted values become the names.
 
-    Raises VitrailError, which says what was found; SourceNotFoundError where nothing was.
+    Raises VitrailError with what was found; SourceNotFoundError if there is nothing.
     """
-    check_fraction(validation_fraction)
-    train, validation = read_tables(source, train_split=train_split, validation_split=validation_split, revision=revision)
-    return two_halves(
-        train,
-        validation,
-        source=source,
-        image_column=image_column,
-        label_column=label_column,
-        validation_fraction=validation_fraction,
-        seed=seed,
+    _check_fraction(validation_fraction)
+    found = find_source(source)
+    train, validation = read_splits(found, train_split=train_split, validation_split=validation_split, revision=revision)
+    columns = choose_image_column(train.features, image_column), choose_label_column(train.features, label_column)
+    return _label(found.name, train, validation, columns, fraction=validation_fraction, seed=seed)
+
+
+def load_training_images(
+    source: ImageSource,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    revision: str | None = None,
+    labels: bool = True,
+) -> TrainingImages:
+    """Find images to train on without labels; no image is decoded.
+
+    Args:
+        source: any source of `vitrail.read_images`, with labels or without.
+        image_column, label_column, train_split, revision: see `load_labeled_images`.
+        validation_split, validation_fraction, seed: see `load_labeled_images`. They choose the labeled images for evaluation, which
+            are not trained on.
+        labels: False to ignore labels, and train on all images: of a folder, all images below it.
+
+    Raises VitrailError with what was found; SourceNotFoundError if there is nothing.
+    """
+    found = find_source(source)
+    if found.kind == "images" and not (labels and _has_classes(found)):
+        named = {"image_column": image_column, "label_column": label_column, "train_split": train_split, "revision": revision}
+        if given := [name for name, value in named.items() if value is not None]:
+            raise VitrailError(f"{found.name} consists of image files, which have no {' and no '.join(given)}: leave that out")
+        return _unlabeled(found.name, image_table(found.listing), "image")
+    train, validation = read_splits(
+        found, train_split=train_split, validation_split=validation_split if labels else None, revision=revision
     )
+    column = choose_image_column(train.features, image_column)
+    if not labels or (label_column is None and len(label_columns(train.features)) != 1):
+        return _unlabeled(found.name, train, column)
+    _check_fraction(validation_fraction)
+    columns = column, choose_label_column(train.features, label_column)
+    labeled = _label(found.name, train, validation, columns, fraction=validation_fraction, seed=seed)
+    if len(labeled.label_names) < 2:  # a single folder of images, for example, is not a class
+        return _unlabeled(found.name, train, column)
+    return TrainingImages(labeled.train, labeled, found.name, labeled.fingerprint)
 
 
-def check_fraction(validation_fraction: float) -> None:
-    """Raises VitrailError for what is no share of the images."""
+def _check_fraction(validation_fraction: float) -> None:
     if not 0 < validation_fraction < 1:
-        raise VitrailError(f"found validation_fraction={validation_fraction}; write a number between 0 and 1, as 0.2")
+        raise VitrailError(f"found validation_fraction={validation_fraction}; expected a number between 0 and 1, such as 0.2")
 
 
-def read_tables(
-    source: str | Path, *, train_split: str | None, validation_split: str | None, revision: str | None
-) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """What `read_splits` reads, with images declared as such and the fields of structures as columns."""
-    train, validation = read_splits(str(source), train_split=train_split, validation_split=validation_split, revision=revision)
-    return declare_images(train).flatten(), None if validation is None else declare_images(validation).flatten()
+def _has_classes(source: FoundSource) -> bool:
+    """Whether image files have labels: each of them in a list, or a folder for each class and no image beside these folders."""
+    return source.labels is not None and (source.is_list or None not in source.labels)
 
 
-def two_halves(
+def _label(
+    source: str,
     train: datasets.Dataset,
     validation: datasets.Dataset | None,
+    columns: tuple[str, str],
     *,
-    source: str | Path,
-    image_column: str | None,
-    label_column: str | None,
-    validation_fraction: float,
+    fraction: float,
     seed: int,
 ) -> LabeledImages:
-    """The second step of `load_labeled_images`, whose arguments and errors it has: what `read_tables` has read becomes two halves."""
-    image_column = choose_image_column(train.features, image_column)
-    label_column = choose_label_column(train.features, label_column)
+    """Return the splits with the columns "image" and "label"; columns: their present names."""
+    image_column, label_column = columns
     feature = train.features[label_column]
     train_values = train[label_column][:]
     names = _label_names(feature, train_values, label_column)
     train_labels = _labels(feature, train_values, names, "train")
-    train_images = images_of(train, image_column)
+    train_images = _images_of(train, image_column)
     if validation is None:
-        train_rows, validation_rows = stratified_split(train_labels, fraction=validation_fraction, seed=seed)
+        train_rows, validation_rows = stratified_split(train_labels, fraction=fraction, seed=seed)
         validation_images, validation_labels = train_images, train_labels
     else:
         check_columns(validation.features, image_column, label_column)
         validation_labels = _labels(validation.features[label_column], validation[label_column][:], names, "validation")
-        validation_images = images_of(validation, image_column)
+        validation_images = _images_of(validation, image_column)
         train_rows, validation_rows = np.arange(len(train_labels)), np.arange(len(validation_labels))
-    halves = [
-        _half(train_images, train_labels, train_rows, names),
-        _half(validation_images, validation_labels, validation_rows, names),
-    ]
-    for name, half in zip(("train", "validation"), halves, strict=True):
-        if len(half) == 0:
-            raise VitrailError(f"{source} leaves no images for {name}; at least one class needs two images or more")
-    fingerprint = digest([*(half._fingerprint.encode() for half in halves), *(name.encode() for name in names)])
-    return LabeledImages(halves[0], halves[1], names, str(source), fingerprint)
+    splits = {
+        "train": _split(train_images, train_labels, train_rows, names),
+        "validation": _split(validation_images, validation_labels, validation_rows, names),
+    }
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise VitrailError(f"{source} leaves no images for {name}; at least one class needs two or more images")
+    fingerprint = digest([*(split._fingerprint.encode() for split in splits.values()), *(name.encode() for name in names)])
+    return LabeledImages(**splits, label_names=names, source=source, fingerprint=fingerprint)
+
+
+def _unlabeled(source: str, dataset: datasets.Dataset, column: str) -> TrainingImages:
+    images = _images_of(dataset, column)
+    return TrainingImages(images, None, source, images._fingerprint)
 
 
 # Columns: from any to "image" and "label"
 
 
-def images_of(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The one column "image", not to be decoded, with a digest of its content as the fingerprint."""
+def _images_of(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Return the column of images as "image", undecoded, with a digest of its content as the fingerprint."""
     images = dataset.select_columns([column])
     images = images if column == "image" else images.rename_column(column, "image")
     images = images.cast_column("image", datasets.Image(decode=False))
@@ -155,7 +207,7 @@ def _labels(feature: Any, values: list, names: tuple[str, ...], split: str) -> n
         unknown = sorted({str(value) for value in values} - set(names))
         if unknown:
             raise VitrailError(
-                f"{split} has labels that train has not: {', '.join(unknown[:10])}; add them to train or remove them"
+                f"{split} has labels that train does not have: {', '.join(unknown[:10])}; add them to train or remove them"
             )
         return np.array([indices[str(value)] for value in values], dtype=np.int64)
     unlabeled = sum(value is None or value < 0 for value in values)
@@ -166,7 +218,7 @@ def _labels(feature: Any, values: list, names: tuple[str, ...], split: str) -> n
     return np.array(values, dtype=np.int64)
 
 
-def _half(images: datasets.Dataset, labels: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> datasets.Dataset:
+def _split(images: datasets.Dataset, labels: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> datasets.Dataset:
     whole = images.add_column("label", labels, feature=datasets.ClassLabel(names=list(names)))
     fingerprint = digest([images._fingerprint.encode(), rows.tobytes(), labels[rows].tobytes()])
     return whole.select(rows, new_fingerprint=fingerprint)
@@ -176,10 +228,10 @@ def _half(images: datasets.Dataset, labels: np.ndarray, rows: np.ndarray, names:
 
 
 def _content(images: datasets.Dataset) -> Iterator[bytes]:
-    """What tells one column of images from another, without reading what lies in files.
+    """Yield what identifies a column of images, without reading files.
 
-    datasets keeps what it has read in files of its own; their path says which version of which files it was. Images in memory
-    count by their bytes, images in files by size and time of change.
+    `datasets` caches what it has read in files whose path depends on the version of the source. Images in memory are identified by their
+    bytes, images in files by path, size and time of change.
     """
     cached = [Path(file["filename"]) for file in images.cache_files]
     for file in cached:

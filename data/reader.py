@@ -1,6 +1,7 @@
-"""From a collection of images to batches of equal shape: read in order, decoded by workers ahead of the model, bad ones set apart.
+"""The one way from a collection to the model's input: images read in order, decoded and preprocessed ahead of the model, grouped by shape.
 
-Shape letters: B batch, C H W channels and pixels.
+An image that cannot be used is listed with the reason, and nothing is raised for it. Shape letters: B batch, V views, C H W channels and
+pixels.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -11,22 +12,36 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UnreadableImageError, VitrailError
+from ..processing.augmentation import rng_of, training_view
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .decoding import open_entry
 from .entries import ImageCollection, ImageEntry
 
-HELD = 8  # batches: after so many images one does not wait any longer for others of its shape
+MAX_WAIT = 8  # batches: after this many more images, an image no longer waits for others of its shape
+
+
+@dataclass(frozen=True)
+class TrainingViews:
+    """Random training views of each image, in place of the image processor's one view.
+
+    number: views of an image; view v is drawn from `rng_of(seed, v, row)`.
+    resample: Pillow's filter.
+    """
+
+    number: int
+    seed: int
+    resample: int
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a part of a collection that are read one after the other, and make one chunk or more.
+    """Consecutive rows of a partition, which make one chunk or more.
 
-    stop: None is the end of the part.
-    finished: the numbers of chunks in between whose rows are not wanted any more.
+    stop: None for the end of the partition.
+    finished: numbers of chunks in between whose rows are not needed any more.
     """
 
-    part: int
+    partition: int
     start: int
     stop: int | None
     finished: frozenset[int] = frozenset()
@@ -34,22 +49,22 @@ class Piece:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The rows that make one file: the `number`-th so many of a part. Its rows come next, where it stands among batches."""
+    """The rows of one output file: rows number * chunk_size to (number + 1) * chunk_size of a partition. Marks where they begin."""
 
-    part: int
+    partition: int
     number: int
 
 
 @dataclass(frozen=True)
 class ChunkEnd:
-    """All rows of the chunk have been given. `part_rows`: how many its part has, where that has come to its end too."""
+    """Marks the end of a chunk. `partition_rows`: the number of rows of its partition, if the partition ends here too."""
 
-    part_rows: int | None
+    partition_rows: int | None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one shape, of one chunk: pixel_values (B, C, H, W)."""
+    """Images of one shape and one chunk: pixel_values (B, C, H, W), or (B, V, C, H, W) of training views."""
 
     entries: list[ImageEntry]
     pixel_values: torch.Tensor
@@ -65,7 +80,7 @@ class UnreadableEntry:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Entries of a chunk, few enough to be decoded together; the chunk if it begins with them, and its end if it ends."""
+    """Entries of a chunk that are decoded together, with the marks of the chunk that begins or ends with them."""
 
     begin: Chunk | None
     entries: list[ImageEntry]
@@ -77,81 +92,86 @@ class _Decoded:
     begin: Chunk | None
     end: ChunkEnd | None
     groups: list[Batch]
-    bad: list[UnreadableEntry]
+    unreadable: list[UnreadableEntry]
     error: VitrailError | None = None  # not of one image: raised where the batches are read, and not in a worker
 
 
-def read_batches(
-    collection: ImageCollection,
-    pieces: Iterable[Piece],
-    image_processor: VitrailImageProcessor,
-    *,
-    chunk_size: int,
-    batch_size: int,
-    num_workers: int,
-    pin_memory: bool = False,
-) -> Generator[Chunk | Batch | UnreadableEntry | ChunkEnd, None, None]:
-    """The images of pieces: each chunk, then its batches and bad images, then its end.
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads the images of a collection in batches.
 
-    A batch holds images of one chunk, and which ones depends on that chunk alone.
-
-    Args:
-        chunk_size: rows of a part that make a chunk.
-        num_workers: processes that decode; 0 to do it in this one, when the next batch is asked for.
+    batch_size: views in a batch, where an image has several; at least one image.
+    num_workers: processes that decode; 0 to decode in this process, when the next batch is requested.
+    views: training views; None for the one view of the image processor.
     """
-    decoded = DataLoader(
-        _Decoder(image_processor),
-        batch_sampler=_readings(collection, pieces, chunk_size=chunk_size, batch_size=batch_size),
-        num_workers=num_workers,
-        collate_fn=_only,
-        generator=torch.Generator(),  # or the loader would draw from torch's own, and change what others draw from it
-    )
-    waiting: dict[torch.Size, list[Batch]] = {}  # by shape, in the order of their first images
-    for one in _guarded(decoded, num_workers):
-        if one.error is not None:
-            raise one.error
-        if one.begin is not None:
-            yield one.begin
-        yield from one.bad
-        for group in one.groups:
-            waiting.setdefault(group.pixel_values.shape[1:], []).append(group)
-        for batch in _take(waiting, batch_size, everything=one.end is not None):
-            yield Batch(batch.entries, batch.pixel_values.pin_memory()) if pin_memory else batch
-        if one.end is not None:
-            yield one.end
+
+    collection: ImageCollection
+    image_processor: VitrailImageProcessor
+    batch_size: int
+    num_workers: int = 0
+    views: TrainingViews | None = None
+
+    def read(
+        self, pieces: Iterable[Piece], *, chunk_size: int, pin_memory: bool = False
+    ) -> Generator[Chunk | Batch | UnreadableEntry | ChunkEnd, None, None]:
+        """Yield each chunk of the pieces: its mark, its batches and unreadable images, and the mark of its end.
+
+        A batch holds images of one chunk, and depends on that chunk alone.
+        """
+        batch_size = max(1, self.batch_size // self.views.number) if self.views else self.batch_size
+        decoded = DataLoader(
+            _Decoder(self.image_processor, self.views),
+            batch_sampler=_readings(self.collection, pieces, chunk_size=chunk_size, batch_size=batch_size),
+            num_workers=self.num_workers,
+            collate_fn=_only,
+            generator=torch.Generator(),  # or the loader would draw from torch's own, and change what others draw from it
+        )
+        waiting: dict[torch.Size, list[Batch]] = {}  # by shape, in the order of their first images
+        for one in _guarded(decoded, self.num_workers):
+            if one.error is not None:
+                raise one.error
+            if one.begin is not None:
+                yield one.begin
+            yield from one.unreadable
+            for group in one.groups:
+                waiting.setdefault(group.pixel_values.shape[1:], []).append(group)
+            for batch in _take(waiting, batch_size, everything=one.end is not None):
+                yield Batch(batch.entries, batch.pixel_values.pin_memory()) if pin_memory else batch
+            if one.end is not None:
+                yield one.end
 
 
 def sample_images(collection: ImageCollection, image_processor: VitrailImageProcessor, number: int) -> torch.Tensor:
-    """Some images of a collection, prepared, always the same ones: (N, C, H, W), of the shape that most of them have.
+    """Return preprocessed images of a collection, always the same ones, of the most frequent shape: (N, C, H, W).
 
-    number: how many are read, evenly spread where each row can be found at once, else the first ones; bad ones are left out.
+    number: images to read, evenly spread in a collection with random access, else the first ones. Unreadable images are left out.
 
-    Raises VitrailError where none can be used.
+    Raises VitrailError if none can be used.
     """
     if collection.random_access:
         total = collection.num_rows or 0
         number = min(number, total)
         entries = [next(collection.read(0, index * total // number)) for index in range(number)]
     else:
-        parts = chain.from_iterable(collection.read(part, 0) for part in range(collection.num_parts))
-        entries = list(islice(parts, number))
-    decoded = _Decoder(image_processor).decode(_Reading(None, entries, None))
+        partitions = chain.from_iterable(collection.read(partition, 0) for partition in range(collection.num_partitions))
+        entries = list(islice(partitions, number))
+    decoded = _Decoder(image_processor, None).decode(_Reading(None, entries, None))
     if decoded.error is not None:
         raise decoded.error
     if not decoded.groups:
-        raise VitrailError(f"none of {len(entries)} images of {collection.source} can be used, of which int8 needs some dozens")
+        raise VitrailError(f"none of {len(entries)} images of {collection.source} can be used; int8 needs a few dozen")
     return max(decoded.groups, key=lambda group: len(group.entries)).pixel_values
 
 
 def _guarded(decoded: Iterable[_Decoded], num_workers: int) -> Iterator[_Decoded]:
-    """The same; a worker that the system has killed is one clear error."""
+    """Yield the same items; raise one clear error for a worker that the system has killed."""
     try:
         yield from decoded
     except (RuntimeError, ConnectionError) as error:
         if num_workers == 0:
             raise
         raise VitrailError(
-            f"a process that decodes images has died ({error}). If it was for want of memory, choose fewer than {num_workers} workers."
+            f"a process that decodes images has died ({error}); if memory ran out, choose fewer than {num_workers} workers"
         ) from error
 
 
@@ -159,10 +179,10 @@ def _readings(
     collection: ImageCollection, pieces: Iterable[Piece], *, chunk_size: int, batch_size: int
 ) -> Iterator[list[_Reading]]:
     for piece in pieces:
-        entries = collection.read(piece.part, piece.start)
+        entries = collection.read(piece.partition, piece.start)
         row, stop = piece.start, piece.stop
         while row != stop:
-            chunk = Chunk(piece.part, row // chunk_size)
+            chunk = Chunk(piece.partition, row // chunk_size)
             end_of_chunk = (chunk.number + 1) * chunk_size
             wanted = min(batch_size, end_of_chunk - row) if stop is None else min(batch_size, end_of_chunk - row, stop - row)
             begins = row % chunk_size == 0
@@ -178,13 +198,13 @@ def _readings(
 
 
 def _take(waiting: dict[torch.Size, list[Batch]], batch_size: int, *, everything: bool) -> Iterator[Batch]:
-    """Takes full batches out; and those that are not full where everything is wanted, or an image has waited for long.
+    """Yield and remove full batches, and smaller ones if `everything` is requested or an image has waited too long.
 
-    Rows are written in order: while one waits for others of its shape, all that come after it are held.
+    Rows are written in order: while one waits for others of its shape, all rows after it are held in memory.
     """
     number = {shape: sum(len(group.entries) for group in groups) for shape, groups in waiting.items()}
     newest = max((group.entries[-1].row for groups in waiting.values() for group in groups), default=0)
-    overdue = [shape for shape, groups in waiting.items() if newest - groups[0].entries[0].row >= HELD * batch_size]
+    overdue = [shape for shape, groups in waiting.items() if newest - groups[0].entries[0].row >= MAX_WAIT * batch_size]
     for shape in [shape for shape in waiting if everything or number[shape] >= batch_size or shape in overdue]:
         groups = waiting.pop(shape)
         entries = [entry for group in groups for entry in group.entries]
@@ -203,29 +223,38 @@ def _only(decoded: list[_Decoded]) -> _Decoded:
 
 
 class _Decoder(Dataset):
-    """Decodes entries, in whichever process asks."""
+    """Decodes and preprocesses entries, in the process that asks."""
 
-    def __init__(self, image_processor: VitrailImageProcessor) -> None:
+    def __init__(self, image_processor: VitrailImageProcessor, views: TrainingViews | None) -> None:
         self.image_processor = image_processor
+        self.views = views
 
     def __getitems__(self, readings: list[_Reading]) -> list[_Decoded]:
         return [self.decode(reading) for reading in readings]
 
     def decode(self, reading: _Reading) -> _Decoded:
         groups: dict[torch.Size, list[tuple[ImageEntry, torch.Tensor]]] = {}
-        bad = []
+        unreadable = []
         for entry in reading.entries:
-            content, entry = entry, replace(entry, content=None)  # whoever writes the features has no use for the file
+            without_content = replace(entry, content=None)  # whoever writes the features does not need the file
             try:
-                image = open_entry(content, self.image_processor.decode)
-                pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+                pixel_values = self._pixel_values(entry)
             except UnreadableImageError as error:
-                bad.append(UnreadableEntry(entry, error.reason))
-            except VitrailError as error:  # a store that does not answer: not the fault of this image
+                unreadable.append(UnreadableEntry(without_content, error.reason))
+            except VitrailError as error:  # of the store or of the image processor's settings, not of this image
                 return _Decoded(reading.begin, reading.end, [], [], error)
-            except ValueError as error:  # decoded, but of channels or values that the model cannot take
-                bad.append(UnreadableEntry(entry, str(error)))
+            except ValueError as error:  # decoded, but with channels or values that the model cannot take
+                unreadable.append(UnreadableEntry(without_content, str(error)))
             else:
-                groups.setdefault(pixel_values.shape, []).append((entry, pixel_values))
+                groups.setdefault(pixel_values.shape, []).append((without_content, pixel_values))
         batches = [Batch([entry for entry, _ in group], torch.stack([pixels for _, pixels in group])) for group in groups.values()]
-        return _Decoded(reading.begin, reading.end, batches, bad)
+        return _Decoded(reading.begin, reading.end, batches, unreadable)
+
+    def _pixel_values(self, entry: ImageEntry) -> torch.Tensor:
+        """Return (C, H, W), or (V, C, H, W) of training views."""
+        if self.views is None:
+            image = open_entry(entry, self.image_processor.decode)
+            return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        image = open_entry(entry)  # at full scale: a view may be a small part of it
+        draws = (rng_of(self.views.seed, view, entry.row) for view in range(self.views.number))
+        return torch.stack([training_view(image, self.image_processor, rng, resample=self.views.resample) for rng in draws])

@@ -20,7 +20,7 @@ WAITS = (1, 4)  # seconds before the second and third try
 URL = re.compile(r"([A-Za-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
 
 # What stores raise beside OSError when they cannot be reached, by the library that they are built on
-STORE_ERRORS = {"aiohttp": "ClientError", "botocore.exceptions": "BotoCoreError", "httpx": "HTTPError"}
+STORE_ERRORS = {"aiohttp": "ClientError", "botocore.exceptions": "BotoCoreError", "httpx": "HTTPError", "httpx2": "HTTPError"}
 
 # HTTP: not there; not for anybody who is not logged in, which is no fault of one object; ask again later
 MISSING, NOT_LOGGED_IN, LATER = {404, 410}, 401, {408, 425, 429}

@@ -36,7 +36,7 @@ class Sample:
 
 
 class TarCollection(ImageCollection):
-    """Archives, each of them a part, which are read from the first member to the last.
+    """Archives, each of them a partition, which are read from the first member to the last.
 
     Columns in the settings are what follows the key and a dot, as "jpg"; a field of a JSON member is written "json.label".
 
@@ -49,7 +49,7 @@ class TarCollection(ImageCollection):
         self.source = source
         self.settings = settings
         self.num_rows = None
-        self.num_parts = len(listing.names)
+        self.num_partitions = len(listing.names)
         self.locations = [listing.root + name for name in listing.names]
         names = [without_query(location).removeprefix(listing.root) for location in self.locations]
         self.names = [as_text(name) for name in names]
@@ -60,26 +60,26 @@ class TarCollection(ImageCollection):
         self.label_type = None
         self.label_type = self._first_label_type()
 
-    def read(self, part: int = 0, start: int = 0) -> Iterator[ImageEntry]:
+    def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
         """The images of an archive, from the row `start`; what comes before is passed over."""
-        for row, sample in enumerate(self._samples(part, start)):
+        for row, sample in enumerate(self._samples(partition, start)):
             if row < start:
                 continue
             if sample.image is None:
-                yield ImageEntry(row, self.names[part], problem=sample.problem)
+                yield ImageEntry(row, self.names[partition], problem=sample.problem)
                 continue
-            path = f"{self.names[part]}/{as_text(sample.image.removeprefix('./'))}"
+            path = f"{self.names[partition]}/{as_text(sample.image.removeprefix('./'))}"
             try:
                 yield ImageEntry(row, path, content=sample.content, label=self._label(sample))
             except ValueError as error:
                 yield ImageEntry(row, path, problem=f"its label is not {KINDS[self.label_type]} as the first one is: {error}")
 
-    def _samples(self, part: int, start: int) -> Iterator[Sample]:
+    def _samples(self, partition: int, start: int) -> Iterator[Sample]:
         """The samples that have an image; without the content of those before the row `start`."""
         suffixes = image_suffixes()
         number, sample, last, problem = 0, Sample(), "nothing", None
         try:
-            with contextlib.closing(self._open(part)) as file, _open_archive(file) as archive:
+            with contextlib.closing(self._open(partition)) as file, _open_archive(file) as archive:
                 for member in _members(archive):
                     last = member.name
                     name = NAME.fullmatch(member.name)
@@ -101,7 +101,7 @@ class TarCollection(ImageCollection):
                     elif extension == self.label_extension:
                         sample.label = _content(archive, member)
         except OSError as error:
-            raise VitrailError(f"cannot read {self.locations[part]}: {error.strerror or error}") from error
+            raise VitrailError(f"cannot read {self.locations[partition]}: {error.strerror or error}") from error
         except tarfile.TarError as error:
             problem = f"the archive ends early, or is damaged, after {as_text(last)}: {error}"
         is_final = self.image_extension is not None or "." not in sample.extension
@@ -111,15 +111,15 @@ class TarCollection(ImageCollection):
         if problem is not None:
             yield Sample(problem=problem)
 
-    def _open(self, part: int) -> BinaryIO | RemoteFile:
-        location = self.locations[part]
+    def _open(self, partition: int) -> BinaryIO | RemoteFile:
+        location = self.locations[partition]
         return RemoteFile(location) if is_url(location) else open(location, "rb")
 
     def _first_label_type(self) -> LabelType | None:
         """That of the first image that can be read."""
         problem: str | None = f"none of the members is a {self.image_extension or 'image'}"
-        for part in range(self.num_parts):
-            for sample in self._samples(part, 0):
+        for partition in range(self.num_partitions):
+            for sample in self._samples(partition, 0):
                 if sample.image is None:
                     problem = sample.problem
                     continue

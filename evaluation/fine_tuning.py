@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..modeling.modeling_vit import ViTForImageClassification
-from .batches import ImageRows
 from .linear_probe import top_classes
 from .metrics import TopKAccuracy, compute_metrics
 from .recipes import REFERENCE_BATCH, Schedule
 from .training import ScheduledTrainer, training_arguments
+from .training_data import ImageRows
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Many linear classifiers on the same frozen features, trained in one run of `transformers.Trainer`.
 
-Shape letters: B rows, P parts of the features, D width of a part, A heads that are trained, K classes.
+Shape letters: B rows, T tokens of the features, D size of a token, A heads that are trained, K classes.
 """
 
 import itertools
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import EvalPrediction
 
+from ..configuration.configuration_vit import ViTConfig
+from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from .recipes import INITIAL_STD, MOMENTUM, REFERENCE_BATCH, Head
 from .training import ScheduledTrainer
 
@@ -25,25 +27,25 @@ class LinearHeads(nn.Module):
 
     Args:
         heads: what each reads; heads that read the same should stand together.
-        part_size: width D of a part of the features.
-        num_cls_layers: how many of the parts are [CLS] tokens; see `vitrail.features.cache.Features`.
+        token_size: size D of a token of the features.
+        num_cls_layers: how many of the tokens are [CLS]; see `vitrail.features.cache.CachedFeatures`.
         num_labels: number of classes K.
         seed: of the first weights, which depend on this number and on what a head reads, not on the other heads.
     """
 
     accepts_loss_kwargs = True  # tells the Trainer to count the rows of an update, and to give their number to `forward`
 
-    def __init__(self, heads: Sequence[Head], *, part_size: int, num_cls_layers: int, num_labels: int, seed: int) -> None:
+    def __init__(self, heads: Sequence[Head], *, token_size: int, num_cls_layers: int, num_labels: int, seed: int) -> None:
         super().__init__()
         self.num_labels = num_labels
         self.groups = [
-            (feature_parts(choice, num_cls_layers), len(list(members)))
+            (token_slice(choice, num_cls_layers), len(list(members)))
             for choice, members in itertools.groupby((head.num_cls_layers, head.mean_patch) for head in heads)
         ]
         self.linears = nn.ModuleList()
         for head in heads:
-            parts = feature_parts((head.num_cls_layers, head.mean_patch), num_cls_layers)
-            linear = nn.Linear(part_size * (parts.stop - parts.start), num_labels)
+            tokens = token_slice((head.num_cls_layers, head.mean_patch), num_cls_layers)
+            linear = nn.Linear(token_size * (tokens.stop - tokens.start), num_labels)
             rng = np.random.default_rng([seed, head.num_cls_layers, int(head.mean_patch)])
             with torch.no_grad():
                 linear.weight.copy_(torch.from_numpy(INITIAL_STD * rng.standard_normal(linear.weight.shape)))
@@ -56,9 +58,9 @@ class LinearHeads(nn.Module):
         """Runs every head.
 
         Args:
-            features: (B, P, D).
+            features: (B, T, D).
             labels: (B,) class numbers.
-            num_items_in_batch: rows of the whole update, of which these may be a part: what losses are divided by, instead of B.
+            num_items_in_batch: rows of the whole update, of which these may be a slice: what losses are divided by, instead of B.
 
         Returns:
             "loss", the sum over the heads, and "losses", (A,): mean cross entropies, with `labels`. "logits", (B, A, K), except
@@ -66,12 +68,12 @@ class LinearHeads(nn.Module):
         """
         all_losses, all_logits = [], []
         linears: Iterator[Any] = iter(self.linears)
-        for parts, size in self.groups:
+        for tokens, size in self.groups:
             group = list(itertools.islice(linears, size))
-            weight = torch.cat([linear.weight for linear in group])  # (size * K, parts * D)
+            weight = torch.cat([linear.weight for linear in group])  # (size * K, tokens * D)
             bias = torch.cat([linear.bias for linear in group])
             # Rows come last, which makes the softmax over few classes several times faster
-            logits = torch.addmm(bias[:, None], weight, features[:, parts].flatten(1).t())  # (size * K, B)
+            logits = torch.addmm(bias[:, None], weight, features[:, tokens].flatten(1).t())  # (size * K, B)
             logits = logits.unflatten(0, (size, self.num_labels))
             if labels is not None:
                 all_losses.append(F.cross_entropy(logits, labels.expand(size, -1), reduction="none").sum(1))
@@ -84,8 +86,8 @@ class LinearHeads(nn.Module):
         return outputs
 
 
-def feature_parts(choice: tuple[int, bool], num_cls_layers: int) -> slice:
-    """Which parts of the features a choice of features takes; see `vitrail.features.cache.Features`."""
+def token_slice(choice: tuple[int, bool], num_cls_layers: int) -> slice:
+    """Return which tokens of the features a choice of features takes; see `vitrail.features.cache.CachedFeatures`."""
     layers, mean_patch = choice
     if num_cls_layers == 0:
         return slice(0, 1)
@@ -97,7 +99,7 @@ class ProbeTrainer(ScheduledTrainer):
 
     Args:
         heads: of the model, in the same order.
-        features_of: (B, C, H, W) -> (B, P, D), where the training data are images ("pixel_values") and not features.
+        features_of: (B, C, H, W) -> (B, T, D), where the training data are images ("pixel_values") and not features.
     """
 
     description = "heads"
@@ -182,3 +184,37 @@ def accuracies(classes: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]
 
 def _accuracies(predictions: EvalPrediction) -> dict[str, list[float]]:
     return {name: values.tolist() for name, values in accuracies(predictions.predictions, predictions.label_ids).items()}
+
+
+def merge_head(
+    model: ViTPreTrainedModel, head: Head, weight: torch.Tensor, bias: torch.Tensor, label_names: Sequence[str]
+) -> ViTForImageClassification:
+    """Return a classifier with the encoder of `model` and the weights of a head. The encoders share their memory.
+
+    Args:
+        model: the backbone that the features come from; its own classifier, if any, is dropped.
+        head: the features that `weight` reads.
+        weight, bias: (K, classifier_input_size) and (K,).
+        label_names: in the order of the class indices.
+    """
+    backbone = model.base_model
+    fields = backbone.config.to_dict() | {
+        "classifier_cls_layers": max(head.num_cls_layers, 1),
+        "classifier_mean_patch": head.mean_patch,
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: number for number, name in enumerate(label_names)},
+        "problem_type": "single_label_classification",
+    }
+    if head.num_cls_layers == 1 and not head.mean_patch:
+        fields["pooling"] = "cls"  # such a classifier reads `pooler_output`
+    config = ViTConfig.from_dict(fields)
+    config.dtype = backbone.dtype
+    with torch.device("meta"):
+        merged = ViTForImageClassification(config)
+    merged.vit.load_state_dict(backbone.state_dict(), assign=True)
+    num_labels, input_size = weight.shape
+    merged.classifier = nn.Linear(input_size, num_labels, device=backbone.device, dtype=backbone.dtype)
+    with torch.no_grad():
+        merged.classifier.weight.copy_(weight)
+        merged.classifier.bias.copy_(bias)
+    return merged.eval()

@@ -15,24 +15,24 @@ from accelerate import PartialState
 
 from ..convert.report import ConversionReport
 from ..data.labeled import LabeledImages
+from ..data.reader import TrainingViews
 from ..errors import VitrailError
-from ..features.cache import Features
-from ..features.cache_settings import Extraction
+from ..features.cache import NUM_CLS_LAYERS, CachedFeatures, FeatureCache
+from ..features.feature_types import classifier_features, join_tokens
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.processes import start_processes
 from ..utils.run_folder import RunFolder
 from ..utils.trainer import last_checkpoint
-from .batches import FeatureRows, ImageRows
 from .fine_tuning import FineTuner, finetune
-from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies
-from .merge import merge_head
+from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies, merge_head
 from .metrics import confusion_matrix
 from .recipes import Head, Recipe, find_recipe, make_schedule, recipe_heads
 from .report import write_report
-from .results import described, described_model, scores
+from .results import compute_scores, describe_model, describe_run
 from .training import training_arguments
+from .training_data import FeatureRows, ImageRows
 
 HEADS, FINE_TUNING = "heads", "fine-tuning"  # folders of checkpoints in the folder of a run
 EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each
@@ -49,7 +49,7 @@ class ProbeRun:
     recipe: Recipe
     views: int
     seed: int
-    extraction: Extraction
+    cache: FeatureCache
     folder: RunFolder
 
     @property
@@ -57,20 +57,18 @@ class ProbeRun:
         """The heads to train."""
         return recipe_heads(self.recipe, self.model.base_model.config)
 
-    def features(self, images: datasets.Dataset, *, views: int) -> Features:
-        """The features of one half of the data."""
-        return self.extraction.features(
+    def features(self, images: datasets.Dataset, *, views: int) -> CachedFeatures:
+        """Return the features of one split of the data."""
+        return self.cache.features(
             self.model,
             self.image_processor,
             images,
-            num_cls_layers=max(head.num_cls_layers for head in self.heads),
-            views=views,
-            seed=self.seed,
-            resample=self.recipe.resample,
+            num_cls_layers=max(NUM_CLS_LAYERS, *(head.num_cls_layers for head in self.heads)),
+            views=TrainingViews(views, self.seed, int(self.recipe.resample)) if views else None,
         )
 
-    def images(self, images: datasets.Dataset, features: Features, *, augmented: bool) -> ImageRows:
-        """The images that some features are of."""
+    def images(self, images: datasets.Dataset, features: CachedFeatures, *, augmented: bool) -> ImageRows:
+        """Return the images that features belong to."""
         return ImageRows(
             images,
             self.image_processor,
@@ -80,8 +78,8 @@ class ProbeRun:
             resample=self.recipe.resample,
         )
 
-    def train_heads(self, train: Features, validation: Features) -> tuple[ProbeTrainer, int | None]:
-        """Trains the heads; returns their Trainer, and the update it was resumed from, if it was."""
+    def train_heads(self, train: CachedFeatures, validation: CachedFeatures) -> tuple[ProbeTrainer, int | None]:
+        """Train the heads; return their Trainer, and the update that it resumed from, if it did."""
         on_images = self.recipe.augmented and not self.views
         schedule = make_schedule(self.recipe, len(train.labels), seed=self.seed)
         heads, num_labels = self.heads, len(self.data.label_names)
@@ -89,8 +87,8 @@ class ProbeRun:
             self.folder.path / HEADS,
             schedule,
             seed=self.seed,
-            device_batch_size=self.extraction.batch_size if on_images else max(1, MAX_LOGITS // (len(heads) * num_labels)),
-            num_workers=self.extraction.num_workers if on_images else 0,
+            device_batch_size=self.cache.batch_size if on_images else max(1, MAX_LOGITS // (len(heads) * num_labels)),
+            num_workers=self.cache.num_workers if on_images else 0,
             evaluate_every=schedule.updates_per_epoch
             if schedule.iterations is None
             else max(1, schedule.iterations // EVALUATIONS),
@@ -100,27 +98,29 @@ class ProbeRun:
             schedule=schedule,
             model=LinearHeads(
                 heads,
-                part_size=train.parts.shape[-1],
+                token_size=train.tokens.shape[-1],
                 num_cls_layers=train.num_cls_layers,
                 num_labels=num_labels,
                 seed=self.seed,
             ),
             args=args,
             train_dataset=(
-                self.images(self.data.train, train, augmented=True) if on_images else FeatureRows(train.parts, train.labels)
+                self.images(self.data.train, train, augmented=True) if on_images else FeatureRows(train.tokens, train.labels)
             ),
-            eval_dataset=FeatureRows(validation.parts, validation.labels),
-            features_of=lambda pixel_values: self._parts(pixel_values, train.num_cls_layers),
-            progress=self.extraction.progress,
+            eval_dataset=FeatureRows(validation.tokens, validation.labels),
+            features_of=lambda pixel_values: self._tokens(pixel_values, train.num_cls_layers),
+            progress=self.cache.progress,
         )
         return trainer, trainer.train_or_resume()
 
-    def _parts(self, pixel_values: torch.Tensor, num_cls_layers: int) -> torch.Tensor:
-        (parts,) = self.extraction.programs(self.model.base_model, num_cls_layers)(pixel_values)
-        return parts
+    def _tokens(self, pixel_values: torch.Tensor, num_cls_layers: int) -> torch.Tensor:
+        vit = self.model.base_model
+        return join_tokens(self.cache.compile(vit, classifier_features(vit.config, num_cls_layers))(pixel_values))
 
-    def fine_tune(self, merged: ViTForImageClassification, train: Features, validation: Features, epochs: int) -> FineTuner:
-        """Fine-tunes a copy of a merged model, which is the `model` of the Trainer that comes back."""
+    def fine_tune(
+        self, merged: ViTForImageClassification, train: CachedFeatures, validation: CachedFeatures, epochs: int
+    ) -> FineTuner:
+        """Fine-tune a copy of a merged model; return its Trainer, whose `model` it is."""
         return finetune(
             copy.deepcopy(merged),  # whose encoder is still that of the backbone
             self.images(self.data.train, train, augmented=True),
@@ -128,9 +128,9 @@ class ProbeRun:
             epochs=epochs,
             output_dir=self.folder.path / FINE_TUNING,
             seed=self.seed,
-            device_batch_size=self.extraction.batch_size,
-            num_workers=self.extraction.num_workers,
-            progress=self.extraction.progress,
+            device_batch_size=self.cache.batch_size,
+            num_workers=self.cache.num_workers,
+            progress=self.cache.progress,
         )
 
 
@@ -144,7 +144,7 @@ def probe(
     views: int = 0,
     seed: int = 0,
     unfreeze_epochs: int = 0,
-    extraction: Extraction | None = None,
+    cache: FeatureCache | None = None,
     report: ConversionReport | None = None,
 ) -> dict[str, Any]:
     """Trains linear classifiers on the frozen features of a model, and writes the best one, merged into the model, as a folder.
@@ -179,7 +179,7 @@ def probe(
     processes = start_processes()
     model = model.to(processes.device).eval()
     run_folder = RunFolder(output_dir.with_name(f"{output_dir.name}.run"))
-    run = ProbeRun(model, image_processor, data, recipe, views, seed, extraction or Extraction(), run_folder)
+    run = ProbeRun(model, image_processor, data, recipe, views, seed, cache or FeatureCache(), run_folder)
 
     with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
         return _run_probe(run, processes, output_dir, unfreeze_epochs=unfreeze_epochs, report=report)
@@ -190,7 +190,7 @@ def _run_probe(
 ) -> dict[str, Any]:
     """Features, heads, fine-tuning, and the folder."""
     data, recipe = run.data, run.recipe
-    model = described_model(report)
+    model = describe_model(report)
     times = [time.monotonic()]
     train, validation = run.features(data.train, views=run.views), run.features(data.validation, views=0)
     if processes.is_main_process:
@@ -221,7 +221,7 @@ def _run_probe(
 
     results = {
         "task": "linear probe" if fine_tuning is None else "fine-tuning after a linear probe",
-        **scores(classes, validation.labels),
+        **compute_scores(classes, validation.labels),
         "best_head": heads[best],
         "selection": "the best head by its accuracy on these validation images",
         "recipe": asdict(recipe) | {"views": run.views, "seed": run.seed},
@@ -229,7 +229,7 @@ def _run_probe(
         "heads": heads,
         "curves": _curves(trainer),
         "resumed_from": resumed_from,
-        **described(
+        **describe_run(
             data,
             {"train": train, "validation": validation},
             model=model,

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from ..utils.trainer import BaseTrainer, KeepLastCheckpoint
-from .batches import UpdateSampler
 from .recipes import Schedule
+from .training_data import UpdateSampler
 
 EVALUATION_BATCH = 512  # rows
 

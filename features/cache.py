@@ -1,218 +1,237 @@
-"""Features of a frozen model on disk: extracted once, resumed after an interruption, memory-mapped by all that read them.
+"""Features of frozen models on disk: extracted once, resumed after an interruption, memory-mapped by all that read them.
 
-A folder belongs to one choice of weights, image processor, images and views, and is called by the digest of these. While features are
-extracted it holds chunks of rows, each a file that is complete or absent; in the end it holds
+A folder belongs to one choice of weights, image processor, images and views, and is named by their digest. While features are extracted, it
+holds the folder `extraction`, which `vitrail.features.extraction` writes. In the end it holds
 
-    parts.npy      (V, N, P, D) float32: V views of N images, each P vectors
+    tokens.npy     (V, N, T, D) float32: V views of N images, each T token vectors
     labels.npy     (N,) int64
-    rows.npy       (N,) int64, ascending: the rows of the dataset, without those of bad images
-    manifest.json  what the features are of, and the bad images; written last
+    rows.npy       (N,) int64, ascending: rows of the dataset, without those of unreadable images
+    manifest.json  the settings of the features, and the unreadable images; written last
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from accelerate import PartialState
+import torch
+from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
-from PIL import Image
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from ..errors import UnreadableImageError, VitrailError
-from ..modeling.fingerprint import config_fields, weights_digest
+from ..data.image_sources import read_images
+from ..data.reader import TrainingViews
+from ..errors import UnreadableImageError
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import CompiledModel
-from ..utils.atomic import replaced
-from ..utils.progress import progress_bar
-from .feature_types import num_readable_layers
-from .token_features import ExtractedChunk, ImageViews, Parts, UnreadableImage, extract_chunks, parts_programs
+from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime
+from ..runtime.workers import InferenceWorkers
+from ..utils.processes import start_processes
+from .extraction import run_job
+from .feature_types import FeatureOutputs, FeatureType, classifier_features, vector_size
+from .job import Job
+from .store import FeatureFolder, StoredFeatures
 
-FORMAT = 2  # of the folder; another number for whatever changes the features, or how they are kept
-CHUNK = 512  # forward passes whose features make one file: at most so many are lost by an interruption, for each process
-MANIFEST, CHUNKS = "manifest.json", "chunks"
+FORMAT_VERSION = 1  # another number for whatever changes the features, or how they are kept
+CHUNK = 512  # forward passes whose features make one file: an interruption loses at most this many, for each process
+NUM_CLS_LAYERS = 4  # that are kept of every model, so that all evaluations share the cache
+MANIFEST, EXTRACTION, JOINED = "manifest.json", "extraction", "joined"
+NOT_IN_KEY = ("vitrail", "model", "collection", "shard_size")  # settings that do not change the features
 
 
 @dataclass(frozen=True)
-class Features:
+class UnreadableImage:
+    """An image that cannot be used: its row in the dataset, its path, and the reason."""
+
+    row: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
     """What a linear classifier reads of the images of a dataset.
 
-    parts: (V, N, P, D) float32, memory-mapped: V views of N images.
+    tokens: (V, N, T, D) float32, memory-mapped: V views of N images.
     labels: (N,) int64.
-    rows: (N,) int64, ascending: which rows of the dataset; those of bad images are left out.
-    bad: the images that are left out.
-    num_cls_layers: how many of the parts are [CLS] of the last blocks, oldest first; 0 where the one part is `pooler_output`.
-    has_mean_patch: whether the last part is the mean patch of the last block.
+    rows: (N,) int64, ascending: rows of the dataset, without those of unreadable images.
+    unreadable: the images that are left out.
+    num_cls_layers: number of tokens that are [CLS] of the last blocks, oldest first, which the mean patch of the last block follows;
+        0 if the one token is `pooler_output`.
     runtime: the precision and the engine that ran the model.
-    key: a digest of all that the features follow from, which is the name of their folder.
+    key: a digest of everything that determines the features, and the name of their folder.
     """
 
-    parts: np.ndarray
+    tokens: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
-    bad: tuple[UnreadableImage, ...]
+    unreadable: tuple[UnreadableImage, ...]
     num_cls_layers: int
-    has_mean_patch: bool
     runtime: dict[str, str]
     key: str
 
 
-def cached_features(
-    model: ViTPreTrainedModel,
-    image_processor: VitrailImageProcessor,
-    dataset: datasets.Dataset,
-    *,
-    cache_dir: str | os.PathLike[str],
-    num_cls_layers: int = 4,
-    programs_of: Callable[[ViTModel, int], CompiledModel] = parts_programs,
-    views: int = 0,
-    seed: int = 0,
-    resample: int = Image.Resampling.BICUBIC,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    strict: bool = False,
-    progress: bool = True,
-) -> Features:
-    """The features of a dataset, from the cache or extracted into it, by one process or by all that accelerate has started.
+def default_cache_dir() -> Path:
+    """Return the default folder for features, in the Hub's own cache folder."""
+    return Path(constants.HF_HOME) / "vitrail" / "features"
 
-    Another process that wants the same features waits until they are there. The model is left in evaluation mode.
 
-    Args:
-        model: on the device where it is to run.
-        dataset: with the columns "image" and "label", known by its `_fingerprint`, as `load_labeled_images` makes it.
-        num_cls_layers: [CLS] of so many last blocks, or of all if there are fewer. With 0, and from a model whose classifier cannot
-            read tokens (without [CLS], with a norm after pooling, or with a representation layer), `pooler_output` instead.
-        programs_of: how the model is run, from its encoder and the number of [CLS] tokens; see `parts_programs`.
-        views: draws of the training augmentation for each image; 0 for the one view of the image processor.
-        seed, resample: of these draws, and Pillow's filter for them.
-        batch_size: views that the model takes at a time.
-        num_workers: processes that decode images; 0 to do it in this one.
-        strict: refuse bad images, instead of leaving them out.
+@dataclass(frozen=True)
+class FeatureCache:
+    """A folder of features, and how features are computed that it does not hold yet. None of the settings but `runtime` changes them.
 
-    Raises:
-        UnreadableImageError: with `strict`, for the first bad image.
-        VitrailError: no image can be used, or the image processor has no size for training views.
+    batch_size: views that the model takes at a time, on each device.
+    num_workers: processes that decode images; 0 to decode in this process.
+    strict: refuse unreadable images, instead of leaving them out.
+    progress: show bars.
+    runtime: precision and engine.
+    calibration: (N, C, H, W), preprocessed images that int8 takes its scales from; see `vitrail.data.reader.sample_images`.
+    runner: "local", or "ray" for a Ray cluster whose machines all see the folder.
     """
-    vit = model.base_model.eval()
-    programs = programs_of(vit, num_readable_layers(vit.config, num_cls_layers))
-    images = ImageViews(dataset, image_processor, views=views, seed=seed, resample=resample)
-    contents = _contents(programs, images)
-    folder = Path(cache_dir) / hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:32]
-    processes = PartialState(cpu=programs.device.type == "cpu")
-    # Where nothing is to be written there is no lock either: the folder may be one that can only be read
-    finished = processes.num_processes == 1 and (folder / MANIFEST).exists() and not (folder / CHUNKS).exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder / ".lock") if processes.is_main_process and not finished else contextlib.nullcontext():
-        processes.wait_for_everyone()  # behind the lock all of them see the same files
-        if not (folder / MANIFEST).exists():
-            chunks = _chunks(folder, len(dataset), views)
-            own = list(chunks)[processes.process_index :: processes.num_processes]
-            missing = [chunk for chunk in own if not chunks[chunk].exists()]
-            rows, done = sum(map(len, own)), sum(map(len, own)) - sum(map(len, missing))
-            with progress_bar("features", rows, done=done, wanted=progress and processes.is_main_process) as advance:
-                for extracted in extract_chunks(
-                    programs,
-                    images,
-                    missing,
-                    batch_size=batch_size,
-                    num_workers=num_workers,
-                    advance=advance,
-                ):
-                    _check(extracted.bad, strict=strict)
-                    _write_chunk(chunks[extracted.chunk], extracted)
-            processes.wait_for_everyone()
-            if processes.is_main_process:
-                _join(folder, chunks.values(), labels=np.asarray(dataset["label"][:], dtype=np.int64), contents=contents)
-        if processes.is_main_process:
-            shutil.rmtree(folder / CHUNKS, ignore_errors=True)
-    processes.wait_for_everyone()
-    features = _read(folder)
-    _check(features.bad, strict=strict)
-    return features
+
+    folder: Path = field(default_factory=default_cache_dir)
+    batch_size: int = 32
+    num_workers: int = 0
+    strict: bool = False
+    progress: bool = True
+    runtime: Runtime = DEFAULT_RUNTIME
+    calibration: torch.Tensor | None = None
+    runner: str = "local"
+    _compiled: dict[Any, CompiledModel] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def compile(self, vit: ViTModel, feature_types: Sequence[FeatureType], *, num_streams: int = 1) -> CompiledModel:
+        """Return the model compiled for its features and for calls from `num_streams` threads; compiled once."""
+        key = (vit, tuple(feature_types), num_streams)
+        if key not in self._compiled:
+            self._compiled[key] = CompiledModel(
+                FeatureOutputs(vit, feature_types).eval(),
+                self.runtime,
+                batch_size=self.batch_size,
+                calibration=self.calibration,
+                num_streams=num_streams,
+            )
+        return self._compiled[key]
+
+    @property
+    def agreement(self) -> dict[str, Agreement]:
+        """How closely the features match the float32 model; empty if none were computed, or by the model as it is."""
+        for (_, feature_types, _), compiled in self._compiled.items():
+            if compiled.agreement:
+                return dict(zip([one.column for one in feature_types], compiled.agreement, strict=True))
+        return {}
+
+    def features(
+        self,
+        model: ViTPreTrainedModel,
+        image_processor: VitrailImageProcessor,
+        images: datasets.Dataset,
+        *,
+        num_cls_layers: int = NUM_CLS_LAYERS,
+        views: TrainingViews | None = None,
+    ) -> CachedFeatures:
+        """Return the features of a dataset, extracted first if they are not in the cache.
+
+        All processes that accelerate has started share the extraction. Another run that needs the same features waits for them.
+
+        Args:
+            model: on the device where it is to run; it is left in evaluation mode.
+            images: with the columns "image" and "label", identified by its `_fingerprint`, as `load_labeled_images` makes it.
+            num_cls_layers: number of last blocks whose [CLS] is read, or all blocks if there are fewer. With 0, and for a model whose
+                classifier cannot read tokens (without [CLS], with a norm after pooling, or with a representation layer),
+                `pooler_output` is read.
+            views: training views; None for the one view of the image processor.
+
+        Raises:
+            UnreadableImageError: `strict`, and an image is unreadable.
+            VitrailError: no image can be used, or the image processor has no size for training views.
+        """
+        vit = model.base_model.eval()
+        feature_types = classifier_features(vit.config, num_cls_layers)
+        job = Job(
+            model,
+            image_processor,
+            read_images(images),
+            self.folder,
+            features=tuple(map(str, feature_types)),
+            shard_size=max(1, CHUNK // (views.number if views else 1)),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            runtime=self.runtime,
+            calibration=self.calibration,
+            views=views,
+            strict=self.strict,
+        )
+        settings = {name: value for name, value in job.settings.items() if name not in NOT_IN_KEY}
+        settings = {"format_version": FORMAT_VERSION, **settings}
+        folder = self.folder / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+        self._fill(folder, job, settings, np.asarray(images["label"][:], dtype=np.int64))
+        features = _read(folder)
+        if self.strict and features.unreadable:
+            raise UnreadableImageError(features.unreadable[0].path, features.unreadable[0].reason)
+        return features
+
+    def _fill(self, folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) -> None:
+        """Extract the features into their folder, unless they are there."""
+        processes = start_processes()
+        main = processes.is_main_process
+        # A finished folder is not locked, because it may be read-only
+        finished = processes.num_processes == 1 and (folder / MANIFEST).exists() and not (folder / EXTRACTION).exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(folder / ".lock") if main and not finished else contextlib.nullcontext():
+            processes.wait_for_everyone()  # behind the lock, all of them see the same files
+            if not (folder / MANIFEST).exists():
+                job.folder = FeatureFolder(folder / EXTRACTION)
+                if self.runner == "local":
+                    num_streams = InferenceWorkers(job.vit.device).number
+                    job.compiled = self.compile(job.vit, job.feature_types, num_streams=num_streams)
+                run_job(job, runner=self.runner, progress=self.progress)
+                if main:
+                    _join(folder, job, settings, labels)
+            if main:
+                shutil.rmtree(folder / EXTRACTION, ignore_errors=True)
+        processes.wait_for_everyone()
 
 
-def _contents(programs: CompiledModel, images: ImageViews) -> dict[str, Any]:
-    """Everything that the features follow from."""
-    parts, calibration = programs.module, programs.calibration
-    assert isinstance(parts, Parts)
-    return {
-        "format": FORMAT,
-        "weights": weights_digest(parts.vit),
-        "config": config_fields(parts.vit),
-        "image_processor": json.loads(images.image_processor.to_json_string()),
-        "images": images.dataset._fingerprint,
-        "num_cls_layers": parts.num_cls_layers,
-        "runtime": asdict(programs.runtime),
-        "calibration": None if calibration is None else hashlib.sha256(calibration.numpy().tobytes()).hexdigest(),
-        "views": images.views,
-        **({"seed": images.seed, "resample": int(images.resample)} if images.views else {}),
-    }
-
-
-def _chunks(folder: Path, num_rows: int, views: int) -> dict[range, Path]:
-    """The ranges of rows that are extracted together, and the file of each."""
-    size = max(1, CHUNK // max(views, 1))
-    ranges = [range(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-    return {rows: folder / CHUNKS / f"{rows.start:09d}-{rows.stop:09d}.safetensors" for rows in ranges}
-
-
-def _check(bad: Iterable[UnreadableImage], *, strict: bool) -> None:
-    for image in bad if strict else ():
-        raise UnreadableImageError(image.path, image.reason)
-
-
-def _write_chunk(path: Path, extracted: ExtractedChunk) -> None:
-    path.parent.mkdir(exist_ok=True)
-    bad = json.dumps([asdict(image) for image in extracted.bad])
-    with replaced(path) as temporary:
-        save_file({"rows": extracted.rows, "parts": np.ascontiguousarray(extracted.parts)}, temporary, metadata={"bad": bad})
-
-
-def _join(folder: Path, chunks: Collection[Path], *, labels: np.ndarray, contents: dict[str, Any]) -> None:
-    """Makes one array of the chunks; the manifest, which says that all is there, comes last."""
-    all_rows, bad = [np.zeros(0, dtype=np.int64)], []
-    for path in chunks:
-        with safe_open(path, framework="numpy") as chunk:
-            all_rows.append(chunk.get_tensor("rows"))
-            bad += json.loads(chunk.metadata()["bad"])
-            num_views, _, *shape = chunk.get_slice("parts").get_shape()
-    rows = np.concatenate(all_rows)
-    if not len(rows):
-        first = f"; {bad[0]['path']}: {bad[0]['reason']}" if bad else ""
-        raise VitrailError(f"None of the {len(labels)} images can be used{first}.")
-    joined = folder / CHUNKS / "joined"
+def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) -> None:
+    """Make arrays of the extracted files; the manifest, which marks the folder as complete, comes last."""
+    stored = StoredFeatures(folder / EXTRACTION)
+    rows = stored.ids()  # of the one partition of a dataset
+    num_views = job.views.number if job.views else 1
+    size = vector_size(job.feature_types[-1], job.vit.config)
+    num_cls_layers = len(job.feature_types[0].layers)
+    joined = folder / EXTRACTION / JOINED
     joined.mkdir(exist_ok=True)
-    parts = np.lib.format.open_memmap(joined / "parts.npy", mode="w+", dtype=np.float32, shape=(num_views, len(rows), *shape))
-    ends = np.cumsum([len(chunk_rows) for chunk_rows in all_rows])
-    for path, start, end in zip(chunks, ends[:-1], ends[1:], strict=True):
-        with safe_open(path, framework="numpy") as chunk:
-            parts[:, start:end] = chunk.get_tensor("parts")
-    parts.flush()
+    shape = (num_views, len(rows), num_cls_layers + 1, size)
+    tokens = np.lib.format.open_memmap(joined / "tokens.npy", mode="w+", dtype=np.float32, shape=shape)
+    start = 0
+    for batch in stored.dataset.to_batches(columns=job.columns):
+        columns = [batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in job.columns]
+        values = [column.reshape(len(batch), num_views, -1, size) for column in columns]
+        tokens[:, start : start + len(batch)] = np.concatenate(values, axis=2).swapaxes(0, 1)
+        start += len(batch)
+    tokens.flush()
     np.save(joined / "labels.npy", labels[rows])
     np.save(joined / "rows.npy", rows)
-    (joined / MANIFEST).write_text(json.dumps(contents | {"bad": bad}, indent=1) + "\n", encoding="utf-8")
-    for name in ("parts.npy", "labels.npy", "rows.npy", MANIFEST):
+    unreadable = [asdict(UnreadableImage(error["id"], error["path"], error["reason"])) for error in stored.errors()]
+    manifest = settings | {"num_cls_layers": num_cls_layers, "unreadable": unreadable}
+    (joined / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    for name in ("tokens.npy", "labels.npy", "rows.npy", MANIFEST):
         (joined / name).replace(folder / name)
 
 
-def _read(folder: Path) -> Features:
+def _read(folder: Path) -> CachedFeatures:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return Features(
-        parts=np.load(folder / "parts.npy", mmap_mode="r"),
+    return CachedFeatures(
+        tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
         labels=np.load(folder / "labels.npy"),
         rows=np.load(folder / "rows.npy"),
-        bad=tuple(UnreadableImage(**image) for image in manifest["bad"]),
+        unreadable=tuple(UnreadableImage(**image) for image in manifest["unreadable"]),
         num_cls_layers=manifest["num_cls_layers"],
-        has_mean_patch=manifest["num_cls_layers"] > 0,
-        runtime=manifest["runtime"],
+        runtime={name: manifest[name] for name in ("precision", "engine")},
         key=folder.name,
     )

@@ -79,7 +79,7 @@ class ImageEmbedder:
         self.vit = model.base_model.eval()
         self.image_processor = image_processor
         self.features = tuple(features)
-        self.kinds = parse_features(self.features, self.vit.config)
+        self.feature_types = parse_features(self.features, self.vit.config)
         self.image_column = image_column
 
     @torch.inference_mode()
@@ -94,9 +94,9 @@ class ImageEmbedder:
         for row, image in enumerate(images):
             pixel_values = self._prepare(image, row)
             groups.setdefault(pixel_values.shape, []).append((row, pixel_values))
-        columns: dict[str, dict[int, np.ndarray]] = {kind.column: {} for kind in self.kinds}
+        columns: dict[str, dict[int, np.ndarray]] = {kind.column: {} for kind in self.feature_types}
         for group in groups.values():
-            computed = compute_features(self.vit, torch.stack([pixel_values for _, pixel_values in group]), self.kinds)
+            computed = compute_features(self.vit, torch.stack([pixel_values for _, pixel_values in group]), self.feature_types)
             for name, tensor in computed.items():
                 columns[name] |= zip([row for row, _ in group], tensor.float().cpu().numpy(), strict=True)
         return {name: [rows[row] for row in range(len(images))] for name, rows in columns.items()}
@@ -106,7 +106,7 @@ class ImageEmbedder:
             raise VitrailError(
                 f"found no column {self.image_column!r} among {', '.join(batch)}; name the one of images: image_column"
             )
-        taken = [kind.column for kind in self.kinds if kind.column in batch]
+        taken = [kind.column for kind in self.feature_types if kind.column in batch]
         if taken:
             raise VitrailError(f"the data set has a column {taken[0]!r} already, which features would replace; rename or remove it")
         try:

@@ -1,7 +1,7 @@
-"""Features of a collection of images of any size, written as Parquet by one process or many; resumed after any interruption.
+"""Features of a collection of any size, written to Parquet by one process or many, and resumed after an interruption.
 
-The collection is cut into pieces, which do not depend on each other; a piece makes one chunk of rows or more, each of which is a file that
-is there whole or not at all. Whoever runs a piece, and however often, its files are the same.
+The collection is divided into independent pieces; a piece makes one chunk of rows or more, and each chunk is one file, which is complete or
+absent. The files do not depend on which process runs a piece, nor on how often.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ..data.entries import ImageCollection
+from ..data.image_sources import read_images
 from ..data.reader import Piece, sample_images
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
@@ -31,14 +32,14 @@ RUNNERS = ("local", "ray")
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extraction has done.
+    """The outcome of an extraction.
 
-    rows, errors: in all, with those of earlier runs of the same command.
-    images: that this process has seen in this run.
-    seconds: that it took them, without preparations.
+    rows, errors: totals, including earlier runs of the same command.
+    images: processed by this process in this run.
+    seconds: the time of that, without preparations.
     waiting: the share of that time, 0 to 1, in which the model waited for images.
-    agreement: how near each column came to the model in float32, on the first images that this process ran; empty where it ran none,
-        or the model as it is.
+    agreement: how closely each column matches the float32 model, on the first images of this process; empty if it ran none, or ran the
+        model as it is.
     """
 
     rows: int
@@ -52,7 +53,7 @@ class Extracted:
 def extract(
     model: ViTPreTrainedModel,
     image_processor: VitrailImageProcessor,
-    collection: ImageCollection,
+    images: ImageCollection | str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
     features: Sequence[str] = ("pooled",),
@@ -67,35 +68,33 @@ def extract(
     runtime: Runtime = DEFAULT_RUNTIME,
     progress: bool = True,
 ) -> Extracted:
-    """Writes the features of a collection of images into a folder; see `vitrail.features.store` for what is in it.
+    """Write the features of a collection of images into a folder, which `vitrail.StoredFeatures` reads.
 
-    An interrupted extraction goes on when it is called again with the same arguments, and ends with the same rows as one that was not.
-    Each of the processes that `accelerate launch` or `torchrun` has started takes its own pieces; the folder must be one that all see.
+    After an interruption, the same call resumes and ends with the same rows as an uninterrupted one. Processes started by
+    `accelerate launch` or `torchrun` share the pieces; all of them must see the output folder.
 
     Args:
         model: moves to the device of this process, and to evaluation mode.
-        collection: from `vitrail.data.read_images`.
-        features: as `vitrail.features.feature_types.parse_features` takes them: pooled, cls, mean, cls+mean, patches, layers=I,J,….
+        images: a collection from `vitrail.read_images`, or a source that it takes.
+        features: pooled, cls, mean, cls+mean, patches, layers=I,J,…; see `vitrail.features.feature_types.parse_features`.
         dtype: of the features in the files, "float32" or "float16".
-        batch_size, num_workers, shard_size, max_errors: see `Job`.
-        runner: "local" for this process and those beside it, "ray" for a Ray cluster.
-        concurrency: actors on that cluster, at most; None for as many as it has room for.
-        model_name: what the manifest calls the model, such that `vitrail.load` finds it again, for `vitrail report`; without it, where
-            transformers says that it has loaded it from.
-        runtime: the precision and the engine that run the model; int8 chooses its scales by some images of the collection.
+        batch_size: images that the model takes at a time; on a CPU, that each of its threads takes.
+        num_workers: processes that decode images; 0 to decode in this process; None for a number that suits the machine.
+        shard_size: rows of a file.
+        max_errors: unreadable images that are allowed; None for any number.
+        runner: "local" for this process and those started with it, "ray" for a Ray cluster.
+        concurrency: maximum number of actors on that cluster; None for as many as fit.
+        model_name: name of the model in the manifest, by which `vitrail report` loads it again; by default the name that it was
+            loaded from.
+        runtime: precision and engine; int8 takes its scales from images of the collection.
 
-    Raises VitrailError: another run is writing there; other features, or other things, are there; no image can be used; a file cannot be
-    written; more bad images than `max_errors`.
+    Raises VitrailError: another run writes into the folder; the folder holds other features or other things; no image can be used; a
+    file cannot be written; there are more unreadable images than `max_errors`.
     """
-    if runner not in RUNNERS:
-        raise VitrailError(f"found runner={runner!r}; write {' or '.join(RUNNERS)}")
-    processes = start_processes()
-    if runner == "ray" and processes.num_processes > 1:
-        raise VitrailError(
-            f"found {processes.num_processes} processes that each want a Ray cluster: start one, Ray starts the others."
-        )
+    collection = images if isinstance(images, ImageCollection) else read_images(images)
+    device = start_processes().device
     job = Job(
-        model if runner == "ray" else model.to(processes.device),
+        model if runner == "ray" else model.to(device),
         image_processor,
         collection,
         Path(output_dir),
@@ -109,20 +108,34 @@ def extract(
         runtime=runtime,
         calibration=sample_images(collection, image_processor, NUM_CALIBRATION) if runtime.precision == "int8" else None,
     )
-    folder = job.folder
+    return run_job(job, runner=runner, concurrency=concurrency, progress=progress)
+
+
+def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, progress: bool = True) -> Extracted:
+    """Run a job in all processes; arguments and errors are those of `extract`."""
+    if runner not in RUNNERS:
+        raise VitrailError(f"found runner={runner!r}; expected {' or '.join(RUNNERS)}")
+    processes = start_processes()
+    if runner == "ray" and processes.num_processes > 1:
+        raise VitrailError(
+            f"found {processes.num_processes} processes with the runner ray: start one process, Ray starts the others."
+        )
+    folder, collection = job.folder, job.collection
     main = processes.is_main_process
     with folder.run.lock() if main else contextlib.nullcontext():
         plan: list[Any] = [None]  # of the main process alone: others may not see yet what it has written
         if main:
             with job.writing():
-                folder.begin(job.settings())
+                folder.begin(job.settings)
                 pieces = job.missing()
                 whole = folder.is_finished() and not pieces
                 num_errors = 0 if whole else folder.settle(finished=False)["errors"]
             plan = [(pieces, num_errors, whole, collection.fingerprint)]
         pieces, num_errors, whole, fingerprint = broadcast_object_list(plan)[0]
         if collection.fingerprint != fingerprint:
-            raise VitrailError(f"processes see other images in {collection.source} than the first one: give all of them the same.")
+            raise VitrailError(
+                f"the processes found different images in {collection.source}: give all of them access to the same images."
+            )
         own = pieces[processes.process_index :: processes.num_processes]
         images = 0
         with progress_bar("features", _num_rows(collection, own), wanted=progress and main and not whole) as show:
@@ -158,12 +171,12 @@ def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | Non
 
 
 def _check(manifest: dict[str, Any], job: Job) -> None:
-    """Raises VitrailError where what has been written is not all, or not enough to be of use, or has too many errors."""
-    source, errors = job.collection.source, [error for shard in manifest["shards"] for error in shard["bad"]]
+    """Raise VitrailError if files are missing, no image could be used, or there are too many errors."""
+    source, errors = job.collection.source, [error for shard in manifest["shards"] for error in shard["unreadable"]]
     if job.missing():
         raise VitrailError(
-            f"{job.folder.path} lacks files that processes have finished: have all of them see the same folder, and the same images in "
-            f"{source}. The same command goes on from there."
+            f"{job.folder.path} lacks files that processes have finished: give all processes access to the same folder and to the same "
+            f"images in {source}. The same command goes on from there."
         )
     if not manifest["rows"]:
         raise VitrailError(
@@ -173,4 +186,4 @@ def _check(manifest: dict[str, Any], job: Job) -> None:
             else f"found no image in {source}"
         )
     if job.max_errors is not None and len(errors) > job.max_errors:
-        raise VitrailError(TOO_MANY.format(number=len(errors), most=job.max_errors))
+        raise VitrailError(TOO_MANY.format(number=len(errors), maximum=job.max_errors))

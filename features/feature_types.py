@@ -1,4 +1,4 @@
-"""Which features of an image are taken: parsed from what a user writes, and computed.
+"""The types of features of an image: parsed from text, and computed.
 
 Shape letters: B batch, D hidden size, h w patches in each direction, n chosen blocks.
 """
@@ -19,28 +19,31 @@ NAMES = (*VECTORS, "patches", "layers=I,J,…")
 
 @dataclass(frozen=True)
 class FeatureType:
-    """A kind of features.
+    """A type of features; `str` gives the text that `parse_features` reads.
 
-    name: of `NAMES`, without what follows "=".
-    layers: the blocks that "layers" reads, 0 for the first.
+    name: one of `NAMES`, without "=" and what follows.
+    layers: indices of the blocks that "layers" reads, 0 for the first.
     """
 
     name: str
     layers: tuple[int, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.name}={','.join(map(str, self.layers))}" if self.layers else self.name
+
     @property
     def column(self) -> str:
-        """What a column of these features is called; of a tensor, its shape is in the column of that name with "_shape"."""
+        """The column of these features; the shapes of tensors are in the column of that name with "_shape"."""
         return self.name.replace("+", "_")
 
     @property
     def is_vector(self) -> bool:
-        """Whether there is one vector for each image; else there is a tensor."""
+        """Whether there is one vector for each image, and not a tensor."""
         return self.name in VECTORS
 
 
 def parse_features(names: Sequence[str], config: ViTConfig) -> tuple[FeatureType, ...]:
-    """The kinds of features that are called so, of a model with this config.
+    """Return the feature types with these names, for a model with this config.
 
     - pooled: what the model pools, `pooler_output`, which `vitrail embed` writes.
     - cls: the [CLS] token after the final norm (where that norm comes before the pooling), as in `last_hidden_state`.
@@ -52,10 +55,10 @@ def parse_features(names: Sequence[str], config: ViTConfig) -> tuple[FeatureType
 
     Raises VitrailError for other names, for one that is given twice, and for what the model does not have.
     """
-    kinds = [_parse(name, config) for name in names]
-    if not kinds or len({kind.name for kind in kinds}) < len(kinds):
+    feature_types = [_parse(name, config) for name in names]
+    if not feature_types or len({kind.name for kind in feature_types}) < len(feature_types):
         raise VitrailError(f"found the features {', '.join(names) or '(none)'}; name each kind once, among {', '.join(NAMES)}")
-    return tuple(kinds)
+    return tuple(feature_types)
 
 
 def _parse(text: str, config: ViTConfig) -> FeatureType:
@@ -79,17 +82,17 @@ def _layers(text: str, number: int) -> tuple[int, ...]:
     return tuple(index % number for index in layers)
 
 
-def compute_features(vit: ViTModel, pixel_values: torch.Tensor, kinds: Sequence[FeatureType]) -> dict[str, torch.Tensor]:
-    """The features by column: vectors (B, D) or (B, 2 D), tensors (B, h, w, D) or (B, n, D), in the dtype of the model.
+def compute_features(vit: ViTModel, pixel_values: torch.Tensor, feature_types: Sequence[FeatureType]) -> dict[str, torch.Tensor]:
+    """Return the features by column: vectors (B, D) or (B, 2 D), tensors (B, h, w, D) or (B, n, D), in the dtype of the model.
 
     pixel_values: (B, C, H, W), on any device.
     """
     config = vit.config
     pixel_values = pixel_values.to(vit.device, vit.dtype, non_blocking=True)
-    if all(kind.name == "cls" or (kind.name == "pooled" and config.pooling == "cls") for kind in kinds):
+    if all(kind.name == "cls" or (kind.name == "pooled" and config.pooling == "cls") for kind in feature_types):
         cls_features = vit.cls_features(pixel_values)
-        return {kind.column: cls_features if kind.name == "cls" else vit.pool(cls_features[:, None]) for kind in kinds}
-    layers = sorted({layer for kind in kinds for layer in kind.layers})
+        return {kind.column: cls_features if kind.name == "cls" else vit.pool(cls_features[:, None]) for kind in feature_types}
+    layers = sorted({layer for kind in feature_types for layer in kind.layers})
     outputs = vit(
         pixel_values,
         output_hidden_states=[layer + 1 for layer in layers] or False,
@@ -115,33 +118,46 @@ def compute_features(vit: ViTModel, pixel_values: torch.Tensor, kinds: Sequence[
         "patches": lambda kind: tokens[:, config.num_prefix_tokens :].unflatten(1, outputs.patch_grid),
         "layers": lambda kind: torch.stack([vector_of(layer) for layer in kind.layers], dim=1),
     }
-    return {kind.column: compute[kind.name](kind) for kind in kinds}
+    return {kind.column: compute[kind.name](kind) for kind in feature_types}
 
 
 class FeatureOutputs(nn.Module):
-    """`compute_features` as a module, from (B, C, H, W) to a tuple of features in the order of the kinds, which any engine can run."""
+    """`compute_features` as a module that any engine can run, from (B, C, H, W) to a tuple of features in the order of their types."""
 
-    def __init__(self, vit: ViTModel, kinds: Sequence[FeatureType]) -> None:
+    def __init__(self, vit: ViTModel, feature_types: Sequence[FeatureType]) -> None:
         super().__init__()
         self.vit = vit
-        self.kinds = tuple(kinds)
+        self.feature_types = tuple(feature_types)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(compute_features(self.vit, pixel_values, self.kinds).values())
+        return tuple(compute_features(self.vit, pixel_values, self.feature_types).values())
 
 
-def vector_size(kind: FeatureType, config: ViTConfig) -> int:
-    """The length of a vector of features."""
-    if kind.name == "pooled":
+def vector_size(feature_type: FeatureType, config: ViTConfig) -> int:
+    """Return the length of a vector of features."""
+    if feature_type.name == "pooled":
         return config.pooled_size
-    return config.hidden_size * (2 if kind.name == "cls+mean" else 1)
+    return config.hidden_size * (2 if feature_type.name == "cls+mean" else 1)
 
 
 def reads_tokens(config: ViTConfig) -> bool:
-    """Whether a classifier of the model can read [CLS] tokens and the mean patch, or else `pooler_output` only."""
+    """Whether a classifier of the model can read [CLS] tokens and the mean patch, and not only `pooler_output`."""
     return config.use_cls_token and config.norm_before_pooling and config.representation_size is None
 
 
-def num_readable_layers(config: ViTConfig, wanted: int) -> int:
-    """Of how many last blocks a classifier can read [CLS], at most `wanted`; 0 where it reads `pooler_output` only."""
-    return min(wanted, config.num_hidden_layers) if reads_tokens(config) else 0
+def classifier_features(config: ViTConfig, num_cls_layers: int) -> tuple[FeatureType, ...]:
+    """Return the types of features that a linear classifier reads, whose values `join_tokens` joins.
+
+    They are [CLS] of the last `num_cls_layers` blocks (of all blocks, if there are fewer), oldest first, and the mean patch of the last
+    block; or `pooler_output`, if num_cls_layers is 0 or a classifier of the model can read nothing else.
+    """
+    number = config.num_hidden_layers
+    num_cls_layers = min(num_cls_layers, number) if reads_tokens(config) else 0
+    if num_cls_layers == 0:
+        return (FeatureType("pooled"),)
+    return FeatureType("layers", tuple(range(number - num_cls_layers, number))), FeatureType("mean")
+
+
+def join_tokens(features: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the features of `classifier_features` as tokens (B, T, D), which `ViTForImageClassification.classifier_input` joins too."""
+    return torch.cat([tensor if tensor.ndim == 3 else tensor[:, None] for tensor in features], dim=1)

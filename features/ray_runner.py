@@ -51,7 +51,7 @@ def run_on_ray(
     the images. There is an actor for each GPU; where there is none, actors divide the CPU cores.
 
     Args:
-        num_errors: bad images that were found before.
+        num_errors: unreadable images that were found before.
         advance: is told of the images of a piece when all of it is done.
         concurrency: actors at most; None for as many as the cluster has room for.
 
@@ -62,7 +62,7 @@ def run_on_ray(
     if not pieces:
         return workers
     model = job.model if job.model.device.type == "cpu" else copy.deepcopy(job.model).cpu()
-    job = replace(job, model=model, output_dir=job.folder.path.absolute())
+    job = replace(job, model=model, output_dir=job.folder.path.absolute(), compiled=None)
     with _connected(), _mark(job.folder.progress) as mark:
         pool = choose_pool(
             [node["Resources"] for node in ray.nodes() if node["Alive"]], concurrency=concurrency, num_pieces=len(pieces)
@@ -78,7 +78,7 @@ def run_on_ray(
                     advance(result["images"])
                 num_errors += result["errors"]
                 if job.max_errors is not None and num_errors > job.max_errors:  # each actor counts those of its piece
-                    raise VitrailError(TOO_MANY.format(number=num_errors, most=job.max_errors))
+                    raise VitrailError(TOO_MANY.format(number=num_errors, maximum=job.max_errors))
                 available, busy = available + result["available"], busy + result["busy"]
         workers.seconds = time.perf_counter() - started
         workers.busy = workers.seconds * workers.number * busy / available if available else 0.0
@@ -179,8 +179,8 @@ class PieceRunner:
             piece = self.share.pieces[index]
             raise VitrailError(
                 f"{ATTEMPTS} processes of the Ray cluster have died over the images from {piece.start} to {piece.stop or 'the end'} of "
-                f"part {piece.part} of {self.job.collection.source}; Ray's logs say of what. If it was for want of memory, choose a "
-                f"smaller batch_size. {AGAIN}"
+                f"partition {piece.partition} of {self.job.collection.source}; Ray's logs have the cause. If memory ran out, choose "
+                f"a smaller batch_size. {AGAIN}"
             )
 
 

@@ -76,7 +76,7 @@ class FeatureFolder:
         Raises VitrailError where other features, or other things, are in the folder.
         """
         settings = json.loads(json.dumps(settings))
-        manifest: dict[str, Any] = {"format": FORMAT, "finished": False, "settings": settings, "shards": [], "parts": {}}
+        manifest: dict[str, Any] = {"format": FORMAT, "finished": False, "settings": settings, "shards": [], "partitions": {}}
         if (self.path / MANIFEST).is_file():
             manifest = read_json(self.path / MANIFEST)
             check_format(manifest, self.path)
@@ -96,25 +96,25 @@ class FeatureFolder:
         return read_json(self.path / MANIFEST)["finished"]
 
     def records(self) -> list[dict[str, Any]]:
-        """Of each finished chunk: "part", "number", "file" (None without rows), "rows", "bytes", "sha256", "bad", in order."""
+        """Of each finished chunk: "partition", "number", "file" (None without rows), "rows", "bytes", "sha256", "unreadable", in order."""
         return self._records(read_json(self.path / MANIFEST), self.progress.glob("chunk-*.json"))
 
     def _records(self, manifest: Mapping[str, Any], files: Iterable[Path]) -> list[dict[str, Any]]:
         records = manifest["shards"] + [read_json(file) for file in files]
-        by_chunk = {(record["part"], record["number"]): record for record in records}
+        by_chunk = {(record["partition"], record["number"]): record for record in records}
         return [by_chunk[chunk] for chunk in sorted(by_chunk)]
 
-    def parts(self) -> dict[int, int]:
-        """The number of rows of each part that has been read to its end."""
-        return self._parts(read_json(self.path / MANIFEST), self.progress.glob("part-*.json"))
+    def partitions(self) -> dict[int, int]:
+        """The number of rows of each partition that has been read to its end."""
+        return self._partitions(read_json(self.path / MANIFEST), self.progress.glob("partition-*.json"))
 
-    def _parts(self, manifest: Mapping[str, Any], files: Iterable[Path]) -> dict[int, int]:
-        settled = {int(part): rows for part, rows in manifest["parts"].items()}
-        return settled | {record["part"]: record["rows"] for record in map(read_json, files)}
+    def _partitions(self, manifest: Mapping[str, Any], files: Iterable[Path]) -> dict[int, int]:
+        settled = {int(partition): rows for partition, rows in manifest["partitions"].items()}
+        return settled | {record["partition"]: record["rows"] for record in map(read_json, files)}
 
     def finished_chunks(self) -> frozenset[Chunk]:
         """The chunks whose files are there, whole; a file that has gone, or has another size, is made again."""
-        return frozenset(Chunk(record["part"], record["number"]) for record in self.records() if self._is_there(record))
+        return frozenset(Chunk(record["partition"], record["number"]) for record in self.records() if self._is_there(record))
 
     def _is_there(self, record: Mapping[str, Any]) -> bool:
         if record["file"] is None:
@@ -122,9 +122,9 @@ class FeatureFolder:
         file = self.path / record["file"]
         return file.is_file() and file.stat().st_size == record["bytes"]
 
-    def end_part(self, part: int, num_rows: int) -> None:
-        """Notes that a part has been read to its end, and all its chunks are there."""
-        self.write(self.progress / f"part-{part:06d}.json", json.dumps({"part": part, "rows": num_rows}))
+    def end_partition(self, partition: int, num_rows: int) -> None:
+        """Notes that a partition has been read to its end, and all its chunks are there."""
+        self.write(self.progress / f"partition-{partition:06d}.json", json.dumps({"partition": partition, "rows": num_rows}))
 
     def write(self, path: Path, text: str) -> None:
         """Writes a file, which then is on the disk whole; several processes may write the same."""
@@ -132,18 +132,18 @@ class FeatureFolder:
 
     def settle(self, *, finished: bool) -> dict[str, Any]:
         """Brings the manifest and errors.parquet up to date, from the records; returns the manifest."""
-        chunk_files, part_files = list(self.progress.glob("chunk-*.json")), list(self.progress.glob("part-*.json"))
+        chunk_files, partition_files = list(self.progress.glob("chunk-*.json")), list(self.progress.glob("partition-*.json"))
         manifest = read_json(self.path / MANIFEST)
-        records, parts = self._records(manifest, chunk_files), self._parts(manifest, part_files)
-        bad = [error for record in records for error in record["bad"]]
+        records, partitions = self._records(manifest, chunk_files), self._partitions(manifest, partition_files)
+        unreadable = [error for record in records for error in record["unreadable"]]
         manifest |= {
             "finished": finished,
             "rows": sum(record["rows"] for record in records),
-            "errors": len(bad),
-            "parts": {str(part): parts[part] for part in sorted(parts)},
+            "errors": len(unreadable),
+            "partitions": {str(partition): partitions[partition] for partition in sorted(partitions)},
             "shards": records,
         }
-        errors = pa.Table.from_pylist(bad, ERRORS_SCHEMA)
+        errors = pa.Table.from_pylist(unreadable, ERRORS_SCHEMA)
         with replaced(self.path / ERRORS, temporary_dir=self.progress) as temporary:
             pq.write_table(errors, temporary)
         if finished:
@@ -152,7 +152,7 @@ class FeatureFolder:
         if finished:
             shutil.rmtree(self.progress)
         else:
-            for file in chunk_files + part_files:
+            for file in chunk_files + partition_files:
                 file.unlink()
         return manifest
 
@@ -167,11 +167,11 @@ class ChunkWriter:
         self.folder = folder
         self.chunk = chunk
         self.schema = schema
-        self.file = f"{DATA}/part-{chunk.part:06d}-{chunk.number:06d}.parquet"
-        self.temporary = folder.progress / f"{chunk.part:06d}-{chunk.number:06d}.{uuid.uuid4().hex}.part"
+        self.file = f"{DATA}/part-{chunk.partition:06d}-{chunk.number:06d}.parquet"
+        self.temporary = folder.progress / f"{chunk.partition:06d}-{chunk.number:06d}.{uuid.uuid4().hex}{TEMPORARY_MARK}"
         self.next_row = first_row
         self.rows: dict[int, tuple[ImageEntry, dict[str, np.ndarray]] | None] = {}  # None for those that have no features
-        self.bad: list[dict[str, Any]] = []
+        self.unreadable: list[dict[str, Any]] = []
         self.held = self.written = 0
         self.writer: pq.ParquetWriter | None = None
 
@@ -190,17 +190,25 @@ class ChunkWriter:
         if self.held >= ROW_GROUP:
             self._write()
 
-    def add_bad(self, bad: UnreadableEntry) -> None:
+    def add_unreadable(self, unreadable: UnreadableEntry) -> None:
         """An image without features."""
-        self.rows[bad.entry.row] = None
-        self.bad.append({"id": row_id(self.chunk.part, bad.entry.row), "path": bad.entry.path, "reason": bad.reason})
+        self.rows[unreadable.entry.row] = None
+        self.unreadable.append(
+            {"id": row_id(self.chunk.partition, unreadable.entry.row), "path": unreadable.entry.path, "reason": unreadable.reason}
+        )
 
     def finish(self) -> None:
         """Puts the file in its place, and then its record; there is neither of a chunk without images."""
         self._write()
-        if self.writer is None and not self.bad:
+        if self.writer is None and not self.unreadable:
             return
-        record: dict[str, Any] = {"part": self.chunk.part, "number": self.chunk.number, "file": None, "rows": 0, "bytes": 0}
+        record: dict[str, Any] = {
+            "partition": self.chunk.partition,
+            "number": self.chunk.number,
+            "file": None,
+            "rows": 0,
+            "bytes": 0,
+        }
         if self.writer is not None:
             self.writer.close()
             self.writer = None
@@ -208,11 +216,11 @@ class ChunkWriter:
             synchronize(self.temporary)
             record |= {"file": self.file, "rows": self.written, "bytes": self.temporary.stat().st_size, "sha256": digest}
             self.temporary.replace(self.folder.path / self.file)
-        else:  # what was there, if the images have turned bad since
+        else:  # what was there, if the images have become unreadable since
             (self.folder.path / self.file).unlink(missing_ok=True)
-        bad = sorted(self.bad, key=lambda error: error["id"])
-        name = f"chunk-{self.chunk.part:06d}-{self.chunk.number:06d}.json"
-        self.folder.write(self.folder.progress / name, json.dumps(record | {"bad": bad}))
+        unreadable = sorted(self.unreadable, key=lambda error: error["id"])
+        name = f"chunk-{self.chunk.partition:06d}-{self.chunk.number:06d}.json"
+        self.folder.write(self.folder.progress / name, json.dumps(record | {"unreadable": unreadable}))
 
     def _write(self) -> None:
         """Writes the rows that no missing one comes before."""
@@ -238,7 +246,7 @@ class ChunkWriter:
 
     def _table(self, entries: list[ImageEntry], features: list[dict[str, np.ndarray]]) -> pa.Table:
         columns: dict[str, Any] = {
-            "id": [row_id(self.chunk.part, entry.row) for entry in entries],
+            "id": [row_id(self.chunk.partition, entry.row) for entry in entries],
             "path": [entry.path for entry in entries],
             "label": [entry.label for entry in entries],
         }

@@ -4,10 +4,9 @@ transformers copies the file that `auto_map` names and those it imports by `from
 files are written side by side, with the one import between them rewritten.
 """
 
-import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,25 +81,3 @@ def _set_auto_map(path: Path, auto_map: Mapping[str, Any] | None) -> None:
     if auto_map is not None:
         content["auto_map"] = auto_map
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def carry_code() -> None:
-    """Lets `save_pretrained` of our config and image processor add the code.
-
-    Saving a model saves its config, so `model.save_pretrained`, `push_to_hub` and the Trainer's carry the code as well, and the three
-    files that are uploaded need not know of it.
-    """
-    for owner in (ViTConfig, VitrailImageProcessor):
-        if "save_pretrained" not in vars(owner):
-            owner.save_pretrained = _with_code(owner.save_pretrained)
-
-
-def _with_code(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(save_pretrained)
-    def save_pretrained_with_code(self: Any, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        save_pretrained(self, save_directory, **({} if push_to_hub else kwargs))
-        add_code(Path(save_directory))
-        if push_to_hub:  # not before there is code
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-
-    return save_pretrained_with_code

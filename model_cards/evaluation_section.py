@@ -27,7 +27,7 @@ def measured_facts(results: Mapping[str, Any], *, pictures: bool) -> dict[str, A
         "validation_images": f"{data['validation_images']:,}",
         "recipe": f"{recipe['name']} ({recipe['source']})",
         "num_heads": len(results["heads"]),
-        "left_out": len(results["bad_images"]),
+        "left_out": len(results["unreadable_images"]),
         "features": best["features"],
         "learning_rate": f"{best['learning_rate']:g}",
         "fine_tuning": f"{fine_tuning['epochs']} epochs ({fine_tuning['source']})" if fine_tuning else None,

@@ -13,10 +13,10 @@ import torch
 from accelerate import PartialState
 
 from ..convert.report import ConversionReport
-from ..data.unlabeled import TrainingImages
+from ..data.labeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
-from ..evaluation.results import PACKAGES, described_model, public_name
+from ..evaluation.results import PACKAGES, describe_model, public_name
 from ..hub.save import check_output_dir, save
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -105,7 +105,7 @@ def pretrain(
             f"{recipe.batch_size}: give a recipe (.json) with a smaller batch_size."
         )
     processes = start_processes()
-    initial_model = None if from_scratch else described_model(report) or UNKNOWN
+    initial_model = None if from_scratch else describe_model(report) or UNKNOWN
     run_folder = RunFolder(output_dir.with_name(f"{output_dir.name}.run"))
     args = training_arguments(
         run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers

@@ -7,15 +7,19 @@ from typing import Any
 import datasets
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..data.image_sources import read_images
 from ..data.labeled import LabeledImages
+from ..data.reader import Batch, ImageReader, Piece, UnreadableEntry
 from ..evaluation.knn import knn_classify
-from ..features.token_features import ImageViews, extract_chunks, parts_programs
+from ..features.feature_types import FeatureOutputs, FeatureType
+from ..features.inference import run_model
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..runtime.compiled import DEFAULT_RUNTIME, CompiledModel
+from ..runtime.workers import InferenceWorkers
 from .trainer import DINOTrainer
 
 NUM_NEIGHBORS = 20  # DINO's best for most models: arXiv:2104.14294, section 4.1
@@ -74,18 +78,25 @@ class TeacherKNN(TrainerCallback):
         return float((classes[:, 0] == labels).mean())
 
     def _vectors(self, images: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """What the teacher pools of images, (N, D), and their labels, (N,); without those that cannot be read."""
+        """Return the pooled vectors of images, (N, D), and their labels, (N,), without those of unreadable images."""
         number = min(len(images), MAX_IMAGES)
         images = images.select([index * len(images) // number for index in range(number)])
-        teacher: ViTModel = self.trainer.teacher
-        (chunk,) = extract_chunks(
-            parts_programs(teacher, 0, batch_size=self.batch_size),
-            ImageViews(images, self.image_processor, views=0, seed=0, resample=Image.Resampling.BICUBIC),
-            [range(number)],
+        teacher: ViTModel = self.trainer.teacher.eval()
+        workers = InferenceWorkers(teacher.device)
+        compiled = CompiledModel(
+            FeatureOutputs(teacher, [FeatureType("pooled")]),
+            DEFAULT_RUNTIME,
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            advance=lambda rows: None,
+            num_streams=workers.number,
         )
-        for image in chunk.bad:
-            logger.warning_once(f"left out of the evaluation by k-NN: {image.path}: {image.reason}")
-        return chunk.parts[0, :, 0], np.array(images["label"][:])[chunk.rows]
+        reader = ImageReader(read_images(images), self.image_processor, self.batch_size, self.num_workers)
+        rows: list[int] = []
+        vectors = [np.zeros((0, teacher.config.pooled_size), dtype=np.float32)]
+        for item, features in run_model(compiled, reader, [Piece(0, 0, number)], chunk_size=number, workers=workers):
+            if isinstance(item, Batch):
+                rows += [entry.row for entry in item.entries]
+                vectors.append(features[0])
+            elif isinstance(item, UnreadableEntry):
+                logger.warning_once(f"left out of the evaluation by k-NN: {item.entry.path}: {item.reason}")
+        order = np.argsort(rows)  # images of one shape came together
+        return np.concatenate(vectors)[order], np.array(images["label"][:])[rows][order]

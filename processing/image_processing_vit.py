@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -106,6 +107,7 @@ class VitrailImageProcessor(BaseImageProcessor):
     """
 
     valid_kwargs = VitrailImageProcessorKwargs
+    after_save = None  # a function of the folder, called by save_pretrained; a class attribute, which vitrail sets to add its code
 
     backend = "pil"
     num_channels = 3
@@ -169,6 +171,15 @@ class VitrailImageProcessor(BaseImageProcessor):
             self._validate_preprocess_kwargs(**checked)
             self._checked = (written, checked)
         return self._preprocess_image_like_inputs(images, **checked)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
+        super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
+        after_save = type(self).after_save
+        if after_save is not None:
+            after_save(Path(save_directory))
+        if push_to_hub:  # not before the folder is complete
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, as preprocessor_config.json holds them."""

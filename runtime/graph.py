@@ -7,10 +7,11 @@ unless the size stays open, where the graph computes it (`any_size.py`).
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UnsupportedCheckpointError
-from ..modeling.modeling_vit import PerSizeCache, ViTEmbeddings, ViTPreTrainedModel, ViTRelativePositionTable
+from ..modeling.modeling_vit import ViTEmbeddings, ViTPreTrainedModel, ViTRelativePosition, ViTRelativePositionTable
 from ..utils.optional import import_without_telemetry
 from .any_size import take_any_size
 
@@ -47,26 +48,27 @@ class Graph:
     output_names: tuple[str, ...]
 
 
-class Kept(nn.Module):
-    """In place of a `PerSizeCache`: computes once, and from then on answers what it then computed, which tracing takes for a constant."""
-
-    value: torch.Tensor | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("value", None)
-
-    def get(self, grid: tuple[int, int], parameters: Sequence[nn.Parameter], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        if self.value is None:
-            self.value = compute().detach()
-        return self.value
+def fix_image_size(module: nn.Module, pixel_values: torch.Tensor) -> None:
+    """Make constants of what follows from the image size alone: resized positions and relative biases, for images of this shape."""
+    submodules = list(module.modules())
+    for embeddings in (submodule for submodule in submodules if isinstance(submodule, ViTEmbeddings)):
+        grid = embeddings.patch_embeddings.grid_of(pixel_values)
+        if embeddings.position_embeddings is not None and grid != embeddings.config.patch_grid:
+            _replace_by_constant(embeddings, "positions", embeddings.positions(grid))
+        for submodule in submodules:
+            if isinstance(submodule, ViTRelativePosition):
+                _replace_by_constant(submodule, "forward", submodule(grid))
 
 
-def keep_constants(module: nn.Module) -> None:
-    """Has a module compute only once what follows from the image size alone; from then on it takes images of one size."""
-    for part in list(module.modules()):
-        if isinstance(getattr(part, "cache", None), PerSizeCache):
-            part.cache = Kept()
+def _replace_by_constant(module: nn.Module, method: str, value: torch.Tensor) -> None:
+    """Let a method that takes a patch grid return a constant: a buffer, which torch's compilers fold into the graph."""
+    module.register_buffer("constant", value.detach())
+    setattr(module, method, MethodType(_constant, module))
+
+
+def _constant(module: nn.Module, grid: tuple[int, int]) -> torch.Tensor:
+    assert isinstance(module.constant, torch.Tensor)
+    return module.constant
 
 
 def traceable(module: nn.Module) -> nn.Module:
@@ -99,7 +101,7 @@ def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> 
     if height is None or width is None:
         (height, width), open_lengths[2], open_lengths[3] = _open_size(module)
     else:
-        keep_constants(module)
+        fix_image_size(module, torch.empty(1, num_channels, height, width))
     pixel_values = torch.zeros(batch_size or SEVERAL, num_channels, height, width)
     number = len(module(pixel_values))
     # Of the kernels of attention only the plain one has the memory layout that decompositions of the operation have

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .graph import keep_constants
+from .graph import fix_image_size
 from .programs import Program
 
 
@@ -33,9 +33,8 @@ def compiled_program(
     converted = in_precision(module, dtype)
     if converted is module:  # a copy, of which the weights are the same tensors
         converted = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
-    keep_constants(converted)
     with torch.inference_mode(False), torch.no_grad():
-        converted(example.to(dtype))
+        fix_image_size(converted, example)
     compiled = torch.compile(converted, fullgraph=True, dynamic=False, options={"freezing": True})
 
     # The compiler's guards look at the kind of tensor and the number of threads: these are always the same here

@@ -19,9 +19,9 @@ from vitrail.convert.export import to_format
 from vitrail.data.decoding import open_image
 from vitrail.data.labeled import load_labeled_images
 from vitrail.evaluation.knn import knn_classify
-from vitrail.evaluation.pooled import evaluate_knn
+from vitrail.evaluation.pooled_evaluation import evaluate_knn
 from vitrail.evaluation.probing import probe
-from vitrail.features.cache_settings import Extraction
+from vitrail.features.cache import FeatureCache
 from vitrail.pretraining.architectures import new_model
 
 HERE = Path(__file__).parent
@@ -89,9 +89,9 @@ def train(seed: int, output: Path) -> dict:
 def measure(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProcessor, output: Path) -> dict[str, float]:
     """k-NN and the quick linear probe, from 0 to 1, of the digits that were not trained on."""
     data = load_labeled_images("digits")
-    extraction = Extraction(cache_dir=output / "features", progress=False)
-    nearest = evaluate_knn(model, image_processor, data, num_neighbors=[NUM_NEIGHBORS], extraction=extraction)
-    probed = probe(model, image_processor, data, output_dir=output / "probe", extraction=extraction)
+    cache = FeatureCache(output / "features", progress=False)
+    nearest = evaluate_knn(model, image_processor, data, num_neighbors=[NUM_NEIGHBORS], cache=cache)
+    probed = probe(model, image_processor, data, output_dir=output / "probe", cache=cache)
     return {"knn": nearest["accuracy"], "linear_probe": probed["accuracy"]}
 
 

@@ -43,7 +43,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def words(backbone, pictures, tmp_path):
-    """What all commands are told."""
+    """Arguments of every command."""
     return [backbone, "--data", pictures, "--cache-dir", tmp_path / "cache", "--batch-size", 16]
 
 
@@ -65,7 +65,7 @@ def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
     assert "Traceback" not in captured.err
     assert results["model"]["name"] == "model.safetensors"
     assert results["data"]["source"] == "pictures"
-    assert [image["path"] for image in results["bad_images"]] == ["teal/00.png"]
+    assert [image["path"] for image in results["unreadable_images"]] == ["teal/00.png"]
     assert end_of("classify", tmp_path / "model", words[2] / "teal" / "03.png") == 0
     assert capsys.readouterr().out.split()[1] == "teal"
     classifier = pipeline("image-classification", model=str(tmp_path / "model"))
@@ -91,6 +91,9 @@ def test_knn_prints_a_line_for_each_k(words, capsys, tmp_path):
     for row in results["by_k"]:
         assert f"k = {row['k']:<4} accuracy {row['accuracy']:.1%}" in printed
     assert results["task"] == "k-NN"
+    assert end_of("knn", *words, "-k", 1, "-k", 5, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["by_k"], printed["data"]) == (results["by_k"], results["data"])
     assert results["data"]["labels"] == ["orange", "teal"]
 
 
@@ -99,6 +102,16 @@ def test_logistic_prints_its_choice(words, capsys, tmp_path):
     results = json.loads((tmp_path / "logistic.json").read_text())
     assert f"C = {results['C']:.3g}   accuracy {results['accuracy']:.1%}" in capsys.readouterr().out
     assert len(results["by_C"]) == 45
+
+
+def test_json_holds_nothing_but_the_results(words, capsys, tmp_path):
+    """Whatever the Trainer prints."""
+    assert end_of("probe", *words, "--output", tmp_path / "model", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    results = json.loads((tmp_path / "model" / "results.json").read_text())
+    assert printed["best_head"] == results["best_head"]
+    assert end_of("logistic", *words, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["by_C"]) == 45
 
 
 def test_the_model_itself_is_not_written_over(words, capsys):

@@ -1,5 +1,6 @@
 """`vitrail extract`, `similar` and `report`: what a user types, sees and gets."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from PIL import Image
 
 from command_line import end_of
 from image_folders import PHOTOS, small_model, small_processor, write_broken, write_images
+from vitrail.cli.output import Result, as_command
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.save import save
 from vitrail.visualization.report.page import make_report
@@ -71,6 +73,30 @@ def test_what_extract_cannot_do_is_one_message(place, no_network, impatient, tmp
     assert message.replace("IMAGES", str(place / "images")) in error
     assert not [path for path in (place / "images").iterdir() if path.name.startswith(".")]
     assert not (tmp_path / "OUT").exists() or (tmp_path / "OUT" / "manifest.json").exists()
+
+
+def test_json(place, tmp_path, capsys):
+    sheet, page = tmp_path / "sheet.png", tmp_path / "page.html"
+    assert not end_of("extract", place / "model", place / "images", tmp_path / "out", "--num-workers", 0, "--json")
+    extracted = json.loads(capsys.readouterr().out)
+    assert [extracted[name] for name in ("output", "rows", "errors", "images")] == [str(tmp_path / "out"), 12, 20, 32]
+    assert not end_of("similar", place / "model", place / "out", PHOTOS[0], "--top", 3, "--output", sheet, "--json")
+    images = json.loads(capsys.readouterr().out)["images"]
+    ids, cosines, _ = find_similar(small_model(), StoredFeatures(place / "out"), PHOTOS[0], top=3)
+    assert [image["id"] for image in images] == ids.tolist()
+    assert [image["cosine"] for image in images] == pytest.approx(cosines)
+    assert not end_of("report", place / "out", "--output", page, "--json")
+    reported = json.loads(capsys.readouterr().out)
+    assert reported == {"output": str(page), "images": 12, "bytes": page.stat().st_size, "warnings": []}
+
+
+def test_names_that_are_not_unicode_are_escaped(capsys):
+    """By a command that prints such a name as text and as JSON, where the escape is that of the name."""
+    command = as_command(lambda: Result({"path": "\udce9.jpg"}, ["\udce9.jpg"]))
+    command(json=False, traceback=False)
+    assert capsys.readouterr().out == "\\udce9.jpg\n"
+    command(json=True, traceback=False)
+    assert json.loads(capsys.readouterr().out) == {"path": "\udce9.jpg"}
 
 
 def test_similar_prints_the_nearest_and_draws_them(place, tmp_path, capsys):

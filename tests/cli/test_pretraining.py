@@ -239,6 +239,7 @@ def test_a_missing_package_is_named_with_the_remedy(files, capsys, monkeypatch):
 
 
 def test_without_labels_all_images_are_trained_on(files, capsys):
-    assert end_of(*words(files, data=files / "pictures", recipe="short"), "--no-labels") == 0
-    assert "15 images, 1 epochs, 2 updates" in capsys.readouterr().out
-    assert json.loads((files / "model" / "pretraining.json").read_text())["knn"] is None
+    assert end_of(*words(files, data=files / "pictures", recipe="short"), "--no-labels", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["data"]["train_images"], printed["epochs"], printed["updates"]) == (15, 1, 2)
+    assert json.loads((files / "model" / "pretraining.json").read_text())["knn"] is printed["knn"] is None

@@ -12,10 +12,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
 from vitrail.evaluation.logistic import C_GRID, fit_logistic
-from vitrail.evaluation.pooled import evaluate_knn, evaluate_logistic, pooled_vectors
+from vitrail.evaluation.pooled_evaluation import evaluate_knn, evaluate_logistic, pooled_vectors
 from vitrail.evaluation.probing import probe
 from vitrail.evaluation.recipes import RECIPES
-from vitrail.features.cache_settings import Extraction
+from vitrail.features.cache import FeatureCache
 
 POINT = 0.01
 # By how much training must lift an accuracy. Measured: probe 65 points, k-NN 63, logistic regression 11
@@ -29,23 +29,23 @@ class Evaluations:
     def __init__(self, model, image_processor, data, folder):
         self.subject = (model, image_processor, data)
         self.folder = folder
-        self.extraction = Extraction(folder / "cache", batch_size=128, progress=False)
+        self.cache = FeatureCache(folder / "cache", batch_size=128, progress=False)
 
     def probe(self):
-        return probe(*self.subject, recipe=QUICK, output_dir=self.folder / "model", extraction=self.extraction)
+        return probe(*self.subject, recipe=QUICK, output_dir=self.folder / "model", cache=self.cache)
 
     def knn(self):
-        return evaluate_knn(*self.subject, extraction=self.extraction)
+        return evaluate_knn(*self.subject, cache=self.cache)
 
     def features(self):
         """Those of both halves, (N, P, D), and their labels."""
         model, image_processor, data = self.subject
-        halves = [self.extraction.features(model, image_processor, half) for half in (data.train, data.validation)]
-        return [np.array(half.parts[0]) for half in halves], [half.labels for half in halves]
+        halves = [self.cache.features(model, image_processor, half) for half in (data.train, data.validation)]
+        return [np.array(half.tokens[0]) for half in halves], [half.labels for half in halves]
 
     def pooled(self):
         model, image_processor, data = self.subject
-        halves = [self.extraction.features(model, image_processor, half) for half in (data.train, data.validation)]
+        halves = [self.cache.features(model, image_processor, half) for half in (data.train, data.validation)]
         return [pooled_vectors(half, model.config.pooling) for half in halves], [half.labels for half in halves]
 
 
@@ -64,9 +64,9 @@ def test_the_probe_reaches_scikit_learn_and_beats_random_weights(trained, random
     assert results["accuracy"] > 0.9
     assert len(results["heads"]) == 52
     best = results["best_head"]
-    parts, (train_labels, labels) = trained.features()
+    tokens, (train_labels, labels) = trained.features()
     chosen = slice(2 - best["num_cls_layers"], 2 + best["mean_patch"])
-    train, validation = (half[:, chosen].reshape(len(half), -1) for half in parts)
+    train, validation = (half[:, chosen].reshape(len(half), -1) for half in tokens)
     expected = max(
         LogisticRegression(C=strength, max_iter=1000).fit(train, train_labels).score(validation, labels)
         for strength in (0.01, 0.1, 1)
@@ -91,7 +91,7 @@ def test_knn_is_scikit_learns_and_beats_random_weights(trained, random):
 
 
 def test_logistic_regression_reaches_scikit_learns_and_beats_random_weights(trained, random):
-    results = evaluate_logistic(*trained.subject, extraction=trained.extraction)
+    results = evaluate_logistic(*trained.subject, cache=trained.cache)
     (train, validation), (train_labels, labels) = trained.pooled()
     assert results["accuracy"] >= LogisticRegression(max_iter=1000).fit(train, train_labels).score(validation, labels) - POINT
     assert [row["C"] for row in results["by_C"]] == sorted(C_GRID)
@@ -104,7 +104,7 @@ def test_fine_tuning_goes_on_from_the_best_head(trained, trained_model, tmp_path
     before = {name: tensor.clone() for name, tensor in trained_model.state_dict().items()}
     model, image_processor, data = trained.subject
     results = probe(
-        model, image_processor, data, recipe=QUICK, output_dir=tmp_path / "model", extraction=trained.extraction, unfreeze_epochs=1
+        model, image_processor, data, recipe=QUICK, output_dir=tmp_path / "model", cache=trained.cache, unfreeze_epochs=1
     )
     assert results["task"] == "fine-tuning after a linear probe"
     assert results["fine_tuning"]["epochs"] == 1
@@ -116,9 +116,9 @@ def test_fine_tuning_goes_on_from_the_best_head(trained, trained_model, tmp_path
         assert (tensor == before[name]).all(), name
 
 
-@pytest.mark.parametrize(("pooling", "parts"), [("cls", [1]), ("avg", [2]), ("cls+avg", [1, 2])])
-def test_pooled_vectors_are_what_the_model_pools(trained, pooling, parts):
+@pytest.mark.parametrize(("pooling", "tokens"), [("cls", [1]), ("avg", [2]), ("cls+avg", [1, 2])])
+def test_pooled_vectors_are_what_the_model_pools(trained, pooling, tokens):
     model, image_processor, data = trained.subject
-    features = trained.extraction.features(model, image_processor, data.validation)
-    expected = np.concatenate([np.array(features.parts[0, :, part]) for part in parts], axis=-1)
+    features = trained.cache.features(model, image_processor, data.validation)
+    expected = np.concatenate([np.array(features.tokens[0, :, token]) for token in tokens], axis=-1)
     np.testing.assert_array_equal(pooled_vectors(features, pooling), expected)

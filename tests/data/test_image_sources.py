@@ -45,16 +45,16 @@ def content(collection):
     collection = pickle.loads(pickle.dumps(collection))  # noqa: S301 - as it travels to workers
     assert json.loads(json.dumps(collection.settings)) == collection.settings
     if collection.random_access:
-        assert collection.num_parts == 1
+        assert collection.num_partitions == 1
     found, ids = [], {}
-    for part in range(collection.num_parts):
-        entries = list(collection.read(part))
+    for partition in range(collection.num_partitions):
+        entries = list(collection.read(partition))
         assert [entry.row for entry in entries] == list(range(len(entries)))
         for start in range(len(entries) + 2):
-            assert list(collection.read(part, start)) == entries[start:]
+            assert list(collection.read(partition, start)) == entries[start:]
         found += [(entry.path, open_entry(entry).getpixel((0, 0)), entry.label) for entry in entries]
-        ids |= {row_id(part, entry.row): entry for entry in entries}
-    assert collection.find([*reversed(ids), -1, row_id(0, 10**6), row_id(collection.num_parts, 0)]) == ids
+        ids |= {row_id(partition, entry.row): entry for entry in entries}
+    assert collection.find([*reversed(ids), -1, row_id(0, 10**6), row_id(collection.num_partitions, 0)]) == ids
     for start in (0, 1):
         assert collection.find(list(ids)[start::2]) == dict(list(ids.items())[start::2])
     assert collection.num_rows in (None, len(found))
@@ -64,7 +64,7 @@ def content(collection):
 
 
 def test_numbers_of_rows():
-    assert [row_id(part, row) for part, row in ((0, 0), (0, 7), (1, 0), (3, 2**32 - 1))] == [0, 7, 2**32, 2**34 - 1]
+    assert [row_id(partition, row) for partition, row in ((0, 0), (0, 7), (1, 0), (3, 2**32 - 1))] == [0, 7, 2**32, 2**34 - 1]
     assert np.int64(row_id(2**31 - 1, 2**32 - 1)) == 2**63 - 1
 
 
@@ -79,7 +79,12 @@ def test_a_folder(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
     collection = read_images(tmp_path)
-    assert (collection.num_parts, collection.num_rows, collection.random_access, collection.label_type) == (1, 6, True, "string")
+    assert (collection.num_partitions, collection.num_rows, collection.random_access, collection.label_type) == (
+        1,
+        6,
+        True,
+        "string",
+    )
     assert (collection.source, collection.settings["source"]) == (str(tmp_path), str(tmp_path))
     expected = [
         ("B.bmp", 5, None),
@@ -131,7 +136,7 @@ def test_folders_without_images(tmp_path):
     with pytest.raises(VitrailError, match="holds no images: found 0 files"):
         read_images(tmp_path)
     (tmp_path / "a.doc").write_text("no image")
-    with pytest.raises(VitrailError, match=r"holds no images: found 1 files, none of which .*; give the files in a list"):
+    with pytest.raises(VitrailError, match=r"holds no images: found 1 files, none of them .*; give files .* in a list"):
         read_images(tmp_path)
     with pytest.raises(VitrailError, match=r"a\.doc holds no images"):
         read_images(tmp_path / "a.doc")
@@ -256,7 +261,7 @@ def test_lists_that_are_none(tmp_path):
     with pytest.raises(SourceNotFoundError, match=r"found no file .*/list\.txt"):
         read_images(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("\n# nothing\n")
-    with pytest.raises(VitrailError, match="names no images; write a path or URL on each line"):
+    with pytest.raises(VitrailError, match="lists no images; write a path or URL on each line"):
         read_images(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_bytes(png(1))
     with pytest.raises(VitrailError, match=r"is not a list of images: .*in UTF-8"):
@@ -328,7 +333,7 @@ TRAIN = [("train/0/0", 1, "cat"), ("train/0/1", 2, "dog"), ("train/0/2", 3, "cat
 def test_a_folder_of_parquet_files_is_streamed(tmp_path, inner):
     write_dataset(tmp_path / inner)
     collection = read_images(tmp_path)
-    assert (collection.num_parts, collection.random_access, collection.label_type) == (2, False, "string")
+    assert (collection.num_partitions, collection.random_access, collection.label_type) == (2, False, "string")
     assert content(collection) == TRAIN
     assert content(read_images(**collection.settings)) == TRAIN
     assert content(read_images(tmp_path, split="test")) == [("test/0", 6, "dog")]
@@ -376,7 +381,7 @@ def test_what_save_to_disk_has_written(tmp_path):
     rows.save_to_disk(tmp_path / "all")
     rows["test"].save_to_disk(tmp_path / "test")
     collection = read_images(tmp_path / "all")
-    assert (collection.num_parts, collection.num_rows, collection.random_access) == (1, 5, True)
+    assert (collection.num_partitions, collection.num_rows, collection.random_access) == (1, 5, True)
     expected = [(f"train/{row}", level, label) for row, (_, level, label) in enumerate(TRAIN)]
     assert content(collection) == expected
     assert content(read_images(**collection.settings)) == expected
@@ -442,10 +447,10 @@ def test_damaged_parquet_files(tmp_path):
     (entry,) = collection.read(1)
     assert (entry.row, entry.path) == (0, "train/1/0")
     assert entry.problem.startswith("the file ends early, or is damaged: ")
-    with pytest.raises(VitrailError, match=r"from row 1 of part 1 on: .*Parquet magic bytes not found"):
+    with pytest.raises(VitrailError, match=r"from row 1 of partition 1 on: .*Parquet magic bytes not found"):
         list(collection.read(1, 1))  # rows that were there before
     (tmp_path / "b.parquet").unlink()
-    with pytest.raises(VitrailError, match="from row 0 of part 1 on"):
+    with pytest.raises(VitrailError, match="from row 0 of partition 1 on"):
         list(collection.read(1))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(VitrailError, match=r"datasets cannot load .*a\.parquet"):
@@ -462,7 +467,7 @@ def test_a_parquet_file_that_is_damaged_within(tmp_path):
         whole[position] ^= 255
     (tmp_path / "a.parquet").write_bytes(whole)
     collection = read_images(tmp_path)
-    with pytest.raises(VitrailError, match=r"(?s)cannot read .* from row \d+ of part 0 on: .*mend the file"):
+    with pytest.raises(VitrailError, match=r"(?s)cannot read .* from row \d+ of partition 0 on: .*mend the file"):
         list(collection.read())
 
 
@@ -499,7 +504,7 @@ def test_a_dataset_of_the_hub_is_streamed(hub, tmp_path):
     files = {f"data/{file.name}": file.read_bytes() for file in write_dataset(tmp_path).iterdir()}
     first = hub.put("user/animals", files)
     collection = read_images("user/animals")
-    assert (collection.num_parts, collection.random_access, collection.label_type) == (2, False, "string")
+    assert (collection.num_partitions, collection.random_access, collection.label_type) == (2, False, "string")
     assert content(collection) == TRAIN
     assert collection.settings == {
         "source": "user/animals",
@@ -565,7 +570,7 @@ def test_fingerprints(tmp_path):
 
 def seen(source):
     collection = read_images(source)
-    entries = [entry for part in range(collection.num_parts) for entry in collection.read(part)]
+    entries = [entry for partition in range(collection.num_partitions) for entry in collection.read(partition)]
     return [collection.fingerprint, [[entry.row, entry.path, entry.label] for entry in entries]]
 
 
@@ -603,5 +608,5 @@ print(json.dumps(files + [seen(source) for source in sys.argv[3:]]))
 def test_what_means_nothing_for_a_source(tmp_path, source, given):
     write(tmp_path / "folder", ["a.png"])
     (tmp_path / "list.txt").write_text("a.png")
-    with pytest.raises(VitrailError, match=f"found {next(iter(given))}='.*which means nothing for .*{source}; leave it out"):
+    with pytest.raises(VitrailError, match=f"found {next(iter(given))}=.*, but .*{source} has no .*leave it out"):
         read_images(source if source == "digits" else tmp_path / source, **given)

@@ -39,18 +39,18 @@ def samples(levels, extension="cls"):
 
 
 def content(collection):
-    """(part, row, path, grey level or problem, label) of every entry; checks what holds for any collection."""
+    """(partition, row, path, grey level or problem, label) of every entry; checks what holds for any collection."""
     collection = pickle.loads(pickle.dumps(collection))  # noqa: S301 - as it travels to workers
     found = []
-    for part in range(collection.num_parts):
-        entries = list(collection.read(part))
+    for partition in range(collection.num_partitions):
+        entries = list(collection.read(partition))
         assert [entry.row for entry in entries] == list(range(len(entries)))
         for start in range(len(entries) + 2):
-            assert list(collection.read(part, start)) == entries[start:]
-        assert list(collection.find(row_id(part, row) for row in range(1, 100)).values()) == entries[1:]
+            assert list(collection.read(partition, start)) == entries[start:]
+        assert list(collection.find(row_id(partition, row) for row in range(1, 100)).values()) == entries[1:]
         for entry in entries:
             level = entry.problem or open_entry(entry).getpixel((0, 0))
-            found.append((part, entry.row, entry.path, level, entry.label))
+            found.append((partition, entry.row, entry.path, level, entry.label))
     return found
 
 
@@ -58,7 +58,7 @@ def test_samples_of_shards(tmp_path):
     (tmp_path / "00.tar").write_bytes(tar(samples([1, 2])))
     (tmp_path / "01.tar").write_bytes(tar(samples([3])))
     collection = read_images(tmp_path)
-    assert (collection.num_parts, collection.num_rows, collection.random_access) == (2, None, False)
+    assert (collection.num_partitions, collection.num_rows, collection.random_access) == (2, None, False)
     assert collection.label_type == "int64"
     expected = [(0, 0, "00.tar/001.png", 1, 2), (0, 1, "00.tar/002.png", 2, 4), (1, 0, "01.tar/003.png", 3, 6)]
     assert content(collection) == expected
@@ -175,8 +175,8 @@ def test_archives_that_are_cut_short_anywhere(tmp_path, mode):
     numbers = set()
     for size in range(0, len(whole) if mode == "w:gz" else 16 * 512, 32 if mode == "w:gz" else 256):
         (tmp_path / "1.tar").write_bytes(whole[:size])
-        *rest, (part, row, path, problem, _) = content(read_images(tmp_path))
-        assert (part, path) == (1, "1.tar")
+        *rest, (partition, row, path, problem, _) = content(read_images(tmp_path))
+        assert (partition, path) == (1, "1.tar")
         assert problem.startswith("the archive ends early, or is damaged, after ")
         assert [entry[3:] for entry in rest] == [(9, 18), *((n, 2 * n) for n in range(row))]
         numbers.add(row)

@@ -9,8 +9,8 @@ from transformers import TrainerCallback
 
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.evaluation import fine_tuning as module
-from vitrail.evaluation.batches import ImageRows
 from vitrail.evaluation.fine_tuning import FineTuning, WarmupSchedule, finetune, layerwise_groups
+from vitrail.evaluation.training_data import ImageRows
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 
 SETTINGS = FineTuning(batch_size=64)

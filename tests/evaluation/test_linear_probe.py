@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from vitrail.evaluation.batches import FeatureRows, UpdateSampler
 from vitrail.evaluation.linear_probe import LinearHeads, ProbeTrainer, accuracies, top_classes
 from vitrail.evaluation.recipes import Head, Schedule
 from vitrail.evaluation.training import training_arguments
+from vitrail.evaluation.training_data import FeatureRows, UpdateSampler
 from vitrail.utils.trainer import last_checkpoint
 
-NUM_LABELS, PART_SIZE, NUM_CLS_LAYERS = 7, 12, 4
+NUM_LABELS, TOKEN_SIZE, NUM_CLS_LAYERS = 7, 12, 4
 HEADS = tuple(
     Head(rate, layers, mean_patch)
     for layers, mean_patch in ((1, False), (1, True), (4, False), (4, True))
@@ -25,9 +25,9 @@ def make_rows(num_rows, num_views, seed):
     """Features of classes that overlap."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(NUM_LABELS, size=num_rows)
-    centres = np.random.default_rng(0).normal(size=(NUM_LABELS, NUM_CLS_LAYERS + 1, PART_SIZE))
-    parts = 0.5 * centres[labels] + rng.normal(size=(num_views, num_rows, NUM_CLS_LAYERS + 1, PART_SIZE))
-    return parts.astype(np.float32), labels
+    centres = np.random.default_rng(0).normal(size=(NUM_LABELS, NUM_CLS_LAYERS + 1, TOKEN_SIZE))
+    tokens = 0.5 * centres[labels] + rng.normal(size=(num_views, num_rows, NUM_CLS_LAYERS + 1, TOKEN_SIZE))
+    return tokens.astype(np.float32), labels
 
 
 TRAIN, VALIDATION = make_rows(70, 3, seed=1), make_rows(33, 1, seed=2)
@@ -37,7 +37,7 @@ def make_trainer(folder, *, heads=HEADS, schedule=EPOCHS, device_batch_size=None
     return ProbeTrainer(
         heads=heads,
         schedule=schedule,
-        model=LinearHeads(heads, part_size=PART_SIZE, num_cls_layers=NUM_CLS_LAYERS, num_labels=NUM_LABELS, seed=seed),
+        model=LinearHeads(heads, token_size=TOKEN_SIZE, num_cls_layers=NUM_CLS_LAYERS, num_labels=NUM_LABELS, seed=seed),
         args=training_arguments(
             folder, schedule, seed=seed, device_batch_size=device_batch_size, num_workers=0, evaluate_every=evaluate_every
         ),
@@ -51,10 +51,10 @@ def weights_of(trainer):
     return [torch.cat((linear.weight, linear.bias[:, None]), dim=1).detach().clone() for linear in trainer.model.linears]
 
 
-def read_by(head, parts):
+def read_by(head, tokens):
     """What a head reads of (…, P, D) features: the last [CLS] tokens, then the mean patch."""
-    cls_tokens = parts[..., NUM_CLS_LAYERS - head.num_cls_layers : NUM_CLS_LAYERS, :]
-    chosen = np.concatenate((cls_tokens, parts[..., -1:, :]), axis=-2) if head.mean_patch else cls_tokens
+    cls_tokens = tokens[..., NUM_CLS_LAYERS - head.num_cls_layers : NUM_CLS_LAYERS, :]
+    chosen = np.concatenate((cls_tokens, tokens[..., -1:, :]), axis=-2) if head.mean_patch else cls_tokens
     return torch.from_numpy(chosen.reshape(*chosen.shape[:-2], -1))
 
 
@@ -136,7 +136,7 @@ def test_the_order_of_heads_does_not_matter(tmp_path, together):
 
 @pytest.mark.parametrize("device_batch_size", [13, 4])
 def test_accumulated_gradients_are_those_of_the_batch(tmp_path, together, device_batch_size):
-    """32 rows go in parts of 13 and of 4; the 6 rows that end an epoch leave two of eight parts empty."""
+    """32 rows go in slices of 13 and of 4; the 6 rows that end an epoch leave two of eight slices empty."""
     trainer = make_trainer(tmp_path, device_batch_size=device_batch_size)
     assert trainer.args.gradient_accumulation_steps == {13: 3, 4: 8}[device_batch_size]
     trainer.train()
@@ -169,9 +169,9 @@ def test_the_log_has_the_mean_loss_of_each_head(tmp_path):
 
 def test_accuracies_are_those_of_the_weights(together):
     predictions = together.predict(together.eval_dataset)
-    parts, labels = VALIDATION
+    tokens, labels = VALIDATION
     for index, (head, weights) in enumerate(zip(HEADS, weights_of(together), strict=True)):
-        logits = read_by(head, parts[0]) @ weights[:, :-1].T + weights[:, -1]
+        logits = read_by(head, tokens[0]) @ weights[:, :-1].T + weights[:, -1]
         order = logits.argsort(dim=1, descending=True).numpy()
         assert predictions.metrics["test_accuracy"][index] == pytest.approx((order[:, 0] == labels).mean())
         assert predictions.metrics["test_top_5_accuracy"][index] == pytest.approx((order[:, :5] == labels[:, None]).any(1).mean())
@@ -183,13 +183,13 @@ def test_top_classes_of_few_classes():
     assert classes.tolist() == [[[1, 2, 0]], [[-1, -1, -1]]]
 
 
-@pytest.mark.parametrize("num_parts", [1, 2, 5, 12])
-def test_every_row_goes_to_one_process(num_parts):
+@pytest.mark.parametrize("num_slices", [1, 2, 5, 12])
+def test_every_row_goes_to_one_process(num_slices):
     schedule = Schedule(10, 7, seed=0, epochs=2)
     for accumulation_steps in (1, 2):
         samplers = [
-            UpdateSampler(schedule, num_processes=num_parts, process=process, accumulation_steps=accumulation_steps)
-            for process in range(num_parts)
+            UpdateSampler(schedule, num_processes=num_slices, process=process, accumulation_steps=accumulation_steps)
+            for process in range(num_slices)
         ]
         assert {len(list(sampler)) for sampler in samplers} == {len(samplers[0])} == {4 * accumulation_steps}
         batches = [list(sampler) for sampler in samplers]

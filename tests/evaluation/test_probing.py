@@ -20,20 +20,26 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import vitrail
-from vitrail.configuration.configuration_vit import ViTConfig
+from small_models import classifier_tokens, tiny_config
 from vitrail.data.labeled import LabeledImages
 from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.evaluation import training
-from vitrail.evaluation.linear_probe import feature_parts
-from vitrail.evaluation.merge import merge_head
+from vitrail.evaluation.linear_probe import merge_head, token_slice
 from vitrail.evaluation.probing import probe
 from vitrail.evaluation.recipes import RECIPES, Head, Recipe, recipe_heads
-from vitrail.features.cache_settings import Extraction
-from vitrail.features.token_features import extract_parts
+from vitrail.features.cache import FeatureCache
 from vitrail.hub.save import save
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 8,
+    "patch_size": 4,
+}
 NAMES = ("red", "green", "blue", "grey")
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (120, 120, 120)])
 # Few heads and updates; the last batch of an epoch has less rows than the others
@@ -58,7 +64,7 @@ def noisy_colors(count, seed):
     )
 
 
-def with_bad_image(half, row):
+def with_unreadable_image(half, row):
     entries = half["image"][:]
     entries[row] = {"bytes": b"not an image", "path": "bad.png"}
     return datasets.Dataset.from_dict({"image": entries, "label": half["label"][:]}, features=half.features)
@@ -78,17 +84,7 @@ def colours():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=24,
-        image_size=8,
-        patch_size=4,
-        initializer_range=0.2,
-        use_mask_token=True,
-    )
-    return ViTModel(config).eval()
+    return ViTModel(tiny_config(**SMALL, initializer_range=0.2, use_mask_token=True)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +98,8 @@ def run(model, image_processor, colours, tmp_path_factory):
     cache_dir = tmp_path_factory.mktemp("cache")
 
     def call(output_dir, *, data=colours, recipe=PLAIN, reading=MappingProxyType({}), **options):
-        extraction = Extraction(cache_dir, progress=False, **reading)
-        return probe(model, image_processor, data, recipe=recipe, output_dir=output_dir, extraction=extraction, **options)
+        cache = FeatureCache(cache_dir, progress=False, **reading)
+        return probe(model, image_processor, data, recipe=recipe, output_dir=output_dir, cache=cache, **options)
 
     return call
 
@@ -149,9 +145,9 @@ def test_the_merged_model_gives_the_logits_of_the_head(finished, model, image_pr
     pictures = [Image.open(io.BytesIO(entry["bytes"])) for entry in colours.validation["image"][:]]
     pixel_values = image_processor(pictures, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        features = extract_parts(model, pixel_values, num_cls_layers=3)
-        parts = feature_parts((best["num_cls_layers"], best["mean_patch"]), 3)
-        expected = merged.classifier(features[:, parts].flatten(1))
+        features = classifier_tokens(model, pixel_values, num_cls_layers=3)
+        tokens = token_slice((best["num_cls_layers"], best["mean_patch"]), 3)
+        expected = merged.classifier(features[:, tokens].flatten(1))
         torch.testing.assert_close(merged(pixel_values).logits, expected, rtol=0, atol=1e-5)
         for name, tensor in model.state_dict().items():
             assert torch.equal(merged.vit.state_dict()[name], tensor), name
@@ -185,7 +181,7 @@ def test_results_say_everything(finished, colours):
     assert [point["epoch"] for point in written["curves"]] == [1, 2, 3, 4]
     for point in written["curves"]:
         assert len(point["losses"]) == len(point["accuracy"]) == 4
-    assert written["bad_images"] == []
+    assert written["unreadable_images"] == []
     assert written["versions"].keys() >= {"vitrail", "torch", "transformers", "datasets"}
     assert (written["resumed_from"], written["processes"], written["fine_tuning"]) == (None, 1, None)
     assert set(written["seconds"]) == {"features", "heads", "fine_tuning"}
@@ -209,11 +205,11 @@ def test_images_and_cached_views_of_every_epoch_are_the_same(run, tmp_path):
     assert np.abs(np.subtract(few["curves"][-1]["losses"], cached["curves"][-1]["losses"])).max() > 1e-4
 
 
-def test_bad_images_are_left_out_and_reported(run, colours, tmp_path):
-    data = make_data(with_bad_image(colours.train, 7), with_bad_image(colours.validation, 3))
+def test_unreadable_images_are_left_out_and_reported(run, colours, tmp_path):
+    data = make_data(with_unreadable_image(colours.train, 7), with_unreadable_image(colours.validation, 3))
     results = run(tmp_path / "model", data=data, recipe=AUGMENTED)
     assert (results["data"]["train_images"], results["data"]["validation_images"]) == (40, 20)
-    assert [(image["half"], image["row"], image["path"]) for image in results["bad_images"]] == [
+    assert [(image["split"], image["row"], image["path"]) for image in results["unreadable_images"]] == [
         ("train", 7, "bad.png"),
         ("validation", 3, "bad.png"),
     ]
@@ -260,6 +256,7 @@ import importlib.util, os, signal, sys, warnings
 from pathlib import Path
 
 warnings.simplefilter("error")
+sys.path.append(str(Path(sys.argv[1]).parents[1] / "helpers"))
 spec = importlib.util.spec_from_file_location("test_probe", sys.argv[1])
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
@@ -278,8 +275,8 @@ def run_alone(folder, *, kill_at):
         training.KeepLastCheckpoint.on_step_end = on_step_end
     torch.set_num_threads(1)
     model, image_processor, _ = vitrail.load(folder / "backbone")
-    extraction = Extraction(folder / "cache", progress=False)
-    options = {"recipe": AUGMENTED, "unfreeze_epochs": 1, "extraction": extraction}
+    cache = FeatureCache(folder / "cache", progress=False)
+    options = {"recipe": AUGMENTED, "unfreeze_epochs": 1, "cache": cache}
     probe(model, image_processor, make_data(), output_dir=folder / "model", **options)
 
 
@@ -344,21 +341,13 @@ MERGES = {
 def test_heads_of_any_model_merge(name, tmp_path):
     fields, head = MERGES[name]
     torch.manual_seed(0)
-    small = {
-        "hidden_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "image_size": 8,
-        "patch_size": 4,
-    }
-    backbone = ViTModel(ViTConfig(**small, **fields, initializer_range=0.3)).eval()
+    backbone = ViTModel(tiny_config(**SMALL, **fields, initializer_range=0.3)).eval()
     assert (head.num_cls_layers > 0) == (recipe_heads(RECIPES["dino"], backbone.config)[0].num_cls_layers > 0)
     num_cls_layers = 3 if head.num_cls_layers else 0
     pixel_values = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
-        features = extract_parts(backbone, pixel_values, num_cls_layers=num_cls_layers)
-        inputs = features[:, feature_parts((head.num_cls_layers, head.mean_patch), num_cls_layers)].flatten(1)
+        features = classifier_tokens(backbone, pixel_values, num_cls_layers=num_cls_layers)
+        inputs = features[:, token_slice((head.num_cls_layers, head.mean_patch), num_cls_layers)].flatten(1)
         weight, bias = torch.randn(4, inputs.shape[1]), torch.randn(4)
         merged = merge_head(backbone, head, weight, bias, NAMES)
         torch.testing.assert_close(merged(pixel_values).logits, inputs @ weight.T + bias, rtol=0, atol=1e-5)

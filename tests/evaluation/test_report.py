@@ -65,7 +65,7 @@ def make_results(num_rates=3, *, epochs=4, fine_tuning=None):
         "fine_tuning": fine_tuning,
         "heads": heads,
         "curves": curves,
-        "bad_images": [],
+        "unreadable_images": [],
         "data": {"source": "a|b", "train_images": 1000, "validation_images": 20, "labels": LABELS},
     }
 

@@ -12,8 +12,8 @@ import paths
 import vitrail
 from vitrail.convert.sources.files import read_checkpoint
 from vitrail.data.labeled import load_labeled_images
-from vitrail.evaluation.pooled import evaluate_knn
-from vitrail.features.cache_settings import Extraction
+from vitrail.evaluation.pooled_evaluation import evaluate_knn
+from vitrail.features.cache import FeatureCache
 from vitrail.pretraining.recipes import find_recipe
 from vitrail.utils.atomic import read_json
 
@@ -49,7 +49,7 @@ def test_it_knows_the_digits_that_it_was_not_trained_on(loaded, tmp_path):
         image_processor,
         load_labeled_images("digits"),
         num_neighbors=[20],
-        extraction=Extraction(cache_dir=tmp_path, progress=False),
+        cache=FeatureCache(tmp_path, progress=False),
     )
     trained, random = (RESULTS[name][0] for name in ("trained", "random"))
     assert results["accuracy"] == pytest.approx(trained["knn"], abs=0.005)  # those are of the weights in float32

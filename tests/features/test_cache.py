@@ -19,25 +19,27 @@ from huggingface_hub.utils import WeakFileLock
 from PIL import Image
 
 from small_models import make_model, randomize
+from vitrail.data.reader import TrainingViews
 from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.features import cache
-from vitrail.features.cache import cached_features
+from vitrail.features.cache import FeatureCache
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.presets import make_image_processor
 
 ROWS = 13
-FILES = ("parts.npy", "labels.npy", "rows.npy", "manifest.json")
+FILES = ("tokens.npy", "labels.npy", "rows.npy", "manifest.json")
 
 # Extracts what `prepared` has saved, two images at a time; says in a file how many batches this process ran, or is killed at one
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-import datasets
+import datasets, torch
 from vitrail.features import cache
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
 folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
 model = ViTModel.from_pretrained(folder / "model")
 batches = []
 
@@ -48,26 +50,24 @@ def count(module, inputs):
 
 model.register_forward_pre_hook(count)
 cache.CHUNK = 4
-cache.cached_features(
+cache.FeatureCache(folder / "features", batch_size=2).features(
     model,
     VitrailImageProcessor.from_pretrained(folder / "model"),
     datasets.load_from_disk(folder / "data"),
-    cache_dir=folder / "features",
     num_cls_layers=2,
-    batch_size=2,
 )
 (folder / f"batches-{os.environ.get('RANK')}").write_text(str(batches))
 """
 
 
-def make_dataset(*, first=0, label=0, bad=()):
-    """Photos of which those with a number in `bad` end early; `first` and `label` change its first row."""
+def make_dataset(*, first=0, label=0, unreadable=()):
+    """Photos of which those with a number in `unreadable` end early; `first` and `label` change its first row."""
     contents = []
     for row in range(ROWS):
         stream = io.BytesIO()
         levels = np.random.default_rng([row, first if row == 0 else 0]).integers(256, size=(20 + row, 24, 3), dtype=np.uint8)
         Image.fromarray(levels).save(stream, "PNG")
-        contents.append(stream.getvalue()[: 200 if row in bad else None])
+        contents.append(stream.getvalue()[: 200 if row in unreadable else None])
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b", "c"])})
     images = [{"bytes": content, "path": f"photo-{row}.png"} for row, content in enumerate(contents)]
     labels = [label, *(row % 3 for row in range(1, ROWS))]
@@ -76,7 +76,7 @@ def make_dataset(*, first=0, label=0, bad=()):
 
 @dataclass
 class Extraction:
-    """Arguments of cached_features."""
+    """A cache, and the arguments of its features."""
 
     cache_dir: Path
     model: Any = field(default_factory=lambda: make_model(ViTModel, "registers"))
@@ -89,8 +89,13 @@ class Extraction:
         batches = []
         handle = self.model.base_model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
         try:
-            options = {**self.options, **changes}
-            features = cached_features(self.model, self.image_processor, self.dataset, cache_dir=self.cache_dir, **options)
+            options = {**self.options, "views": 0, "seed": 0, "resample": int(Image.Resampling.BICUBIC), **changes}
+            views, seed, resample = (options.pop(name) for name in ("views", "seed", "resample"))
+            views = TrainingViews(views, seed, resample) if views else None
+            num_cls_layers = options.pop("num_cls_layers")
+            feature_cache = FeatureCache(self.cache_dir, **options)
+            arguments = (self.model, self.image_processor, self.dataset)
+            features = feature_cache.features(*arguments, num_cls_layers=num_cls_layers, views=views)
         finally:
             handle.remove()
         return features, batches
@@ -133,21 +138,21 @@ def prepared(extraction, tmp_path):
 def test_features_are_those_of_the_rows_in_evaluation(extraction):
     extraction.model = make_model(ViTModel, "registers", hidden_dropout_prob=0.5).train()
     features, _ = extraction.run()
-    assert features.parts.shape == (1, ROWS, 3, 32)
-    assert features.parts.dtype == np.float32
+    assert features.tokens.shape == (1, ROWS, 3, 32)
+    assert features.tokens.dtype == np.float32
     np.testing.assert_array_equal(features.rows, range(ROWS))
     np.testing.assert_array_equal(features.labels, extraction.dataset["label"][:])
-    assert (features.num_cls_layers, features.has_mean_patch, features.bad) == (2, True, ())
+    assert (features.num_cls_layers, features.unreadable) == (2, ())
     images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in extraction.dataset]
     with torch.no_grad():
         pixel_values = extraction.image_processor(images, return_tensors="pt")["pixel_values"]
         expected = extraction.model(pixel_values, output_hidden_states=True)
     tokens = expected.last_hidden_state
-    np.testing.assert_allclose(features.parts[0, :, 1], tokens[:, 0], atol=1e-5)
+    np.testing.assert_allclose(features.tokens[0, :, 1], tokens[:, 0], atol=1e-5)
     np.testing.assert_allclose(
-        features.parts[0, :, 0], extraction.model.layernorm(expected.hidden_states[-2][:, 0]).detach(), atol=1e-5
+        features.tokens[0, :, 0], extraction.model.layernorm(expected.hidden_states[-2][:, 0]).detach(), atol=1e-5
     )
-    np.testing.assert_allclose(features.parts[0, :, 2], tokens[:, 4:].mean(1), atol=1e-5)
+    np.testing.assert_allclose(features.tokens[0, :, 2], tokens[:, 4:].mean(1), atol=1e-5)
 
 
 def test_reading_again_runs_no_model_and_maps_the_file(extraction):
@@ -155,22 +160,22 @@ def test_reading_again_runs_no_model_and_maps_the_file(extraction):
     assert sum(batches) == 2 * ROWS
     again, batches = extraction.run(views=2, num_workers=1, batch_size=7, strict=True)
     assert batches == []
-    assert isinstance(again.parts, np.memmap)
-    assert not again.parts.flags.writeable
-    np.testing.assert_array_equal(first.parts, again.parts)
-    assert (again.parts[0] != again.parts[1]).any(axis=(1, 2)).all()
+    assert isinstance(again.tokens, np.memmap)
+    assert not again.tokens.flags.writeable
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    assert (again.tokens[0] != again.tokens[1]).any(axis=(1, 2)).all()
 
 
 @pytest.mark.parametrize(("name", "num_cls_layers"), [("no_cls", 2), ("registers", 0)])
-def test_pooled_features_are_one_part(name, num_cls_layers, tmp_path):
+def test_pooled_features_are_one_token(name, num_cls_layers, tmp_path):
     features, _ = Extraction(tmp_path, make_model(ViTModel, name, image_size=16)).run(num_cls_layers=num_cls_layers)
-    assert features.parts.shape == (1, ROWS, 1, 32)
-    assert (features.num_cls_layers, features.has_mean_patch) == (0, False)
+    assert features.tokens.shape == (1, ROWS, 1, 32)
+    assert features.num_cls_layers == 0
 
 
 def test_more_layers_than_there_are_means_all(tmp_path):
     features, _ = Extraction(tmp_path).run(num_cls_layers=9)
-    assert features.parts.shape == (1, ROWS, 4, 32)
+    assert features.tokens.shape == (1, ROWS, 4, 32)
     assert features.num_cls_layers == 3
 
 
@@ -213,22 +218,22 @@ def test_another_feature_has_another_key(name, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_bad_images_are_left_out_and_listed(extraction):
-    extraction.dataset = make_dataset(bad=(0, 4, 5, 6, 7))
+def test_unreadable_images_are_left_out_and_listed(extraction):
+    extraction.dataset = make_dataset(unreadable=(0, 4, 5, 6, 7))
     for _ in range(2):
         features, _ = extraction.run()
         np.testing.assert_array_equal(features.rows, [1, 2, 3, 8, 9, 10, 11, 12])
         np.testing.assert_array_equal(features.labels, [1, 2, 0, 2, 0, 1, 2, 0])
-        assert [(image.row, image.path) for image in features.bad] == [(row, f"photo-{row}.png") for row in (0, 4, 5, 6, 7)]
-        assert all("truncated" in image.reason for image in features.bad)
+        assert [(image.row, image.path) for image in features.unreadable] == [(row, f"photo-{row}.png") for row in (0, 4, 5, 6, 7)]
+        assert all("truncated" in image.reason for image in features.unreadable)
     with pytest.raises(UnreadableImageError, match=r"photo-0\.png"):  # also of features that are there
         extraction.run(strict=True)
 
 
 @pytest.mark.parametrize(("views", "done"), [(0, 8), (2, 8), (4, 9), (9, 9)])
-def test_strict_stops_at_the_first_bad_image_and_keeps_what_is_done(extraction, views, done):
+def test_strict_stops_at_the_first_unreadable_image_and_keeps_what_is_done(extraction, views, done):
     """A chunk is of at most 4 forward passes, but of one image at least."""
-    extraction.dataset = make_dataset(bad=(9,))
+    extraction.dataset = make_dataset(unreadable=(9,))
     with pytest.raises(UnreadableImageError, match=r"photo-9\.png"):
         extraction.run(views=views, strict=True)
     _, batches = extraction.run(views=views)
@@ -236,43 +241,52 @@ def test_strict_stops_at_the_first_bad_image_and_keeps_what_is_done(extraction, 
 
 
 def test_no_image_at_all(extraction):
-    extraction.dataset = make_dataset(bad=range(ROWS))
-    with pytest.raises(VitrailError, match=r"None of the 13 images can be used; photo-0\.png: .*truncated"):
+    extraction.dataset = make_dataset(unreadable=range(ROWS))
+    with pytest.raises(VitrailError, match=r"none of the 13 images of .* can be used; photo-0\.png: .*truncated"):
         extraction.run()
 
 
 def test_killed_and_repeated_computes_what_is_missing(extraction, prepared):
-    killed = subprocess.run([sys.executable, "-c", SCRIPT, prepared, "4"], cwd=prepared, capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, "-c", SCRIPT, prepared, "6"], cwd=prepared, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    chunks = extraction.folder / "chunks"
-    (done,) = chunks.iterdir()  # the first 4 rows; the second 4 were on their way
-    (chunks / f".{done.name}.1").write_bytes(done.read_bytes()[:100])  # as if killed while it wrote
+    done = list((extraction.folder / "extraction" / "data").iterdir())
+    assert len(done) in (1, 2)  # files of 4 rows; the model runs ahead of the writer
+    # as if killed while it wrote
+    (extraction.folder / "extraction" / ".progress" / "000000-000001.part").write_bytes(done[0].read_bytes()[:100])
     _, batches = extraction.run()
-    assert sum(batches) == ROWS - 4
+    assert sum(batches) == ROWS - 4 * len(done)
     assert contents(extraction.folder) == uninterrupted(extraction)
 
 
-@pytest.mark.parametrize("place", range(9))
-def test_interrupted_at_each_change_of_the_folder(extraction, place, monkeypatch):
-    """Four chunks are renamed into place, then four files; then the chunks are removed."""
-    calls = itertools.count()
+def test_interrupted_at_each_change_of_the_folder(extraction, monkeypatch):
+    """Before each renaming and removal, of chunks, of their records, and of the finished files."""
+    whole = uninterrupted(extraction)
+    recomputed = []
+    for place in itertools.count():
+        extraction.cache_dir = extraction.cache_dir.with_name(f"features-{place}")
+        calls = itertools.count()
 
-    def interruptible(function):
-        def call(*args, **kwargs):
-            if next(calls) == place:
-                raise KeyboardInterrupt
-            return function(*args, **kwargs)
+        def interruptible(function, calls=calls, place=place):
+            def call(*args, **kwargs):
+                if next(calls) == place:
+                    raise KeyboardInterrupt
+                return function(*args, **kwargs)
 
-        return call
+            return call
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", interruptible(Path.replace))
-        patch.setattr(shutil, "rmtree", interruptible(shutil.rmtree))
-        with pytest.raises(KeyboardInterrupt):
-            extraction.run()
-    _, batches = extraction.run()
-    assert sum(batches) == max(ROWS - 4 * place, 0)
-    assert contents(extraction.folder) == uninterrupted(extraction)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", interruptible(Path.replace))
+            patch.setattr(shutil, "rmtree", interruptible(shutil.rmtree))
+            try:
+                extraction.run()
+                break
+            except KeyboardInterrupt:
+                pass
+        _, batches = extraction.run()
+        recomputed.append(sum(batches))
+        assert contents(extraction.folder) == whole
+    assert recomputed == sorted(recomputed, reverse=True)
+    assert set(recomputed) == {ROWS, ROWS - 4, ROWS - 8, ROWS - 12, 0}, "a chunk of 4 rows at a time"
 
 
 def test_two_processes_give_the_bytes_of_one(extraction, prepared):
@@ -295,6 +309,6 @@ def test_another_process_waits_for_the_same_features(extraction):
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive()
-        assert not (extraction.folder / "chunks").exists()
+        assert not (extraction.folder / "extraction").exists()
     waiting.join()
     contents(extraction.folder)

@@ -10,11 +10,11 @@ from PIL import Image
 
 from image_folders import PHOTOS, small_model, small_processor
 from vitrail.data import read_images
-from vitrail.evaluation.batches import ImageRows
+from vitrail.data.reader import ImageReader, Piece, TrainingViews
+from vitrail.evaluation.training_data import ImageRows
 from vitrail.features.embedding import ImageEmbedder
 from vitrail.features.extraction import extract
 from vitrail.features.store import StoredFeatures
-from vitrail.features.token_features import ImageViews
 from vitrail.processing.augmentation import rng_of, training_view
 from vitrail.visualization.similar import find_similar
 
@@ -63,7 +63,10 @@ def test_probing_but_not_training_views(drafts):
     view = training_view(image, drafts, rng_of(0, 0, 0), resample=BICUBIC)
 
     def first_views(views):
-        return ImageViews(dataset, drafts, views=views, seed=0, resample=BICUBIC)[0][1]
+        training_views = TrainingViews(views, seed=0, resample=BICUBIC) if views else None
+        reader = ImageReader(read_images(dataset), drafts, batch_size=1, views=training_views)
+        _, batch, *_ = reader.read([Piece(0, 0, 1)], chunk_size=1)
+        return batch.pixel_values.flatten(0, -4)
 
     def first_row(seed):
         images = ImageRows(dataset, drafts, rows=np.arange(3), labels=np.zeros(3, np.int64), seed=seed, resample=BICUBIC)

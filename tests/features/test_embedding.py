@@ -303,7 +303,7 @@ def test_a_pickle_is_the_same_embedder(dtype, files):
     model = small_model(attn_implementation="eager", num_register_tokens=2).to(dtype)
     embed = ImageEmbedder(model, small_processor(image_mean=(0.4, 0.4, 0.4)), features=("mean", "patches"), image_column="photo")
     again = pickle.loads(pickle.dumps(embed))  # noqa: S301
-    assert (again.features, again.image_column, again.kinds) == (embed.features, embed.image_column, embed.kinds)
+    assert (again.features, again.image_column, again.feature_types) == (embed.features, embed.image_column, embed.feature_types)
     assert (again.vit.dtype, again.vit.config._attn_implementation) == (dtype, "eager")
     wanted, found = embed({"photo": files}), again({"photo": files})
     assert wanted.keys() == found.keys()

@@ -23,7 +23,7 @@ from filelock import FileLock
 from image_folders import broken_files, small_model, small_processor, write_broken, write_images
 from vitrail.data import read_images
 from vitrail.errors import VitrailError
-from vitrail.features import store
+from vitrail.features import inference, store
 from vitrail.features.extraction import extract
 from vitrail.features.job import Job
 from vitrail.features.store import ChunkWriter, FeatureFolder, StoredFeatures
@@ -174,7 +174,7 @@ def test_archives_give_the_rows_of_the_folder(pictures, tars, tmp_path):
         StoredFeatures(tmp_path / "tars").vectors(), StoredFeatures(tmp_path / "folder").vectors(), atol=1e-6
     )
     names = sorted(path.name for path in (tmp_path / "tars" / "data").iterdir())
-    assert names[-1] == "part-000002-000001.parquet", "each archive is a part, and 10 images are two files"
+    assert names[-1] == "part-000002-000001.parquet", "each archive is a partition, and 10 images are two files"
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars"])
@@ -183,16 +183,16 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(pictures, tars,
     source = pictures[0] if kind == "folder" else tars
     run(source, tmp_path / "whole", shard_size=6)
     whole = files_of(tmp_path / "whole")
-    compute, interruptions = Job._compute, 0
-    for allowed in range(3, 60, 9):
+    compute, interruptions = inference.compute_batch, 0
+    for allowed in range(1, 20, 3):  # batches
         left = iter(range(allowed))
 
-        def break_off(self, given, left=left):
+        def break_off(compiled, pixel_values, left=left):
             if next(left, None) is None:
                 raise KeyboardInterrupt
-            return compute(self, given)
+            return compute(compiled, pixel_values)
 
-        monkeypatch.setattr(Job, "_compute", break_off)
+        monkeypatch.setattr(inference, "compute_batch", break_off)
         try:
             run(source, tmp_path / "out", shard_size=6)
         except KeyboardInterrupt:
@@ -200,7 +200,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(pictures, tars,
             assert not list((tmp_path / "out" / ".progress").glob("*.part*")), "nothing half-written stays"
             with pytest.raises(VitrailError, match="unfinished features: give the same"):
                 StoredFeatures(tmp_path / "out")
-        monkeypatch.setattr(Job, "_compute", compute)
+        monkeypatch.setattr(inference, "compute_batch", compute)
     done = run(source, tmp_path / "out", shard_size=6)
     assert interruptions > 1
     assert files_of(tmp_path / "out") == whole
@@ -223,11 +223,11 @@ def test_the_end_of_an_archive_is_found_again(tars, tmp_path, monkeypatch):
     run(tars, tmp_path / "out", shard_size=6)
     whole = files_of(tmp_path / "out")
 
-    def end_part(self, part, num_rows):
+    def end_partition(self, partition, num_rows):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(FeatureFolder, "end_part", end_part)
+        patch.setattr(FeatureFolder, "end_partition", end_partition)
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 run(tars, tmp_path / "other", shard_size=6)
@@ -268,7 +268,7 @@ def test_files_that_have_turned_bad_leave_no_rows(tmp_path):
     names = write_images(tmp_path / "pictures", 6)
     job = Job(small_model(), small_processor(), read_images(tmp_path / "pictures"), tmp_path / "out", shard_size=2)
     (tmp_path / "out").mkdir()
-    job.folder.begin(job.settings())
+    job.folder.begin(job.settings)
     job.run(job.missing())
     (record,) = job.folder.progress.glob("chunk-*-000001.json")
     record.unlink()
@@ -281,11 +281,15 @@ def test_files_that_have_turned_bad_leave_no_rows(tmp_path):
 
 def test_nothing_of_a_file_is_held_once_it_is_decoded(tars, tmp_path, monkeypatch):
     contents = []
-    add, add_bad = ChunkWriter.add, ChunkWriter.add_bad
+    add, add_unreadable = ChunkWriter.add, ChunkWriter.add_unreadable
     monkeypatch.setattr(
         ChunkWriter, "add", lambda self, entries, features: contents.extend(entries) or add(self, entries, features)
     )
-    monkeypatch.setattr(ChunkWriter, "add_bad", lambda self, bad: contents.append(bad.entry) or add_bad(self, bad))
+    monkeypatch.setattr(
+        ChunkWriter,
+        "add_unreadable",
+        lambda self, unreadable: contents.append(unreadable.entry) or add_unreadable(self, unreadable),
+    )
     run(tars, tmp_path / "out")
     assert len(contents) == 50
     assert {entry.content for entry in contents} == {None}
@@ -362,7 +366,7 @@ def test_a_second_run_on_the_same_folder_is_refused(pictures, tmp_path):
 
 def test_too_many_bad_images_end_the_run(pictures, tmp_path):
     with pytest.raises(
-        VitrailError, match=r"found 4 bad images, more than max_errors=3\. What is finished stays.* The last is broken/"
+        VitrailError, match=r"found 4 unreadable images, more than max_errors=3\. What is finished stays.* The last is broken/"
     ):
         run(pictures[0], tmp_path / "out", max_errors=3)
     assert run(pictures[0], tmp_path / "out", max_errors=20).errors == 20
@@ -387,9 +391,9 @@ def test_a_folder_that_has_moved_is_the_same(tmp_path):
 def test_errors_of_an_earlier_run_count(tmp_path):
     write_broken(tmp_path / "pictures")
     write_images(tmp_path / "pictures", 30)
-    with pytest.raises(VitrailError, match="found 13 bad images"):
+    with pytest.raises(VitrailError, match="found 13 unreadable images"):
         run(tmp_path / "pictures", tmp_path / "out", max_errors=12, shard_size=5)
-    with pytest.raises(VitrailError, match="found 13 bad images"):
+    with pytest.raises(VitrailError, match="found 13 unreadable images"):
         run(tmp_path / "pictures", tmp_path / "out", max_errors=12, shard_size=5)
 
 
@@ -458,7 +462,7 @@ def test_two_processes_give_the_rows_of_one(model_dir, pictures, tars, tmp_path)
     words = command(model_dir, pictures[0], tmp_path / "two-folder", "--shard-size", 6, "--max-errors", 15)[2:]
     ended = subprocess.run([*launch, *words], capture_output=True, text=True)
     assert ended.returncode != 0
-    assert "found 20 bad images, more than max_errors=15" in ended.stderr, "though neither has found so many"
+    assert "found 20 unreadable images, more than max_errors=15" in ended.stderr, "though neither has found so many"
     assert run(pictures[0], tmp_path / "two-folder", shard_size=6).images == 0, "both have done all that they could"
     for kind, source in (("folder", pictures[0]), ("tars", tars)):
         run(source, tmp_path / f"one-{kind}", shard_size=6)

@@ -84,7 +84,7 @@ def begun_job(pictures, folder, **options):
     """A job whose folder is ready for it, as `extract` makes it."""
     job = Job(small_model(), small_processor(), read_images(pictures), folder, **{"shard_size": 5, **options})
     folder.mkdir(parents=True)
-    job.folder.begin(job.settings())
+    job.folder.begin(job.settings)
     return job
 
 
@@ -156,17 +156,18 @@ def test_an_error_of_an_actor_is_that_of_the_run(cluster, pictures, tmp_path):
     """Bad images of an earlier run count too."""
     job = begun_job(pictures, tmp_path / "out", max_errors=7)
     with pytest.raises(
-        VitrailError, match=r"^found 8 bad images, more than max_errors=7\. What is finished stays.* The last is broken/\S+: "
+        VitrailError,
+        match=r"^found 8 unreadable images, more than max_errors=7\. What is finished stays.* The last is broken/\S+: ",
     ):
         run_on_ray(job, job.missing(), num_errors=4, concurrency=1)
     assert ray.is_initialized(), "a cluster of the caller's goes on"
     assert not list(job.folder.progress.glob("ray-*"))
-    assert not list(job.folder.progress.glob("*.part"))
+    assert not list(job.folder.progress.glob("*.part*"))
 
 
 def test_bad_images_of_all_actors_count_together(cluster, pictures, tmp_path):
     job = begun_job(pictures, tmp_path / "out", max_errors=12)  # each piece has at most 5
-    with pytest.raises(VitrailError, match=r"^found 1\d bad images, more than max_errors=12"):
+    with pytest.raises(VitrailError, match=r"^found 1\d unreadable images, more than max_errors=12"):
         run_on_ray(job, job.missing(), concurrency=1)
 
 
@@ -191,7 +192,7 @@ def test_a_piece_that_kills_its_actors_is_given_up(pictures, tmp_path):
     (tmp_path / "mark" / "0").write_bytes(b"...")
     assert runner.run(0)["error"] == ""
     (tmp_path / "mark" / "1").write_bytes(b"....")
-    assert "4 processes of the Ray cluster have died over the images from 5 to 10 of part 0" in runner.run(1)["error"]
+    assert "4 processes of the Ray cluster have died over the images from 5 to 10 of partition 0" in runner.run(1)["error"]
 
 
 def test_an_actor_ends_with_the_run(pictures, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vitrail.configuration.configuration_vit import ViTConfig
+from vitrail.features.feature_types import FeatureOutputs, classifier_features, join_tokens
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 TINY = {
@@ -135,3 +136,8 @@ def parameters_without_gradient(model):
 
 def gradients(model):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def classifier_tokens(vit, pixel_values, *, num_cls_layers):
+    """The features that a linear classifier reads of images, (B, T, D), float32."""
+    return join_tokens(FeatureOutputs(vit, classifier_features(vit.config, num_cls_layers))(pixel_values)).float()

@@ -656,7 +656,7 @@ RESULTS = {
     "recipe": {"name": "plain", "source": "this test", "epochs": 4},
     "fine_tuning": None,
     "heads": [{}, {}],
-    "bad_images": [],
+    "unreadable_images": [],
     "data": {"source": "digits", "train_images": 1000, "validation_images": 20, "labels": ["a", "b"]},
 }
 

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from image_folders import small_processor, write_broken, write_images
 from vitrail.data.decoding import open_image
-from vitrail.data.unlabeled import load_training_images
+from vitrail.data.labeled import load_training_images
 from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.pretraining.crops import MAX_UNREADABLE, MultiCropImages
 from vitrail.processing.augmentation import rng_of

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 import vitrail
-from vitrail.data.unlabeled import load_training_images
+from vitrail.data.labeled import load_training_images
 from vitrail.errors import VitrailError
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.job import pretrain

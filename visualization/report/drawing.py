@@ -1,4 +1,4 @@
-"""What is drawn in a report: pictures as data URIs, heat, a histogram."""
+"""Drawings of a report: pictures and heat maps as data URIs, and a histogram."""
 
 import base64
 import io
@@ -12,18 +12,18 @@ from ..pictures import heat
 
 JPEG_QUALITY = 80
 BINS = 48
-MIN_HEIGHT = 0.3  # of a bar for a single value, in powers of ten
+MIN_HEIGHT = 0.3  # height of a bar with a single value, in powers of ten
 
 
 def jpeg_uri(photo: Image.Image, side: int) -> str:
-    """A photo as a data URI, its longer side at most `side` pixels."""
+    """Return a photo as a data URI, with a longer side of at most `side` pixels."""
     photo = photo.copy()
     photo.thumbnail((side, side))
     return _data_uri(photo, "jpeg", quality=JPEG_QUALITY, optimize=True)
 
 
 def heat_uri(values: np.ndarray) -> str:
-    """Values (h, w) from 0 to 1 in colours, a pixel for each, as a data URI."""
+    """Return values (h, w) from 0 to 1 in heat colors, one pixel per value, as a data URI."""
     return _data_uri(heat(values), "png")
 
 
@@ -34,9 +34,9 @@ def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
 
 
 def histogram(values: np.ndarray, threshold: float) -> dict[str, Any]:
-    """Bars and ticks, in shares of the width and height; from 0 to beyond all values, and beyond the threshold.
+    """Return the bars and ticks of a histogram, as fractions of the width and height; the range includes 0, all values and the threshold.
 
-    Heights are logarithms of the counts, so that a single value can be seen beside thousands. No bar lies on both sides of the threshold.
+    Heights are logarithms of the counts, so that a single value is visible next to thousands. The threshold is an edge between two bars.
     """
     largest = max(float(values.max()), threshold)
     below = max(round(BINS * threshold / largest), 1)  # bars below the threshold
@@ -70,6 +70,6 @@ def histogram(values: np.ndarray, threshold: float) -> dict[str, Any]:
 
 
 def _round_step(length: float) -> float:
-    """The next of 1, 2, 5 and 10 times a power of ten."""
+    """Round up to 1, 2, 5 or 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(length))
     return next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= length)

@@ -1,8 +1,7 @@
-"""`vitrail report`: one page of HTML that shows stored features, complete in itself.
+"""`vitrail report`: a self-contained HTML page about stored features.
 
-report.html.jinja, report.css and report.js stand beside this file; the page carries them, its pictures and its data, and asks no network
-for anything: its content security policy forbids it. Paths and labels are a user's data: the template escapes them, and the script writes
-them as text.
+The page contains report.css, report.js, its pictures and its data, and its content security policy forbids every network request. Paths
+and labels are data of the user: the template escapes them, and the script inserts them as text.
 """
 
 import base64
@@ -38,22 +37,22 @@ from .projection import project
 
 TEMPLATES = Path(__file__).parent
 
-NUM_NEIGHBORS = 6  # of each image
-MAX_PARTS = 4  # of a collection that are read through: those of archives can only be read from their beginning
-NORM_IMAGES = 32  # whose patch tokens are measured
-NORM_MAPS = 6  # that are drawn
-MAX_ERRORS = 1000  # that are listed
-MAX_COLORS = 8  # of labels, as many as report.css and report.js have
+NUM_NEIGHBORS = 6  # per image
+MAX_PARTITIONS = 4  # of the collection: archives have to be read from their beginning
+NORM_IMAGES = 32  # images whose patch norms are computed
+NORM_MAPS = 6  # images whose patch norms are drawn
+MAX_ERRORS = 1000  # listed unreadable images
+MAX_COLORS = 8  # of labels; report.css and report.js have the same number
 
-THUMBNAIL, PHOTO = 96, 224  # pixels of the longer side
+THUMBNAIL, PHOTO = 96, 224  # pixels, longer side
 MAP = (960, 600)  # pixels, before it is scaled
 MAP_MARGIN = 30
-MAX_STRETCH = 1.5  # of one direction of the map against the other
+MAX_STRETCH = 1.5  # of one axis of the map relative to the other
 
 
 @dataclass(frozen=True)
 class Report:
-    """A page: its text, how many images its map shows, and what could not be shown, with the reasons."""
+    """A page, the number of images in its map, and warnings about what it cannot show."""
 
     html: str
     num_images: int
@@ -62,42 +61,42 @@ class Report:
 
 @dataclass(frozen=True)
 class _Relations:
-    """Images and what lies between them.
+    """The images of the page and their relations; without vectors there are no positions, neighbors and method.
 
-    rows: of all images that the page names, first those that are shown.
-    shown: how many of them are.
-    searched: how many images were searched for neighbours.
-    places: of those that are shown, on the map. None where there are no vectors, as the others.
-    neighbours: of each that is shown, pairs of an index into `rows` and a cosine.
-    method: how the places were found.
+    rows: stored rows of all images that the page names; the images of the map and the gallery come first.
+    shown: number of images in the map and the gallery.
+    searched: number of images among which neighbors were searched.
+    positions: position on the map of each shown image.
+    neighbors: of each shown image, pairs of an index into `rows` and a cosine.
+    method: projection method of the positions.
     """
 
     rows: list[int]
     shown: int
     searched: int
-    places: list[list[float]] | None = None
-    neighbours: list[list[tuple[int, float]]] | None = None
+    positions: list[list[float]] | None = None
+    neighbors: list[list[tuple[int, float]]] | None = None
     method: str | None = None
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """By id: data URIs of the images that are there, and what the model sees of those that are measured; or why there are none."""
+    """Pictures by id: thumbnails as data URIs, and preprocessed images for the patch norms; or the reason why there are none."""
 
     thumbnails: dict[int, str]
-    seen: dict[int, tuple[torch.Tensor, Image.Image]]
+    preprocessed: dict[int, tuple[torch.Tensor, Image.Image]]
     problem: str | None = None
 
 
 def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num_images: int = 400, seed: int = 0) -> Report:
-    """A page about the features that `vitrail extract` wrote into a folder.
+    """Return an HTML page about the features in a folder that `extract` wrote.
 
     Args:
-        model: what `load` takes; without it, the name that the folder has of its model.
-        num_images: how many images the map and the gallery show, drawn by chance where there are more.
+        model: checkpoint of the model, as `load` takes it; by default the model that is recorded in the folder.
+        num_images: number of images in the map and the gallery; a random sample if there are more.
 
-    Raises VitrailError if the folder holds no finished features, or `model` is not the one that they are of. A model or images that are
-    no longer where the folder says are no error: the page says what it cannot show.
+    Raises VitrailError if the folder contains no finished features, or if the features belong to another model. If the recorded model or
+    the images no longer exist, the page has warnings instead.
     """
     stored = StoredFeatures(folder)
     loaded, no_model = _load_model(stored, model)
@@ -109,7 +108,7 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
     gone = len(drawn) - len(pictures.thumbnails.keys() & set(drawn))
     warnings = [warning for warning in (pictures.problem, no_model) if warning]
     if gone and not pictures.problem:
-        warnings.append(f"{gone} of the {len(drawn)} images are not there any more, and have no pictures.")
+        warnings.append(f"{gone} of the {len(drawn)} images no longer exist and have no pictures.")
     labels = Counter(str(label) for label in stored.labels() or () if label is not None)
     names = sorted(labels, key=lambda name: (-labels[name], name))
     html = _render(
@@ -119,8 +118,8 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
         map_size=MAP,
         labels=[(name, labels[name]) for name in names[:MAX_COLORS]],
         others=sum(labels[name] for name in names[MAX_COLORS:]),
-        norms=_norm_facts(loaded, pictures.seen, path_of) if loaded is not None and pictures.seen else None,
-        no_norms=no_model or pictures.problem or "none of the images that were drawn is there any more.",
+        norms=_norm_facts(loaded, pictures.preprocessed, path_of) if loaded is not None and pictures.preprocessed else None,
+        no_norms=no_model or pictures.problem or "none of the sampled images exists any more.",
         outlier=OUTLIER,
         errors=_error_facts(stored),
         warnings=warnings,
@@ -129,13 +128,10 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
 
 
 def _load_model(stored: StoredFeatures, given: str | None) -> tuple[ViTPreTrainedModel | None, str | None]:
-    """The model of the features, or why it is not to be had."""
+    """Return the model of the features, or the reason why it is not available."""
     name = stored.manifest["settings"]["model"]
     if not (given or name):
-        return (
-            None,
-            "the norms of patch tokens need the model, which was not named when its features were taken: say where it is with --model.",
-        )
+        return None, "the norms of patch tokens need the model, which was not recorded with the features: pass it with --model."
     try:
         model, _, _ = load(given or name)
         check_same_model(model, stored)
@@ -143,15 +139,15 @@ def _load_model(stored: StoredFeatures, given: str | None) -> tuple[ViTPreTraine
         if given is not None:
             raise
         reason = " ".join(str(error).split())
-        return None, f"the norms of patch tokens need the model, {name}: {reason} If it lies elsewhere now, say where with --model."
+        return None, f"the norms of patch tokens need the model, {name}: {reason} If the model has moved, pass it with --model."
     return model, None
 
 
 def _relate(stored: StoredFeatures, number: int, seed: int) -> _Relations:
-    """Draws images by chance, and finds their places and neighbours; of few parts, where there are many, which have to be read again."""
+    """Sample images and compute their positions and neighbors; only a few partitions are sampled, because their images are read again."""
     generator = np.random.default_rng(seed)
-    parts = stored.ids() >> 32
-    searched = np.flatnonzero(np.isin(parts, generator.permutation(np.unique(parts))[:MAX_PARTS]))
+    partitions = stored.ids() >> 32
+    searched = np.flatnonzero(np.isin(partitions, generator.permutation(np.unique(partitions))[:MAX_PARTITIONS]))
     shown = generator.permutation(searched)[:number]
     if not stored.vector_columns:
         return _Relations(shown.tolist(), len(shown), len(searched))
@@ -163,25 +159,25 @@ def _relate(stored: StoredFeatures, number: int, seed: int) -> _Relations:
         [(row, round(cosine, 4)) for row, cosine in zip(rows, values, strict=True) if row != own][:NUM_NEIGHBORS]
         for own, rows, values in zip(shown.tolist(), searched[found.numpy()].tolist(), cosines.tolist(), strict=True)
     ]
-    rows = list(dict.fromkeys([*shown.tolist(), *(row for of_one in near for row, _ in of_one)]))
+    rows = list(dict.fromkeys([*shown.tolist(), *(row for pairs in near for row, _ in pairs)]))
     index_of = {row: index for index, row in enumerate(rows)}
-    places, method = project(vectors[shown], seed=seed)
+    positions, method = project(vectors[shown], seed=seed)
     return _Relations(
         rows,
         len(shown),
         len(searched),
-        _fit(places),
-        [[(index_of[row], cosine) for row, cosine in of_one] for of_one in near],
+        _fit(positions),
+        [[(index_of[row], cosine) for row, cosine in pairs] for pairs in near],
         method,
     )
 
 
-def _fit(places: np.ndarray) -> list[list[float]]:
-    """Places (n, 2) in the pixels of the map, which they fill; one direction is stretched a little where that helps."""
-    low, high = places.min(axis=0), places.max(axis=0)
+def _fit(positions: np.ndarray) -> list[list[float]]:
+    """Scale positions (n, 2) to fill the map, in pixels; one axis may be stretched by up to `MAX_STRETCH`."""
+    low, high = positions.min(axis=0), positions.max(axis=0)
     scale = (np.array(MAP) - 2 * MAP_MARGIN) / np.maximum(high - low, 1e-9)
     scale = np.minimum(scale, MAX_STRETCH * scale.min())
-    return ((places - (low + high) / 2) * scale + np.array(MAP) / 2).round(1).tolist()
+    return ((positions - (low + high) / 2) * scale + np.array(MAP) / 2).round(1).tolist()
 
 
 def _open_pictures(
@@ -190,23 +186,23 @@ def _open_pictures(
     settings = stored.manifest["settings"]
     image_processor = VitrailImageProcessor.from_dict(settings["image_processor"])
 
-    def look_at(number: int, image: Image.Image) -> tuple[str, tuple[torch.Tensor, Image.Image] | None]:
-        seen = preprocess(model, image_processor, image) if model is not None and number in measured else None
-        return jpeg_uri(thumbnail(image, THUMBNAIL), THUMBNAIL), seen
+    def draw(number: int, image: Image.Image) -> tuple[str, tuple[torch.Tensor, Image.Image] | None]:
+        preprocessed = preprocess(model, image_processor, image) if model is not None and number in measured else None
+        return jpeg_uri(thumbnail(image, THUMBNAIL), THUMBNAIL), preprocessed
 
     try:
-        made = map_images(look_at, stored, path_of)
+        results = map_images(draw, stored, path_of)
     except (VitrailError, OSError) as error:
         reason = " ".join(str(error).split())
-        return _Pictures({}, {}, f"there are no pictures, because the images cannot be opened any more: {reason}")
-    thumbnails = {number: picture for number, (picture, _) in made.items()}
-    return _Pictures(thumbnails, {number: seen for number, (_, seen) in made.items() if seen is not None})
+        return _Pictures({}, {}, f"there are no pictures, because the images cannot be read any more: {reason}")
+    thumbnails = {number: picture for number, (picture, _) in results.items()}
+    return _Pictures(thumbnails, {number: inputs for number, (_, inputs) in results.items() if inputs is not None})
 
 
 def _data(
     stored: StoredFeatures, relations: _Relations, path_of: Mapping[int, str], thumbnails: Mapping[int, str], names: Sequence[str]
 ) -> dict[str, Any]:
-    """What the script draws; labels are indices into `names`."""
+    """Return the data of the script; labels are indices into `names`."""
     labels = stored.labels()
     number_of = {name: number for number, name in enumerate(names)}
     label_of = [None if labels is None else number_of.get(str(labels[row])) for row in relations.rows]
@@ -217,13 +213,13 @@ def _data(
         ],
         "labels": names,
         "shown": relations.shown,
-        "points": relations.places,
-        "neighbours": relations.neighbours,
+        "points": relations.positions,
+        "neighbors": relations.neighbors,
     }
 
 
 def _facts(stored: StoredFeatures) -> dict[str, Any]:
-    """What the head of the page says."""
+    """Return the facts at the top of the page."""
     shards = [shard for shard in stored.manifest["shards"] if shard["file"] is not None]
     names = stored.dataset.schema.names
     columns = [_vector_facts(stored, name) for name in stored.vector_columns]
@@ -244,11 +240,11 @@ def _tensor_facts(stored: StoredFeatures, name: str) -> dict[str, Any]:
 
 
 def _norm_facts(
-    model: ViTPreTrainedModel, seen: Mapping[int, tuple[torch.Tensor, Image.Image]], path_of: Mapping[int, str]
+    model: ViTPreTrainedModel, preprocessed: Mapping[int, tuple[torch.Tensor, Image.Image]], path_of: Mapping[int, str]
 ) -> dict[str, Any]:
-    """What the page says of the norms of patch tokens: the numbers, the histogram, and the maps with the largest norms."""
-    norms = patch_norms(model, [pixel_values for pixel_values, _ in seen.values()])
-    images = [(path_of[number], photo, one) for (number, (_, photo)), one in zip(seen.items(), norms.maps, strict=True)]
+    """Return the facts about the norms of patch tokens: the numbers, the histogram, and the maps with the largest norms."""
+    norms = patch_norms(model, [pixel_values for pixel_values, _ in preprocessed.values()])
+    images = [(path_of[number], photo, one) for (number, (_, photo)), one in zip(preprocessed.items(), norms.maps, strict=True)]
     images.sort(key=lambda image: -image[2].max())
     return {
         "norms": norms,
@@ -260,20 +256,20 @@ def _norm_facts(
     }
 
 
-def _map_facts(path: str, photo: Image.Image, of_patches: np.ndarray, norms: PatchNorms) -> dict[str, Any]:
+def _map_facts(path: str, photo: Image.Image, patches: np.ndarray, norms: PatchNorms) -> dict[str, Any]:
     return {
         "path": path,
         "photo": jpeg_uri(photo, PHOTO),
-        "heat": heat_uri(of_patches / norms.all.max()),
+        "heat": heat_uri(patches / norms.all.max()),
         "size": photo.size,
-        "low": float(of_patches.min()),
-        "high": float(of_patches.max()),
-        "outliers": int((of_patches > norms.threshold).sum()),
+        "low": float(patches.min()),
+        "high": float(patches.max()),
+        "outliers": int((patches > norms.threshold).sum()),
     }
 
 
 def _error_facts(stored: StoredFeatures) -> dict[str, Any]:
-    """The images that could not be used, and how often each reason; other numbers in it do not make it another reason."""
+    """Return the unreadable images and the number of images per reason; reasons that differ in numbers alone count as one."""
     errors = stored.errors()
     reasons = Counter(re.sub(r"\d+", "…", error["reason"]) for error in errors)
     return {"listed": errors[:MAX_ERRORS], "number": len(errors), "reasons": reasons.most_common()}
@@ -296,12 +292,12 @@ def _render(**content: Any) -> str:
 
 
 def _policy_hash(text: str) -> str:
-    """How a content security policy names the only style or script that it lets in."""
+    """Return the hash by which a content security policy allows a style or a script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _short(value: float) -> str:
-    """With three digits that count: 0.0123, 1.23, 123, 12,300."""
+    """Format a number with three significant digits: 0.0123, 1.23, 123, 12,300."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
 
 

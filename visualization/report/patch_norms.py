@@ -1,8 +1,7 @@
-"""Outliers among patch tokens: those that are much longer than the others.
+"""Outliers among patch tokens: tokens with a much larger norm than the others.
 
-Some models use patches that show little, as plain background, to keep what they know of the whole image. The tokens of these patches
-have about ten times the norm of the others, and make maps of patch tokens look speckled. Source: Darcet et al., "Vision Transformers Need
-Registers", 2024, arXiv 2309.16588.
+Some models store global information in patches of uniform background. The tokens of these patches have about ten times the norm of the
+others and cause artifacts in maps of patch tokens. Source: Darcet et al., "Vision Transformers Need Registers", 2024, arXiv 2309.16588.
 """
 
 from collections.abc import Sequence
@@ -14,15 +13,15 @@ import torch
 
 from ...modeling.modeling_vit import ViTPreTrainedModel
 
-OUTLIER = 3  # times the median norm: halfway, as factors go, from an ordinary token to one of ten times its norm
+OUTLIER = 3  # times the median norm: the geometric middle between an ordinary token and a token of ten times its norm
 
 
 @dataclass(frozen=True)
 class PatchNorms:
     """Norms of the patch tokens of some images.
 
-    maps: of each image, (h, w).
-    all: of all tokens, (N,).
+    maps: norms of each image, (h, w).
+    all: norms of all tokens, (N,).
     """
 
     maps: Sequence[np.ndarray]
@@ -33,35 +32,36 @@ class PatchNorms:
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """Number of tokens, N."""
         return self.all.size
 
     @property
     def median(self) -> float:
-        """Of all tokens."""
+        """Median norm."""
         return float(np.median(self.all))
 
     @property
     def threshold(self) -> float:
-        """A token with a larger norm is an outlier."""
+        """Norm above which a token is an outlier."""
         return OUTLIER * self.median
 
     @property
     def num_outliers(self) -> int:
-        """Of all tokens."""
+        """Number of outliers."""
         return int((self.all > self.threshold).sum())
 
     @property
     def share(self) -> float:
-        """Of the tokens that are outliers, 0 to 1."""
+        """Share of outliers, from 0 to 1."""
         return self.num_outliers / self.num_tokens
 
 
 @torch.inference_mode()
 def patch_norms(model: ViTPreTrainedModel, images: Sequence[torch.Tensor]) -> PatchNorms:
-    """The norms of patch tokens as they leave the last block, before the final norm, which would make them alike.
+    """Return the norms of patch tokens after the last block, before the final LayerNorm, which would equalize them.
 
-    images: the `pixel_values` (1, C, H, W) of each.
+    Args:
+        images: `pixel_values` (1, C, H, W) of each image.
     """
     vit = model.base_model.eval()
     last = vit.config.num_hidden_layers

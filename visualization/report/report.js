@@ -1,18 +1,18 @@
 "use strict";
-// Draws the map, the neighbours and the gallery of a report from the JSON in the page. Paths and labels are written as text, never as HTML.
+// Draws the map, the neighbors and the gallery of a report from the JSON in the page. Paths and labels are inserted as text, never as HTML.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const COLORS = 8; // labels after these share one
-const FIRST = 72; // images of the gallery before "show all"
+const COLORS = 8; // further labels share one color
+const FIRST = 72; // images in the gallery before "show all"
 const PICTURE = 46; // side of a picture on the map
-const SHAPES = [ // one for each colour, so that labels can be told apart without colours
+const SHAPES = [ // one per color, so that labels are distinguishable without colors
   "M7,0A7,7 0 1 1 -7,0A7,7 0 1 1 7,0Z", "M-6,-6H6V6H-6Z", "M0,-8L8,6H-8Z", "M0,-8.5L8.5,0L0,8.5L-8.5,0Z", "M0,8L-8,-6H8Z",
   "M-2.6,-7.5H2.6V-2.6H7.5V2.6H2.6V7.5H-2.6V2.6H-7.5V-2.6H-2.6Z", "M-4,-7H4L8,0L4,7H-4L-8,0Z",
   "M0,-8.5L2.3,-3L8.2,-2.6L3.7,1.2L5.1,7L0,3.8L-5.1,7L-3.7,1.2L-8.2,-2.6L-2.3,-3Z", "M5,0A5,5 0 1 1 -5,0A5,5 0 1 1 5,0Z",
 ];
 
 const byId = (id) => document.getElementById(id);
-const colourOf = (item) => (item.label === null ? (data.labels.length ? COLORS : 0) : Math.min(item.label, COLORS));
+const colorOf = (item) => (item.label === null ? (data.labels.length ? COLORS : 0) : Math.min(item.label, COLORS));
 const labelOf = (item) => (item.label === null ? "" : data.labels[item.label]);
 
 function element(name, attributes = {}, ...children) {
@@ -32,7 +32,7 @@ function picture(item, alt = "") {
 const plot = byId("plot");
 const hint = byId("panel")?.firstElementChild;
 const points = [];
-let current = 0; // the point that the Tab key reaches
+let current = 0; // the point that Tab focuses
 let selected = null;
 let asPictures = false;
 
@@ -46,9 +46,9 @@ function drawPoints() {
   for (let index = 0; index < data.shown; index++) {
     const item = data.items[index];
     const [x, y] = data.points[index];
-    const colour = colourOf(item);
+    const color = colorOf(item);
     const name = [item.path, labelOf(item)].filter(Boolean).join(", ");
-    const point = vector("g", { class: `point c${colour}`, transform: `translate(${x} ${y})`, tabindex: -1, role: "button", "aria-label": name, "data-index": index });
+    const point = vector("g", { class: `point c${color}`, transform: `translate(${x} ${y})`, tabindex: -1, role: "button", "aria-label": name, "data-index": index });
     point.append(...symbol(index));
     points.push(point);
   }
@@ -56,10 +56,10 @@ function drawPoints() {
   points[current].setAttribute("tabindex", 0);
 }
 
-// What stands at a place of the map: a shape in the label's colour, or the picture
+// The symbol of a point: a shape in the color of its label, or the picture
 function symbol(index) {
   const item = data.items[index];
-  if (!asPictures || !item.picture) return [vector("path", { d: SHAPES[colourOf(item)] })];
+  if (!asPictures || !item.picture) return [vector("path", { d: SHAPES[colorOf(item)] })];
   const frame = { x: -PICTURE / 2, y: -PICTURE / 2, width: PICTURE, height: PICTURE };
   return [vector("image", { ...frame, href: item.picture, preserveAspectRatio: "xMidYMid slice" }), vector("rect", frame)];
 }
@@ -81,7 +81,7 @@ function makeCurrent(index) {
   points[current].setAttribute("tabindex", 0);
 }
 
-// The nearest point in the direction of an arrow key; what lies aside counts three times
+// The nearest point in the direction of an arrow key; sideways distance counts three times
 function towards(index, [right, down]) {
   const [x, y] = data.points[index];
   let best = null, least = Infinity;
@@ -112,35 +112,35 @@ function hideTip() {
   byId("tip").hidden = true;
 }
 
-// The neighbours
+// The neighbors
 
-function neighbour([other, cosine]) {
+function neighbor([other, cosine]) {
   const item = data.items[other];
   const fill = element("i");
   fill.style.width = `${Math.max(cosine, 0) * 100}%`;
   const text = element("span", {}, element("b", {}, cosine.toFixed(3)), element("span", { class: "bar" }, fill), element("em", {}, item.path));
   const onMap = other < data.shown;
-  const row = element(onMap ? "button" : "div", { class: "neighbour", "data-index": other, title: item.path }, picture(item), text);
+  const row = element(onMap ? "button" : "div", { class: "neighbor", "data-index": other, title: item.path }, picture(item), text);
   if (onMap) {
     row.type = "button";
     row.addEventListener("click", () => {
       select(other);
-      byId("panel").querySelector("button.neighbour")?.focus();
+      byId("panel").querySelector("button.neighbor")?.focus();
     });
   }
   return element("li", {}, row);
 }
 
-// The selected image and its neighbours once more, in front of all others, with lines between them
+// Draws the selected image and its neighbors in front of all others, with lines between them
 function mark() {
   byId("marks").replaceChildren();
   if (selected === null) return;
-  const near = data.neighbours[selected].map(([other]) => other).filter((other) => other < data.shown);
+  const near = data.neighbors[selected].map(([other]) => other).filter((other) => other < data.shown);
   const [x1, y1] = data.points[selected];
   for (const [x2, y2] of near.map((other) => data.points[other])) byId("marks").append(vector("line", { x1, y1, x2, y2 }));
   for (const index of [...near.reverse(), selected]) {
     const [x, y] = data.points[index];
-    const front = vector("g", { class: `c${colourOf(data.items[index])}`, transform: `translate(${x} ${y})` });
+    const front = vector("g", { class: `c${colorOf(data.items[index])}`, transform: `translate(${x} ${y})` });
     front.append(...symbol(index));
     if (index === selected) front.classList.add("selected");
     if (index === selected && !asPictures) front.append(vector("circle", { r: 15 }));
@@ -161,7 +161,7 @@ function select(index) {
   makeCurrent(index);
   byId("gallery").children[index]?.setAttribute("aria-current", "true");
   const chosen = element("div", { class: "chosen" }, picture(item), element("div", {}, item.path, element("small", {}, labelOf(item))));
-  const nearest = element("ol", { "aria-label": "Nearest first, with cosines" }, ...data.neighbours[index].map(neighbour));
+  const nearest = element("ol", { "aria-label": "Nearest neighbors with cosines" }, ...data.neighbors[index].map(neighbor));
   byId("panel").replaceChildren(chosen, nearest);
 }
 
@@ -222,13 +222,13 @@ if (plot) {
     event.currentTarget.setAttribute("aria-pressed", wanted);
     showAsPictures(wanted);
   });
-  const chips = [...document.querySelectorAll("#legend [data-colour]")];
+  const chips = [...document.querySelectorAll("#legend [data-color]")];
   for (const chip of chips) {
-    chip.querySelector("path").setAttribute("d", SHAPES[chip.dataset.colour]);
+    chip.querySelector("path").setAttribute("d", SHAPES[chip.dataset.color]);
     chip.addEventListener("click", () => {
       const wanted = chip.getAttribute("aria-pressed") !== "true";
       for (const other of chips) other.setAttribute("aria-pressed", wanted && other === chip);
-      for (const point of points) point.classList.toggle("faint", wanted && !point.classList.contains(`c${chip.dataset.colour}`));
+      for (const point of points) point.classList.toggle("faint", wanted && !point.classList.contains(`c${chip.dataset.color}`));
     });
   }
   const asked = /^#image-(\d+)$/.exec(location.hash);

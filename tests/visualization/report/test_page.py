@@ -23,7 +23,7 @@ from vitrail.features.extraction import extract
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.save import save
 from vitrail.visualization.report.drawing import heat_uri, histogram
-from vitrail.visualization.report.page import MAX_PARTS, NUM_NEIGHBORS, make_report
+from vitrail.visualization.report.page import MAX_PARTITIONS, NUM_NEIGHBORS, make_report
 from vitrail.visualization.report.patch_norms import patch_norms
 from vitrail.visualization.report.projection import project
 
@@ -95,7 +95,7 @@ class Page(HTMLParser):
 def test_the_head_of_the_page_says_what_the_features_are(place, report):
     text, stored = Page(report.html).text, StoredFeatures(place / "out")
     assert "Features of 66 images" in text
-    assert "could not be used 21" in text
+    assert "unreadable images 21" in text
     for words in (str(place / "images"), str(place / "model"), "float32", stored.manifest["settings"]["weights"][:16]):
         assert words in text
     norms = np.linalg.norm(stored.vectors("mean"), axis=1)
@@ -104,7 +104,7 @@ def test_the_head_of_the_page_says_what_the_features_are(place, report):
     assert (report.num_images, report.warnings) == (66, [])
 
 
-def test_neighbours_are_those_of_brute_force(place, report):
+def test_neighbors_are_those_of_brute_force(place, report):
     stored, data = StoredFeatures(place / "out"), Page(report.html).data
     vectors = stored.vectors().astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -113,20 +113,20 @@ def test_neighbours_are_those_of_brute_force(place, report):
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -2)
     assert data["shown"] == len(set(paths)) == 66
-    for of_one, near in zip(cosines, data["neighbours"], strict=True):
+    for of_one, near in zip(cosines, data["neighbors"], strict=True):
         assert [other for other, _ in near] == np.argsort(-of_one)[:NUM_NEIGHBORS].tolist()
         assert [cosine for _, cosine in near] == pytest.approx(np.sort(of_one)[::-1][:NUM_NEIGHBORS], abs=1e-4)
 
 
-def test_places_pictures_and_labels(place, report):
+def test_positions_pictures_and_labels(place, report):
     stored, data = StoredFeatures(place / "out"), Page(report.html).data
-    places = np.array(data["points"])
-    assert places.min() >= 0
-    assert (places.max(axis=0) <= (960, 600)).all()
-    assert np.ptp(places, axis=0).max() > 500
+    positions = np.array(data["points"])
+    assert positions.min() >= 0
+    assert (positions.max(axis=0) <= (960, 600)).all()
+    assert np.ptp(positions, axis=0).max() > 500
     rows = [stored.paths().index(item["path"]) for item in data["items"]]
     expected = project(stored.vectors()[rows])[0]
-    for found, wanted in zip(places.T, expected.T, strict=True):
+    for found, wanted in zip(positions.T, expected.T, strict=True):
         assert np.corrcoef(found, wanted)[0, 1] > 0.9999
     label_of = dict(zip(stored.paths(), stored.labels(), strict=True))
     assert data["labels"] == ["astronaut", "chelsea", "coffee", "broken"]  # 22, 22, 21, 1
@@ -170,14 +170,23 @@ def test_the_policy_lets_in_our_own_style_and_script_alone(report):
         assert f"{name} 'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in policy
 
 
+def test_every_class_has_a_style(copy):
+    (copy / "images" / StoredFeatures(copy / "out").paths()[0]).unlink()  # a page with a warning
+    html = make_report(copy / "out").html
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)[1]
+    used = {name for _, attributes in Page(html).tags for name in (attributes.get("class") or "").split()}
+    assert "warnings" in used
+    assert used - set(re.findall(r"\.([a-z][\w-]*)", style)) == set()
+
+
 def test_the_same_features_give_the_same_page(place, report):
     assert make_report(place / "out").html == report.html
 
 
-def test_only_some_images_are_shown_and_neighbours_are_of_all(place):
+def test_only_some_images_are_shown_and_neighbors_are_of_all(place):
     data = Page(make_report(place / "out", num_images=5).html).data
-    assert (data["shown"], len(data["points"]), len(data["neighbours"])) == (5, 5, 5)
-    others = {other for near in data["neighbours"] for other, _ in near}
+    assert (data["shown"], len(data["points"]), len(data["neighbors"])) == (5, 5, 5)
+    others = {other for near in data["neighbors"] for other, _ in near}
     assert others - set(range(5))
     assert others | set(range(5)) == set(range(len(data["items"])))
     assert all(item["picture"] for item in data["items"])
@@ -193,10 +202,12 @@ def test_of_many_archives_a_few_are_read(tmp_path):
     saved(tmp_path / "model")
     report = make_report(extracted(tmp_path / "tars", tmp_path / "out", tmp_path / "model"))
     page = Page(report.html)
-    assert len({item["path"].split("/")[0] for item in page.data["items"]}) == MAX_PARTS
-    assert len(page.data["items"]) == report.num_images == 3 * MAX_PARTS
+    assert len({item["path"].split("/")[0] for item in page.data["items"]}) == MAX_PARTITIONS
+    assert len(page.data["items"]) == report.num_images == 3 * MAX_PARTITIONS
     assert all(item["picture"] for item in page.data["items"])
-    assert "Neighbours are searched among 12 images, those of a few parts of the collection" in page.text
+    assert (
+        "Neighbors are the images with the largest cosine of pooled among 12 images from some parts of the collection." in page.text
+    )
 
 
 @pytest.fixture
@@ -214,10 +225,10 @@ def test_without_the_model_the_page_says_so(copy):
     page = Page(report.html)
     assert len(report.warnings) == 1
     assert f"the norms of patch tokens need the model, {copy / 'model'}" in report.warnings[0]
-    assert f"They cannot be measured: {report.warnings[0]}" in page.text
+    assert f"Not available: {report.warnings[0]}" in page.text
     assert page.data["items"][0]["picture"]
     given = make_report(copy / "out", model=str(copy / "moved"))
-    assert (given.warnings, "They cannot be measured" in given.html) == ([], False)
+    assert (given.warnings, "Not available" in given.html) == ([], False)
 
 
 def test_another_model_is_refused_or_said(copy):
@@ -233,14 +244,14 @@ def test_without_the_images_the_page_says_so(copy):
     first = StoredFeatures(copy / "out").paths()[0]
     (copy / "images" / first).unlink()
     report = make_report(copy / "out")
-    assert report.warnings == ["1 of the 66 images are not there any more, and have no pictures."]
+    assert report.warnings == ["1 of the 66 images no longer exist and have no pictures."]
     assert [item["path"] for item in Page(report.html).data["items"] if item["picture"] is None] == [first]
     shutil.rmtree(copy / "images")
     report = make_report(copy / "out")
     page = Page(report.html)
     assert len(report.warnings) == 1
-    assert "the images cannot be opened any more" in report.warnings[0]
-    assert "They cannot be measured: there are no pictures" in page.text
+    assert "the images cannot be read any more" in report.warnings[0]
+    assert "Not available: there are no pictures" in page.text
     assert {item["picture"] for item in page.data["items"]} == {None}
     assert len(page.data["points"]) == 66
 
@@ -253,18 +264,18 @@ def test_without_vectors_or_labels_there_is_a_gallery(tmp_path):
     saved(tmp_path / "model")
     report = make_report(extracted(tmp_path / "images", tmp_path / "out", tmp_path / "model", features=("layers=0,1",)))
     page = Page(report.html)
-    assert "There is no map" in page.text
+    assert "No map and no neighbors" in page.text
     assert "layers tensors, the first 2 by 32" in page.text
     assert (page.data["points"], page.data["labels"]) == (None, [])
     assert sorted(item["path"] for item in page.data["items"]) == sorted(path.split("/")[-1] for path in paths)
-    assert ("None: every image could be read." in page.text, 'id="plot"' in report.html) == (True, False)
+    assert ("None: all images are readable." in page.text, 'id="plot"' in report.html) == (True, False)
 
 
 def test_one_image_is_enough(tmp_path):
     write_images(tmp_path / "images", 1)
     saved(tmp_path / "model")
     page = Page(make_report(extracted(tmp_path / "images", tmp_path / "out", tmp_path / "model")).html)
-    assert (page.data["points"], page.data["neighbours"]) == ([[480.0, 300.0]], [[]])
+    assert (page.data["points"], page.data["neighbors"]) == ([[480.0, 300.0]], [[]])
     assert "Features of 1 image" in page.text
 
 
@@ -316,7 +327,7 @@ def test_outliers_are_found_where_they_are(tmp_path):
 
 def test_a_model_without_outliers_is_told(report):
     text = Page(report.html).text
-    assert "No outliers No patch token is longer than 3 times the median." in text
+    assert "No outliers No patch token has a norm above 3 times the median." in text
     assert "512 tokens of 32 images" in text
     largest = [float(value) for value in re.findall(r"norms from [\d.]+ to ([\d.]+)", text)]
     assert largest == sorted(largest, reverse=True)
@@ -347,31 +358,31 @@ def test_heat_has_a_pixel_for_each_value():
 
 def test_few_vectors_are_placed_by_their_principal_components():
     vectors = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
-    places, method = project(5 * vectors)
+    positions, method = project(5 * vectors)
     expected = PCA(2, svd_solver="full").fit_transform(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     assert method == "PCA"
-    assert np.abs(places) == pytest.approx(np.abs(expected), abs=1e-5)
+    assert np.abs(positions) == pytest.approx(np.abs(expected), abs=1e-5)
 
 
-def test_many_vectors_are_placed_by_their_neighbourhoods():
+def test_many_vectors_are_placed_by_their_neighborhoods():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(4, 16))
     groups = np.arange(120) % 4
     vectors = (centres[groups] + 0.1 * rng.normal(size=(120, 16))).astype(np.float32)
-    places, method = project(vectors)
+    positions, method = project(vectors)
     again, _ = project(vectors)
     assert method == "t-SNE"
-    assert (places == again).all()
-    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    assert (positions == again).all()
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     np.fill_diagonal(distances, np.inf)
     assert (groups[distances.argmin(axis=1)] == groups).all()
-    assert places[:, 0].std() >= places[:, 1].std()
+    assert positions[:, 0].std() >= positions[:, 1].std()
 
 
 @pytest.mark.parametrize("number", [1, 2, 100])
 def test_equal_vectors_have_one_place(number):
-    places, _ = project(np.ones((number, 5), dtype=np.float32))
-    assert np.abs(places).max() < 1e-5
+    positions, _ = project(np.ones((number, 5), dtype=np.float32))
+    assert np.abs(positions).max() < 1e-5
 
 
 def browse(tmp_path, url, *switches):
@@ -387,15 +398,15 @@ def browse(tmp_path, url, *switches):
     return ended.stdout, [line for line in ended.stderr.splitlines() if "CONSOLE" in line]
 
 
-# What a visitor does: looks at a point, chooses it, walks to its first neighbour, goes on by keyboard, picks a label, wants pictures
+# What a visitor does: looks at a point, chooses it, walks to its first neighbor, goes on by keyboard, picks a label, wants pictures
 VISIT = """
 const point = document.querySelectorAll(".point")[3];
 point.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
 document.body.dataset.tip = document.getElementById("tip").textContent;
 point.dispatchEvent(new MouseEvent("click", { bubbles: true }));
 document.body.dataset.chosen = document.querySelector("#panel .chosen").textContent;
-document.body.dataset.neighbours = JSON.stringify([...document.querySelectorAll("#panel .neighbour")].map((row) => row.textContent));
-document.querySelector("#panel button.neighbour").click();
+document.body.dataset.neighbors = JSON.stringify([...document.querySelectorAll("#panel .neighbor")].map((row) => row.textContent));
+document.querySelector("#panel button.neighbor").click();
 document.body.dataset.second = document.querySelector("#panel .chosen").textContent;
 document.querySelector('.point[tabindex="0"]').focus();
 const walk = [];
@@ -426,7 +437,7 @@ def test_the_page_works_in_a_browser(report, tmp_path):
     points = [attributes for tag, attributes in page.tags if tag == "g" and attributes.get("class", "").startswith("point")]
     assert [attributes["transform"] for attributes in points] == [f"translate({x:g} {y:g})" for x, y in data["points"]]
     assert len({attributes["class"] for attributes in points}) == 4
-    near = data["neighbours"][5]
+    near = data["neighbors"][5]
     assert all(f"{cosine:.3f} {data['items'][other]['path']}" in page.text for other, cosine in near)
     assert sum(tag == "line" and "x1" in attributes and "class" not in attributes for tag, attributes in page.tags) == len(near)
     assert [tag for tag, _ in page.tags].count("script") == 2
@@ -448,9 +459,9 @@ def test_a_visitor_can_look_choose_and_walk(report, tmp_path):
     def name(index):
         return data["items"][index]["path"] + data["labels"][data["items"][index]["label"]]
 
-    near = data["neighbours"][3]
+    near = data["neighbors"][3]
     assert seen["data-tip"] == seen["data-chosen"] == name(3)
-    assert json.loads(seen["data-neighbours"]) == [f"{cosine:.3f}{data['items'][other]['path']}" for other, cosine in near]
+    assert json.loads(seen["data-neighbors"]) == [f"{cosine:.3f}{data['items'][other]['path']}" for other, cosine in near]
     assert seen["data-second"] == name(near[0][0])
     steps = [step for step in json.loads(seen["data-walk"]) if step[1] != step[2]]  # at an edge there is nowhere to go
     assert len(steps) >= 4

@@ -11,8 +11,7 @@ from PIL import Image
 
 from image_folders import write_images
 from vitrail.data.decoding import open_image
-from vitrail.data.labeled import load_labeled_images
-from vitrail.data.unlabeled import load_training_images
+from vitrail.data.labeled import load_labeled_images, load_training_images
 from vitrail.errors import SourceNotFoundError, VitrailError
 
 pytestmark = pytest.mark.usefixtures("cache_of_datasets")
@@ -164,14 +163,14 @@ def test_the_fingerprint_tells_one_collection_from_another(tmp_path):
 def test_where_nothing_is(tmp_path, no_network):
     with pytest.raises(SourceNotFoundError, match="nothing-here"):
         load_training_images(tmp_path / "nothing-here.parquet")
-    with pytest.raises(VitrailError, match="holds no folders"):
+    with pytest.raises(VitrailError, match="holds no images"):
         load_training_images(tmp_path)
 
 
 @pytest.mark.parametrize("option", ["image_column", "label_column", "train_split", "revision"])
 def test_a_folder_of_images_has_no_columns(option, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
-    with pytest.raises(VitrailError, match=f"is a folder of images, which has no {option}: leave that out"):
+    with pytest.raises(VitrailError, match=f"consists of image files, which have no {option}: leave that out"):
         load_training_images(tmp_path, **{option: "x"})
 
 

@@ -19,13 +19,13 @@ from .recipes import Schedule
 class UpdateSampler(Sampler[list[int]]):
     """The batches that one process reads: each update is divided evenly among the processes and their accumulation steps.
 
-    The parts of an update may differ by one row, and some are empty where it has fewer rows than there are parts. What is summed
+    The slices of an update may differ by one row, and some are empty if it has fewer rows than there are slices. What is summed
     over all of them is the same however an update is divided.
     """
 
     def __init__(self, schedule: Schedule, *, num_processes: int, process: int, accumulation_steps: int) -> None:
         self.schedule = schedule
-        self.num_parts = num_processes * accumulation_steps
+        self.num_slices = num_processes * accumulation_steps
         self.own = range(process * accumulation_steps, (process + 1) * accumulation_steps)
 
     def __len__(self) -> int:
@@ -33,30 +33,30 @@ class UpdateSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for rows in self.schedule.updates():
-            parts = np.array_split(rows, self.num_parts)
-            for part in self.own:
-                yield parts[part].tolist()
+            slices = np.array_split(rows, self.num_slices)
+            for index in self.own:
+                yield slices[index].tolist()
 
 
 class FeatureRows(Dataset):
     """Rows of cached features; in epoch e those of view e, and of the first again after the last.
 
     Args:
-        parts: (V, N, P, D), V views of N rows.
+        tokens: (V, N, T, D), V views of N rows.
         labels: (N,).
     """
 
-    def __init__(self, parts: np.ndarray, labels: np.ndarray) -> None:
-        self.parts = parts
+    def __init__(self, tokens: np.ndarray, labels: np.ndarray) -> None:
+        self.tokens = tokens
         self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """`features` (B, P, D) and `labels` (B,)."""
+        """`features` (B, T, D) and `labels` (B,)."""
         epochs, rows = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
-        features = self.parts[epochs % len(self.parts), rows]
+        features = self.tokens[epochs % len(self.tokens), rows]
         return {"features": torch.from_numpy(features), "labels": torch.from_numpy(self.labels[rows])}
 
 
