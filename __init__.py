@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .hub.push import push as push
     from .hub.save import convert_checkpoint as convert_checkpoint
     from .hub.save import save as save
-    from .model_cards.readme import render_model_card as render_model_card
+    from .model_cards.readme import model_card as model_card
     from .modeling.complexity import complexity as complexity
     from .modeling.modeling_vit import ViTBackbone as ViTBackbone
     from .modeling.modeling_vit import ViTForImageClassification as ViTForImageClassification
@@ -82,7 +82,7 @@ PUBLIC_NAMES = {
     "ConversionReport": "convert.report",
     # the Hub
     "push": "hub.push",
-    "render_model_card": "model_cards.readme",
+    "model_card": "model_cards.readme",
     # performance
     "optimize": "runtime.optimization",
     "OptimizedModel": "runtime.optimization",
