@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .evaluation.pooled_evaluation import evaluate_knn as evaluate_knn
     from .evaluation.pooled_evaluation import evaluate_logistic as evaluate_logistic
     from .evaluation.probing import probe as probe
+    from .features.cache import FeatureCache as FeatureCache
     from .features.embedding import ImageEmbedder as ImageEmbedder
     from .features.extraction import extract as extract
     from .features.store import StoredFeatures as StoredFeatures
@@ -91,6 +92,7 @@ PUBLIC_NAMES = {
     "read_images": "data.image_sources",
     "extract": "features.extraction",
     "StoredFeatures": "features.store",
+    "FeatureCache": "features.cache",
     "ImageEmbedder": "features.embedding",
     "find_similar": "visualization.similar",
     # pictures

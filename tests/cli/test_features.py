@@ -45,10 +45,10 @@ def test_extract_says_what_it_did(place, tmp_path, capsys):
     ]
     assert re.fullmatch(r"this process: 32 images, \d+\.\d images/s; the model waited for images \d+% of the time", lines[2])
     stored = StoredFeatures(tmp_path / "out")
-    assert stored.manifest["settings"]["model"] == str(place / "model")
-    assert stored.manifest["settings"]["dtype"] == "float16"
-    assert stored.manifest["settings"]["image_processor"]["size_divisor"] == [8, 8]
-    assert len(stored.manifest["shards"]) == 7
+    assert stored.manifest.settings["model"] == str(place / "model")
+    assert stored.manifest.settings["dtype"] == "float16"
+    assert stored.manifest.settings["image_processor"]["size_divisor"] == [8, 8]
+    assert len(stored.manifest.shards) == 7
     assert not end_of("extract", place / "model", place / "images", tmp_path / "out", *options)
     assert capsys.readouterr().out.splitlines() == lines[:2], "nothing was left to do"
 

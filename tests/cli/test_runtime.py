@@ -49,8 +49,8 @@ def test_extract_records_how_the_model_was_run(place, tmp_path, capsys):
     assert not end_of(*words)
     assert "mean: cosine 0.99" in capsys.readouterr().out
     stored = StoredFeatures(tmp_path / "out")
-    assert stored.manifest["settings"]["precision"] == "bfloat16"
-    assert stored.manifest["settings"]["engine"] == "eager"
+    assert stored.manifest.settings["precision"] == "bfloat16"
+    assert stored.manifest.settings["engine"] == "eager"
     assert end_of(*words[:-2]) == 2  # the rows that are there follow from another precision
     assert "another precision" in capsys.readouterr().err
 

@@ -159,7 +159,7 @@ BAD = {
         UnsupportedCheckpointError,
         ["not recognized", "holds 2 tensors", "conv1.weight", '"resnet50"'],
     ),
-    "config.json is no JSON": (
+    "config.json is not valid JSON": (
         folder_of(vit(), "<html>401 Unauthorized</html>"),
         CorruptFileError,
         ["config.json is not valid JSON", "download it again"],

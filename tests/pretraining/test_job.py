@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 import vitrail
+from small_models import tiny_config
 from vitrail.data.labeled import load_training_images
 from vitrail.errors import VitrailError
 from vitrail.pretraining.architectures import new_model
@@ -22,16 +23,7 @@ from vitrail.pretraining.job import pretrain
 from vitrail.pretraining.recipes import RECIPES
 from vitrail.processing.multi_crop import CropAugmentation
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 16,
-    "patch_size": 4,
-    "position_interpolation_offset": 0.1,
-    "layer_norm_eps": 1e-6,
-}
+SMALL = {"num_attention_heads": 2, "image_size": 16, "patch_size": 4, "position_interpolation_offset": 0.1, "layer_norm_eps": 1e-6}
 ARGUMENTS = {
     "num_prototypes": 24,
     "head_hidden_size": 32,
@@ -89,7 +81,7 @@ def run(folder, output="model", data="images", seed=0, **options):
     folder = Path(folder)
     fields = SMALL | {name: options.pop(name) for name in list(options) if name in vitrail.ViTConfig.__annotations__}
     torch.manual_seed(0)
-    model = vitrail.ViTModel(vitrail.ViTConfig(**fields))
+    model = vitrail.ViTModel(tiny_config(**fields))
     image_processor = vitrail.make_image_processor("dino", image_size=fields["image_size"])
     images = load_training_images(folder / data, validation_fraction=0.25)
     options = {"recipe": RECIPE, "progress": False, "from_scratch": True, **options}
@@ -298,7 +290,7 @@ def test_mixed_precision_is_told(prepared):
 def test_on_from_a_classifier_that_reads_several_blocks(prepared):
     """What is measured is what the encoder pools, of another width than what the classifier reads."""
     torch.manual_seed(0)
-    config = vitrail.ViTConfig(**SMALL, classifier_cls_layers=2, classifier_mean_patch=True, num_labels=5)
+    config = tiny_config(**SMALL, classifier_cls_layers=2, classifier_mean_patch=True, num_labels=5)
     images = load_training_images(prepared / "images", validation_fraction=0.25)
     image_processor = vitrail.make_image_processor("dino", image_size=16)
     output = prepared / "from-classifier"
