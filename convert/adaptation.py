@@ -8,6 +8,7 @@ from torch import nn
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import interpolate_positions, resize_relative_table
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.resizing import at_size
 from .families.family import make_config
 from .sources.labels import imagenet_labels
 
@@ -77,19 +78,17 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
 
 
 def adapt_image_processor(
-    image_processor: VitrailImageProcessor, *, image_size: tuple[int, int] | None, num_channels: int
+    image_processor: VitrailImageProcessor,
+    *,
+    image_size: tuple[int, int] | None,
+    patch_size: tuple[int, int],
+    num_channels: int,
 ) -> VitrailImageProcessor:
-    """Return the image processor for another size (a crop keeps its share of the shorter side) or number of channels."""
+    """Return a copy for another image size (a crop keeps its share of the shorter side) or number of channels."""
+    resizes = image_processor.do_resize or image_processor.do_center_crop
+    if image_size is not None and resizes and image_processor.size_divisor is None:
+        image_processor = at_size(image_processor, patch_size, image_size)
     options = image_processor.to_dict()
-    if image_size is not None and image_processor.size_divisor is None:
-        height, width = image_size
-        crops = image_processor.do_center_crop and height == width
-        options |= {"do_center_crop": crops, "crop_size": {"height": height, "width": width}}
-        if crops and "shortest_edge" in options["size"]:
-            old_crop = dict(image_processor.crop_size)["height"]
-            options["size"] = {"shortest_edge": height * options["size"]["shortest_edge"] // old_crop}
-        else:
-            options["size"] = {"height": height, "width": width}
     if num_channels != image_processor.num_channels:
         mean, std = (torch.tensor(options[name]).mean().item() for name in ("image_mean", "image_std"))
         options |= {"num_channels": num_channels, "image_mean": [mean] * num_channels, "image_std": [std] * num_channels}

@@ -102,7 +102,10 @@ def load(
 
     config = make_config(fields)
     image_processor = adapt_image_processor(
-        family.image_processor(raw, config), image_size=image_size, num_channels=config.num_channels
+        family.image_processor(raw, config),
+        image_size=image_size,
+        patch_size=config.patch_size,
+        num_channels=config.num_channels,
     )
     del raw  # or tensors that the conversion copied (q, k and v become one tensor) would stay in memory twice
     model = build_model(config, tensors, coverage, resolved.name, dtype=dtype, foreign=foreign)

@@ -155,15 +155,6 @@ def preprocessing(image_processor: VitrailImageProcessor) -> dict[str, str]:
     return rows
 
 
-def image_size(image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
-    """Return the height and width of every preprocessed image; None where they depend on the image."""
-    if image_processor.do_center_crop:
-        crop = dict(image_processor.crop_size)
-        return crop["height"], crop["width"]
-    size = dict(image_processor.size) if image_processor.do_resize else {}
-    return (size["height"], size["width"]) if "height" in size and image_processor.size_divisor is None else None
-
-
 def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Complexity:
     """Return `complexity` for an image of `size` (height, width) pixels, extrapolated from two small depths: all blocks are equal."""
     fewest = config.classifier_cls_layers

@@ -10,6 +10,7 @@ from ..configuration.configuration_vit import ViTConfig
 from ..convert.families.formats import Export
 from ..convert.sources.catalog import Checkpoint, official_config, official_image_processor
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.resizing import output_size
 from .citations import PAPERS
 from .descriptions import (
     architecture,
@@ -18,7 +19,6 @@ from .descriptions import (
     differences,
     format_size,
     has_named_classes,
-    image_size,
     markdown_table,
     preprocessing,
     tokens,
@@ -72,7 +72,7 @@ def _giga(count: int) -> str:
 
 def _prepared(config: ViTConfig, image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
     """Return the height and width of every preprocessed image, where the patch divides them."""
-    size = image_size(image_processor)
+    size = output_size(image_processor)
     fits = size is not None and not any(length % patch for length, patch in zip(size, config.patch_size, strict=True))
     return size if fits else None
 

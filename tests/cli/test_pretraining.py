@@ -163,7 +163,7 @@ def test_either_a_name_or_a_model(files, capsys):
         (["--arch", "resnet50"], 'There is no architecture "resnet50"'),
         (["--recipe", "dinov3"], 'There is no recipe "dinov3": choose dino'),
         (["--data", "nowhere/at/all.parquet"], "nowhere/at/all.parquet"),
-        (["--label-column", "colour"], "no column 'colour'"),
+        (["--label-column", "color"], "no column 'color'"),
         (["--original-checkpoint", "run.safetensors"], "unsupported extension '.safetensors'; expected .pth"),
         (["--original-checkpoint", "nowhere/run.pth"], "The folder nowhere does not exist"),
     ],

@@ -133,7 +133,9 @@ def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest(tmp_path)
     ],
 )
 def test_the_image_processor_goes_with_the_size(preset, image_size, size):
-    processor = adapt_image_processor(vitrail.make_image_processor(preset), image_size=image_size, num_channels=3)
+    processor = adapt_image_processor(
+        vitrail.make_image_processor(preset), image_size=image_size, patch_size=(2, 2), num_channels=3
+    )
     assert dict(processor.size) == size
     pixel_values = processor(np.zeros((700, 600, 3), np.uint8), return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (1, 3, *image_size)
@@ -143,7 +145,7 @@ def test_the_image_processor_goes_with_the_size(preset, image_size, size):
 def test_a_processor_of_that_size_stays_as_it_is(length):
     """The quotient of these lengths is a hair below a whole number where it is taken in floating point."""
     processor = vitrail.make_image_processor("timm", image_size=length)
-    adapted = adapt_image_processor(processor, image_size=(length, length), num_channels=3)
+    adapted = adapt_image_processor(processor, image_size=(length, length), patch_size=(14, 14), num_channels=3)
     assert dict(adapted.size) == dict(processor.size)
 
 

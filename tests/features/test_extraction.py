@@ -28,7 +28,7 @@ from vitrail.features.extraction import extract
 from vitrail.features.job import Job
 from vitrail.features.store import ChunkWriter, FeatureFolder, StoredFeatures
 from vitrail.hub.save import save
-from vitrail.processing.presets import keep_aspect
+from vitrail.processing.resizing import keep_aspect
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,7 @@ def test_of_many_archives_a_few_are_read(tmp_path):
 
 @pytest.fixture
 def copy(place, tmp_path):
-    """The images, the model and the features, where tests may change them."""
+    """A copy of the images, the model and the features that a test may change."""
     shutil.copytree(place / "images", tmp_path / "images")
     shutil.copytree(place / "model", tmp_path / "model")
     extracted(tmp_path / "images", tmp_path / "out", tmp_path / "model")
@@ -292,7 +292,7 @@ def test_norms_are_those_that_leave_the_last_block():
 
 
 def outlying(model):
-    """The same model with one patch, the third of the second row, that is far longer than the others."""
+    """Return the model with one outlier: the third patch of the second row."""
     with torch.no_grad():
         model.embeddings.position_embeddings[0, 1 + 4 + 2] *= 300
     return model
@@ -386,7 +386,7 @@ def test_equal_vectors_have_one_place(number):
 
 
 def browse(tmp_path, url, *switches):
-    """What chromium says of a page after its script has run, and what it writes to its log."""
+    """Return the output of Chromium for a page after its script has run, and the console messages."""
     switches = (
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
         *("--disable-component-update", "--disable-sync", "--virtual-time-budget=2000", "--enable-logging=stderr"),
