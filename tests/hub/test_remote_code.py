@@ -22,7 +22,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import vitrail
-from small_models import randomize, tiny_config
+from small_models import TINY, randomize, tiny_config
 from vitrail.convert.model_folder import CODE_NAMES
 from vitrail.hub.remote_code import flat_code, remove_code
 
@@ -174,9 +174,9 @@ def test_the_trainer_carries_the_code(tmp_path):
 
 
 def test_a_model_of_transformers_is_saved_as_ever(tmp_path):
-    from transformers import ViTImageProcessorPil, ViTModel
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-    ViTModel(tiny_config()).save_pretrained(tmp_path)
+    ViTModel(ViTConfig(**TINY)).save_pretrained(tmp_path)
     ViTImageProcessorPil().save_pretrained(tmp_path)
     assert not [file.name for file in tmp_path.iterdir() if file.suffix == ".py"]
     for name in ("config.json", "preprocessor_config.json"):
@@ -185,10 +185,10 @@ def test_a_model_of_transformers_is_saved_as_ever(tmp_path):
 
 def test_other_models_in_the_same_folder_are_left_alone(tmp_path):
     """Our image processor beside a model of transformers, and our model beside an image processor of theirs."""
-    from transformers import ViTImageProcessorPil, ViTModel
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
     model, image_processor = small()
-    ViTModel(tiny_config()).save_pretrained(tmp_path / "their-model")
+    ViTModel(ViTConfig(**TINY)).save_pretrained(tmp_path / "their-model")
     image_processor.save_pretrained(tmp_path / "their-model")
     assert "auto_map" not in json.loads((tmp_path / "their-model" / "config.json").read_text())
     assert not (tmp_path / "their-model" / "modeling_vit.py").exists()
