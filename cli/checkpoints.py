@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ..configuration.sizes import size_name
-from ..convert.export import export_model
+from ..convert.export import FORMATS, export_model
+from ..convert.families.registry import EXPORT_FORMATS
 from ..convert.model_folder import REPORT_NAME
 from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
@@ -19,7 +20,7 @@ from .output import Result, load_model, warn
 
 
 def list_checkpoints(
-    family: Annotated[str | None, typer.Option(help="Only this family: dino, dinov2, google, timm or transformers.")] = None,
+    family: Annotated[str | None, typer.Option(help=f"Only this family: {', '.join(EXPORT_FORMATS)}.")] = None,
 ) -> Result:
     """List the official checkpoints, which every command takes by name."""
     rows = catalog.list_checkpoints(family)
@@ -52,10 +53,8 @@ def convert(
 
 def export(
     model: Model,
-    output: Annotated[
-        Path, typer.Argument(help="Folder (transformers, timm, onnx, openvino) or file (dino, dinov2, google) to write.")
-    ],
-    to: Annotated[str, typer.Option(help="Format: transformers, timm, dino, dinov2, google, onnx or openvino.")],
+    output: Annotated[Path, typer.Argument(help="Folder or file to write, depending on the format.")],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.")],
     image_size: ImageSize = None,
     batch_size: Annotated[
         int | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..hub.push import check_target, send, stage
+from ..hub.push import LAYOUTS, check_target, send, stage
 from ..model_cards.readme import model_card
 from ..utils.atomic import write_text
 from .options import Code, Model, Revision
@@ -16,7 +16,7 @@ from .output import Result, check_output, warn
 def push(
     model: Model,
     repo_id: Annotated[str, typer.Argument(help="Repository, as user/name; created if it does not exist.")],
-    to: Annotated[str, typer.Option("--as", help="Layout of the repository: vitrail, transformers or timm.")] = "vitrail",
+    to: Annotated[str, typer.Option("--as", help=f"Layout of the repository: {', '.join(LAYOUTS)}.")] = "vitrail",
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository private; fail if it exists and is public.")
     ] = False,

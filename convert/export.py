@@ -23,6 +23,7 @@ from .families.registry import EXPORT_FORMATS, family_called
 from .families.rules import Rule, convert_tensors, group_names, reverse
 from .loading import load
 
+FORMATS = (*EXPORT_FORMATS, *GRAPH_FORMATS)
 # The rule for positions at other sizes belongs to the implementation that reads the format, not to the file
 INTERPOLATION = "position_interpolation_"
 # Fields that inference does not read; it reads `use_mask_token` only with a mask
@@ -175,9 +176,8 @@ def export_model(
         OutputMismatchError: the outputs of a graph differ from the model's; nothing is written.
         VitrailError: the output exists, or packages are missing.
     """
-    if to not in (*EXPORT_FORMATS, *GRAPH_FORMATS):
-        known = ", ".join((*EXPORT_FORMATS, *GRAPH_FORMATS))
-        raise UnsupportedCheckpointError(f'Unsupported export format "{to}"; expected one of {known}.')
+    if to not in FORMATS:
+        raise UnsupportedCheckpointError(f'Unsupported export format "{to}"; expected one of {", ".join(FORMATS)}.')
     if to in EXPORT_FORMATS and (batch_size is not None or dynamic_size):
         raise VitrailError(
             f"batch_size and dynamic_size are options of graphs ({', '.join(GRAPH_FORMATS)}), but {to} holds weights: leave them out."

@@ -95,7 +95,7 @@ class SourceFile:
         return self.hash()
 
     def record(self) -> FileRecord:
-        """Return the file as it stands in conversion.json."""
+        """Return the file for conversion.json."""
         return FileRecord(self.name, self.url, self.hub_id, self.bytes, self.sha256)
 
 
@@ -164,7 +164,7 @@ class ConversionReport:
         return self.catalog_name or (self.origin.checkpoint if self.origin else None)
 
     def record(self) -> ConversionRecord:
-        """Return the report as it stands in conversion.json."""
+        """Return the report for conversion.json."""
         return ConversionRecord(
             format=self.format,
             source=self.source.record(),

@@ -1,4 +1,4 @@
-"""The layout of names that DINO's, DINOv2's and timm's PyTorch checkpoints share, and what its shapes tell."""
+"""The layout of names that DINO's, DINOv2's and timm's PyTorch checkpoints share, and what follows from its shapes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

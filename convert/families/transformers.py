@@ -274,7 +274,7 @@ def transformers_preprocessor_config(image_processor: VitrailImageProcessor) -> 
 
 
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
-    """Add or remove the mask token: Dinov2WithRegistersModel always has one, the others where their config says so."""
+    """Add or remove the mask token: Dinov2WithRegistersModel always has one, the other models where their config asks for it."""
     if config.num_register_tokens:
         return with_mask_token(config, tensors, warnings)
     return config if config.layer_scale_init_value is not None else without_mask_token(config, tensors, warnings)

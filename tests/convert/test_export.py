@@ -10,17 +10,11 @@ from safetensors.torch import load_file
 
 import deterministic
 import vitrail
+from small_models import tiny_config
 from vitrail.convert.detection import open_checkpoint
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
 
-SMALL = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 1,
-    "intermediate_size": 256,
-    "image_size": 32,
-    "patch_size": 8,
-}
+SMALL = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}  # a head 64 wide, as in published models
 # What sets a model of each format apart, as far as its layout can say it
 MODELS = {
     "dino": {"position_interpolation_offset": 0.1},
@@ -76,7 +70,7 @@ def random_model(fields, num_labels=0):
     """A model whose every parameter is noise, the fresh zeros and ones too."""
     torch.manual_seed(0)
     model_class = vitrail.ViTForImageClassification if num_labels else vitrail.ViTModel
-    model = model_class(vitrail.ViTConfig(**SMALL | fields, num_labels=num_labels or 2)).eval()
+    model = model_class(tiny_config(**SMALL | fields, num_labels=num_labels or 2)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -44,7 +44,7 @@ def test_two_models_in_one_file(source, tmp_path):
 
 
 def test_an_activation_that_nobody_knows():
-    with pytest.raises(Exception, match='hidden_act "foo" is no activation'):
+    with pytest.raises(Exception, match='hidden_act "foo" is not an activation'):
         vitrail.ViTConfig(hidden_act="foo")
 
 

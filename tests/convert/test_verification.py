@@ -9,6 +9,7 @@ import torch
 import deterministic
 import paths
 import vitrail
+from small_models import tiny_config
 from vitrail.convert import verification as module
 
 PHOTO = paths.IMAGES / "coffee.jpg"
@@ -102,10 +103,8 @@ def test_a_model_that_does_not_survive_saving_fails(sources, monkeypatch):
 
 
 def test_without_an_implementation_the_row_says_so(monkeypatch):
-    config = vitrail.ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
-        position_embedding_type="relative_mlp", pooling="avg", use_cls_token=False, layer_scale_init_value=1.0,
-    )  # fmt: skip
+    relative = {"position_embedding_type": "relative_mlp", "pooling": "avg", "use_cls_token": False, "layer_scale_init_value": 1.0}
+    config = tiny_config(**relative)
     without_timm = dataclasses.replace(module.EXPORT_FORMATS["timm"], load_peer=lambda folder, exported: None)
     monkeypatch.setitem(module.EXPORT_FORMATS, "timm", without_timm)
     model = vitrail.ViTModel(config).eval()
@@ -146,17 +145,7 @@ def test_the_classifier_of_another_file_is_proved_too(tmp_path):
 
 @pytest.mark.parametrize("fields", [{"num_channels": 1}, {"image_size": (32, 48)}], ids=["one channel", "rectangle"])
 def test_what_load_can_make_verify_can_look_at(fields):
-    config = vitrail.ViTConfig(
-        **{
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "image_size": 32,
-            "patch_size": 8,
-        }
-        | fields
-    )
+    config = tiny_config(**fields)
     processor = vitrail.make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels)
     checks = vitrail.verify(vitrail.ViTModel(config).eval(), processor)
     assert all(check.passed is not False for check in checks), checks

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import vitrail
 from hub_server import Fault
-from small_models import randomize
+from small_models import randomize, tiny_config
 from small_run import KNN, make_run
 from vitrail.convert.model_folder import hash_weights
 from vitrail.convert.verification import Check
@@ -21,14 +21,7 @@ from vitrail.hub.save import keep_verification
 
 CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
 FILES = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
-SIZES = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 1,
-    "intermediate_size": 128,
-    "image_size": 32,
-    "patch_size": 8,
-}
+SIZES = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 128}  # heads 64 wide, as in published models
 
 WITHOUT_VITRAIL = """
 import sys
@@ -53,7 +46,7 @@ with torch.no_grad():
 
 def small(model_class=vitrail.ViTForImageClassification, seed=0, **fields):
     torch.manual_seed(seed)
-    model = model_class(vitrail.ViTConfig(**SIZES, num_labels=3, **fields)).eval()
+    model = model_class(tiny_config(**SIZES | fields, num_labels=3)).eval()
     return randomize(model), vitrail.make_image_processor("dino", image_size=32)
 
 

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import vitrail
-from small_models import randomize
+from small_models import TINY, randomize, tiny_config
 from vitrail.convert.model_folder import CODE_NAMES
 from vitrail.hub.remote_code import flat_code, remove_code
 
@@ -31,14 +31,6 @@ SOURCES = {
     "configuration_vit.py": "configuration/configuration_vit.py",
     "modeling_vit.py": "modeling/modeling_vit.py",
     "image_processing_vit.py": "processing/image_processing_vit.py",
-}
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
 }
 # Together they reach every module of the model
 ARCHITECTURES = {
@@ -88,7 +80,7 @@ torch.save(answers, root / "answers.pt")
 
 def small(**fields):
     torch.manual_seed(0)
-    model = vitrail.ViTForImageClassification(vitrail.ViTConfig(**SIZES, num_labels=3, **fields)).eval()
+    model = vitrail.ViTForImageClassification(tiny_config(num_labels=3, **fields)).eval()
     return randomize(model), vitrail.make_image_processor("dino", image_size=32)
 
 
@@ -184,7 +176,7 @@ def test_the_trainer_carries_the_code(tmp_path):
 def test_a_model_of_transformers_is_saved_as_ever(tmp_path):
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-    ViTModel(ViTConfig(**SIZES)).save_pretrained(tmp_path)
+    ViTModel(ViTConfig(**TINY)).save_pretrained(tmp_path)
     ViTImageProcessorPil().save_pretrained(tmp_path)
     assert not [file.name for file in tmp_path.iterdir() if file.suffix == ".py"]
     for name in ("config.json", "preprocessor_config.json"):
@@ -196,7 +188,7 @@ def test_other_models_in_the_same_folder_are_left_alone(tmp_path):
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
     model, image_processor = small()
-    ViTModel(ViTConfig(**SIZES)).save_pretrained(tmp_path / "their-model")
+    ViTModel(ViTConfig(**TINY)).save_pretrained(tmp_path / "their-model")
     image_processor.save_pretrained(tmp_path / "their-model")
     assert "auto_map" not in json.loads((tmp_path / "their-model" / "config.json").read_text())
     assert not (tmp_path / "their-model" / "modeling_vit.py").exists()

@@ -7,25 +7,18 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import vitrail
+from small_models import tiny_config
 from vitrail.convert.verification import Check
 from vitrail.errors import ConversionError, UnsupportedCheckpointError, VitrailError
 from vitrail.hub.save import keep_verification
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 FILES |= {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
 
 
 def small(model_class=vitrail.ViTModel, **fields):
     torch.manual_seed(0)
-    return model_class(vitrail.ViTConfig(**SMALL, **fields)).eval(), vitrail.make_image_processor("dino", image_size=32)
+    return model_class(tiny_config(**fields)).eval(), vitrail.make_image_processor("dino", image_size=32)
 
 
 @pytest.mark.parametrize("model_class", [vitrail.ViTModel, vitrail.ViTForImageClassification])

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 import deterministic
 import paths
 import vitrail
+from small_models import tiny_config
 from small_run import KNN, MODEL, make_run
 from vitrail.convert.export import to_format, write_exported
 from vitrail.convert.model_folder import hash_weights
@@ -28,8 +29,8 @@ from vitrail.model_cards.descriptions import counts, preprocessing
 from vitrail.model_cards.provenance import linked
 
 PHOTO = paths.IMAGES / "chelsea.jpg"
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 224}
-CONFIG = vitrail.ViTConfig(**SMALL)
+SMALL = {"num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 224, "patch_size": 16}
+CONFIG = tiny_config(**SMALL)
 PROCESSOR = vitrail.make_image_processor("dino")
 
 
@@ -396,7 +397,7 @@ def test_the_code_runs_and_its_shapes_are_right(tmp_path, monkeypatch, layout, k
     if layout == "timm":
         pytest.importorskip("timm")
     model_class, fields = MODELS[kind]
-    model = model_class(vitrail.ViTConfig(**SMALL | fields)).eval()
+    model = model_class(tiny_config(**SMALL | fields)).eval()
     processor = vitrail.make_image_processor("dino")
     monkeypatch.chdir(tmp_path)
     shutil.copy(PHOTO, "photo.jpg")
@@ -432,7 +433,7 @@ def test_images_that_the_patch_does_not_divide_are_no_hindrance():
         vitrail.make_image_processor("dino", image_size=230),
         vitrail.make_image_processor("full-image", patch_size=16),
     ):
-        card = render_model_card(vitrail.ViTConfig(**SMALL), processor, None, classifies=False, name="x")
+        card = render_model_card(tiny_config(**SMALL), processor, None, classifies=False, name="x")
         assert "outputs.last_hidden_state  # (1, tokens, 32)\n" in code_blocks(card)[0]
         assert [name for name in rows(section(card, "Architecture")) if name.startswith("GMACs")] == ["GMACs at 224 x 224"]
         assert "with 56,640 parameters" in card.text  # 24,608 + 32 + 197 * 32 + 3 * 8,544 + 64
@@ -534,13 +535,13 @@ def test_a_classifier_is_told_from_an_encoder(tmp_path):
         (vitrail.ViTModel, "image-feature-extraction"),
         (vitrail.ViTForImageClassification, "image-classification"),
     ):
-        model_class(vitrail.ViTConfig(**SMALL)).save_pretrained(tmp_path)
+        model_class(tiny_config(**SMALL)).save_pretrained(tmp_path)
         vitrail.make_image_processor("dino").save_pretrained(tmp_path)
         assert folder_card(tmp_path).data.pipeline_tag == tag
 
 
 def test_the_code_is_trusted_only_where_the_folder_carries_it(tmp_path):
-    vitrail.ViTModel(vitrail.ViTConfig(**SMALL)).save_pretrained(tmp_path)
+    vitrail.ViTModel(tiny_config(**SMALL)).save_pretrained(tmp_path)
     vitrail.make_image_processor("dino").save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     for auto_map in ({"AutoModel": "modeling_vit.ViTModel"}, None):
@@ -576,7 +577,7 @@ def test_another_folder_is_refused(tmp_path):
     ],
 )
 def test_counts_of_two_depths_give_those_of_the_model(model_class, fields):
-    model = model_class(vitrail.ViTConfig(**SMALL | fields))
+    model = model_class(tiny_config(**SMALL | fields))
     classifies = model_class is vitrail.ViTForImageClassification
     assert counts(model.config, classifies=classifies, size=(96, 48)) == vitrail.complexity(model, (96, 48))
     assert counts(model.config, classifies=classifies, size=(96, 48)).parameters == sum(map(torch.numel, model.parameters()))

@@ -89,7 +89,7 @@ def test_the_card_has_the_training(folder):
     text = ModelCard.load(folder / "README.md").text
     assert "on the 12,345 images of" in text
     assert "classifies 81.2 % of 200 validation images correctly" in text
-    assert "![Curves of the training](pretraining.png)" in text
+    assert "![Training curves](pretraining.png)" in text
 
 
 def test_an_accuracy_that_is_not_known_is_not_told(folder):
