@@ -235,7 +235,7 @@ def test_outputs_that_cannot_be_written_are_refused_first(model_dir, tmp_path, c
     assert "unsupported extension '.npy'; expected .safetensors" in fail(
         capsys, "embed", model_dir, PHOTO, "--output", tmp_path / "f.npy"
     )
-    assert "folder to write into as well" in fail(capsys, "convert", model_dir, model_dir)
+    assert "is both source and output folder" in fail(capsys, "convert", model_dir, model_dir)
     assert not list(tmp_path.iterdir())
 
 
@@ -271,7 +271,7 @@ def test_export(model_dir, tmp_path, capsys):
     run("export", model_dir, tmp_path / "timm", "--to", "timm")
     assert "interpolates positions by its own rule" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "timm").iterdir()} == {"config.json", "model.safetensors"}
-    assert "cannot say" in fail(capsys, "export", model_dir, tmp_path / "google.npz", "--to", "google")
+    assert "cannot hold" in fail(capsys, "export", model_dir, tmp_path / "google.npz", "--to", "google")
     assert not (tmp_path / "google.npz").exists()
 
 
@@ -284,7 +284,7 @@ def test_export_as_a_graph(tmp_path, capsys):
     assert printed.err.count("\n") == 1
     assert printed.out == f"written to {tmp_path / 'out'}\n"
     error = fail(capsys, "export", tmp_path / "tiny.pth", tmp_path / "other", "--to", "timm", "--dynamic-size")
-    assert "batch_size and dynamic_size are of graphs (onnx, openvino)" in error
+    assert "batch_size and dynamic_size are options of graphs (onnx, openvino)" in error
 
 
 def test_push_prints_what_it_uploads(hub_server, model_dir, capsys):
@@ -322,9 +322,9 @@ def test_push_options(hub_server, model_dir, capsys):
 
 def test_push_refusals_are_one_message_and_exit_code_2(hub_server, model_dir, capsys):
     assert "write user/name" in fail(capsys, "push", model_dir, "name")
-    assert "choose vitrail, transformers, timm" in fail(capsys, "push", model_dir, "user/name", "--as", "keras")
-    assert "'other' you or an organisation" in fail(capsys, "push", model_dir, "other/name")
-    assert "no file or folder here" in fail(capsys, "push", "nothing", "user/name")
+    assert "expected one of vitrail, transformers, timm" in fail(capsys, "push", model_dir, "user/name", "--as", "keras")
+    assert "'other' is you or your organization" in fail(capsys, "push", model_dir, "other/name")
+    assert "'nothing' is not a file, a folder, a URL" in fail(capsys, "push", "nothing", "user/name")
 
 
 def test_card(model_dir, tmp_path, capsys):
