@@ -572,7 +572,7 @@ def test_shapes_that_make_no_batch(backend):
     image_processor = VitrailImageProcessor(backend=backend, do_center_crop=False)
     images = [photograph(), photograph(COFFEE, (100, 150))]
     assert [tuple(image.shape) for image in image_processor(images)["pixel_values"]] == [(3, 256, 384), (3, 384, 256)]
-    with pytest.raises(ValueError, match=r"\(3, 256, 384\), \(3, 384, 256\), which make no batch; pass return_tensors=None"):
+    with pytest.raises(ValueError, match=r"\(3, 256, 384\), \(3, 384, 256\), which cannot be batched; pass return_tensors=None"):
         image_processor(images, return_tensors="pt")
 
 
