@@ -292,13 +292,14 @@ def folder_of_the_reader() -> Iterator[None]:
 
 
 def run_command(line: str) -> str:
-    """Return what a `vitrail` command prints."""
+    """Return what a `vitrail` command prints: its messages, without progress bars, then its results."""
     program, *words = shlex.split(line)
     assert program == "vitrail", line
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
+    output, messages = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(messages):
         app(words, standalone_mode=False)
-    return "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
+    shown = [message for message in messages.getvalue().splitlines() if message.strip() and "%|" not in message and "/s]" not in message]
+    return "".join(f"{line.rstrip()}\n" for line in [*shown, *output.getvalue().splitlines()])
 
 
 def with_outputs(pages: list[str]) -> list[str]:

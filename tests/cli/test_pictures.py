@@ -1,4 +1,4 @@
-"""`vitrail attention` and `vitrail pca`: the pictures as a user gets them."""
+"""`vitrail attention` and `vitrail pca`: the pictures that they write."""
 
 import numpy as np
 import pytest

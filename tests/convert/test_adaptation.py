@@ -176,7 +176,7 @@ def test_equal_channels_are_answered_as_before(tmp_path, num_channels, rule, nam
     model, processor, report = vitrail.load(folder, num_channels=num_channels, channel_rule=rule)
     assert model.config.num_channels == processor.num_channels == num_channels
     torch.testing.assert_close(model(grey(num_channels)).logits, colour(grey(3)).logits, **CLOSE)
-    assert any(f"3 channels made one of {num_channels}, by the rule {named}" in warning for warning in report.warnings)
+    assert any(f"from 3 to {num_channels} channels by the rule {named}" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize(("num_channels", "channels"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 0]), (5, [0, 1, 2, 0, 1])])
@@ -212,8 +212,8 @@ def test_statistics_are_averaged_over_the_channels(tmp_path):
 @pytest.mark.parametrize(
     ("num_channels", "rule", "message"),
     [
-        (2, "sum", r'channel_rule="sum" cannot make 2 channels: choose repeat or average'),
-        (4, "first", r'channel_rule="first" cannot make 4 channels: choose repeat or average'),
+        (2, "sum", r'channel_rule="sum" does not apply to 2 channels; expected "repeat" or "average"'),
+        (4, "first", r'channel_rule="first" does not apply to 4 channels; expected "repeat" or "average"'),
         (0, None, "num_channels is 0"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_channel_rule_that_does_not_fit_is_refused(tmp_path, num_channels, rul
 
 
 def fresh(report):
-    return [warning for warning in report.warnings if "fresh and untrained" in warning]
+    return [warning for warning in report.warnings if "classes is untrained" in warning]
 
 
 def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
@@ -235,7 +235,7 @@ def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
     assert model.classifier.weight.shape == (1000, 128)
     assert (model.classifier.bias == 0).all()
     assert 0.01 < model.classifier.weight.std() < 0.03
-    assert fresh(report) == ["the classifier for 1000 classes is fresh and untrained, in the place of one for 5"]
+    assert fresh(report) == ["the classifier for 1000 classes is untrained; it replaces one for 5"]
     assert model.config.id2label[0] == "LABEL_0"  # nobody knows yet what the classes are
 
 
@@ -245,7 +245,7 @@ def test_a_backbone_gets_a_fresh_classifier(tmp_path):
     model, _, report = vitrail.load(tmp_path / "backbone.pth", num_labels=7)
     assert isinstance(model, vitrail.ViTForImageClassification)
     assert model.classifier.weight.shape == (7, 128)
-    assert fresh(report) == ["the classifier for 7 classes is fresh and untrained"]
+    assert fresh(report) == ["the classifier for 7 classes is untrained"]
 
 
 def test_a_fresh_classifier_reads_what_the_old_one_read(tmp_path):
@@ -253,7 +253,7 @@ def test_a_fresh_classifier_reads_what_the_old_one_read(tmp_path):
     torch.save({"weight": torch.zeros(10, 5 * 128), "bias": torch.zeros(10)}, tmp_path / "head.pth")
     model, _, report = vitrail.load(tmp_path / "backbone.pth", head=tmp_path / "head.pth", num_labels=7)
     assert model.classifier.weight.shape == (7, 5 * 128)
-    assert fresh(report) == ["the classifier for 7 classes is fresh and untrained, in the place of one for 10"]
+    assert fresh(report) == ["the classifier for 7 classes is untrained; it replaces one for 10"]
 
 
 def test_a_fresh_classifier_has_the_dtype_of_the_file(tmp_path):
