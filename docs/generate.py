@@ -298,7 +298,9 @@ def run_command(line: str) -> str:
     output, messages = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(messages):
         app(words, standalone_mode=False)
-    shown = [message for message in messages.getvalue().splitlines() if message.strip() and "%|" not in message and "/s]" not in message]
+    shown = [
+        message for message in messages.getvalue().splitlines() if message.strip() and "%|" not in message and "/s]" not in message
+    ]
     return "".join(f"{line.rstrip()}\n" for line in [*shown, *output.getvalue().splitlines()])
 
 

@@ -346,7 +346,7 @@ def test_four_channels_are_not_alpha(backend):
         assert torch.equal(found[:3], colours)
 
 
-def test_greyscale_models():
+def test_grayscale_models():
     image = photograph(size=(60, 40))
     found = pixel_values(image, num_channels=1, do_rescale=False, **AS_IS)
     assert np.array_equal(found, np.array(image.convert("L"))[None])
