@@ -93,7 +93,7 @@ def check_work(image: Image.Image) -> None:
             view = functional.hflip(view)
         for name, factor in draw.jitter:
             view = getattr(functional, f"adjust_{name}")(view, factor)
-        if draw.greyscale:
+        if draw.grayscale:
             view = functional.rgb_to_grayscale(view, num_output_channels=3)
         if draw.blur_radius is not None:
             view = view.filter(ImageFilter.GaussianBlur(draw.blur_radius))

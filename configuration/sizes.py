@@ -1,4 +1,4 @@
-"""Sizes of the published Vision Transformers: one table, each row with the place it is defined.
+"""Sizes of the published Vision Transformers: one table, with a source for each row.
 
 `ViTConfig(**SIZES["small"], patch_size=8)` is DINO's ViT-S/8.
 """
@@ -9,7 +9,7 @@ from .configuration_vit import ViTConfig
 
 
 class Size(TypedDict):
-    """What the name of a size stands for, in the words of `ViTConfig`."""
+    """The fields of `ViTConfig` that a size sets."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -38,5 +38,5 @@ SIZES: dict[str, Size] = {
 
 
 def size_name(config: ViTConfig) -> str | None:
-    """The name in `SIZES` of a configuration's size, or None."""
+    """Return the name in `SIZES` of the size of a config, or None."""
     return next((name for name, size in SIZES.items() if all(getattr(config, k) == v for k, v in size.items())), None)

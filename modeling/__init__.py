@@ -1,4 +1,4 @@
-"""The model, in one file."""
+"""The model, in one file that is read from top to bottom; complexity counts its operations, fingerprint identifies its weights."""
 
 from .modeling_vit import (
     ViTBackbone,

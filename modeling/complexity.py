@@ -1,4 +1,4 @@
-"""How large a model is: parameters, multiply-accumulate operations and activations for one image."""
+"""Size of a model: parameters, multiply-accumulate operations and activations for one image."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from torch import nn
 
 from .modeling_vit import ViTAttention, ViTPreTrainedModel
 
-LAYER_NORM_OPERATIONS = 5  # for each element, as fvcore counts it
+LAYER_NORM_OPERATIONS = 5  # per element, as in fvcore
 
 
 @dataclass(frozen=True)
 class Complexity:
     """Counts for one image.
 
-    parameters: numbers that are learned.
+    parameters: the number of learned values.
     macs: multiply-accumulate operations of linear and convolution layers and five operations for each element of a LayerNorm,
         without the two products of attention: what timm publishes.
-    macs_with_attention: the same and query x key and weights x value.
-    activations: numbers that leave linear and convolution layers.
+    macs_with_attention: macs, plus query x key and weights x value.
+    activations: the number of outputs of linear and convolution layers.
     """
 
     parameters: int
@@ -28,7 +28,7 @@ class Complexity:
 
 
 def complexity(model: ViTPreTrainedModel, image_size: tuple[int, int] | None = None) -> Complexity:
-    """Counts by running the architecture, without its weights, on an image of `image_size` (height, width) pixels."""
+    """Count by running the architecture on the meta device, for an image of `image_size` (height, width) pixels."""
     with torch.device("meta"):
         twin = type(model)(model.config).eval()
         pixel_values = torch.empty(1, model.config.num_channels, *(image_size or model.config.image_size))

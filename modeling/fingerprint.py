@@ -1,4 +1,4 @@
-"""What tells one model from another: the numbers of its weights, and the fields of its config that they pass through."""
+"""Identity of an encoder: a digest of its weights, and the fields of its config that affect features."""
 
 import hashlib
 from typing import Any
@@ -8,13 +8,13 @@ import torch
 from ..configuration.configuration_vit import ViTConfig
 from .modeling_vit import ViTModel
 
-# Fields of the config that only heads and backbones read
+# Fields that only heads and backbones read
 WITHOUT_EFFECT = {"classifier_cls_layers", "classifier_mean_patch"}
 WITHOUT_EFFECT |= {"_out_features", "_out_indices", "apply_layernorm", "reshape_hidden_states"}
 
 
 def weights_digest(vit: ViTModel) -> str:
-    """The SHA-256 of an encoder's weights, with their names, types and shapes."""
+    """Return the SHA-256 of the weights of an encoder, with their names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(vit.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -23,5 +23,5 @@ def weights_digest(vit: ViTModel) -> str:
 
 
 def config_fields(vit: ViTModel) -> dict[str, Any]:
-    """The fields of an encoder's config that its features follow from."""
+    """Return the fields of the config that the features of an encoder depend on."""
     return {name: getattr(vit.config, name) for name in sorted(ViTConfig.__annotations__.keys() - WITHOUT_EFFECT)}

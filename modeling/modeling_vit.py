@@ -1,8 +1,8 @@
-"""The whole model: one Vision Transformer for the DINO, DINOv2, Google and timm families, read from top to bottom.
+"""One Vision Transformer for the DINO, DINOv2, Google and timm families, to be read from top to bottom.
 
     pixels -> patches -> [CLS], positions, registers -> blocks of attention and MLP -> final norm -> pooling -> classifier
 
-Everything in which the families differ is a field of `ViTConfig`. Shape letters: B batch, C channels, H W pixels, h w patches
+Everything in which families differ is a field of `ViTConfig`. Shape letters: B batch, C channels, H W pixels, h w patches
 (rows, columns), N = h * w patches, L tokens (prefix + N), D hidden size, A heads, d = D / A, K classes.
 """
 
@@ -39,18 +39,18 @@ MAX_KEPT_BIAS = 2**24  # elements (64 MiB in float32, per block); a larger relat
 
 
 def interpolate_positions(positions: torch.Tensor, grid: tuple[int, int], config: ViTConfig) -> torch.Tensor:
-    """Resizes patch positions from the grid they were trained on to another, by the rule of the family they come from.
+    """Resize patch positions from the grid they were trained on to another, by the rule of their family.
 
     Args:
         positions: (1, N, D), without the position of [CLS].
         grid: the target (h, w).
 
     Returns:
-        (1, h * w, D), computed in float32 whatever the dtype of `positions`, which the result has.
+        (1, h * w, D), in the dtype of `positions`; it is computed in float32.
     """
     height, width = config.patch_grid
     image = positions.float().reshape(1, height, width, -1).permute(0, 3, 1, 2)  # (1, D, height, width)
-    # DINO gives the scale, computed with an offset, instead of the size: the sampling points move a little
+    # DINO passes the scale, computed with an offset, instead of the size: the sampling points move slightly
     offset = config.position_interpolation_offset
     image = F.interpolate(
         image,
@@ -65,7 +65,7 @@ def interpolate_positions(positions: torch.Tensor, grid: tuple[int, int], config
 
 
 def relative_position_index(grid: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """For each pair of patches, the row of a ((2h-1) * (2w-1))-row table that holds their offset: (N * N,) integers."""
+    """Return, for each pair of patches, the row of their offset in a table of (2h-1) * (2w-1) rows: (N * N,) integers."""
     height, width = grid
     rows = torch.arange(height, device=device)
     columns = torch.arange(width, device=device)
@@ -119,9 +119,9 @@ def _same_values(copied: torch.Tensor, parameter: torch.Tensor) -> bool:
 
 
 class ViTRelativePositionTable(ViTRelativePosition):
-    """A learned bias for each offset between two patches and each head (Swin, arXiv 2103.14030; [CLS] as in BEiT).
+    """A learned bias per offset between two patches and per head (Swin, arXiv 2103.14030; [CLS] as in BEiT).
 
-    The table is `((2h-1) * (2w-1) [+ 3], A)`; the last three rows, there with [CLS], are [CLS]->patch, patch->[CLS], [CLS]->[CLS].
+    The table is `((2h-1) * (2w-1) [+ 3], A)`. With [CLS], the last three rows are [CLS]->patch, patch->[CLS], [CLS]->[CLS].
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -148,9 +148,9 @@ class ViTRelativePositionTable(ViTRelativePosition):
 
 
 def resize_relative_table(offsets: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Resizes a table of biases, ((2h-1) * (2w-1), A), from one patch grid to another.
+    """Resize a table of biases, ((2h-1) * (2w-1), A), from one patch grid to another.
 
-    Linear interpolation between geometrically spaced offsets, which keeps near ones sharp: BEiT's rule, in timm's linear form.
+    Interpolation is linear between geometrically spaced offsets, which keeps small offsets sharp: BEiT's rule in timm's linear form.
     """
     (height, width), (new_height, new_width) = grid, new_grid
     table = offsets.float().view(2 * height - 1, 2 * width - 1, -1)
@@ -184,9 +184,9 @@ def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
 
 
 class ViTRelativePositionMLP(ViTRelativePosition):
-    """A bias for each offset and head, made from log-spaced offsets by a small MLP (Swin v2, arXiv 2111.09883; timm's "cr" form).
+    """A bias per offset and head, computed from log-spaced offsets by a small MLP (Swin v2, arXiv 2111.09883; timm's "cr" form).
 
-    It works at any grid as it is. Pairs with [CLS] have no bias.
+    It works for any grid without resizing. Pairs with [CLS] have no bias.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -217,7 +217,7 @@ RELATIVE_POSITIONS = {"relative_table": ViTRelativePositionTable, "relative_mlp"
 
 
 class ViTPatchEmbeddings(nn.Module):
-    """Cuts images into patches and projects each one: (B, C, H, W) -> (B, N, D)."""
+    """Split images into patches and project each one: (B, C, H, W) -> (B, N, D)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -226,10 +226,10 @@ class ViTPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, stride=self.patch_size)
 
     def grid_of(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """Rows and columns of patches, (h, w), of a batch of images."""
+        """Return the rows and columns of patches, (h, w), of a batch of images."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
-                f"pixel_values has the shape {tuple(pixel_values.shape)}, but this model takes (batch, {self.num_channels}, "
+                f"pixel_values has the shape {tuple(pixel_values.shape)}, but this model expects (batch, {self.num_channels}, "
                 "height, width): prepare the images with its image processor, or load the model with another num_channels."
             )
         (height, width), (patch_height, patch_width) = pixel_values.shape[-2:], self.patch_size
@@ -284,7 +284,7 @@ class ViTEmbeddings(nn.Module):
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError(
-                    "bool_masked_pos needs a mask token, which this model has not: set use_mask_token=True in its config."
+                    "bool_masked_pos requires a mask token, but this model has none: set use_mask_token=True in its config."
                 )
             mask = bool_masked_pos.reshape(batch_size, -1, 1).to(torch.bool)
             hidden_states = torch.where(mask, self.mask_token.to(hidden_states.dtype), hidden_states)
@@ -316,7 +316,7 @@ def eager_attention_forward(
     position_bias: torch.Tensor | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain tensor operations, for those who want its weights: (B, A, L, d) -> (B, L, A, d) and (B, A, L, L)."""
+    """Compute attention in plain tensor operations and return its weights: (B, A, L, d) -> (B, L, A, d) and (B, A, L, L)."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if position_bias is not None:
         scores = scores + position_bias
@@ -349,7 +349,7 @@ class ViTAttention(nn.Module):
         num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the first `num_queries` tokens, or all, take from all tokens."""
+        """Attend from the first `num_queries` tokens (all by default) to all tokens."""
         batch_size, num_tokens, hidden_size = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, L, d)
@@ -357,15 +357,15 @@ class ViTAttention(nn.Module):
             position_bias = self.relative_position(grid)
         implementation = self.config._attn_implementation
         attend: Callable = eager_attention_forward
-        if not output_attentions:  # only the plain form has weights to show
+        if not output_attentions:  # only the eager form returns weights
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if position_bias is not None:
             if "flash" in str(implementation) and not output_attentions:
                 raise ValueError(
-                    "flash attention takes no bias, which relative positions need: load this model with "
+                    "Flash attention does not support the bias of relative positions: load this model with "
                     'attn_implementation="sdpa" or "flex_attention".'
                 )
-            if "flex" in str(implementation):  # indexes the batch, too
+            if "flex" in str(implementation):  # it indexes the batch dimension, too
                 position_bias = position_bias.expand(batch_size, -1, -1, -1)
             kwargs["position_bias"] = position_bias.to(query.dtype)[..., :num_queries, :]
         output, weights = attend(
@@ -383,7 +383,7 @@ class ViTAttention(nn.Module):
 
 
 class ViTMLP(nn.Module):
-    """Two linear layers with an activation between."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -409,7 +409,7 @@ class ViTSwiGLU(nn.Module):
 
 
 def drop_path(hidden_states: torch.Tensor, rate: float) -> torch.Tensor:
-    """Stochastic depth (arXiv 1603.09382): drops the whole branch for some images of the batch and scales the others up."""
+    """Apply stochastic depth (arXiv 1603.09382): drop the branch for some images of the batch and scale up the others."""
     if rate == 0.0:
         return hidden_states
     keep = torch.empty(hidden_states.shape[0], 1, 1, dtype=hidden_states.dtype, device=hidden_states.device)
@@ -417,7 +417,7 @@ def drop_path(hidden_states: torch.Tensor, rate: float) -> torch.Tensor:
 
 
 class ViTLayer(GradientCheckpointingLayer):
-    """A block: attention and MLP, each with its norm, LayerScale and stochastic depth, added to what came in."""
+    """A block: attention and MLP, each a residual branch with its norm, LayerScale and stochastic depth."""
 
     def __init__(self, config: ViTConfig, drop_path_rate: float) -> None:
         super().__init__()
@@ -466,16 +466,16 @@ class ViTLayer(GradientCheckpointingLayer):
 
 @dataclass
 class ViTModelOutput(BaseModelOutputWithPooling):
-    """What `ViTModel` returns.
+    """Outputs of `ViTModel`.
 
     last_hidden_state: (B, L, D), after the final norm where that norm acts on tokens (`norm_before_pooling`).
-    pooler_output: what the family pools, (B, D), (B, 2 D) for "cls+avg", or (B, representation_size).
+    pooler_output: the pooled vector of the family, (B, D), (B, 2 D) for "cls+avg", or (B, representation_size).
     hidden_states: with `output_hidden_states=True`, num_hidden_layers + 1 tensors (B, L, D): what enters the first block, then what
         leaves each block, before the final norm.
     attentions: with `output_attentions=True`, num_hidden_layers tensors (B, A, L, L).
-    patch_grid: rows and columns of patches, (h, w): the last h * w tokens of a sequence, row by row. An attribute and no item, because
-        whoever divides an output among the images of a batch, as transformers' pipelines do, expects a row for each in every item.
-        None where an output is made anew of its items, as mixed precision does.
+    patch_grid: rows and columns of patches, (h, w): the last h * w tokens of a sequence, row by row. An attribute instead of an
+        item, because code that splits an output by image, such as transformers' pipelines, expects one row per image in every item.
+        None if an output is rebuilt from its items, as under mixed precision.
     """
 
     patch_grid: InitVar[tuple[int, int] | None] = None
@@ -486,7 +486,7 @@ class ViTModelOutput(BaseModelOutputWithPooling):
 
 
 class ViTPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and saving of all our models."""
+    """Initialization, loading and saving of all models."""
 
     config: ViTConfig
     config_class = ViTConfig
@@ -526,7 +526,7 @@ class ViTPreTrainedModel(PreTrainedModel):
                     init.constant_(parameter, self.config.layer_scale_init_value)
 
     def _selected_hidden_states(self, output_hidden_states: bool | int | Sequence[int] | None) -> set[int]:
-        """Which of the num_hidden_layers + 1 hidden states a caller, or else the config, asks for."""
+        """Return the indices of the hidden states, among num_hidden_layers + 1, that the caller or else the config asks for."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         number = self.config.num_hidden_layers + 1
@@ -537,7 +537,7 @@ class ViTPreTrainedModel(PreTrainedModel):
 
 
 class ViTModel(ViTPreTrainedModel):
-    """The encoder, from pixels to tokens and the pooled vector. Any H and W that the patch size divides can be given.
+    """The encoder, from pixels to tokens and the pooled vector. H and W can be any multiples of the patch size.
 
     Source: Dosovitskiy et al., arXiv 2010.11929; Caron et al., arXiv 2104.14294; Oquab et al., arXiv 2304.07193; timm.
     """
@@ -565,17 +565,17 @@ class ViTModel(ViTPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ViTModelOutput:
-        """Runs the encoder.
+        """Run the encoder.
 
         Args:
-            pixel_values: (B, C, H, W), as the image processor makes them.
-            bool_masked_pos: (B, N), true where the mask token takes the place of a patch.
-            output_hidden_states: also return what leaves every block; or only what these indices of `hidden_states` select, the
-                others being None.
+            pixel_values: (B, C, H, W), from the image processor.
+            bool_masked_pos: (B, N), true where the mask token replaces a patch.
+            output_hidden_states: also return all hidden states; or only those with the given indices, and None for the
+                others.
             output_attentions: also return attention weights; works with every attention implementation.
 
         Raises:
-            ValueError: another number of channels, or a size that the patch size does not divide.
+            ValueError: wrong number of channels, or the patch size does not divide the image size.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -608,10 +608,10 @@ class ViTModel(ViTPreTrainedModel):
         keep_attention: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-        """Runs the first `depth` blocks; keeps the chosen hidden states (0 enters the first block) and attention weights.
+        """Run the first `depth` blocks; keep the chosen hidden states (0 is the input of the first block) and attention weights.
 
-        Of the weights it keeps what `keep_attention` makes of them: those of many blocks may be more than memory holds.
-        The last block of the model computes the first `num_last_tokens` tokens only, or all.
+        `keep_attention` reduces the weights of each block, because the weights of many blocks may not fit into memory.
+        The last block of the model computes the first `num_last_tokens` tokens only (all by default).
         """
         grid = self.embeddings.patch_embeddings.grid_of(pixel_values)
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)
@@ -631,7 +631,7 @@ class ViTModel(ViTPreTrainedModel):
         return self.layernorm(hidden_states) if self.config.norm_before_pooling else hidden_states
 
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """The pooled vector of a sequence (B, L, D), as the family makes it: `pooler_output`."""
+        """Return the pooled vector of a sequence (B, L, D), `pooler_output`."""
         cls_token = last_hidden_state[:, 0]
         if self.config.pooling == "cls":
             pooled = cls_token
@@ -643,20 +643,20 @@ class ViTModel(ViTPreTrainedModel):
         return pooled if self.representation is None else torch.tanh(self.representation(pooled))
 
     def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`last_hidden_state`, (B, L, D): timm's method of that name."""
+        """Return `last_hidden_state`, (B, L, D), like timm's method of this name."""
         return self(pixel_values, return_dict=True).last_hidden_state
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """The pooled vector of what `forward_features` gave: timm's method, for a model without a classifier."""
+        """Return the pooled vector of the output of `forward_features`, like timm's method for a model without a classifier."""
         return self.pool(features)
 
     def cls_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The [CLS] token of `last_hidden_state` alone, (B, D): of the last block only what makes it is computed.
+        """Return the [CLS] token of `last_hidden_state`, (B, D); the last block computes this token only.
 
         Raises ValueError for a model without [CLS].
         """
         if not self.config.use_cls_token:
-            raise ValueError("This model has no [CLS] token: take pooler_output.")
+            raise ValueError("This model has no [CLS] token: use pooler_output.")
         hidden_states, _, _ = self._run_blocks(pixel_values, num_last_tokens=1)
         return self._norm_tokens(hidden_states)[:, 0]
 
@@ -668,17 +668,17 @@ class ViTModel(ViTPreTrainedModel):
         return_class_token: bool = False,
         norm: bool = True,
     ) -> tuple[torch.Tensor, ...] | tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """Patch tokens that leave the last `n` blocks, or the blocks with the given indices: DINOv2's method of that name.
+        """Return the patch tokens after the last `n` blocks, or after the blocks with the given indices, like DINOv2's method.
 
         Args:
             pixel_values: (B, C, H, W).
-            n: a number of last blocks, or indices of blocks (0 is the first, negative ones count from the last).
-            reshape: (B, D, h, w) maps instead of (B, N, D) sequences.
-            return_class_token: pairs of patch tokens and [CLS] (B, D) instead of patch tokens alone.
-            norm: apply the final norm, where it acts on tokens.
+            n: number of last blocks, or indices of blocks (0 is the first, negative indices count from the last).
+            reshape: return maps (B, D, h, w) instead of sequences (B, N, D).
+            return_class_token: return pairs of patch tokens and [CLS] (B, D).
+            norm: apply the final norm, if it acts on tokens.
 
         Raises:
-            ValueError: there is no such block, or no [CLS] to return.
+            ValueError: a block does not exist, or there is no [CLS] to return.
         """
         num_layers = self.config.num_hidden_layers
         if return_class_token and not self.config.use_cls_token:
@@ -699,16 +699,16 @@ class ViTModel(ViTPreTrainedModel):
         return tuple((patch, output[:, 0]) for patch, output in zip(patches, outputs, strict=True))
 
     def attention_maps(self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)) -> torch.Tensor:
-        """How much [CLS] attends to each patch, in each head of the chosen blocks; the other blocks stay on the fast path.
+        """Return the attention of [CLS] to each patch, per head of the chosen blocks; other blocks stay on the fast path.
 
-        Without [CLS], how much attention each patch receives from all patches, on average.
+        Without [CLS], return the mean attention that each patch receives from all patches.
 
         Args:
             pixel_values: (B, C, H, W).
-            layers: indices of blocks (0 is the first, negative ones count from the last).
+            layers: indices of blocks (0 is the first, negative indices count from the last).
 
         Returns:
-            (B, len(layers), A, h, w); what a row misses to a sum of 1 goes to [CLS] and registers.
+            (B, len(layers), A, h, w); the rest to a sum of 1 is the attention to [CLS] and registers.
         """
         indices = self._layer_indices(layers)
         _, _, rows = self._run_blocks(
@@ -718,7 +718,7 @@ class ViTModel(ViTPreTrainedModel):
         return chosen.unflatten(-1, self.embeddings.patch_embeddings.grid_of(pixel_values))
 
     def _patch_attention(self, weights: torch.Tensor) -> torch.Tensor:
-        """What patches get of the attention (B, A, L, L) of [CLS], or without [CLS] of all patches on average: (B, A, N)."""
+        """Return the attention of [CLS] to patches from weights (B, A, L, L); without [CLS], the mean over patches: (B, A, N)."""
         prefix = self.config.num_prefix_tokens
         return weights[..., 0, prefix:].clone() if self.config.use_cls_token else weights[..., prefix:, prefix:].mean(dim=-2)
 
@@ -737,7 +737,7 @@ def _only(selected: set[int], hidden_states: tuple[torch.Tensor | None, ...]) ->
 
 
 class ViTForImageClassification(ViTPreTrainedModel):
-    """The encoder and a linear classifier, which reads `pooler_output`, or [CLS] of the last blocks and the mean patch."""
+    """The encoder and a linear classifier on `pooler_output`, or on [CLS] of the last blocks and the mean patch token."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
@@ -755,11 +755,11 @@ class ViTForImageClassification(ViTPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
-        """Logits (B, K) and, with `labels`, the loss of the config's `problem_type`.
+        """Return logits (B, K) and, with `labels`, the loss of the config's `problem_type`.
 
         Args:
             pixel_values: (B, C, H, W).
-            labels: (B,) class numbers, (B, K) 0 or 1 for multi-label classification, or numbers for regression.
+            labels: (B,) class indices, (B, K) of 0 and 1 for multi-label classification, or values for regression.
         """
         needed = self._selected_hidden_states(range(-self.config.classifier_cls_layers, -1))  # the last is in last_hidden_state
         selected = self._selected_hidden_states(output_hidden_states)
@@ -780,27 +780,29 @@ class ViTForImageClassification(ViTPreTrainedModel):
         )
 
     def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The tokens before pooling, (B, L, D): timm's method of that name."""
+        """Return the tokens before pooling, (B, L, D), like timm's method of this name."""
         return self.vit.forward_features(pixel_values)
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Logits (B, K), or with `pre_logits` the pooled vector (B, D), of what `forward_features` gave: timm's method of that name."""
+        """Return logits (B, K), or the pooled vector (B, D) with `pre_logits`, from the output of `forward_features`: timm's method."""
         if pre_logits:
             return self.vit.pool(features)
         if self.config.classifier_cls_layers > 1:
-            raise ValueError("This classifier reads several blocks, and forward_head has the last one only: call the model itself.")
+            raise ValueError(
+                "This classifier reads several blocks, but forward_head receives the last one only: call the model itself."
+            )
         return self.classifier(self.classifier_input(ViTModelOutput(features, self.vit.pool(features))))
 
     def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> tuple:
-        """That of the encoder: `ViTModel.get_intermediate_layers`."""
+        """Call `ViTModel.get_intermediate_layers` of the encoder."""
         return self.vit.get_intermediate_layers(*args, **kwargs)
 
     def attention_maps(self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)) -> torch.Tensor:
-        """That of the encoder: `ViTModel.attention_maps`."""
+        """Call `ViTModel.attention_maps` of the encoder."""
         return self.vit.attention_maps(pixel_values, layers)
 
     def classifier_input(self, outputs: ViTModelOutput) -> torch.Tensor:
-        """What the classifier reads, (B, classifier_input_size), oldest block first and the mean patch last."""
+        """Return the input of the classifier, (B, classifier_input_size): [CLS] in order of depth, then the mean patch token."""
         if not self.config.classifier_reads_tokens:
             return outputs.pooler_output
         tokens = outputs.last_hidden_state
@@ -814,7 +816,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
 
 class ViTForMaskedImageModeling(ViTPreTrainedModel):
-    """The encoder and SimMIM's one-layer decoder (arXiv 2111.09886), which paints each patch from its token."""
+    """The encoder and SimMIM's one-layer decoder (arXiv 2111.09886), which reconstructs each patch from its token."""
 
     def __init__(self, config: ViTConfig) -> None:
         if not config.use_mask_token:
@@ -833,7 +835,7 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedImageModelingOutput:
-        """The reconstruction (B, C, H, W) and, with `bool_masked_pos` (B, N), the mean absolute error over the masked pixels."""
+        """Return the reconstruction (B, C, H, W) and, with `bool_masked_pos` (B, N), the mean absolute error over the masked pixels."""
         outputs: ViTModelOutput = self.vit(pixel_values, bool_masked_pos, return_dict=True, **kwargs)
         height, width = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
         patch_height, patch_width = self.vit.embeddings.patch_embeddings.patch_size
@@ -853,7 +855,7 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
 
 
 class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
-    """The encoder as a backbone of detection and segmentation frameworks: feature maps of the stages in `out_features`."""
+    """The encoder as a backbone for detection and segmentation: feature maps of the stages in `out_features`."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
@@ -869,7 +871,7 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BackboneOutput:
-        """Feature maps (B, D, h, w), or (B, L, D) with `reshape_hidden_states=False`, of the stages ("stem" is block 1's input)."""
+        """Return feature maps (B, D, h, w), or (B, L, D) with `reshape_hidden_states=False`; "stem" is the input of block 1."""
         selected = self._selected_hidden_states(output_hidden_states)
         outputs: ViTModelOutput = self.vit(
             pixel_values,

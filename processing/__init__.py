@@ -1,4 +1,4 @@
-"""Images to pixel values: the image processor, and one row of settings per published family."""
+"""Images to pixel values: the image processor, one row of settings per published family, sizes, and training augmentation."""
 
 from .image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
 from .presets import PRESETS, Preset, make_image_processor

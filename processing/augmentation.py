@@ -1,4 +1,4 @@
-"""The training view of an image: a random part of it at the model's size, mirrored half of the time."""
+"""The training view of an image: a random crop resized to the model's size, mirrored with probability 0.5."""
 
 import math
 
@@ -17,10 +17,10 @@ FLIP_PROBABILITY = 0.5
 
 
 def rng_of(seed: int, view: int, row: int) -> np.random.Generator:
-    """The generator of one draw for one image, which depends on these three numbers and on nothing else.
+    """Return the generator of one draw for one image, which depends on these three numbers only.
 
-    So a draw is the same in any batch, order, process and version of numpy. seed: of the run; view: which draw for this image;
-    row: of the image in its dataset. All are 0 or more.
+    A draw is therefore the same in any batch, order, process and version of numpy. seed: seed of the run; view: index of the draw for
+    this image; row: index of the image in its dataset. All are 0 or more.
     """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(view, row))))
 
@@ -33,11 +33,11 @@ def random_resized_crop_box(
     scale: tuple[float, float] = SCALE,
     ratio: tuple[float, float] = RATIO,
 ) -> tuple[int, int, int, int]:
-    """A random part of an image of `width` x `height` pixels, as Pillow's box (left, top, right, bottom).
+    """Draw a random crop of an image of `width` x `height` pixels, as Pillow's box (left, top, right, bottom).
 
-    Its share of the area is uniform in `scale` and the logarithm of its width / height uniform in that of `ratio`; the place is
-    uniform among all that hold it. A part that does not fit is drawn anew, up to 10 times; then it is the largest part around
-    the centre whose aspect is within `ratio`. These are the semantics of torchvision's RandomResizedCrop.
+    Its share of the area is uniform in `scale`, the logarithm of its width / height is uniform in the logarithms of `ratio`, and its
+    place is uniform. A crop that does not fit is drawn again, up to 10 times; after that, it is the largest center crop whose aspect is
+    within `ratio`. These are the semantics of torchvision's RandomResizedCrop.
     """
     for _ in range(TRIES):
         area = width * height * rng.uniform(*scale)
@@ -63,26 +63,26 @@ def training_view(
     *,
     resample: int = Image.Resampling.BICUBIC,
 ) -> torch.Tensor:
-    """Pixel values of one training view of an image: `random_resized_crop_box`, then a mirror image with probability 0.5.
+    """Return pixel values of one training view of an image: `random_resized_crop_box`, then a horizontal flip with probability 0.5.
 
-    Colours and normalisation are the image processor's, whose size the crop is resized to. With the defaults this is the
+    The image processor converts colors, resizes the crop to its own size, and normalizes. With the defaults this is the
     training transform of facebookresearch/dinov2 (dinov2/data/transforms.py, make_classification_train_transform); that of
     facebookresearch/dino (eval_linear.py) differs in its filter, which is bilinear.
 
     Args:
         image: of any mode, upright (an EXIF orientation applied).
         image_processor: of the model.
-        rng: where all randomness comes from; see `rng_of`.
+        rng: the source of all randomness; see `rng_of`.
         resample: Pillow's filter number.
 
     Returns:
         float32 (C, H, W).
 
-    Raises VitrailError if the image processor has no size of its own.
+    Raises VitrailError if the image processor has no fixed size.
     """
     box = random_resized_crop_box(image.width, image.height, rng)
     mirrored = rng.random() < FLIP_PROBABILITY
-    # Cutting comes before the colours are converted, which changes nothing; mirroring comes last, as in torchvision
+    # Cropping before the color conversion gives the same pixels; the flip comes last, as in torchvision
     pixel_values = image_processor(
         image.crop(box),
         do_resize=True,
@@ -99,8 +99,8 @@ def _training_size(image_processor: VitrailImageProcessor) -> dict[str, int]:
         return dict(image_processor.crop_size)
     if not image_processor.do_resize:
         raise VitrailError(
-            "the image processor keeps the size of every image, so there is none that a random crop could be resized to; use one "
-            'with a size, as vitrail.make_image_processor("dino", image_size=224)'
+            "the image processor keeps the size of every image, but a random crop is resized to a fixed size; use one "
+            'with a size, for example vitrail.make_image_processor("dino", image_size=224)'
         )
     size = dict(image_processor.size)
     return size if "height" in size else {"height": size["shortest_edge"], "width": size["shortest_edge"]}

@@ -5,32 +5,32 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-SIXTH = 85  # of the circle of hues, on which Pillow's 256 levels are 2 apart
+SIXTH = 85  # a sixth of the circle of hues, on which Pillow's 256 levels are 2 apart
 
 
 def adjust_brightness(image: Image.Image, factor: float) -> Image.Image:
-    """Away from black (above 1) or towards it; 0 is black."""
+    """Blend with black; a factor of 0 is black, 1 the image."""
     return Image.blend(Image.new(image.mode, image.size), image, factor)
 
 
 def adjust_contrast(image: Image.Image, factor: float) -> Image.Image:
-    """Away from the mean grey (above 1) or towards it; 0 is that grey."""
-    grey = image if image.mode == "L" else image.convert("L")
-    mean = int(np.asarray(grey).mean() + 0.5)
+    """Blend with the mean gray; a factor of 0 is this gray, 1 the image."""
+    gray = image if image.mode == "L" else image.convert("L")
+    mean = int(np.asarray(gray).mean() + 0.5)
     return Image.blend(Image.new(image.mode, image.size, (mean,) * len(image.getbands())), image, factor)
 
 
 def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
-    """Away from the greyscale image (above 1) or towards it; 0 is that image."""
+    """Blend with the grayscale image; a factor of 0 is grayscale, 1 the image."""
     return image if image.mode == "L" else Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
 def adjust_hue(image: Image.Image, factor: float) -> Image.Image:
-    """Around the circle of hues, of which `factor` is a share, from -0.5 to 0.5.
+    """Shift the hue by `factor` of the circle of hues, from -0.5 to 0.5.
 
-    The way back from HSV is arithmetic on whole channels, which takes half of Pillow's time. A channel lies below the value by
+    The conversion from HSV is arithmetic on whole channels, which takes half of Pillow's time. A channel lies below the value by
     saturation * value * missing / (255 * SIXTH): the products are whole numbers below 2**24, so exact in float32, and the
-    divisor is odd, so that no quotient is close to a half. It is rounded right.
+    divisor is odd, so no quotient is close to a half and rounding is exact.
     """
     if image.mode == "L":
         return image
@@ -48,7 +48,7 @@ def adjust_hue(image: Image.Image, factor: float) -> Image.Image:
 
 @cache
 def _missing(shift: int) -> list[list[int]]:
-    """What red, green and blue lack at each of the 256 hues moved by `shift`: 0 up to a sixth from their own hue, SIXTH from two on."""
+    """Return what red, green and blue lack at each of the 256 hues shifted by `shift`: 0 within a sixth of their hue, SIXTH beyond two."""
     hues = (np.arange(256) + shift) % 256
     distances = np.abs(2 * hues - np.array([[0], [2 * SIXTH], [4 * SIXTH]]))
     return np.clip(np.minimum(distances, 6 * SIXTH - distances) - SIXTH, 0, SIXTH).tolist()

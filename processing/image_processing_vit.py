@@ -1,8 +1,8 @@
-"""Images of any kind to the `pixel_values` of a Vision Transformer, with Pillow and torch alone.
+"""Preprocessing of images to the `pixel_values` of a Vision Transformer, with Pillow and torch only.
 
-This file is uploaded with a model, so it imports nothing of the package and raises `ValueError`.
+This file is uploaded with a model, so it imports nothing from the package and raises `ValueError`.
 
-An image passes through one function after the other: `_read` opens files with `decode`, `_convert` gives it the channels of
+An image passes through one function after the other: `_read` opens files with `decode`, `convert_channels` gives it the channels of
 the model, `_resize_with_pil` or `_resize_with_torch` and `_center_crop` its size, and `_pixel_values` its scale. In between it is
 a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalisation.
 """
@@ -68,7 +68,7 @@ DECODE_ERRORS = (
 
 
 class VitrailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """What VitrailImageProcessor takes beyond the arguments of every image processor; see there."""
+    """Arguments of VitrailImageProcessor beyond those of every image processor."""
 
     backend: str | None
     num_channels: int | None
@@ -79,23 +79,23 @@ class VitrailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
 class VitrailImageProcessor(BaseImageProcessor):
     """Resizes, crops, rescales and normalises images. The defaults are DINO's evaluation (arXiv:2104.14294, `eval_knn.py`).
 
-    Every field can be given to the constructor, to `from_pretrained` and to a call, and is kept in preprocessor_config.json:
+    Every setting can be passed to the constructor, to `from_pretrained` and to a call, and is saved in preprocessor_config.json:
 
     - backend: "pil" resizes with Pillow and equals torchvision's PIL transforms bit for bit. "torch" resizes uint8 tensors
       with torch's antialiased kernels, images of one shape as one batch, on `device` if one is given: bilinear and bicubic
       only, within 2 levels of Pillow, and typically under 1 % of the values differ.
-    - num_channels: of the model. 3 converts Pillow images to RGB, 1 to greyscale; with another number an image must have
-      that many channels, which are processed one by one. Greyscale is repeated for a model of 3 channels.
+    - num_channels: number of channels of the model. 3 converts Pillow images to RGB, 1 to grayscale; with another number an image must have
+      that many channels, which are processed one by one. Grayscale is repeated for a model of 3 channels.
     - do_resize, size, resample: `{"shortest_edge": s}` keeps the aspect, with a bound if there is a "longest_edge";
       `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter number.
     - size_divisor: a patch size, int or (height, width). Each side becomes a multiple of it: the nearest, by resizing, or
       with do_pad the next, by padding right and bottom with zeros after the normalisation, which are the mean colour.
-    - do_center_crop, crop_size: what lies outside of a smaller image becomes black.
-    - jpeg_draft: JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, by libjpeg, where that is enough: both sides are at
-      least those to resize to, and the shape of `pixel_values` stays the same. Much faster for large photographs, whose values
-      differ by one or two levels on average. No effect on images that are decoded already.
-    - do_rescale, rescale_factor: 8-bit levels times the factor; 16-bit levels (0 to 65535) and floats (0 to 1) become the
-      same values without being rounded to 8 bits. Without do_rescale the numbers stay as they are.
+    - do_center_crop, crop_size: a smaller image is padded with black.
+    - jpeg_draft: libjpeg decodes JPEG files at 1/2, 1/4 or 1/8 of their size if both sides remain at least as large as the size
+      to resize to and the shape of `pixel_values` is the same. This is much faster for large photographs; values differ by one or
+      two levels on average. It has no effect on decoded images.
+    - do_rescale, rescale_factor: 8-bit levels times the factor; 16-bit levels (0 to 65535) and floats (0 to 1) are scaled to the
+      same range without rounding to 8 bits. Without do_rescale, values are unchanged.
     - do_normalize, image_mean, image_std: per channel.
 
     A call takes one image, or lists of them: Pillow images of any mode, arrays and tensors of uint8, uint16, bool or float,
@@ -135,7 +135,7 @@ class VitrailImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Also reads the files of transformers' ViT: those squash, to an int `size` in old ones, and know of no crop."""
+        """Read also the files of transformers' ViT, which squash images (to an int `size` in old files) and never crop."""
         image_processor_dict = {name: value for name, value in image_processor_dict.items() if name != "auto_map"}  # no setting
         size = image_processor_dict.get("size")
         if isinstance(size, int | list | tuple) or (isinstance(size, Mapping) and "height" in size):
@@ -182,14 +182,14 @@ class VitrailImageProcessor(BaseImageProcessor):
 
 
 class VitrailImageProcessorTorch(VitrailImageProcessor):
-    """What `AutoImageProcessor.from_pretrained(..., backend="torch")` finds: it makes a VitrailImageProcessor of that backend.
+    """The class that `AutoImageProcessor.from_pretrained(..., backend="torch")` finds; it makes a VitrailImageProcessor.
 
-    transformers uses the argument up to choose a class, so it takes a class to carry it.
+    transformers consumes the argument to choose a class, so the class must carry it.
     """
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A VitrailImageProcessor with `backend="torch"`, whatever the file says."""
+        """Return a VitrailImageProcessor with `backend="torch"`."""
         return VitrailImageProcessor.from_dict(image_processor_dict, **(kwargs | {"backend": "torch"}))
 
 
@@ -367,7 +367,7 @@ def _preprocess(images: Any, settings: Settings) -> BatchFeature:
 
 
 def _flatten(images: Any) -> Iterator[Any]:
-    """One image after the other out of nested lists and of batches with four axes."""
+    """Yield the images of nested lists and of batches with four axes."""
     if isinstance(images, list | tuple):
         for image in images:
             yield from _flatten(image)
@@ -378,7 +378,7 @@ def _flatten(images: Any) -> Iterator[Any]:
 
 
 def _read(source: Any, settings: Settings) -> Image.Image | np.ndarray | torch.Tensor:
-    """Open what is not an image yet: a path, a URL or bytes."""
+    """Open a path, a URL or bytes; return images unchanged."""
     if isinstance(source, Image.Image | np.ndarray | torch.Tensor):
         return source
     if isinstance(source, bytes):
@@ -470,7 +470,7 @@ def convert_channels(
 
 
 def _convert_mode(image: Image.Image, num_channels: int) -> Image.Image | np.ndarray:
-    """An 8-bit Pillow image in RGB or L, or an array (H, W[, C]) of what these cannot hold."""
+    """Return an 8-bit Pillow image in RGB or L, or an array (H, W[, C]) for other modes."""
     if image.mode == "I":
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
@@ -503,7 +503,7 @@ def _convert_mode(image: Image.Image, num_channels: int) -> Image.Image | np.nda
 def _channels_first(
     image: torch.Tensor, num_channels: int, input_data_format: ChannelDimension | str | None, habit: ChannelDimension
 ) -> torch.Tensor:
-    """(C, H, W) of an (H, W), (H, W, C) or (C, H, W); `habit` decides where the first and the last axis both fit."""
+    """Return (C, H, W) of an (H, W), (H, W, C) or (C, H, W); `habit` decides if both the first and the last axis fit."""
     shape = tuple(image.shape)
     if image.ndim not in (2, 3) or 0 in shape:
         raise ValueError(f"found an image of shape {shape}, expected (H, W), (H, W, C), (C, H, W) or a batch of those")
@@ -532,13 +532,13 @@ def _channel_axis(shape: tuple[int, ...], num_channels: int, habit: ChannelDimen
             if length[axis] == channels:
                 return axis
     raise ValueError(
-        f"found an image of shape {shape}, but num_channels={num_channels} and neither the first nor the last axis has so "
-        f"many; pass {num_channels} channels, or make the image processor and the model with another num_channels"
+        f"found an image of shape {shape}, but num_channels={num_channels} and neither the first nor the last axis has this "
+        f"length; pass {num_channels} channels, or make the image processor and the model with another num_channels"
     )
 
 
 def _rescale(values: torch.Tensor, full_range: float, full_scale: float | None) -> torch.Tensor:
-    """Values of 0 to `full_range` to 0 to `full_scale`, or as they are if that is None."""
+    """Scale values from 0..`full_range` to 0..`full_scale`; unchanged if `full_scale` is None."""
     if full_scale is None:
         return values
     low, high = (bound.item() for bound in values.aminmax())
@@ -551,7 +551,7 @@ def _rescale(values: torch.Tensor, full_range: float, full_scale: float | None) 
 
 
 def _size_of(image: Pixels) -> tuple[int, int]:
-    """(height, width)."""
+    """Return (height, width)."""
     return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])
 
 
@@ -611,12 +611,12 @@ def _resize_with_torch(batch: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 
 def _clamp(values: torch.Tensor, full_scale: float | None) -> torch.Tensor:
-    """Cut off what a bicubic filter overshoots, as happens to 8-bit levels by themselves."""
+    """Clamp the overshoot of a bicubic filter, as 8-bit levels are clamped."""
     return values if full_scale is None or values.dtype == torch.uint8 else values.clamp(0, full_scale)
 
 
 def _center_crop(image: Pixels, settings: Settings) -> Any:
-    """Cut out, in the same memory, or fill up with black, as torchvision's CenterCrop does, to the pixel."""
+    """Crop, in the same memory, or pad with black; the same pixels as torchvision's CenterCrop."""
     if not settings.do_center_crop:
         return image
     crop_height, crop_width = settings.crop_sides
@@ -635,13 +635,13 @@ def _crop_offset(length: int, cropped: int) -> int:
 
 
 def _planes(image: Image.Image) -> torch.Tensor:
-    """(C, H, W) of an image in RGB or L."""
+    """Return (C, H, W) of an image in RGB or L."""
     planes = bytearray().join(image.tobytes("raw", band) for band in image.getbands())
     return torch.frombuffer(planes, dtype=torch.uint8).view(-1, image.height, image.width)
 
 
 def _groups(numbered: Iterable[tuple[int, torch.Tensor]]) -> Iterable[Group]:
-    """All images of one shape, type and device, with their numbers."""
+    """Group images of one shape, dtype and device, with their indices."""
     groups: dict[Any, Group] = {}
     for number, image in numbered:
         numbers, group = groups.setdefault((image.shape, image.dtype, image.device), ([], []))
@@ -651,9 +651,9 @@ def _groups(numbered: Iterable[tuple[int, torch.Tensor]]) -> Iterable[Group]:
 
 
 def _batches(images: Iterable[torch.Tensor]) -> Iterator[Batch]:
-    """(B, C, H, W) of all images of one shape and type, with their places among the images.
+    """Yield batches (B, C, H, W) of images of one shape and dtype, with their indices.
 
-    On a CPU they come one by one and are not copied: its kernels take them one after the other anyway.
+    On a CPU each image is its own batch and is not copied, because the kernels process images one by one.
     """
     numbered = []
     for index, image in enumerate(images):
@@ -666,7 +666,7 @@ def _batches(images: Iterable[torch.Tensor]) -> Iterator[Batch]:
 
 
 def _in_order(batches: Iterable[Batch]) -> list[torch.Tensor]:
-    """The images of the batches, each in its place."""
+    """Return the images of the batches in their original order."""
     images = {index: image for indices, batch in batches for index, image in zip(indices, batch, strict=True)}
     return [images[index] for index in range(len(images))]
 
@@ -675,14 +675,14 @@ def _one_batch(batches: list[Batch]) -> torch.Tensor:
     shapes = sorted({tuple(batch.shape[1:]) for _, batch in batches})
     if len(shapes) > 1:
         raise ValueError(
-            f"found pixel_values of the shapes {', '.join(map(str, shapes))}, which make no batch; pass return_tensors=None "
+            f"found pixel_values of the shapes {', '.join(map(str, shapes))}, which cannot be batched; pass return_tensors=None "
             "for a list, images of one shape, or a fixed size (a crop, or height and width)"
         )
     return batches[0][1] if len(batches) == 1 else torch.stack(_in_order(batches))
 
 
 def _pixel_values(images: list[torch.Tensor], settings: Settings) -> torch.Tensor:
-    """float32 (B, C, H, W) of images (C, H, W) of one shape, type and device; each is written into its place."""
+    """Return float32 (B, C, H, W) of images (C, H, W) of one shape, dtype and device, written into one tensor."""
     channels, height, width = images[0].shape
     divisors = settings.divisors if settings.do_pad else (1, 1)
     padded = [length + -length % divisor for length, divisor in zip((height, width), divisors, strict=True)]
@@ -704,9 +704,9 @@ def _pixel_values(images: list[torch.Tensor], settings: Settings) -> torch.Tenso
 
 
 def _calculate(image: Any, steps: list[tuple[str, Any]], values: Any) -> None:
-    """Take an image (C, H, W) through functions of it and an operand (C, 1, 1).
+    """Apply functions of an image (C, H, W) and an operand (C, 1, 1), one after the other.
 
-    On a CPU by numpy, in this thread: torch would share so little work among several, and wait for those that others keep busy.
+    On a CPU numpy computes in this thread: torch would split this little work among threads and wait for busy ones.
     """
     library: Any = np
     if values.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""DINO's training augmentation: large and small random views of one image, their colours changed, with Pillow and numpy alone.
+"""DINO's training augmentation: large and small random views of an image with changed colors, with Pillow and numpy only.
 
 Caron et al. 2021, arXiv:2104.14294, after BYOL (Grill et al. 2020, arXiv:2006.07733, appendix B). `draw_crops` draws
 all random numbers of a view, and `make_crop` makes the view from them.
@@ -45,10 +45,10 @@ def _upwards(most: float) -> str:
 
 @dataclass(frozen=True)
 class CropAugmentation:
-    """One kind of view: a random part of the image, resized to a square.
+    """One kind of view: a random crop of the image, resized to a square.
 
-    size: its side, in pixels.
-    scale: bounds of the part's share of the image's area.
+    size: side of the square, in pixels.
+    scale: bounds of the crop's share of the image area.
     blur_probability, solarize_probability: see `MultiCropAugmentation`.
     """
 
@@ -66,7 +66,7 @@ class CropAugmentation:
 
 @dataclass(frozen=True)
 class MultiCropAugmentation:
-    """The views of an image, and what changes them, in this order. The defaults are facebookresearch/dino's; see DINO_AUGMENTATION.
+    """The views of an image, and their augmentations in order. The defaults are facebookresearch/dino's; see DINO_AUGMENTATION.
 
     global_crops: of the two large views, of one size.
     local_crop, num_local_crops: of the small views, and how many of them there are.
@@ -113,7 +113,7 @@ class MultiCropAugmentation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MultiCropAugmentation":
-        """The augmentation that `dataclasses.asdict` made a dict of, also after JSON made lists of its tuples."""
+        """Read the dict that `dataclasses.asdict` returns, also from JSON, where tuples are lists."""
         crops = {
             "global_crops": tuple(_read(CropAugmentation, crop) for crop in values.get("global_crops", ())),
             "local_crop": _read(CropAugmentation, values.get("local_crop", {})),
@@ -122,7 +122,7 @@ class MultiCropAugmentation:
 
     @property
     def jitter_bounds(self) -> dict[str, tuple[float, float]]:
-        """The smallest and the largest factor of each operation that is not left out."""
+        """The smallest and the largest factor of each operation with a strength above 0."""
         strengths = {name: getattr(self, name) for name in JITTER}
         return {
             name: (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
@@ -132,7 +132,7 @@ class MultiCropAugmentation:
 
     @property
     def crops(self) -> tuple[CropAugmentation, ...]:
-        """Of all views, the large ones first."""
+        """The kinds of all views, large ones first."""
         return (*self.global_crops, *(self.local_crop,) * self.num_local_crops)
 
 
@@ -149,30 +149,30 @@ DINO_AUGMENTATION = MultiCropAugmentation(
 
 @dataclass(frozen=True)
 class CropDraw:
-    """All that chance decides of one view.
+    """All random numbers of one view.
 
-    box: the part of the image, as Pillow's (left, top, right, bottom); size: the side that it is resized to.
+    box: the crop, as Pillow's (left, top, right, bottom); size: the side it is resized to.
     jitter: operations of JITTER with their factors, in order.
-    blur_radius, solarize_threshold: None where the view is spared.
+    blur_radius, solarize_threshold: None for no blur or no solarization.
     """
 
     box: tuple[int, int, int, int]
     size: int
     mirrored: bool = False
     jitter: tuple[tuple[str, float], ...] = ()
-    greyscale: bool = False
+    grayscale: bool = False
     blur_radius: float | None = None
     solarize_threshold: int | None = None
 
 
 def make_crop(image: Image.Image, draw: CropDraw) -> Image.Image:
-    """The view of an image in RGB or L that was drawn. One without colours comes in L: so what follows is a third of the work."""
+    """Make a drawn view of an image in RGB or L. Grayscale views are in L, which takes a third of the time afterwards."""
     view = image.crop(draw.box).resize((draw.size, draw.size), Image.Resampling.BICUBIC)
     if draw.mirrored:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for name, factor in draw.jitter:
         view = JITTER[name](view, factor)
-    if draw.greyscale:
+    if draw.grayscale:
         view = view.convert("L")
     if draw.blur_radius is not None:
         view = view.filter(ImageFilter.GaussianBlur(draw.blur_radius))
@@ -182,9 +182,9 @@ def make_crop(image: Image.Image, draw: CropDraw) -> Image.Image:
 
 
 def draw_crops(augmentation: MultiCropAugmentation, width: int, height: int, rng: np.random.Generator) -> Iterator[CropDraw]:
-    """Draws the views of an image of `width` x `height` pixels, the large ones first.
+    """Draw the views of an image of `width` x `height` pixels, large ones first.
 
-    Numbers that a view has no use for are drawn as well, so that a probability changes nothing but what it is the probability of.
+    Unused numbers are drawn as well, so that changing a probability affects no other draw.
     """
     bounds = augmentation.jitter_bounds
     for crop in augmentation.crops:
@@ -196,7 +196,7 @@ def draw_crops(augmentation: MultiCropAugmentation, width: int, height: int, rng
             crop.blur_probability,
             crop.solarize_probability,
         )
-        mirrored, jittered, greyscale, blurred, solarized = (rng.random(len(probabilities)) < probabilities).tolist()
+        mirrored, jittered, grayscale, blurred, solarized = (rng.random(len(probabilities)) < probabilities).tolist()
         jitter = [(name, rng.uniform(*bounds[name])) for name in bounds]
         order = rng.random(len(jitter)).argsort()
         radius = rng.uniform(*augmentation.blur_radius)
@@ -205,7 +205,7 @@ def draw_crops(augmentation: MultiCropAugmentation, width: int, height: int, rng
             crop.size,
             mirrored=mirrored,
             jitter=tuple(jitter[place] for place in order) if jittered else (),
-            greyscale=greyscale,
+            grayscale=grayscale,
             blur_radius=radius if blurred else None,
             solarize_threshold=augmentation.solarize_threshold if solarized else None,
         )
@@ -220,14 +220,14 @@ def multi_crop(
     std: Sequence[float],
     num_channels: int = 3,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixel values of the views of an image: the two large ones and the small ones.
+    """Return pixel values of the views of an image: the two large ones and the small ones.
 
     Args:
         image: of any mode, upright (an EXIF orientation applied).
         augmentation: what is drawn; see DINO_AUGMENTATION.
         rng: where all randomness comes from; see `rng_of`.
         mean, std: of each channel, of values from 0 to 1.
-        num_channels: of the model. 3 makes images RGB; 1 makes them greyscale, and leaves of the jitter brightness and contrast.
+        num_channels: of the model. 3 makes images RGB; 1 makes them grayscale, and leaves of the jitter brightness and contrast.
 
     Returns:
         float32 (2, C, S, S) and (N, C, s, s), of `num_local_crops` N.
@@ -254,15 +254,15 @@ def multi_crop(
 
 
 def check_channels(num_channels: int) -> None:
-    """Raises VitrailError for a number of channels whose colours cannot be changed."""
+    """Raise VitrailError if color changes are not defined for a number of channels."""
     if num_channels not in MODES:
         raise VitrailError(
-            f"found num_channels={num_channels}; the changes of colour are defined for 3 (RGB) and 1 (greyscale), write one of these"
+            f"found num_channels={num_channels}; color changes are defined for 3 (RGB) and 1 (grayscale); write one of these"
         )
 
 
 def _with_channels(image: Image.Image, num_channels: int) -> Image.Image:
-    """In RGB or L. Levels of 16 bits and floats are rounded to 8 bits, on which the changes of colour are defined."""
+    """Convert to RGB or L. 16-bit levels and floats are rounded to 8 bits, for which the color changes are defined."""
     converted = convert_channels(
         image, backend="pil", num_channels=num_channels, input_data_format=None, device=None, full_scale=255.0
     )

@@ -1,4 +1,4 @@
-"""How each published family prepares images for evaluation, as one table."""
+"""Preprocessing of each published family for evaluation, as one table."""
 
 import math
 from collections.abc import Sequence
@@ -67,18 +67,18 @@ def make_image_processor(
     image_std: Sequence[float] | None = None,
     backend: str = "pil",
 ) -> VitrailImageProcessor:
-    """The image processor of a published family, scaled to a model.
+    """Make the image processor of a published family for a model.
 
     preset: a name in PRESETS.
-    image_size: of the model in pixels, int or (height, width); 224 by default, of no meaning to "full-image". To a rectangle
-        images are squashed, where a square would be cropped.
-    patch_size: of the model in pixels, int or (height, width); what "full-image" and "keep-aspect" make multiples of.
-    crop_pct: in place of the row's, as timm's configs have it: image_size / crop_pct is the shorter side before the crop.
-    num_channels: of the model; for another number than 3, every channel gets the average of the row's mean and std.
-    image_mean, image_std: in place of the row's.
+    image_size: image size of the model in pixels, int or (height, width); 224 by default; unused by "full-image". Presets that
+        crop a square squash images to a rectangle.
+    patch_size: patch size of the model in pixels, int or (height, width); "full-image" and "keep-aspect" require it.
+    crop_pct: overrides the preset, as in timm's configs: image_size / crop_pct is the shorter side before the crop.
+    num_channels: number of channels of the model; unless it is 3, every channel gets the average of the preset's mean and std.
+    image_mean, image_std: override the preset.
     backend: "pil" or "torch", see VitrailImageProcessor.
 
-    Raises VitrailError for an unknown preset, and where a row lacks what it needs or cannot do what is asked.
+    Raises VitrailError for an unknown preset, and for arguments that are missing or do not apply to it.
     """
     if preset not in PRESETS:
         raise VitrailError(f"found preset={preset!r}; write one of {', '.join(PRESETS)}")
@@ -86,7 +86,7 @@ def make_image_processor(
     if crop_pct is not None and row.layout != "crop":
         raise VitrailError(f"found crop_pct={crop_pct} with the preset {preset!r}, which does not crop; leave crop_pct out")
     height, width = as_pair("image_size", 224 if image_size is None else image_size)
-    crops = row.layout == "crop" and height == width  # no family says how to crop a rectangle: images are squashed to it
+    crops = row.layout == "crop" and height == width  # no family defines a rectangular crop: images are squashed
     options: dict[str, object] = {"do_center_crop": crops}
     if crops:
         shorter_side = _shorter_side(height, row.crop_pct if crop_pct is None else crop_pct)
@@ -95,7 +95,7 @@ def make_image_processor(
         options |= {"size": {"height": height, "width": width}}
     else:
         if patch_size is None:
-            raise VitrailError(f"the preset {preset!r} resizes to multiples of the patch; pass patch_size=, as 16")
+            raise VitrailError(f"the preset {preset!r} resizes to multiples of the patch; pass patch_size, for example 16")
         options |= {"size_divisor": as_pair("patch_size", patch_size)}
         options |= {"do_resize": False} if row.layout == "full-image" else {"size": {"shortest_edge": min(height, width)}}
     return VitrailImageProcessor(
@@ -110,7 +110,7 @@ def make_image_processor(
 
 def _shorter_side(length: int, crop_pct: float | None) -> int:
     if crop_pct is None or not 0 < crop_pct <= 1:
-        raise VitrailError(f"found crop_pct={crop_pct}; write a number above 0 and up to 1, as 0.9")
+        raise VitrailError(f"found crop_pct={crop_pct}; write a number above 0 and up to 1, for example 0.9")
     return math.floor(length / crop_pct)
 
 

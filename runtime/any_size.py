@@ -1,7 +1,7 @@
-"""Absolute positions as a graph can compute them for any image size: `interpolate_positions`, written as two matrix products.
+"""`interpolate_positions` as two matrix products, which a graph can compute for any image size.
 
-A graph has no operation with PyTorch's rules of interpolation, and no "if" for the size that the positions were trained at. But resizing
-is linear, and separate in rows and columns: what it needs is, for each direction, a matrix of weights that follows from the new length.
+A graph has no operation with PyTorch's interpolation rules, and no branch for the size that the positions were trained at. But resizing is
+linear and separable: for each direction it is a product with a matrix of weights that depends on the new length.
 
 Source of the rules: PyTorch, aten/src/ATen/native/UpSample.h and cpu/UpSampleKernel.cpp.
 """
@@ -17,12 +17,12 @@ CUBIC, CUBIC_ANTIALIAS = -0.75, -0.5  # PyTorch's two values of the cubic kernel
 
 
 def take_any_size(embeddings: ViTEmbeddings) -> None:
-    """Makes embeddings of absolute positions compute them without a question about the size, so that it may stay open in a graph."""
+    """Let embeddings compute absolute positions without branches on the size, so that it can be dynamic in a graph."""
     embeddings.positions = MethodType(positions_of_any_size, embeddings)  # type: ignore[method-assign]
 
 
 def positions_of_any_size(embeddings: ViTEmbeddings, grid: tuple[int, int]) -> torch.Tensor:
-    """What `ViTEmbeddings.positions` answers, (1, N, D), of a grid whose lengths may be symbols of torch.export."""
+    """Return what `ViTEmbeddings.positions` returns, (1, N, D), for a grid whose lengths may be symbols of torch.export."""
     assert embeddings.position_embeddings is not None
     config, positions = embeddings.config, embeddings.position_embeddings
     first = int(embeddings.cls_has_position)
@@ -39,22 +39,22 @@ def positions_of_any_size(embeddings: ViTEmbeddings, grid: tuple[int, int]) -> t
 
 
 def is_length(length: int, expected: int) -> torch.Tensor:
-    """Whether a length, which may be a symbol, is this one: a tensor, so that the graph asks when it runs."""
+    """Whether a length, which may be a symbol, equals another: a tensor, so that the graph compares when it runs."""
     return torch.ones(length).sum() == expected
 
 
 def same_weights(length: int, new_length: int) -> torch.Tensor:
-    """(new, old), ones where both numbers are the same: what changes nothing."""
+    """Return the identity, (new, old), for new == old."""
     return (torch.arange(new_length)[:, None] == torch.arange(length)).float()
 
 
 def resize_weights(length: int, new_length: int, config: ViTConfig) -> torch.Tensor:
-    """(new, old): with which weights each new position is made from the old ones along one direction."""
+    """Return the weights (new, old) of the old positions in each new one, along one direction."""
     index = torch.arange(new_length, dtype=torch.float32)
     old = torch.arange(length, dtype=torch.float32)
     bicubic, antialias = config.position_interpolation_mode == "bicubic", config.position_interpolation_antialias
     if config.position_interpolation_align_corners:
-        scale = (length - 1) / (torch.ones(new_length).sum() - 1).clamp(min=1)  # of one new position: that of the first
+        scale = (length - 1) / (torch.ones(new_length).sum() - 1).clamp(min=1)  # a single new position is the first old one
         scale = torch.where(is_length(new_length, 1), 0.0, scale)
     else:
         scale = length / (torch.ones(new_length).sum() + config.position_interpolation_offset)
@@ -63,10 +63,10 @@ def resize_weights(length: int, new_length: int, config: ViTConfig) -> torch.Ten
         distance = (old + 0.5 - (scale * (index + 0.5))[:, None]) / stretch
         weights = cubic(distance, CUBIC_ANTIALIAS) if bicubic else triangle(distance)
         return weights / weights.sum(dim=1, keepdim=True)
-    centre = scale * index if config.position_interpolation_align_corners else scale * (index + 0.5) - 0.5
-    taps = centre.floor()[:, None] + torch.arange(-1, 3)  # (new, 4)
-    weights = cubic(taps - centre[:, None], CUBIC) if bicubic else triangle(taps - centre[:, None])
-    at_tap = taps.clamp(0, length - 1)[:, :, None] == old  # beyond the edge stands what stands at the edge
+    center = scale * index if config.position_interpolation_align_corners else scale * (index + 0.5) - 0.5
+    taps = center.floor()[:, None] + torch.arange(-1, 3)  # (new, 4)
+    weights = cubic(taps - center[:, None], CUBIC) if bicubic else triangle(taps - center[:, None])
+    at_tap = taps.clamp(0, length - 1)[:, :, None] == old  # beyond the edge, the value at the edge is repeated
     return (weights[:, :, None] * at_tap).sum(dim=1)
 
 

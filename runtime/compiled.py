@@ -1,4 +1,4 @@
-"""How a model is run: in which precision and by which engine; as programs that have shown that they answer as the model does.
+"""Run a model in a given precision and engine, and check each compiled version against the float32 model.
 
 Shape letters: B batch, C H W channels and pixels.
 """
@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import VitrailError
-from .graph_engines import onnxruntime_program, openvino_program
-from .programs import Program
-from .torch_engines import compiled_program, eager_program, in_precision
+from .graph_engines import build_onnxruntime, build_openvino
+from .outputs import CompiledFunction
+from .torch_engines import build_compiled, build_eager, in_precision
 
 
 @dataclass(frozen=True)
 class Engine:
     """What runs a module.
 
-    build: makes a program of a module, from an example of what it will be given.
-    precisions: in which it can compute.
-    fixed_size: whether its programs hold for one height and width of images.
-    devices: where it runs.
+    build: compiles a module for inputs like an example.
+    precisions: the supported precisions.
+    fixed_size: whether a compiled function accepts one height and width of images only.
+    devices: the supported device types.
     """
 
-    build: Callable[..., Program]
+    build: Callable[..., CompiledFunction]
     precisions: tuple[str, ...]
     fixed_size: bool
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -37,27 +37,27 @@ class Engine:
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "float64")
 TORCH_PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 ENGINES = {
-    "eager": Engine(eager_program, TORCH_PRECISIONS, fixed_size=False),
-    "compile": Engine(compiled_program, TORCH_PRECISIONS, fixed_size=True),
-    "onnxruntime": Engine(onnxruntime_program, ("float32", "int8"), fixed_size=True, devices=("cpu",)),
-    "openvino": Engine(openvino_program, ("float32", "bfloat16", "float16", "int8"), fixed_size=True, devices=("cpu",)),
+    "eager": Engine(build_eager, TORCH_PRECISIONS, fixed_size=False),
+    "compile": Engine(build_compiled, TORCH_PRECISIONS, fixed_size=True),
+    "onnxruntime": Engine(build_onnxruntime, ("float32", "int8"), fixed_size=True, devices=("cpu",)),
+    "openvino": Engine(build_openvino, ("float32", "bfloat16", "float16", "int8"), fixed_size=True, devices=("cpu",)),
 }
-# The smallest cosine between what a program and the float32 model answer for an image; below, something is wrong
+# The smallest acceptable cosine similarity between the outputs of a compiled function and the float32 model, per image
 MIN_COSINE = {"float64": 0.9999, "float32": 0.9999, "bfloat16": 0.99, "float16": 0.999, "int8": 0.9}
-MAX_SIZES = 8  # programs that are kept at a time, each of which has weights of its own
-NUM_CALIBRATION = 64  # images by which int8 chooses its scales, at most
-NUM_CHECKED = 8  # images on which a program is compared with its module, at most
+MAX_SIZES = 8  # compiled functions kept at a time, one per image size; each holds a copy of the weights
+NUM_CALIBRATION = 64  # largest number of images that int8 is calibrated on
+NUM_CHECKED = 8  # largest number of images that a compiled function is checked on
 
 
 @dataclass(frozen=True)
 class Runtime:
     """A precision and an engine.
 
-    precision: "float32", "bfloat16", "float16", "int8" or "float64"; None for that of the model's weights.
-    engine: "eager" is the model itself; "compile" is torch.compile with weights that are frozen; "onnxruntime" and "openvino" run a graph
-        of the model on a CPU, and are extras.
+    precision: "float32", "bfloat16", "float16", "int8" or "float64"; None keeps the precision of the weights.
+    engine: "eager" is the model itself; "compile" is torch.compile with frozen weights; "onnxruntime" and "openvino" run a graph of the
+        model on a CPU and are optional dependencies.
 
-    Raises VitrailError for other names, and for what an engine cannot do.
+    Raises VitrailError for other names, and for a precision that the engine does not support.
     """
 
     precision: str | None = None
@@ -72,20 +72,20 @@ class Runtime:
             raise VitrailError(f"found precision={self.precision!r}; write one of {', '.join(PRECISIONS)}")
         able = " or ".join(name for name, engine in ENGINES.items() if self.precision in engine.precisions)
         raise VitrailError(
-            f"the engine {self.engine} does not compute in {self.precision}: choose among "
+            f"engine {self.engine} does not support {self.precision}: choose one of "
             f"{', '.join(ENGINES[self.engine].precisions)}, or the engine {able}."
         )
 
 
-DEFAULT_RUNTIME = Runtime()  # the model as it is
+DEFAULT_RUNTIME = Runtime()  # the unchanged model
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near an output comes to that of the model in float32.
+    """The agreement of an output with the output of the float32 model.
 
-    cosine: the smallest, over images, between all numbers of the output for an image.
-    max_difference: the largest, over all numbers.
+    cosine: the smallest cosine similarity of the output for an image.
+    max_difference: the largest absolute difference.
     """
 
     cosine: float
@@ -93,18 +93,19 @@ class Agreement:
 
 
 class CompiledModel:
-    """A module as a runtime runs it: called like the module, by `num_streams` threads at a time.
+    """A module run by a runtime. It is called like the module, by up to `num_streams` threads at a time.
 
-    Whenever it makes a program it compares what that answers to the images at hand with what the module answers in float32; where it
-    runs the module as it is there is nothing to compare.
+    Each compiled version is checked on the first images it receives: its outputs must agree with the float32 module. The unchanged module
+    is not checked.
 
     Args:
-        module: in evaluation mode; from (B, C, H, W) to a tuple of tensors with B rows. It is read again for images of another size.
-        batch_size: images that come at a time; other numbers work, and are slower where a program is compiled for one.
-        calibration: (N, C, H, W), images by which int8 chooses its scales.
-        num_streams: each thread's calls run on `torch.get_num_threads() // num_streams` threads.
+        module: in evaluation mode; maps (B, C, H, W) to a tuple of tensors with B rows. It is compiled again for another image size.
+        batch_size: the usual number of images per call; other numbers work, but are slower where the batch size is compiled in.
+        calibration: (N, C, H, W), images that int8 is calibrated on.
+        num_streams: number of threads that call at the same time; each call uses `torch.get_num_threads() // num_streams` threads.
 
-    Raises VitrailError: the engine does not run on the module's device; int8 has no images.
+    Raises:
+        VitrailError: the engine does not support the device of the module, or int8 has no calibration images.
     """
 
     def __init__(
@@ -125,41 +126,41 @@ class CompiledModel:
         self.batch_size = batch_size
         self.calibration = calibration
         self.num_streams = num_streams
-        self.agreement: tuple[Agreement, ...] = ()  # of each output, the worst so far; empty while nothing was compared
-        self._programs: OrderedDict[tuple[int, int] | None, Program] = OrderedDict()
+        self.agreement: tuple[Agreement, ...] = ()  # per output, the worst so far; empty before any check
+        self._functions: OrderedDict[tuple[int, int] | None, CompiledFunction] = OrderedDict()
         self._lock = threading.Lock()
         if self.device.type not in self.engine.devices:
-            raise VitrailError(f"the engine {runtime.engine} runs on a CPU, and the model is on {self.device}: move it to the CPU.")
+            raise VitrailError(f"engine {runtime.engine} runs on a CPU, but the model is on {self.device}: move it to the CPU.")
         if self.precision == "int8" and calibration is None:
-            raise VitrailError("int8 chooses its scales by images: give it some dozens, prepared as the model will see them.")
+            raise VitrailError("int8 requires calibration images, but there are none: pass some dozens of preprocessed images.")
 
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The outputs in float32 for images (B, C, H, W) on any device.
+        """Return the outputs in float32 for images (B, C, H, W) on any device.
 
-        Raises VitrailError: the engine is not installed, or lacks what it needs here; its outputs are far from those of the module.
+        Raises VitrailError if the engine is not installed or not supported here, or if its outputs do not agree with the module.
         """
         pixel_values = pixel_values.to(self.device, non_blocking=True)
-        return self._run(self._program(pixel_values), pixel_values)
+        return self._run(self._function(pixel_values), pixel_values)
 
-    def _run(self, program: Program, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(output.float() for output in program(pixel_values))
+    def _run(self, function: CompiledFunction, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(output.float() for output in function(pixel_values))
 
-    def _program(self, pixel_values: torch.Tensor) -> Program:
+    def _function(self, pixel_values: torch.Tensor) -> CompiledFunction:
         height, width = pixel_values.shape[-2:]
         size = (height, width) if self.engine.fixed_size else None
-        with self._lock:  # the other threads are likely to wait for the same one
-            if size not in self._programs:
-                program = self._build(pixel_values)
+        with self._lock:  # other threads likely need the same function
+            if size not in self._functions:
+                function = self._build(pixel_values)
                 if not self.is_module:
-                    self._check(program, pixel_values[:NUM_CHECKED])
-                self._programs[size] = program
-                if len(self._programs) > MAX_SIZES:
-                    self._programs.popitem(last=False)
-            self._programs.move_to_end(size)
-            return self._programs[size]
+                    self._check(function, pixel_values[:NUM_CHECKED])
+                self._functions[size] = function
+                if len(self._functions) > MAX_SIZES:
+                    self._functions.popitem(last=False)
+            self._functions.move_to_end(size)
+            return self._functions[size]
 
-    def _build(self, pixel_values: torch.Tensor) -> Program:
+    def _build(self, pixel_values: torch.Tensor) -> CompiledFunction:
         calibration = self.calibration
         if calibration is not None and calibration.shape[-2:] != pixel_values.shape[-2:]:
             calibration = F.interpolate(calibration, pixel_values.shape[-2:], mode="bilinear", antialias=True)
@@ -171,29 +172,29 @@ class CompiledModel:
             num_streams=self.num_streams,
         )
 
-    def _check(self, program: Program, pixel_values: torch.Tensor) -> None:
+    def _check(self, function: CompiledFunction, pixel_values: torch.Tensor) -> None:
         expected = self._run(in_precision(self.module, torch.float32), pixel_values)
         found = [
             _compare(output.flatten(1), wanted.flatten(1))
-            for output, wanted in zip(self._run(program, pixel_values), expected, strict=True)
+            for output, wanted in zip(self._run(function, pixel_values), expected, strict=True)
         ]
         least = MIN_COSINE[self.precision]
         for agreement in found:
             if not agreement.cosine >= least:  # also true of NaN
                 raise VitrailError(
-                    f"what {self.runtime.engine} computes in {self.precision} is not what the model answers: the cosine between "
-                    f"the two is {agreement.cosine:.4f}, expected {least} or more. Choose another precision or engine."
+                    f"the outputs of {self.runtime.engine} in {self.precision} do not agree with the float32 model: their cosine "
+                    f"similarity is {agreement.cosine:.4f}, expected {least} or more. Choose another precision or engine."
                 )
         self.agreement = tuple(map(_worse, self.agreement, found)) if self.agreement else tuple(found)
 
 
 def precision_of(module: nn.Module) -> str:
-    """That of a module's weights, in words."""
+    """Return the name of the dtype of a module's weights."""
     return str(next(module.parameters()).dtype).removeprefix("torch.")
 
 
 def _compare(output: torch.Tensor, expected: torch.Tensor) -> Agreement:
-    """Of two (B, …), in float64: the difference of two cosines near 1 is smaller than float32 can tell."""
+    """Compare two (B, …) in float64, because float32 does not resolve cosines near 1."""
     cosine = F.cosine_similarity(output.double(), expected.double()).min().item()
     return Agreement(cosine, (output - expected).abs().max().item())
 

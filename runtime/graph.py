@@ -1,7 +1,7 @@
-"""Models as graphs of other engines: traced by torch.export, then written as ONNX or converted for OpenVINO.
+"""Models as graphs for other engines: traced by torch.export, then written as ONNX or converted for OpenVINO.
 
-What follows from the image size alone, interpolated positions and relative biases, is computed before the tracing and becomes a constant;
-unless the size stays open, where the graph computes it (`any_size.py`).
+Interpolated positions and relative biases depend on the image size alone. They become constants of the graph, unless the size is dynamic:
+then the graph computes them (`any_size.py`).
 """
 
 import copy
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     import openvino
 
 INPUT_NAME, AXES = "pixel_values", ("batch", "channels", "height", "width")
-OPSET = 20  # of ONNX: the first that has GELU as one operation, exact or of tanh
-SEVERAL = 2  # the batch that stands for any number of images while a graph is traced; torch.export takes 1 for a number of its own
+OPSET = 20  # of ONNX: the first with GELU as one operation, exact or tanh
+DYNAMIC_BATCH = 2  # the batch size for tracing a dynamic one; torch.export specializes 1
 
 
 Shape = tuple[int | None, int, int | None, int | None]
-"""(B, C, H, W) of `pixel_values`; None in place of a number that is left open."""
+"""(B, C, H, W) of `pixel_values`; None for a dynamic dimension."""
 
 
 @dataclass
 class Graph:
     """A traced module.
 
-    shape: of its input.
-    output_names: of the tensors that it returns, in their order.
+    shape: the shape of its input.
+    output_names: the names of its outputs, in order.
     """
 
     program: torch.export.ExportedProgram
@@ -72,7 +72,7 @@ def _constant(module: nn.Module, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def traceable(module: nn.Module) -> nn.Module:
-    """A copy for tracing: in evaluation mode, float32 on the CPU, attention in torch's own operation. It shares the weights that are so."""
+    """Return a copy for tracing: in evaluation mode, in float32 on the CPU, with sdpa attention; it shares weights where it can."""
     shared = {id(tensor): tensor.detach().to("cpu", torch.float32) for tensor in (*module.parameters(), *module.buffers())}
     for parameter in module.parameters():
         shared[id(parameter)] = nn.Parameter(shared[id(parameter)], requires_grad=False)
@@ -85,52 +85,52 @@ def traceable(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> Graph:
-    """The graph of a module whose `forward(pixel_values)` returns a tuple of tensors; the module stays as it is.
+    """Trace a module whose `forward(pixel_values)` returns a tuple of tensors; the module stays unchanged.
 
     Args:
-        shape: (B, C, H, W) of the input, None where it is left open. H and W can be open together only, for multiples of the patch size.
-        output_names: of all tensors; without, they are numbered.
+        shape: (B, C, H, W) of the input, None for dynamic dimensions. H and W are dynamic together only, as multiples of the patch size.
+        output_names: names of the outputs; numbered by default.
 
     Raises:
-        UnsupportedCheckpointError: H and W are open, but the model has relative positions in a table, which is resized by a rule that no
-            graph can follow.
+        UnsupportedCheckpointError: H and W are dynamic, but the model has a table of relative positions, whose resizing cannot be
+            traced.
     """
     module = traceable(module)
     batch_size, num_channels, height, width = shape
-    open_lengths: dict[int, Any] = {} if batch_size else {0: torch.export.Dim("batch")}
+    dynamic: dict[int, Any] = {} if batch_size else {0: torch.export.Dim("batch")}
     if height is None or width is None:
-        (height, width), open_lengths[2], open_lengths[3] = _open_size(module)
+        (height, width), dynamic[2], dynamic[3] = _dynamic_size(module)
     else:
         fix_image_size(module, torch.empty(1, num_channels, height, width))
-    pixel_values = torch.zeros(batch_size or SEVERAL, num_channels, height, width)
+    pixel_values = torch.zeros(batch_size or DYNAMIC_BATCH, num_channels, height, width)
     number = len(module(pixel_values))
-    # Of the kernels of attention only the plain one has the memory layout that decompositions of the operation have
+    # Only the math kernel of attention has the memory layout that the decompositions of the operation have
     with sdpa_kernel(SDPBackend.MATH):
-        program = torch.export.export(module, (pixel_values,), dynamic_shapes=(open_lengths,), strict=False)
+        program = torch.export.export(module, (pixel_values,), dynamic_shapes=(dynamic,), strict=False)
     return Graph(program, shape, tuple(output_names) or tuple(f"output_{index}" for index in range(number)))
 
 
-def _open_size(module: nn.Module) -> tuple[tuple[int, int], Any, Any]:
-    """Makes a module one that can be traced with H and W open; returns numbers to trace it with, and what H and W are for torch.export."""
+def _dynamic_size(module: nn.Module) -> tuple[tuple[int, int], Any, Any]:
+    """Prepare a module for tracing with dynamic H and W; return a size to trace it with and the dimensions for torch.export."""
     parts = list(module.modules())
     if any(isinstance(part, ViTRelativePositionTable) for part in parts):
         raise UnsupportedCheckpointError(
-            "This model has a table of relative positions, which is resized to another image size by a search that no graph can hold: "
+            "This model has a table of relative positions, and its resizing to another image size cannot be part of a graph: "
             "leave out dynamic_size, and write a graph for each image size (image_size)."
         )
     embeddings = next(part for part in parts if isinstance(part, ViTEmbeddings))
     if embeddings.position_embeddings is not None:
         take_any_size(embeddings)
     (rows, columns), (height, width) = embeddings.config.patch_grid, embeddings.patch_embeddings.patch_size
-    size = (rows + 1) * height, (columns + 2) * width  # another than that of the positions
+    size = (rows + 1) * height, (columns + 2) * width  # different from the size of the positions
     return size, height * torch.export.Dim("rows"), width * torch.export.Dim("columns")
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
-    """Writes a graph as ONNX; weights of more than ONNX's own limit of 2 GB into a second file, `path` with ".data" at its end."""
+    """Write a graph as ONNX. Weights above ONNX's limit of 2 GB are written into a second file, `path` followed by ".data"."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    open_lengths = {index: name for index, name in enumerate(AXES) if graph.shape[index] is None}
+    dynamic = {index: name for index, name in enumerate(AXES) if graph.shape[index] is None}
     with _quiet(), sdpa_kernel(SDPBackend.MATH):
         onnx_program = torch.onnx.export(
             graph.program,
@@ -138,16 +138,16 @@ def write_onnx(graph: Graph, path: Path) -> None:
             opset_version=OPSET,
             input_names=[INPUT_NAME],
             output_names=list(graph.output_names),
-            dynamic_shapes=(open_lengths,),
+            dynamic_shapes=(dynamic,),
             verbose=False,
         )
     assert onnx_program is not None
-    ClearMetadataAndDocStringPass()(onnx_program.model)  # for each node, the lines of code it comes from, with their paths
+    ClearMetadataAndDocStringPass()(onnx_program.model)  # each node names the lines of code it comes from, with local paths
     onnx_program.save(path)
 
 
 def to_openvino(graph: Graph) -> "openvino.Model":
-    """Converts a graph for OpenVINO."""
+    """Convert a graph for OpenVINO."""
     openvino = import_without_telemetry("openvino")
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
@@ -168,14 +168,14 @@ def to_openvino(graph: Graph) -> "openvino.Model":
 
 
 def write_openvino(graph: Graph, path: Path) -> None:
-    """Writes a graph for OpenVINO, in float32: `path`, which ends in .xml, and its weights beside it, in .bin."""
+    """Write a graph for OpenVINO in float32: `path`, which ends in .xml, and the weights in a .bin file next to it."""
     openvino = import_without_telemetry("openvino")
     openvino.save_model(to_openvino(graph), path, compress_to_fp16=False)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says to those who develop it."""
+    """Suppress messages that torch's exporter addresses to its developers."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # that torchvision is not installed
     level = logger.level
     logger.setLevel(logging.ERROR)

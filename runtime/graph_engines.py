@@ -1,4 +1,4 @@
-"""Other engines than torch that run a module on this processor: onnxruntime and OpenVINO, each built for one image size.
+"""Engines other than torch: onnxruntime and OpenVINO on a CPU, each compiled for one image size.
 
 Shape letters: B batch, C channels, H W pixels.
 """
@@ -14,24 +14,24 @@ from torch import nn
 from ..errors import VitrailError
 from ..utils.optional import check_packages, import_without_telemetry
 from .graph import INPUT_NAME, to_openvino, trace, write_onnx
-from .programs import Program
+from .outputs import CompiledFunction
 from .quantization import quantize_onnx, quantize_openvino
 
-# OpenVINO's name of a precision (in int8, of what is not quantized), and that under which a device lists it
+# OpenVINO's name of each precision (for int8, of the operations that are not quantized), and of the capability of a device
 HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16"), "int8": ("f32", "INT8")}
 
 
-def onnxruntime_program(
+def build_onnxruntime(
     module: nn.Module, example: torch.Tensor, *, precision: str, calibration: torch.Tensor | None, num_streams: int
-) -> Program:
-    """A module in onnxruntime, on this processor.
+) -> CompiledFunction:
+    """Compile a module for onnxruntime on a CPU.
 
     Args:
-        module: takes `pixel_values` and returns a tuple of tensors.
-        example: (B, C, H, W) of the size that is built for; its values do not matter.
-        precision: "float32" or "int8"; of half precision it has hardly any kernels for processors.
-        calibration: `pixel_values` of real images, of that size, for int8.
-        num_streams: how many threads will call the program at the same time; they share the threads that torch uses now.
+        module: maps `pixel_values` to a tuple of tensors.
+        example: (B, C, H, W) of the size to compile for; its values do not matter.
+        precision: "float32" or "int8"; onnxruntime has hardly any CPU kernels for half precision.
+        calibration: `pixel_values` of real images of that size, for int8.
+        num_streams: number of threads that call the function at the same time; they share the threads that torch uses now.
 
     Raises:
         VitrailError: packages are missing.
@@ -52,20 +52,20 @@ def onnxruntime_program(
             path = quantized
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def program(pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def function(pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         arrays = session.run(None, {INPUT_NAME: _array(pixel_values)})
         return tuple(torch.from_numpy(array) for array in arrays)
 
-    return program
+    return function
 
 
-def openvino_program(
+def build_openvino(
     module: nn.Module, example: torch.Tensor, *, precision: str, calibration: torch.Tensor | None, num_streams: int
-) -> Program:
-    """A module in OpenVINO, on this processor; takes and raises what `onnxruntime_program` does.
+) -> CompiledFunction:
+    """Compile a module for OpenVINO on a CPU; the arguments are those of `build_onnxruntime`.
 
     Raises:
-        VitrailError: also where this processor has no instructions for the precision.
+        VitrailError: packages are missing, or this CPU does not support the precision.
     """
     check_packages(("openvino", "nncf"), extra="openvino")
     openvino = import_without_telemetry("openvino")
@@ -74,7 +74,7 @@ def openvino_program(
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if capability not in capabilities:
         raise VitrailError(
-            f"OpenVINO says that this processor computes in {', '.join(capabilities)}, and not in {precision}: choose float32 or int8."
+            f"OpenVINO does not support {precision} on this CPU, which supports {', '.join(capabilities)}: choose float32 or int8."
         )
     model = to_openvino(trace(module, (None, *example.shape[1:])))
     if precision == "int8":
@@ -88,20 +88,20 @@ def openvino_program(
     compiled = core.compile_model(model, "CPU", settings)
     own = threading.local()  # a request runs one batch at a time
 
-    def program(pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def function(pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
         own.request.infer([openvino.Tensor(_array(pixel_values), shared_memory=True)])
         return tuple(torch.from_numpy(tensor.data.copy()) for tensor in own.request.output_tensors)
 
-    return program
+    return function
 
 
 def threads_for_each(num_streams: int) -> int:
-    """How many of the threads that torch uses fall to each of so many callers."""
+    """Return the share of torch's threads for each of `num_streams` callers."""
     return max(1, torch.get_num_threads() // num_streams)
 
 
 def _array(pixel_values: torch.Tensor) -> np.ndarray:
-    """The same memory, where it is float32 without gaps."""
+    """Return a float32 array, which shares the memory of a contiguous float32 tensor."""
     return pixel_values.float().contiguous().numpy()

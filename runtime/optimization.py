@@ -1,4 +1,4 @@
-"""`vitrail.optimize`: a model that answers as before, faster."""
+"""`vitrail.optimize`: run a model faster, and measure how its outputs change."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,18 +11,19 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTModelOutput, ViTPreTrainedModel
 from .compiled import NUM_CHECKED, Agreement, CompiledModel, Runtime
-from .graph_export import OUTPUT_NAMES, NamedOutputs
+from .graph_export import OUTPUT_NAMES
+from .outputs import named_outputs
 
-EXACT = Agreement(cosine=1.0, max_difference=0.0)  # of the model itself to itself
+EXACT = Agreement(cosine=1.0, max_difference=0.0)  # the unchanged model
 
 
 @dataclass(frozen=True)
 class OptimizationReport:
-    """What an optimised model is, and how near it comes to the model in float32.
+    """How an optimized model runs, and how well it agrees with the float32 model.
 
-    image_size: of the images it was compared on, (height, width).
-    num_images: how many these were.
-    agreement: of each output, by name.
+    image_size: (height, width) of the images it was compared on.
+    num_images: the number of these images.
+    agreement: the agreement of each output, by name.
     """
 
     precision: str
@@ -33,16 +34,16 @@ class OptimizationReport:
 
     @property
     def cosine(self) -> float:
-        """The smallest of all outputs."""
+        """The smallest cosine similarity of all outputs."""
         return min(agreement.cosine for agreement in self.agreement.values())
 
     @property
     def max_difference(self) -> float:
-        """The largest of all outputs."""
+        """The largest difference of all outputs."""
         return max(agreement.max_difference for agreement in self.agreement.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary for JSON."""
+        """Return a dictionary for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -53,24 +54,24 @@ class OptimizationReport:
 
 
 class OptimizedModel:
-    """What `optimize` returns: called like the model, for inference only, from one thread at a time.
+    """The result of `optimize`, called like the model: for inference only, from one thread at a time.
 
-    config, device: those of the model.
-    report: how near it comes to the model.
+    config, device: the config and device of the model.
+    report: how well it agrees with the float32 model.
     """
 
-    def __init__(self, config: ViTConfig, programs: CompiledModel, report: OptimizationReport) -> None:
+    def __init__(self, config: ViTConfig, compiled: CompiledModel, report: OptimizationReport) -> None:
         self.config = config
-        self.device = programs.device
+        self.device = compiled.device
         self.report = report
-        self._programs = programs
+        self._compiled = compiled
 
     def __call__(self, pixel_values: torch.Tensor) -> ViTModelOutput | ImageClassifierOutput:
-        """What the model returns, in float32: ViTModelOutput, or ImageClassifierOutput for a classifier.
+        """Return the outputs of the model in float32: ViTModelOutput, or ImageClassifierOutput for a classifier.
 
-        pixel_values: (B, C, H, W). For another height or width than before, some engines first make a new program.
+        pixel_values: (B, C, H, W). For a new height or width, some engines first compile the model again.
         """
-        outputs = self._programs(pixel_values)
+        outputs = self._compiled(pixel_values)
         if len(outputs) == 1:
             return ImageClassifierOutput(logits=outputs[0])
         height, width = pixel_values.shape[-2:]
@@ -87,50 +88,49 @@ def optimize(
     examples: torch.Tensor | None = None,
     batch_size: int = 8,
 ) -> OptimizedModel:
-    """Makes a model faster, and compares it on the spot with the model in float32.
+    """Make a model faster, and compare it with the float32 model.
 
         fast = vitrail.optimize(model, precision="bfloat16", engine="compile", example_size=224)
         outputs = fast(**image_processor("photo.jpg", return_tensors="pt"))
         print(fast.report)
 
     Args:
-        model: in evaluation mode; a ViTModel or a ViTForImageClassification. It stays as it is.
-        precision: in which it computes: "float32", "bfloat16", "float16", or "int8" (weights and activations); without it, that of
-            its weights.
+        model: a ViTModel or a ViTForImageClassification; its weights stay unchanged.
+        precision: "float32", "bfloat16", "float16", or "int8" (weights and activations); the precision of the weights by default.
         engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install "vitrail[onnx]"`) or "openvino"
-            (`pip install "vitrail[openvino]"`); int8 needs one of the last two.
-        example_size: height and width, in pixels, of the images that will come; the config's image_size without it.
-        examples: (N, C, H, W), images as the image processor prepares them. The two are compared on the first of these, or else on noise;
-            int8 needs some dozens to choose its scales. They tell the size, too.
-        batch_size: images that will come at a time, for which "compile" makes its program.
+            (`pip install "vitrail[openvino]"`); int8 requires one of the last two.
+        example_size: height and width, in pixels, of the images to expect; the config's image_size by default.
+        examples: (N, C, H, W), preprocessed images, which also set the size. The models are compared on the first 8 of them, or on noise
+            without any. int8 is calibrated on them and requires some dozens.
+        batch_size: the usual number of images per call, which "compile" compiles for.
 
     Raises:
-        VitrailError: an engine or a precision that does not exist or is not installed; a model that it cannot run; int8 without
-            images; or the outputs are far from those of the model.
+        VitrailError: the engine or precision is unknown or not installed; the model is not supported; int8 has no images; or the outputs
+            do not agree with the float32 model.
     """
     runtime = Runtime(precision, engine)
     if type(model) not in OUTPUT_NAMES:
         raise VitrailError(
             f"found a {type(model).__name__}; pass a ViTModel or a ViTForImageClassification, as vitrail.load gives them."
         )
-    outputs = NamedOutputs(model.eval())
+    outputs = named_outputs(model.eval(), *OUTPUT_NAMES[type(model)])
     images = _noise(model.config, example_size) if examples is None else examples
-    programs = CompiledModel(outputs, runtime, batch_size=batch_size, calibration=examples if precision == "int8" else None)
-    programs(images[:NUM_CHECKED])
-    agreement = programs.agreement or (EXACT,) * len(outputs.names)
+    compiled = CompiledModel(outputs, runtime, batch_size=batch_size, calibration=examples if precision == "int8" else None)
+    compiled(images[:NUM_CHECKED])
+    agreement = compiled.agreement or (EXACT,) * len(outputs.names)
     height, width = images.shape[-2:]
     report = OptimizationReport(
-        programs.precision,
+        compiled.precision,
         engine,
         image_size=(height, width),
         num_images=len(images[:NUM_CHECKED]),
         agreement=dict(zip(outputs.names, agreement, strict=True)),
     )
-    return OptimizedModel(model.config, programs, report)
+    return OptimizedModel(model.config, compiled, report)
 
 
 def _noise(config: ViTConfig, size: int | Sequence[int] | None) -> torch.Tensor:
-    """Two images of noise, always the same."""
+    """Return two images of noise, always the same."""
     if size is None:
         size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size

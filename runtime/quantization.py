@@ -1,8 +1,8 @@
-"""Graphs in 8-bit integers: weights and activations of matrix products and convolutions, their ranges taken from images.
+"""Quantization of graphs to 8 bits: weights and activations of matrix products and convolutions, calibrated on images.
 
-Both engines use 7 of the 8 bits of a weight. Processors without instructions for products of 8 bits (VNNI, AMX) add these products in
-pairs in 16 bits, which else overflow: features of a ViT-S/16 then had a cosine of 0.96 (onnxruntime) or 0.98 (OpenVINO) to those of
-float32, and so of 0.999. And a graph that is made on one processor is as good on another.
+Both engines use 7 of the 8 bits of a weight. CPUs without 8-bit dot products (VNNI, AMX) add pairs of products in 16 bits, which overflow
+with 8-bit weights: the features of a ViT-S/16 then have a cosine similarity to float32 of 0.96 (onnxruntime) or 0.98 (OpenVINO) instead of
+0.999. With 7 bits, a graph that is quantized on one CPU is as accurate on another.
 """
 
 import logging
@@ -18,7 +18,7 @@ from .graph import INPUT_NAME
 
 
 def quantize_onnx(path: Path, quantized: Path, calibration: np.ndarray) -> None:
-    """Writes an ONNX file that computes in 8 bits; products inside attention stay in float32.
+    """Quantize an ONNX file to 8 bits and write it; products inside attention stay in float32.
 
     calibration: `pixel_values` (images, C, H, W) of real images.
     """
@@ -49,11 +49,11 @@ def quantize_onnx(path: Path, quantized: Path, calibration: np.ndarray) -> None:
 
 
 def quantize_openvino(model: Any, calibration: np.ndarray) -> Any:
-    """An `openvino.Model` that computes in 8 bits, of one in float32, by NNCF's recipe for transformers.
+    """Quantize a float32 `openvino.Model` to 8 bits by NNCF's recipe for transformers.
 
     calibration: `pixel_values` (images, C, H, W) of real images.
     """
-    import rich  # not above: `import vitrail` does without it
+    import rich  # imported here, because `import vitrail` does not need it
 
     nncf = import_without_telemetry("nncf")
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
@@ -76,9 +76,9 @@ def quantize_openvino(model: Any, calibration: np.ndarray) -> Any:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Without onnxruntime's advice to prepare a file for quantization, which torch's exporter has done."""
+    """Suppress onnxruntime's advice to prepare a file for quantization, which torch's exporter has already done."""
     root, nowhere = logging.getLogger(), logging.NullHandler()
-    root.addHandler(nowhere)  # without any handler, what is logged to the root would install one
+    root.addHandler(nowhere)  # without a handler, logging to the root logger installs one
     root.addFilter(_is_no_advice)
     try:
         yield

@@ -1,7 +1,7 @@
-"""InferenceWorkers: threads that run a model side by side, while the caller prepares what they take next.
+"""Threads that run a model in parallel while the caller prepares the next inputs.
 
-On a CPU a worker for each core, each on one thread, does more than one forward pass on all cores: no core waits for another inside an
-operation, or while Python is between two of them. On an accelerator there is one worker.
+On a CPU, one single-threaded worker per core is faster than one forward pass on all cores: no core waits for another inside an operation
+or between operations. On an accelerator there is one worker.
 """
 
 import threading
@@ -16,15 +16,15 @@ import torch
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
-AHEAD = 2  # items that wait for each worker
+AHEAD = 2  # items queued per worker
 
 
 class InferenceWorkers:
-    """The workers of a device, which measure themselves.
+    """The workers of a device, which measure their own load.
 
-    number: of workers.
-    seconds: since the first item was there until the last result was.
-    busy: seconds that the workers have run, together.
+    number: the number of workers.
+    seconds: time from the first item to the last result.
+    busy: total time that all workers have run, in seconds.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,13 +36,13 @@ class InferenceWorkers:
 
     @property
     def waiting(self) -> float:
-        """The share of their time, 0 to 1, in which the workers had nothing to run."""
+        """The share of the time, 0 to 1, in which workers were idle."""
         return 1 - self.busy / (self.seconds * self.number) if self.seconds else 0.0
 
     def run(self, function: Callable[[Given], Result], items: Iterable[Given]) -> Iterator[Result]:
-        """The function's results, in the order of the items, which are taken a few ahead of the results that are asked for.
+        """Yield the results of a function in the order of the items; items are read a few ahead of the results.
 
-        While this runs on a CPU, torch uses one thread for each operation, in the caller too.
+        While this runs on a CPU, torch uses one thread per operation, also in the caller.
         """
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(self.number, "worker", initializer=self._one_thread)

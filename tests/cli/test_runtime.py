@@ -82,5 +82,5 @@ def test_what_cannot_run_is_one_message(place, tmp_path, capsys, command):
     assert end_of(command, place / words[0], *words[1:], "--engine", "tensorrt") == 2
     assert "found engine='tensorrt'; write one of eager, compile, onnxruntime, openvino" in capsys.readouterr().err
     assert end_of(command, place / words[0], *words[1:], "--precision", "int8") == 2
-    assert "eager does not compute in int8" in capsys.readouterr().err
+    assert "eager does not support int8" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -172,7 +172,7 @@ def test_backbone_stages_can_be_chosen_in_every_way():
 @every_class
 @pytest.mark.parametrize("shape", [(2, 1, 16, 24), (3, 16, 24), (2, 16, 24, 3)])
 def test_pixel_values_of_another_shape(model_class, shape):
-    with pytest.raises(ValueError, match=r"takes \(batch, 3, height, width\)"):
+    with pytest.raises(ValueError, match=r"expects \(batch, 3, height, width\)"):
         make_model(model_class, "absolute")(torch.zeros(shape))
 
 

@@ -346,7 +346,7 @@ def test_four_channels_are_not_alpha(backend):
         assert torch.equal(found[:3], colours)
 
 
-def test_greyscale_models():
+def test_grayscale_models():
     image = photograph(size=(60, 40))
     found = pixel_values(image, num_channels=1, do_rescale=False, **AS_IS)
     assert np.array_equal(found, np.array(image.convert("L"))[None])
@@ -572,7 +572,7 @@ def test_shapes_that_make_no_batch(backend):
     image_processor = VitrailImageProcessor(backend=backend, do_center_crop=False)
     images = [photograph(), photograph(COFFEE, (100, 150))]
     assert [tuple(image.shape) for image in image_processor(images)["pixel_values"]] == [(3, 256, 384), (3, 384, 256)]
-    with pytest.raises(ValueError, match=r"\(3, 256, 384\), \(3, 384, 256\), which make no batch; pass return_tensors=None"):
+    with pytest.raises(ValueError, match=r"\(3, 256, 384\), \(3, 384, 256\), which cannot be batched; pass return_tensors=None"):
         image_processor(images, return_tensors="pt")
 
 

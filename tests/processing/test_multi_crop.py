@@ -10,7 +10,7 @@
         image = F.hflip(image) if draw.mirrored else image
         for name, factor in draw.jitter:
             image = getattr(F, f"adjust_{name}")(image, factor)
-        image = F.rgb_to_grayscale(image, num_output_channels=len(image.getbands())) if draw.greyscale else image
+        image = F.rgb_to_grayscale(image, num_output_channels=len(image.getbands())) if draw.grayscale else image
         image = image.filter(ImageFilter.GaussianBlur(draw.blur_radius)) if draw.blur_radius is not None else image
         return F.solarize(image, draw.solarize_threshold) if draw.solarize_threshold is not None else image
 
@@ -69,10 +69,10 @@ DRAWS = {
     "resized down": CropDraw((3, 0, 128, 94), 32),
     "of its size": CropDraw((40, 20, 72, 52), 32),
     "mirrored": CropDraw((30, 10, 61, 45), 32, mirrored=True),
-    "greyscale": CropDraw((20, 0, 128, 90), 32, greyscale=True),
+    "greyscale": CropDraw((20, 0, 128, 90), 32, grayscale=True),
     "blurred a little": CropDraw((20, 0, 128, 90), 32, blur_radius=0.1),
     "blurred": CropDraw((20, 0, 128, 90), 32, blur_radius=1.937),
-    "greyscale, blurred": CropDraw((20, 0, 128, 90), 32, greyscale=True, blur_radius=0.871),
+    "greyscale, blurred": CropDraw((20, 0, 128, 90), 32, grayscale=True, blur_radius=0.871),
     "solarized": CropDraw((20, 0, 128, 90), 32, solarize_threshold=128),
     "solarized above 60": CropDraw((20, 0, 128, 90), 32, solarize_threshold=60),
     "jitter": CropDraw(
@@ -91,7 +91,7 @@ DRAWS = {
         32,
         mirrored=True,
         jitter=(("contrast", 0.69), ("hue", 0.093), ("brightness", 1.22), ("saturation", 1.17)),
-        greyscale=True,
+        grayscale=True,
         blur_radius=1.533,
         solarize_threshold=128,
     ),
@@ -132,7 +132,7 @@ def test_views_equal_torchvision_bit_for_bit(mode, name):
     """A view in L stands for one in RGB whose channels are equal."""
     expected = GOLDEN[f"{mode}/{name}"].numpy()
     view = make_crop(PHOTO.convert(mode), DRAWS[name])
-    assert view.mode == ("L" if mode == "L" or DRAWS[name].greyscale else "RGB")
+    assert view.mode == ("L" if mode == "L" or DRAWS[name].grayscale else "RGB")
     np.testing.assert_array_equal(np.asarray(view.convert(mode)), expected)
 
 
@@ -212,14 +212,14 @@ def test_steps_are_as_frequent_as_published(many, kind):
     assert {draw.size for draw in draws} == {(224, 224, 96)[kind]}
     assert_probability((draw.mirrored for draw in draws), 0.5)
     assert_probability((draw.jitter != () for draw in draws), 0.8)
-    assert_probability((draw.greyscale for draw in draws), 0.2)
+    assert_probability((draw.grayscale for draw in draws), 0.2)
     assert_probability((draw.blur_radius is not None for draw in draws), (1.0, 0.1, 0.5)[kind])
     assert_probability((draw.solarize_threshold is not None for draw in draws), (0.0, 0.2, 0.0)[kind])
     assert {draw.solarize_threshold for draw in draws} <= {None, 128}
 
 
 def test_steps_are_independent(many):
-    steps = [(draw.mirrored, draw.jitter != (), draw.greyscale, draw.blur_radius is not None) for draw in many[2]]
+    steps = [(draw.mirrored, draw.jitter != (), draw.grayscale, draw.blur_radius is not None) for draw in many[2]]
     assert np.abs(np.corrcoef(np.array(steps, float), rowvar=False) - np.eye(4)).max() < 0.03
 
 
@@ -281,7 +281,7 @@ def test_draws_stay_what_they_are():
     assert names == ("hue", "saturation", "contrast", "brightness")
     assert factors == pytest.approx((-0.07200677674242398, 0.9106593175936614, 1.0232590867912874, 1.299186783257849), abs=1e-12)
     assert draw.blur_radius == pytest.approx(0.11200282198608218, abs=1e-12)
-    assert (draw.mirrored, draw.greyscale, draw.solarize_threshold) == (False, True, None)
+    assert (draw.mirrored, draw.grayscale, draw.solarize_threshold) == (False, True, None)
 
 
 # --- views ---------------------------------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ def test_large_views_are_two_of_one_size():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mean": (0.5,) * 4, "std": (0.5,) * 4, "num_channels": 4}, r"found num_channels=4; .* 3 \(RGB\) and 1 \(greyscale\)"),
+        ({"mean": (0.5,) * 4, "std": (0.5,) * 4, "num_channels": 4}, r"found num_channels=4; .* 3 \(RGB\) and 1 \(grayscale\)"),
         ({"mean": (0.5,), "std": (0.5,)}, r"found mean=\(0.5,\) and std=\(0.5,\) with num_channels=3; write 3 numbers"),
         ({"mean": (0.5,), "std": (0.5,) * 3, "num_channels": 1}, "write 1 numbers"),
     ],

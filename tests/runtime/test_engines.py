@@ -15,11 +15,11 @@ from small_models import make_images, make_model, randomize, tiny_model
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.presets import make_image_processor
-from vitrail.runtime.graph_engines import onnxruntime_program, openvino_program, threads_for_each
+from vitrail.runtime.graph_engines import build_onnxruntime, build_openvino, threads_for_each
 from vitrail.utils.optional import import_without_telemetry
 
 PHOTOS = paths.IMAGES
-BUILDERS = {"onnxruntime": onnxruntime_program, "openvino": openvino_program}
+BUILDERS = {"onnxruntime": build_onnxruntime, "openvino": build_openvino}
 
 
 class Pooled(torch.nn.Module):
@@ -55,7 +55,7 @@ def program(request, module):
 
 
 @torch.inference_mode()
-def test_programs_answer_as_torch_does(module, program):
+def test_engines_agree_with_torch(module, program):
     for batch_size in (1, 3):
         images = make_images(module.vit.config, batch_size=batch_size, grid=(3, 5), seed=batch_size)
         torch.testing.assert_close(program(images), module(images), atol=1e-5, rtol=1e-5)
@@ -73,7 +73,7 @@ def test_several_threads_call_a_program_at_once(module, program):
 
 
 @pytest.mark.parametrize(
-    ("build", "package", "extra"), [(onnxruntime_program, "onnxscript", "onnx"), (openvino_program, "nncf", "openvino")]
+    ("build", "package", "extra"), [(build_onnxruntime, "onnxscript", "onnx"), (build_openvino, "nncf", "openvino")]
 )
 def test_missing_packages(build, package, extra, module, monkeypatch):
     find = sys.modules["vitrail.utils.optional"].find_spec
@@ -100,8 +100,10 @@ def test_int8_is_near_float32_and_quiet(build, photos, capfd, caplog):
 def test_what_the_processor_has_no_instructions_for(module, monkeypatch):
     import_without_telemetry("openvino")
     monkeypatch.setattr("openvino.Core.get_property", lambda *names: ["FP32", "INT8"])
-    with pytest.raises(VitrailError, match="this processor computes in FP32, INT8, and not in bfloat16: choose float32 or int8"):
-        openvino_program(module, make_images(module.vit.config), precision="bfloat16", calibration=None, num_streams=1)
+    with pytest.raises(
+        VitrailError, match="does not support bfloat16 on this CPU, which supports FP32, INT8: choose float32 or int8"
+    ):
+        build_openvino(module, make_images(module.vit.config), precision="bfloat16", calibration=None, num_streams=1)
 
 
 def test_nothing_is_reported_over_the_network(tmp_path):
@@ -111,11 +113,11 @@ import sys
 asked = []
 sys.addaudithook(lambda event, arguments: asked.append(arguments) if event in ("socket.connect", "socket.getaddrinfo") else None)
 import torch
-from vitrail.runtime.graph_engines import openvino_program
+from vitrail.runtime.graph_engines import build_openvino
 module = torch.nn.Conv2d(3, 4, 8, 8)
 module.forward = lambda images, forward=module.forward: (forward(images),)
 images = torch.randn(4, 3, 16, 16)
-openvino_program(module, images, precision="int8", calibration=images, num_streams=1)(images)
+build_openvino(module, images, precision="int8", calibration=images, num_streams=1)(images)
 import nncf, openvino, time
 time.sleep(0.5)  # a thread would report
 print(asked, {name for name in sys.modules if name.startswith("openvino_telemetry")})

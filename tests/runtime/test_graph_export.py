@@ -1,4 +1,4 @@
-"""`vitrail.export_model` to ONNX and OpenVINO: the folder, and that what answers otherwise is refused."""
+"""`vitrail.export_model` to ONNX and OpenVINO: the folder, and the refusal of other outputs."""
 
 import dataclasses
 import json
@@ -18,6 +18,7 @@ from vitrail.errors import OutputMismatchError, UnsupportedCheckpointError, Vitr
 from vitrail.processing.resizing import output_size
 from vitrail.runtime import graph_export as graphs
 from vitrail.runtime.graph import Graph, trace, write_onnx
+from vitrail.runtime.outputs import named_outputs
 from vitrail.utils.optional import import_without_telemetry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +55,7 @@ def test_a_folder_that_its_engine_and_transformers_read(classifier, to, files, r
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files | JSON | CODE
     (warning,) = warnings
-    assert "answers as the model does, within " in warning
+    assert "agrees with the model within " in warning
     assert warning.endswith("(images of 16x24)")
     images = [Image.effect_mandelbrot((40, 30), (-2, -1.5, 1, 1.5), 20).convert("RGB")] * 3
     pixel_values = AutoImageProcessor.from_pretrained(tmp_path / "out")(images, return_tensors="np")["pixel_values"]
@@ -113,14 +114,15 @@ def test_the_size_that_an_image_processor_makes(options, prepared):
 def with_another_activation(graph: Graph, path):
     """Writes a graph with an approximation of GELU, which the model has exact."""
     model = make_model(vitrail.ViTForImageClassification, "absolute", num_hidden_layers=1, hidden_act="quick_gelu")
-    write_onnx(trace(graphs.NamedOutputs(model), graph.shape, graph.output_names), path)
+    write_onnx(trace(named_outputs(model, *graphs.OUTPUT_NAMES[type(model)]), graph.shape, graph.output_names), path)
 
 
 def test_a_graph_that_answers_otherwise_is_refused(classifier, tmp_path, monkeypatch):
     wrong = dataclasses.replace(graphs.GRAPH_FORMATS["onnx"], write=with_another_activation)
     monkeypatch.setitem(graphs.GRAPH_FORMATS, "onnx", wrong)
     with pytest.raises(
-        OutputMismatchError, match=r"onnxruntime answers otherwise .* shape \(1, 3, 16, 24\), logits differs by up to"
+        OutputMismatchError,
+        match=r"outputs of onnxruntime differ from the model: .* shape \(1, 3, 16, 24\), logits differs by up to",
     ):
         vitrail.export_model(classifier, tmp_path / "out", to="onnx")
     assert not list(tmp_path.iterdir())
@@ -135,10 +137,13 @@ def test_answers_that_are_not_numbers_are_refused_and_zeros_are_not():
     def compare(answer):
         logits = np.full((1, 5), answer, np.float32)
         return graphs.compare(
-            graphs.NamedOutputs(model), lambda pixel_values: [logits], graphs.GRAPH_FORMATS["onnx"], [(1, 3, 16, 24)]
+            named_outputs(model, *graphs.OUTPUT_NAMES[type(model)]),
+            lambda pixel_values: [logits],
+            graphs.GRAPH_FORMATS["onnx"],
+            [(1, 3, 16, 24)],
         )
 
-    assert "answers as the model does, within 0.0e+00" in compare(0)
+    assert "agrees with the model within 0.0e+00" in compare(0)
     for wrong in (np.nan, 1e-3):
         with pytest.raises(OutputMismatchError, match="logits differs by up to"):
             compare(wrong)
@@ -153,7 +158,7 @@ def test_what_is_refused_before_any_work(classifier, tmp_path, monkeypatch):
     with pytest.raises(UnsupportedCheckpointError, match=r'no format "onnxx".* google, onnx, openvino'):
         vitrail.export_model(classifier, tmp_path / "out", to="onnxx")
     model = make_model(vitrail.ViTBackbone, "absolute")
-    with pytest.raises(UnsupportedCheckpointError, match="ViTBackbone has no graph"):
+    with pytest.raises(UnsupportedCheckpointError, match="ViTBackbone cannot be exported as a graph"):
         graphs.export_graph(model, vitrail.make_image_processor("dino"), tmp_path / "out", to="onnx")
     monkeypatch.setattr("vitrail.utils.optional.find_spec", lambda name: None)
     for to, message in (
