@@ -146,6 +146,8 @@ def prose(docstring: str) -> str:
         inside = line.startswith("    ")
         field = FIELD.match(line)
         if fenced and line and not inside:
+            while not lines[-1]:
+                lines.pop()
             lines += ["```", ""]
             fenced = False
         if re.fullmatch(r"[A-Z][^.:]*:", line):
@@ -298,7 +300,9 @@ def run_command(line: str) -> str:
     output, messages = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(messages):
         app(words, standalone_mode=False)
-    shown = [message for message in messages.getvalue().splitlines() if message.strip() and "%|" not in message and "/s]" not in message]
+    shown = [
+        message for message in messages.getvalue().splitlines() if message.strip() and "%|" not in message and "/s]" not in message
+    ]
     return "".join(f"{line.rstrip()}\n" for line in [*shown, *output.getvalue().splitlines()])
 
 
