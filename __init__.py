@@ -28,13 +28,14 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .evaluation.pooled_evaluation import evaluate_knn as evaluate_knn
     from .evaluation.pooled_evaluation import evaluate_logistic as evaluate_logistic
     from .evaluation.probing import probe as probe
+    from .features.cache import FeatureCache as FeatureCache
     from .features.embedding import ImageEmbedder as ImageEmbedder
     from .features.extraction import extract as extract
     from .features.store import StoredFeatures as StoredFeatures
     from .hub.push import push as push
     from .hub.save import convert_checkpoint as convert_checkpoint
     from .hub.save import save as save
-    from .model_cards.readme import render_model_card as render_model_card
+    from .model_cards.readme import model_card as model_card
     from .modeling.complexity import complexity as complexity
     from .modeling.modeling_vit import ViTBackbone as ViTBackbone
     from .modeling.modeling_vit import ViTForImageClassification as ViTForImageClassification
@@ -81,7 +82,7 @@ PUBLIC_NAMES = {
     "ConversionReport": "convert.report",
     # the Hub
     "push": "hub.push",
-    "render_model_card": "model_cards.readme",
+    "model_card": "model_cards.readme",
     # performance
     "optimize": "runtime.optimization",
     "OptimizedModel": "runtime.optimization",
@@ -91,6 +92,7 @@ PUBLIC_NAMES = {
     "read_images": "data.image_sources",
     "extract": "features.extraction",
     "StoredFeatures": "features.store",
+    "FeatureCache": "features.cache",
     "ImageEmbedder": "features.embedding",
     "find_similar": "visualization.similar",
     # pictures

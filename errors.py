@@ -1,55 +1,55 @@
 """Every exception of the package.
 
-The three files that are uploaded with a model (configuration, modeling, image processing) import nothing from here and raise
-`ValueError`; everything above them raises one of these, and all of them are `ValueError`s too, so that one `except` covers both.
-The message says what was found, what was expected and what to do.
+The three files that are uploaded with a model (configuration, modeling, image processing) raise `ValueError`. All other modules raise the
+exceptions below, which are `ValueError`s too, so that one `except` covers both. A message names what was found, what was expected, and
+the remedy.
 """
 
 
 class VitrailError(ValueError):
-    """Base class of the errors that a user can cause and mend."""
+    """Base class of the errors that a user can fix."""
 
 
 class SourceNotFoundError(VitrailError, FileNotFoundError):
-    """Nothing stands at the path, URL or name that was given."""
+    """The path, URL or name does not exist."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # OSError's own __str__ wants an errno
+        return str(self.args[0])  # OSError.__str__ expects an errno
 
 
 class DownloadError(VitrailError):
-    """A download failed, or what arrived is not what was announced."""
+    """A download failed, or is incomplete."""
 
 
 class UploadError(VitrailError):
-    """The Hub refuses an upload, or could not be reached; no file of it can be seen there."""
+    """The Hub refused an upload, or could not be reached; none of its files is visible there."""
 
 
 class CorruptFileError(VitrailError):
-    """A file ends early or is not of the format that its content claims."""
+    """A file is truncated, or its content is not valid for its format."""
 
 
 class UnsafeFileError(VitrailError):
-    """A pickle asks for code to be run; it is refused and nothing of it is executed."""
+    """A pickle requests the execution of code; it is refused, and none of its code is executed."""
 
 
 class UnsupportedCheckpointError(VitrailError):
-    """The file is sound, but is something the model cannot represent, or that no known family has written."""
+    """The file is valid, but no known family, or a model that is not supported."""
 
 
 class ConversionError(VitrailError):
-    """Names or shapes of a checkpoint and of the model do not match one to one."""
+    """Keys or shapes of a checkpoint do not match the parameters of the model."""
 
 
 class OutputMismatchError(VitrailError):
-    """Another engine answers otherwise than the model that was exported for it."""
+    """The outputs of an exported graph differ from the outputs of the model."""
 
 
 class UnreadableImageError(VitrailError):
-    """A file that should be an image does not decode. `path` names it, `reason` says why."""
+    """An image that cannot be decoded. `path` is its file, `reason` the cause."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that it comes whole out of another process
+        super().__init__(path, reason)  # both, so that the exception can be pickled
         self.path = path
         self.reason = reason
 
@@ -58,7 +58,7 @@ class UnreadableImageError(VitrailError):
 
 
 class WorkerError(VitrailError):
-    """An error in a process of a DataLoader, which makes a new one in ours of the text of the traceback: what was said remains."""
+    """An error in a worker process of a DataLoader, which re-raises it with the text of the traceback; only the message is kept."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text.rpartition(f"{type(self).__name__}: ")[2].strip())

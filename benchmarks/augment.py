@@ -82,8 +82,7 @@ def check_work(image: Image.Image) -> None:
     """Raises AssertionError where torchvision's functions make other pixels of the same draws."""
     from torchvision.transforms import functional
 
-    from vitrail.processing.color_ops import make_crop
-    from vitrail.processing.multi_crop import DINO_AUGMENTATION, draw_crops
+    from vitrail.processing.multi_crop import DINO_AUGMENTATION, draw_crops, make_crop
 
     rng = np.random.default_rng(0)
     for draw in itertools.chain.from_iterable(draw_crops(DINO_AUGMENTATION, *image.size, rng) for _ in range(CHECKED)):

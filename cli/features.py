@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import VitrailError
-from ..processing.presets import keep_aspect as make_keep_aspect
+from ..processing.resizing import keep_aspect as make_keep_aspect
 from ..utils.atomic import write_text
 from ..utils.optional import check_packages
 from .images import save_picture

@@ -14,13 +14,13 @@ from ..errors import VitrailError
 from ..features.embedding import classify_image, extract_features
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.presets import keep_aspect as make_keep_aspect
+from ..processing.resizing import at_size
+from ..processing.resizing import keep_aspect as make_keep_aspect
 from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Runtime
 from ..runtime.optimization import OptimizedModel, optimize
 from ..utils.atomic import replaced
 from ..visualization.attention import plot_attention
 from ..visualization.pca import plot_pca
-from ..visualization.pictures import at_size
 from .options import BatchSize, ImageFile, ImageFiles, ImageSize, KeepAspect, Model, PictureFile, RuntimeOptions, Top
 from .output import PICTURES, Result, check_output, load_model, warn
 

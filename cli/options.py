@@ -65,13 +65,12 @@ Code = Annotated[
 # Images
 ImageFiles = Annotated[list[Path], typer.Argument(help="Image files.")]
 ImageFile = Annotated[Path, typer.Argument(help="Image file.")]
-Images = Annotated[
-    str,
-    typer.Argument(help="Images: a folder, a .txt list of paths or URLs, .tar shards, Parquet, a Hub dataset, or an fsspec URL."),
-]
-Data = Annotated[
-    str, typer.Option(help="Images: a folder with one subfolder per class, Parquet, WebDataset, a Hub dataset, or digits.")
-]
+SOURCES = (
+    "Images: a folder (labels: one subfolder per class), a pattern, a .txt list of paths or URLs, .tar shards, Parquet, a Hub dataset, "
+    "an fsspec URL, or digits."
+)
+Images = Annotated[str, typer.Argument(help=SOURCES)]
+Data = Annotated[str, typer.Option(help=SOURCES)]
 Split = Annotated[str | None, typer.Option(help="Split of the dataset, if it has several.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Image column, if the column types do not determine it.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Label column, if the column types do not determine it.")]

@@ -1,4 +1,4 @@
-"""Changes a checkpoint to another image size, number of channels or number of classes while it is loaded, and says how."""
+"""Adapting a checkpoint to another image size, number of channels or number of classes while it is loaded."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import nn
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import interpolate_positions, resize_relative_table
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.resizing import at_size
 from .families.family import make_config
 from .sources.labels import imagenet_labels
 
@@ -17,12 +18,12 @@ CHANNEL_RULES = ("sum", "repeat", "average")
 
 
 def may_be_adapted(name: str) -> bool:
-    """Whether a tensor of ours is one that this file changes."""
+    """Return True for a tensor that the functions of this module may change."""
     return name in (POSITIONS, PROJECTION) or name.endswith(RELATIVE_TABLE) or name.startswith("classifier.")
 
 
 def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], image_size: tuple[int, int]) -> list[str]:
-    """Resizes position embeddings or relative bias tables to another image size, by the family's own rule."""
+    """Resize position embeddings or relative bias tables to another image size, by the family's rule; return warnings."""
     before, after = make_config(fields), make_config(fields | {"image_size": image_size})
     if before.patch_grid == after.patch_grid:
         return []
@@ -39,22 +40,22 @@ def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], i
         resized = resize_relative_table(table[:num_offsets], before.patch_grid, after.patch_grid)
         tensors[name] = torch.cat((resized, table[num_offsets:]))
     fields["image_size"] = after.image_size
-    if POSITIONS not in tensors and not tables:  # the relative MLP works at any size as it is
+    if POSITIONS not in tensors and not tables:  # the relative MLP works at any size
         return []
     (height, width), (new_height, new_width) = before.patch_grid, after.patch_grid
     return [f"positions of {height}x{width} patches resized to {new_height}x{new_width}, by the family's rule"]
 
 
 def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_channels: int, rule: str | None) -> list[str]:
-    """Changes the patch projection (D, C, ph, pw) to another number of channels.
+    """Adapt the patch projection (D, C, ph, pw) to another number of channels; return warnings.
 
-    "sum" adds up the channels' weights (for one channel: the answer to a grey image stays the same); "repeat" takes them in turn and
-    "average" gives each new channel their mean, both times old / new, so that equal channels are answered as before (by "repeat", only
-    where the new number is a multiple of the old). timm's rule: "sum" for one channel, else "repeat" (timm/models/_manipulate.py,
-    adapt_input_conv).
+    "sum" adds the channels' weights: the outputs for a gray image stay the same. "repeat" cycles through the channels and "average"
+    gives each new channel their mean, both scaled by old / new, so that the outputs for equal channels stay the same (with "repeat",
+    only if the new number is a multiple of the old one). The default is timm's rule: "sum" for one channel, else "repeat"
+    (timm/models/_manipulate.py, adapt_input_conv).
     """
     if num_channels < 1:
-        raise UnsupportedCheckpointError(f"num_channels is {num_channels}: it must be at least 1.")
+        raise UnsupportedCheckpointError(f"num_channels is {num_channels}; expected at least 1.")
     weight = tensors[PROJECTION]
     old = weight.shape[1]
     if num_channels == old:
@@ -62,7 +63,7 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
     rule = rule or ("sum" if num_channels == 1 else "repeat")
     if rule not in CHANNEL_RULES or (rule == "sum" and num_channels != 1):
         raise UnsupportedCheckpointError(
-            f'channel_rule="{rule}" cannot make {num_channels} channels: choose repeat or average, or, for one channel, sum.'
+            f'channel_rule="{rule}" does not apply to {num_channels} channels; expected "repeat" or "average", or "sum" for one channel.'
         )
     values = weight.float()
     if rule == "sum":
@@ -73,23 +74,21 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
         values = values.mean(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) * (old / num_channels)
     tensors[PROJECTION] = values.to(weight.dtype)
     fields["num_channels"] = num_channels
-    return [f"patch projection of {old} channels made one of {num_channels}, by the rule {rule}"]
+    return [f"patch projection adapted from {old} to {num_channels} channels by the rule {rule}"]
 
 
 def adapt_image_processor(
-    image_processor: VitrailImageProcessor, *, image_size: tuple[int, int] | None, num_channels: int
+    image_processor: VitrailImageProcessor,
+    *,
+    image_size: tuple[int, int] | None,
+    patch_size: tuple[int, int],
+    num_channels: int,
 ) -> VitrailImageProcessor:
-    """The same preparation for another size (a crop keeps its share of the shorter side) or number of channels."""
+    """Return a copy for another image size (a crop keeps its share of the shorter side) or number of channels."""
+    resizes = image_processor.do_resize or image_processor.do_center_crop
+    if image_size is not None and resizes and image_processor.size_divisor is None:
+        image_processor = at_size(image_processor, patch_size, image_size)
     options = image_processor.to_dict()
-    if image_size is not None and image_processor.size_divisor is None:
-        height, width = image_size
-        crops = image_processor.do_center_crop and height == width
-        options |= {"do_center_crop": crops, "crop_size": {"height": height, "width": width}}
-        if crops and "shortest_edge" in options["size"]:
-            old_crop = dict(image_processor.crop_size)["height"]
-            options["size"] = {"shortest_edge": height * options["size"]["shortest_edge"] // old_crop}
-        else:
-            options["size"] = {"height": height, "width": width}
     if num_channels != image_processor.num_channels:
         mean, std = (torch.tensor(options[name]).mean().item() for name in ("image_mean", "image_std"))
         options |= {"num_channels": num_channels, "image_mean": [mean] * num_channels, "image_std": [std] * num_channels}
@@ -97,10 +96,10 @@ def adapt_image_processor(
 
 
 def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_labels: int) -> list[str]:
-    """Puts an untrained classifier in the place of the one in the checkpoint, if there is one."""
+    """Replace the classifier of the checkpoint, if any, with an untrained one; return warnings."""
     if num_labels < 1:
         raise UnsupportedCheckpointError(
-            f"num_labels is {num_labels}: it must be at least 1; leave it out to keep what the file holds."
+            f"num_labels is {num_labels}; expected at least 1. Leave it out to keep the classifier of the file."
         )
     had = tensors.pop("classifier.weight", None)
     tensors.pop("classifier.bias", None)
@@ -112,12 +111,12 @@ def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], n
     weight = torch.empty(num_labels, config.classifier_input_size)
     tensors["classifier.weight"] = nn.init.trunc_normal_(weight, std=config.initializer_range).to(dtype)
     tensors["classifier.bias"] = torch.zeros(num_labels, dtype=dtype)
-    replaced = "" if had is None else f", in the place of one for {len(had)}"
-    return [f"the classifier for {num_labels} classes is fresh and untrained{replaced}"]
+    replaced = "" if had is None else f"; it replaces one for {len(had)}"
+    return [f"the classifier for {num_labels} classes is untrained{replaced}"]
 
 
 def with_labels(fields: dict[str, Any], num_labels: int) -> list[str]:
-    """Sets the number of classes of the checkpoint's own classifier, and ImageNet's labels where their number is ImageNet's."""
+    """Set the number of classes of the checkpoint's classifier, and ImageNet's labels if the number matches; return warnings."""
     if "id2label" in fields:
         return []
     labels = imagenet_labels(num_labels)

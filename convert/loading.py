@@ -1,7 +1,8 @@
-"""`load`: any source becomes a model of ours with its image processor, and a report of what was done."""
+"""Loading: any checkpoint as a model with its image processor, and a report of the conversion."""
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,19 +11,12 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..utils.atomic import read_json
 from .adaptation import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
 from .detection import BRANCHES, find_family, open_checkpoint
 from .families.family import Family, RawCheckpoint, make_config
 from .families.rules import Coverage, convert_tensors
-from .report import REPORT_NAME, ConversionReport, SourceFile, hash_later
+from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
 from .sources.resolver import ResolvedSource, resolve
-
-# Said when no config.json lies beside weights of a layout that more than one origin has
-ASSUMED = {
-    "dino": 'taken for a DINO file; timm\'s plain ViTs have the same layout: if it is one, give format="timm"',
-    "timm": "no config.json beside the weights: pooling, activation and preprocessing (mean and std 0.5, crop 0.9) are timm's usual ones",
-}
 
 
 def load(
@@ -43,56 +37,54 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
-    """Loads a checkpoint, whatever it is, so that the model behaves as the original did.
+    """Load a checkpoint of any supported format as a model that computes the same outputs as the original.
 
-    Nothing is initialised at random first. What a safetensors file holds as the model takes it stays memory-mapped, as transformers
-    leaves it: no memory is filled with a copy. What is done to the model never reaches the file, and the file may be removed, or replaced
-    as safetensors, `vitrail.save` and the Hub's cache replace files: by renaming. But who overwrites or cuts it in place (`cp` does)
-    changes, or ends, a process that has loaded it; `copy.deepcopy(model)` depends on no file. Of other files everything is copied.
+    Tensors of a safetensors file stay memory-mapped where their layout allows it, as in transformers; tensors of other files are copied.
+    Changing the model never changes the file, and the file may be removed, or replaced by renaming, as safetensors, `vitrail.save` and
+    the Hub's cache do. Overwriting or truncating the file in place (for example with `cp`) corrupts or crashes processes that have
+    loaded it; `copy.deepcopy(model)` is independent of the file.
 
     Args:
-        source: a file, a folder as the Hub has them, a URL, a Hub id ("timm/vit_base_patch8_224.dino") or a name of the catalogue.
-        format: the family, where names and shapes should not decide it.
+        source: a file, a folder in the Hub's layout, a URL, a Hub id ("timm/vit_base_patch8_224.dino") or a catalog name.
+        format: the family; "auto" detects it from names and shapes.
         branch: the network of a full training checkpoint, "teacher" or "student".
-        head: the file (path, URL) of a linear classifier that goes with the backbone; or the name of one that was published with the
-            checkpoint of the catalogue that `source` names ("linear").
-        head_name: which classifier of a head file that holds many.
-        num_heads: number of attention heads, where the width does not tell it.
-        image_size: height and width, in pixels, that positions are resized to. Without it they stay as they are, and are
-            interpolated when the model runs.
-        num_channels, channel_rule: another number of channels, and how the patch projection becomes one for it: "sum", "repeat" or
+        head: a separate linear classifier for the backbone: a path, a URL, or the name of a head that was published with the catalog
+            checkpoint `source` ("linear").
+        head_name: the classifier to use from a head file with several.
+        num_heads: number of attention heads, where it does not follow from the width.
+        image_size: height and width in pixels to resize positions to. By default, positions keep their size and are interpolated
+            when the model runs.
+        num_channels, channel_rule: another number of input channels, and how the patch projection is adapted: "sum", "repeat" or
             "average" (`vitrail.convert.adaptation.adapt_num_channels`).
-        num_labels: puts a fresh, untrained classifier for so many classes in the place of the checkpoint's.
-        revision, token: branch, tag or commit of a Hub repository, and the token to read it with, as transformers takes them.
-        cache_dir: where downloads are kept, instead of the Hub's cache folder.
-        dtype: of the model; without it, that of the file.
-        device: where to put the model.
+        num_labels: replace the classifier with an untrained one for this number of classes.
+        revision, token: branch, tag or commit of a Hub repository, and the token for it, as in transformers.
+        cache_dir: folder for downloads; the Hub's cache by default.
+        dtype: dtype of the model; the file's dtype by default.
+        device: device of the model.
 
     Returns:
-        The model, in evaluation mode (ViTForImageClassification when there is a classifier, else ViTModel), its image processor, and
-        the report.
+        The model in evaluation mode (ViTForImageClassification with a classifier, else ViTModel), its image processor, and the report.
 
     Raises:
-        VitrailError: one of `vitrail.errors`, which says what was found and what to do.
+        VitrailError: a subclass in `vitrail.errors`; the message names what was found and the remedy.
     """
     resolved = resolve(source, revision=revision, token=token, cache_dir=cache_dir)
     raw = open_checkpoint(resolved.path, branch=branch)
     family = find_family(raw, format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
     report.catalog_name = resolved.checkpoint.name if resolved.checkpoint else None
-    report.beside = _report_beside(raw)
+    report.stored = _stored_record(raw)
     if raw.left_out:
         report.warnings.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
-
-    if raw.config is None and family.name in ASSUMED and raw.root not in BRANCHES:
-        report.warnings.append(ASSUMED[family.name])
+    if raw.config is None and family.assumption is not None and raw.root not in BRANCHES:
+        report.warnings.append(family.assumption)
     fields = family.configure(raw, num_heads)
     tensors, coverage = convert_family(raw, family, report.warnings)
     foreign = _storages_to_leave(raw)
     if head is not None:
         resolved_head = resolve(_head_source(resolved, head), token=token, cache_dir=cache_dir)
-        raw_head = open_checkpoint(resolved_head.path, head_name=head_name)
-        head_tensors, head_fields = _read_head(raw_head, family, fields, coverage)
+        raw_head = open_checkpoint(resolved_head.path)
+        head_tensors, head_fields = _read_head(raw_head, family, head_name, fields, coverage)
         tensors |= head_tensors
         foreign |= _storages_to_leave(raw_head)
         fields |= head_fields
@@ -110,16 +102,19 @@ def load(
 
     config = make_config(fields)
     image_processor = adapt_image_processor(
-        family.image_processor(raw, config), image_size=image_size, num_channels=config.num_channels
+        family.image_processor(raw, config),
+        image_size=image_size,
+        patch_size=config.patch_size,
+        num_channels=config.num_channels,
     )
-    del raw  # or what the conversion copied (q, k and v become one tensor) would stay in memory twice
+    del raw  # or tensors that the conversion copied (q, k and v become one tensor) would stay in memory twice
     model = build_model(config, tensors, coverage, resolved.name, dtype=dtype, foreign=foreign)
     report.coverage = coverage.to_dict()
     return model.to(device).eval(), image_processor, report
 
 
 def convert_family(raw: RawCheckpoint, family: Family, warnings: list[str]) -> tuple[dict[str, torch.Tensor], Coverage]:
-    """Applies a family's table to a checkpoint, without what the family drops, which is noted."""
+    """Apply a family's rules to a checkpoint, without the names that the family drops; append the reasons to `warnings`."""
     drops = family.drops(raw)
     warnings += dict.fromkeys(drops.values())
     kept = {name: tensor for name, tensor in raw.tensors.items() if name not in drops}
@@ -137,18 +132,18 @@ def build_model(
     dtype: torch.dtype | None = None,
     foreign: Collection[int] = (),
 ) -> ViTPreTrainedModel:
-    """A model whose parameters are these tensors, after every name and shape was found to match; nothing is initialised before.
+    """Return a model with these tensors as parameters, without initializing it first; every name and shape must match.
 
     Args:
-        config: gets the dtype.
-        tensors: each is taken out as it is put into its place, so that the memory of what has to be copied can go.
-        coverage: what was found so far, which is completed.
-        source: what to call it in front of people.
-        dtype: of the model; without it, that of the tensors.
-        foreign: addresses of storages that a model must not keep.
+        config: its dtype is set.
+        tensors: emptied, so that the memory of copied tensors is freed.
+        coverage: completed with missing, unexpected and mismatched names.
+        source: the name for errors.
+        dtype: dtype of the model; the tensors' dtype by default.
+        foreign: addresses of storages that the model must not keep.
 
     Raises:
-        ConversionError: a name is too much or missing, a shape is another, or a number is not finite.
+        ConversionError: keys are unexpected or missing, a shape differs, or a value is NaN or inf.
     """
     dtype = dtype or _common_dtype(tensors)
     config.dtype = dtype
@@ -167,16 +162,16 @@ def build_model(
     placed: dict[str, torch.Tensor] = {}
     taken = set(foreign)
     for name, _ in model.named_parameters():
-        tensor = _in_memory_of_its_own(tensors.pop(name.removeprefix("vit.")), dtype, taken)
-        if not all(bound.isfinite() for bound in torch.aminmax(tensor)):  # which NaN passes through; far faster than isfinite()
-            raise ConversionError(f"{source} holds numbers that are not finite, in what becomes {name}: the file is damaged.")
+        tensor = _with_own_storage(tensors.pop(name.removeprefix("vit.")), dtype, taken)
+        if not all(bound.isfinite() for bound in torch.aminmax(tensor)):  # aminmax passes NaN on, and is far faster than isfinite()
+            raise ConversionError(f"{source} contains NaN or inf in the tensor for {name}: the file is damaged. Download it again.")
         placed[name] = tensor
     model.load_state_dict(placed, assign=True)
     return model
 
 
-def _in_memory_of_its_own(tensor: torch.Tensor, dtype: torch.dtype, taken: set[int]) -> torch.Tensor:
-    """The tensor itself where it fills a storage that is not taken yet, or else a copy."""
+def _with_own_storage(tensor: torch.Tensor, dtype: torch.dtype, taken: set[int]) -> torch.Tensor:
+    """Return the tensor itself where it fills a storage that is not taken yet, or else a copy."""
     tensor = tensor.detach().to(dtype)
     storage = tensor.untyped_storage()
     if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
@@ -186,9 +181,9 @@ def _in_memory_of_its_own(tensor: torch.Tensor, dtype: torch.dtype, taken: set[i
 
 
 def _storages_to_leave(raw: RawCheckpoint) -> set[int]:
-    """Those of a torch file: torch.save overwrites one in place, as training runs do, and then what is mapped of it would change too.
+    """Return the storages of a torch file, which must be copied: torch.save overwrites a file in place, which would change mapped tensors.
 
-    Who writes safetensors puts a new file in the place of the old one, of which what is mapped stays.
+    Writers of safetensors replace the file by renaming, so that tensors mapped from the old file stay valid.
     """
     return {tensor.untyped_storage().data_ptr() for tensor in raw.tensors.values()} if raw.container == "torch" else set()
 
@@ -198,7 +193,7 @@ def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     if not dtype.is_floating_point:
         raise UnsupportedCheckpointError(
-            f"The weights are {dtype}, but a model computes with floating point numbers: is it quantized?"
+            f"The weights are {dtype}; expected floating point. If the checkpoint is quantized, use the original one."
         )
     return dtype
 
@@ -209,27 +204,27 @@ def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
     return SourceFile(name, resolved.url, resolved.hub_id, size, hash_later(raw.files))
 
 
-def _report_beside(raw: RawCheckpoint) -> dict[str, Any] | None:
+def _stored_record(raw: RawCheckpoint) -> ConversionRecord | None:
+    """Return the conversion.json in the folder of the weights; a damaged file, or another program's, is none."""
     try:
-        return read_json(raw.files[0].with_name(REPORT_NAME))
+        return ConversionRecord.read(raw.files[0].with_name(REPORT_NAME))
     except (FileNotFoundError, CorruptFileError):
         return None
 
 
 def _head_source(resolved: ResolvedSource, head: str | os.PathLike) -> str | os.PathLike:
-    """A head that is published with the checkpoint may be called by its short name."""
+    """Return the URL of a head that was published with the checkpoint and is given by its short name."""
     published = (resolved.checkpoint.head_urls or {}) if resolved.checkpoint else {}
     return published.get(os.fspath(head), head)
 
 
 def _read_head(
-    raw: RawCheckpoint, family: Family, fields: dict[str, Any], coverage: Coverage
+    raw: RawCheckpoint, family: Family, head_name: str | None, fields: dict[str, Any], coverage: Coverage
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The classifier of a head file, and the config fields that say what it reads."""
+    """Return the classifier of a head file, and the config fields for its input."""
     if family.head_rules is None:
-        raise UnsupportedCheckpointError(
-            f"Checkpoints of the family {family.name} hold their classifier themselves: leave head= out."
-        )
+        raise UnsupportedCheckpointError(f"Checkpoints of the family {family.name} contain their classifier: leave head= out.")
+    raw = replace(raw, tensors=family.choose_head(raw.tensors, head_name))
     rules, head_fields = family.head_rules(raw, fields["hidden_size"])
     tensors, head_coverage = convert_tensors(raw.tensors, rules)
     coverage.converted += head_coverage.converted

@@ -1,36 +1,36 @@
-"""What the folder of a model holds, by name; and what its JSON files say, as long as it is of the weights beside them."""
+"""The folder of a model: the names of its files, and its records, which count only for the weights in the folder."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import CorruptFileError
-from ..utils.atomic import read_json, write_text
+from ..utils.atomic import read_json
 from ..utils.hashing import sha256
-from .report import REPORT_NAME
+from ..utils.records import check_format_version
+from .report import REPORT_NAME, ConversionRecord
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_CONFIG_NAME = "preprocessor_config.json"
 CARD_NAME = "README.md"
 RESULTS_NAME = "results.json"
-# What an evaluation leaves in the folder of the model that it has measured
+# Written by an evaluation into the folder of its model
 RESULT_NAMES = (RESULTS_NAME, "curves.png", "heads.png", "confusion.png")
-# What self-supervised training leaves in the folder of its teacher
+# Written by self-supervised training into the folder of its teacher
 PRETRAINING_NAME = "pretraining.json"
 PRETRAINING_NAMES = (PRETRAINING_NAME, "pretraining.png")
 
 CODE_NAMES = ("configuration_vit.py", "modeling_vit.py", "image_processing_vit.py")
 LICENSE_NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
-# Weights as transformers writes them, and the index of sharded ones
+# Weights as transformers writes them, and the index of shards
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 INDEX_NAME = "model.safetensors.index.json"
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder holds a model that vitrail wrote."""
+    """Return True for a folder with a model that vitrail wrote."""
     path = folder / CONFIG_NAME
     try:
         return path.is_file() and read_json(path).get("model_type") == ViTConfig.model_type
@@ -39,7 +39,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold its weights, in the order in which they are read."""
+    """Return the weight files of a folder, in the order in which they are read."""
     index = folder / INDEX_NAME
     if index.is_file():
         return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
@@ -47,51 +47,49 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def hash_weights(folder: Path) -> str:
-    """SHA-256 of a folder's weights, as `vitrail.load` gives it."""
+    """Return the SHA-256 of a folder's weights, equal to `source.sha256` of `vitrail.load`."""
     return sha256(*weight_files(folder))
 
 
-def read_report(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
-    """What a folder's conversion.json says; None where there is none, or it is of other weights than those that lie there now.
+def read_report(folder: Path, weights_sha256: str | None = None) -> ConversionRecord | None:
+    """Return a folder's conversion.json; None where there is none, or it describes other weights.
 
-    `weights_sha256` is that of the weights, where they lie elsewhere or it is known.
+    `weights_sha256` is the SHA-256 of the weights; by default, it is computed from the folder.
     """
     path = folder / REPORT_NAME
-    return _of_these_weights(read_json(path), folder, weights_sha256) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = ConversionRecord.read(path)
+    return record if record.weights_sha256 == (weights_sha256 or hash_weights(folder)) else None
 
 
 def read_results(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
-    """What a folder's results.json says, as `read_report` reads; None also where it is somebody else's."""
+    """Return a folder's results.json, like `read_report`; None also for a file of another program."""
     return _read_ours(folder, RESULTS_NAME, weights_sha256)
 
 
 def read_pretraining(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
-    """What a folder's pretraining.json says, as `read_results` reads."""
+    """Return a folder's pretraining.json, like `read_results`."""
     return _read_ours(folder, PRETRAINING_NAME, weights_sha256)
 
 
 def own_records(folder: Path) -> tuple[str, ...]:
-    """The names of what an evaluation or a training by vitrail may have left in a folder, as far as it is not somebody else's."""
-    kinds = ((RESULTS_NAME, RESULT_NAMES), (PRETRAINING_NAME, PRETRAINING_NAMES))
-    return tuple(name for record, names in kinds if _is_ours(folder / record) for name in names)
+    """Return the names of files that an evaluation or a training by vitrail wrote into a folder."""
+    groups = ((RESULTS_NAME, RESULT_NAMES), (PRETRAINING_NAME, PRETRAINING_NAMES))
+    return tuple(name for record, names in groups if _is_ours(folder / record) for name in names)
 
 
 def _read_ours(folder: Path, name: str, weights_sha256: str | None) -> dict[str, Any] | None:
-    return _of_these_weights(read_json(folder / name), folder, weights_sha256) if _is_ours(folder / name) else None
+    if not _is_ours(folder / name):
+        return None
+    content = read_json(folder / name)
+    check_format_version(content, folder / name)
+    return content if content["weights_sha256"] == (weights_sha256 or hash_weights(folder)) else None
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a record is one that vitrail wrote."""
+    """Return True for a record that vitrail wrote."""
     try:
         return {"task", "weights_sha256"} <= read_json(path).keys()
     except (FileNotFoundError, CorruptFileError):
         return False
-
-
-def _of_these_weights(content: dict[str, Any], folder: Path, weights_sha256: str | None) -> dict[str, Any] | None:
-    return content if content.get("weights_sha256") == (weights_sha256 or hash_weights(folder)) else None
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Writes a folder's conversion.json."""
-    write_text(folder / REPORT_NAME, json.dumps(report, indent=2) + "\n")

@@ -1,21 +1,19 @@
-"""Proof that a converted model is what its source was: three independent checks, each a row of numbers.
+"""Verification of a converted model: three independent checks.
 
-1. Written back to the source's format, every tensor equals the source's bit for bit.
-2. The same weights in another implementation that is installed here (transformers' own ViT and DINOv2, or timm) answer alike, at the
-   model's size and at another one that is no square.
-3. Saved and loaded again, the model answers identically.
+1. Round trip: exported to the source's format, every tensor equals the source's bit for bit.
+2. Another implementation: the same weights in an installed library (transformers or timm) give the same outputs, at the model's size and
+   at a size that is not square.
+3. Reload: after saving and loading, the outputs are identical.
 """
 
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image, ImageOps
 
 from ..configuration.configuration_vit import ViTConfig
@@ -24,34 +22,17 @@ from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedMode
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .adaptation import may_be_adapted
 from .detection import find_family, open_checkpoint
-from .export import Exported, to_format, write_exported
+from .export import to_format, write_exported
 from .families.family import RawCheckpoint
+from .families.formats import Exported, RunPeer
+from .families.registry import EXPORT_FORMATS
 from .families.rules import convert_tensors, reverse
 from .loading import convert_family
+from .report import Check
 from .sources.resolver import resolve
 
-TOLERANCE = 1e-4  # of float32 answers of two implementations, absolute
+TOLERANCE = 1e-4  # absolute, between float32 outputs of two implementations
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Check:
-    """A row of the table.
-
-    name: what was compared; `against`: with what.
-    difference: the largest absolute difference, or None where it was not computed.
-    passed: None where the row is for information, or could not be computed; `note` says which.
-    """
-
-    name: str
-    against: str
-    difference: float | None
-    passed: bool | None
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dictionary for JSON."""
-        return asdict(self)
 
 
 def verify(
@@ -63,19 +44,19 @@ def verify(
     branch: str = "teacher",
     image: str | Path | Image.Image | None = None,
 ) -> list[Check]:
-    """Runs the three checks on a model.
+    """Run the three checks on a model.
 
     Args:
-        model: in evaluation mode.
-        image_processor: the model's own.
-        against: the checkpoint it was converted from, for the first check.
-        head: the file of its classifier, where that is a separate one.
-        branch: the network of that checkpoint, where it is one of a training run.
-        image: a photograph to prepare and run; noise without it.
+        model: a model in evaluation mode.
+        image_processor: its image processor.
+        against: the checkpoint that the model was converted from, for the first check.
+        head: the separate file of the classifier.
+        branch: the network of a full training checkpoint `against`.
+        image: an image to preprocess; noise by default.
     """
     checks = []
     if against is None:
-        checks.append(Check("round trip", "the source", None, None, "not done: give the source with --against"))
+        checks.append(Check("round trip", "the source", None, None, "not done: pass the source with --against"))
     else:
         checks += _round_trip(model, against, head, branch)
     if image is None:
@@ -91,7 +72,7 @@ def _pixel_values(config: ViTConfig, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _off_grid(config: ViTConfig) -> tuple[int, int]:
-    """A size that is no square and not the model's."""
+    """Return a size that is neither square nor the model's."""
     (rows, columns), (patch_height, patch_width) = config.patch_grid, config.patch_size
     return (rows + 2) * patch_height, max(columns - 3, 1) * patch_width
 
@@ -115,7 +96,7 @@ def _round_trip(model: ViTPreTrainedModel, against: str | Path, head: str | Path
     adaptable, _ = convert_tensors({name: tensor for name, tensor in ours.items() if may_be_adapted(name)}, rules_back)
     checks = [_bit_for_bit("round trip", f"{resolved.name} ({family.name})", back, raw, coverage.converted, adaptable)]
     if classifier and head is None:
-        checks.append(Check("round trip of the classifier", "its file", None, None, "not done: give the file with --head"))
+        checks.append(Check("round trip of the classifier", "its file", None, None, "not done: pass the file with --head"))
     elif classifier and family.head_rules is not None and head is not None:
         resolved_head = resolve(head)
         raw_head = open_checkpoint(resolved_head.path)
@@ -133,19 +114,19 @@ def _bit_for_bit(
     expected: list[str],
     adaptable: Collection[str] = (),
 ) -> Check:
-    """Values are compared in the source's own dtype, to which a wider one leads back without loss.
+    """Compare values in the source's dtype; a wider dtype converts back without loss.
 
-    Those of `adaptable` that have another shape were changed on purpose: `image_size=`, `num_channels=`, `num_labels=`.
+    Tensors in `adaptable` with another shape were changed on purpose, by `image_size=`, `num_channels=` or `num_labels=`.
     """
     different = [
         key for key in expected if key not in back or not torch.equal(back[key].to(raw.tensors[key].dtype), raw.tensors[key])
     ]
     surplus = sorted(back.keys() - set(expected))
     if different and not surplus and all(key in adaptable and back[key].shape != raw.tensors[key].shape for key in different):
-        note = f"known: {', '.join(different[:3])} of another shape: changed on purpose when the model was converted"
+        note = f"known: the shape of {', '.join(different[:3])} was changed when the model was converted"
         return Check(name, against, None, None, note)
     if different or surplus:
-        note = f"{len(different)} of {len(expected)} tensors differ, {len(surplus)} are too many: "
+        note = f"{len(different)} of {len(expected)} tensors differ, {len(surplus)} are unexpected: "
         return Check(name, against, None, False, note + ", ".join((different + surplus)[:3]))
     return Check(name, against, 0.0, True, f"{len(back)} tensors equal bit for bit")
 
@@ -156,8 +137,8 @@ def _bit_for_bit(
 def _other_implementation(
     model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: str | Path | Image.Image | None
 ) -> list[Check]:
-    """The first implementation that can hold the model: transformers' own, or timm."""
-    candidates = [(name, whole) for whole in _wholes(model) for name in PEERS]
+    """Compare with the first library that can hold the model."""
+    candidates = [(name, whole) for whole in _wholes(model) for name, export in EXPORT_FORMATS.items() if export.load_peer]
     refusals = []
     for name, whole in candidates:
         try:
@@ -167,84 +148,49 @@ def _other_implementation(
             continue
         with tempfile.TemporaryDirectory() as folder:
             written = write_exported(exported, Path(folder) / name)[0]
-            peer = PEERS[name](written, exported)
+            export = EXPORT_FORMATS[name]
+            assert export.load_peer is not None
+            assert export.library is not None
+            peer = export.load_peer(written, exported)
             if peer is None:
-                refusals.append(f"{name} is not installed.")
+                refusals.append(f"{export.library} is not installed.")
                 continue
-            checks = [_pixels(image_processor, image, written)] if name == "transformers" and image is not None else []
+            library = f"{export.library} {importlib.metadata.version(export.library)}"
+            checks = []
+            if export.peer_image_processor is not None and image is not None:
+                checks.append(_pixels(image_processor, image, export.peer_image_processor(written), library))
+            if export.peer_needs_square and len(set(model.config.patch_grid)) > 1:
+                note = f"not done: {export.library} reads the positions of a rectangle as those of a square"
+                return [*checks, Check("outputs", library, None, None, note)]
             without = "" if whole is model else ", without the classifier"
-            return checks + _same_answers(whole, peer, exported, f"{name} {importlib.metadata.version(name)}{without}")
-    return [Check("answers", "another implementation", None, None, f"not done: {' '.join(dict.fromkeys(refusals))}")]
+            return checks + _same_outputs(whole, peer, exported, library + without)
+    return [Check("outputs", "another implementation", None, None, f"not done: {' '.join(dict.fromkeys(refusals))}")]
 
 
 def _wholes(model: ViTPreTrainedModel) -> list[ViTPreTrainedModel]:
-    """The model and, where no other implementation holds its classifier, its encoder alone."""
+    """Return the model and, for libraries that cannot hold its classifier, its encoder alone."""
     return [model, model.vit] if isinstance(model, ViTForImageClassification) else [model]
 
 
-Peer = Callable[[torch.Tensor], dict[str, torch.Tensor]]
-
-
-def _in_transformers(folder: Path, exported: Exported) -> Peer:
-    """Transformers' own class, which must find every name and no other."""
-    config = exported.config
-    assert config is not None
-    model_class = getattr(transformers, config["architectures"][0])
-    peer, loading = model_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
-    classifies = hasattr(peer, "classifier")
-    options = {"interpolate_pos_encoding": True} if config["model_type"] == "vit" else {}
-
-    def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = peer(pixel_values, output_hidden_states=classifies, **options)
-        if not classifies:
-            pools = config["model_type"] != "vit" or "pooler_output_size" in config
-            return {"features": outputs.last_hidden_state} | ({"pooled": outputs.pooler_output} if pools else {})
-        layernorm = peer.base_model.layernorm
-        return {"features": layernorm(outputs.hidden_states[-1]), "logits": outputs.logits}
-
-    peer.eval()
-    return run
-
-
-def _in_timm(folder: Path, exported: Exported) -> Peer | None:
-    """Timm's own class, where timm is installed."""
-    try:
-        import timm
-    except ImportError:
-        return None
-    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().float()
-    native = tuple(exported.config["pretrained_cfg"]["input_size"][1:]) if exported.config else None
-
-    def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        if tuple(pixel_values.shape[-2:]) != native:
-            peer.set_input_size(img_size=tuple(pixel_values.shape[-2:]))
-        features = peer.forward_features(pixel_values)
-        answers = {"features": features, "pooled": peer.forward_head(features, pre_logits=True)}
-        return answers | ({"logits": peer.forward_head(features)} if peer.num_classes else {})
-
-    return run
-
-
-PEERS: dict[str, Callable[[Path, Exported], Peer | None]] = {"transformers": _in_transformers, "timm": _in_timm}
-
-
-def _pixels(image_processor: VitrailImageProcessor, image: str | Path | Image.Image, folder: Path) -> Check:
-    """The same photograph, prepared by transformers' own image processor on Pillow; the torch backend may be two grey levels off."""
-    ours = image_processor(image, jpeg_draft=False, return_tensors="pt")  # transformers decodes in full
+def _pixels(
+    image_processor: VitrailImageProcessor, image: str | Path | Image.Image, theirs: Callable[..., Any], library: str
+) -> Check:
+    """Compare the pixels of an image with those of a library's image processor on Pillow; the torch backend may differ by two levels."""
+    ours = image_processor(image, jpeg_draft=False, return_tensors="pt")  # the library decodes in full
     opened = ImageOps.exif_transpose(Image.open(image)) if isinstance(image, str | Path) else image
     opened = opened.convert({1: "L", 3: "RGB"}.get(image_processor.num_channels, "RGB"))
-    against = f"transformers {transformers.__version__}"
     if image_processor.num_channels != 3:
-        return Check("pixels", against, None, None, "not done: transformers' image processors are for three channels")
-    theirs = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(opened, return_tensors="pt")
-    difference = _difference(ours["pixel_values"], theirs["pixel_values"])
+        return Check("pixels", library, None, None, "not done: the library's image processors are for three channels")
+    difference = _difference(ours["pixel_values"], theirs(opened, return_tensors="pt")["pixel_values"])
     tolerance = TOLERANCE if image_processor.backend == "pil" else 2.01 / 255 / min(image_processor.image_std)
     passed: bool | None = difference <= tolerance
     note = ""
     if not passed and image_processor.do_center_crop and _has_odd_margin(image_processor, opened.size):
-        passed, note = None, "known: transformers rounds the place of the crop down, torchvision to even; here it is one pixel off"
-    return Check("pixels", against, difference, passed, note)
+        passed, note = (
+            None,
+            "known: the library rounds the position of the crop down, torchvision to even; here they differ by one pixel",
+        )
+    return Check("pixels", library, difference, passed, note)
 
 
 def _has_odd_margin(image_processor: VitrailImageProcessor, size: tuple[int, int]) -> bool:
@@ -257,9 +203,7 @@ def _has_odd_margin(image_processor: VitrailImageProcessor, size: tuple[int, int
 
 
 @torch.no_grad()
-def _same_answers(model: ViTPreTrainedModel, peer: Peer, exported: Exported, name: str) -> list[Check]:
-    if name.startswith("transformers") and len(set(model.config.patch_grid)) > 1:
-        return [Check("answers", name, None, None, "not done: it takes positions of a rectangle for those of a square")]
+def _same_outputs(model: ViTPreTrainedModel, peer: RunPeer, exported: Exported, name: str) -> list[Check]:
     weights = {key: tensor.float() for key, tensor in model.state_dict().items()}
     reference = type(model)(model.config).eval()
     reference.load_state_dict(weights)
@@ -268,7 +212,7 @@ def _same_answers(model: ViTPreTrainedModel, peer: Peer, exported: Exported, nam
         pixel_values = _pixel_values(model.config, size)
         expected = peer(pixel_values)
         differences = {
-            key: _difference(value, expected[key]) for key, value in _answers(ours, pixel_values).items() if key in expected
+            key: _difference(value, expected[key]) for key, value in _outputs(ours, pixel_values).items() if key in expected
         }
         return [
             Check(f"{key} at {size[0]}x{size[1]}", name, value, None if note.startswith("known") else value <= TOLERANCE, note)
@@ -281,15 +225,15 @@ def _same_answers(model: ViTPreTrainedModel, peer: Peer, exported: Exported, nam
     twin = type(model)(ViTConfig(**model.config.to_dict() | exported.interpolation)).eval()
     twin.load_state_dict(weights)
     rule = next(warning for warning in exported.warnings if "by its own rule" in warning)
-    # with the other's rule in our model, the rest must agree
+    # with the library's rule in our model, everything else must agree
     return (
         compare(reference, native)
         + compare(reference, other, f"known: {rule}")
-        + compare(twin, other, "with its rule in our model")
+        + compare(twin, other, "with the library's rule in our model")
     )
 
 
-def _answers(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+def _outputs(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
     if not isinstance(model, ViTForImageClassification):
         outputs = model(pixel_values)
         return {"features": outputs.last_hidden_state, "pooled": outputs.pooler_output}
@@ -309,5 +253,5 @@ def _reload(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor) -
         same_images = VitrailImageProcessor.from_pretrained(folder).to_dict() == image_processor.to_dict()
     pixel_values = _pixel_values(model.config, model.config.image_size)
     difference = _difference(again(pixel_values)[0].float(), model(pixel_values)[0].float())
-    note = "" if same_images else "the image processor's settings changed"
+    note = "" if same_images else "the settings of the image processor changed"
     return Check("saved and loaded again", "this model", difference, difference == 0 and same_images, note)

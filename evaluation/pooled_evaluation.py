@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from ..convert.report import ConversionReport
-from ..data.labeled import LabeledImages
+from ..data.image_sources import ImageSource
+from ..data.labeled import LabeledImages, load_labeled_images
 from ..features.cache import CachedFeatures, FeatureCache
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.processes import start_processes
 from .knn import NUM_NEIGHBORS, TEMPERATURE, knn_classify
 from .logistic import fit_logistic
-from .results import compute_scores, describe_model, describe_run
+from .results import KNNRecord, LogisticRecord, compute_scores, describe_model, describe_run
 
 # The tokens of the features that make `pooler_output`, where they are [CLS] and the mean patch
 POOLED_TOKENS = {"cls": (-2,), "avg": (-1,), "cls+avg": (-2, -1)}
@@ -66,7 +67,7 @@ class PooledVectors:
 def evaluate_knn(
     model: ViTPreTrainedModel,
     image_processor: VitrailImageProcessor,
-    data: LabeledImages,
+    data: LabeledImages | ImageSource,
     *,
     num_neighbors: Sequence[int] = NUM_NEIGHBORS,
     cache: FeatureCache | None = None,
@@ -76,16 +77,18 @@ def evaluate_knn(
 
     Args:
         model: moves to the device of this process.
+        data: from `vitrail.load_labeled_images`, or a source that it takes.
         num_neighbors: values of k; those above the number of training images are left out.
         cache: where features are kept, and how they are computed.
         report: from `vitrail.load`, for the results.
 
     Returns:
-        The scores of the best k, those of every k under "by_k", and the description of the run.
+        A `KNNRecord` as a dictionary.
 
     Raises:
         VitrailError: an unreadable image, if they are refused, or fewer training images than any k.
     """
+    data = data if isinstance(data, LabeledImages) else load_labeled_images(data)
     cache = cache or FeatureCache()
     vectors = PooledVectors(model, image_processor, data, cache, report)
     classes = knn_classify(
@@ -99,14 +102,20 @@ def evaluate_knn(
     )
     by_k = [{"k": k, **compute_scores(ranked, vectors.validation_labels)} for k, ranked in classes.items()]
     best = max(by_k, key=lambda row: row["accuracy"])
-    selection = "the best k by its accuracy on these validation images"
-    return {"task": "k-NN", **best, "selection": selection, "temperature": TEMPERATURE, "by_k": by_k, **vectors.describe()}
+    return KNNRecord(
+        task="k-NN",
+        **best,
+        selection="the best k by its accuracy on these validation images",
+        temperature=TEMPERATURE,
+        by_k=by_k,
+        **vectors.describe(),
+    ).to_dict()
 
 
 def evaluate_logistic(
     model: ViTPreTrainedModel,
     image_processor: VitrailImageProcessor,
-    data: LabeledImages,
+    data: LabeledImages | ImageSource,
     *,
     seed: int = 0,
     cache: FeatureCache | None = None,
@@ -116,25 +125,27 @@ def evaluate_logistic(
 
     Args:
         model: moves to the device of this process.
+        data: from `vitrail.load_labeled_images`, or a source that it takes.
         seed: of the random choice of the training images that select C.
         cache: where features are kept, and how they are computed.
         report: from `vitrail.load`, for the results.
 
     Returns:
-        The scores, "C", the accuracies that chose it under "by_C", and the description of the run.
+        A `LogisticRecord` as a dictionary.
 
     Raises:
         VitrailError: an unreadable image, if they are refused, or too few training images.
     """
+    data = data if isinstance(data, LabeledImages) else load_labeled_images(data)
     cache = cache or FeatureCache()
     vectors = PooledVectors(model, image_processor, data, cache, report)
     fitted = fit_logistic(vectors.train, vectors.train_labels, seed=seed, progress=cache.progress)
-    return {
-        "task": "logistic regression",
+    return LogisticRecord(
+        task="logistic regression",
         **compute_scores(fitted.classify(vectors.validation), vectors.validation_labels),
-        "C": fitted.C,
-        "by_C": [{"C": strength, "accuracy": accuracy} for strength, accuracy in fitted.scores.items()],
-        "unconverged": list(fitted.unconverged),
-        "seed": seed,
+        C=fitted.C,
+        by_C=[{"C": strength, "accuracy": accuracy} for strength, accuracy in fitted.scores.items()],
+        unconverged=list(fitted.unconverged),
+        seed=seed,
         **vectors.describe(),
-    }
+    ).to_dict()

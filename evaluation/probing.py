@@ -1,4 +1,4 @@
-"""Linear probing from images to a model: features, heads, the best one merged, and a report."""
+"""Linear probing, from images to a model: features, heads, the best head merged into the model, and a report."""
 
 import contextlib
 import copy
@@ -14,7 +14,8 @@ import torch
 from accelerate import PartialState
 
 from ..convert.report import ConversionReport
-from ..data.labeled import LabeledImages
+from ..data.image_sources import ImageSource
+from ..data.labeled import LabeledImages, load_labeled_images
 from ..data.reader import TrainingViews
 from ..errors import VitrailError
 from ..features.cache import NUM_CLS_LAYERS, CachedFeatures, FeatureCache
@@ -30,7 +31,7 @@ from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies, merge
 from .metrics import confusion_matrix
 from .recipes import Head, Recipe, find_recipe, make_schedule, recipe_heads
 from .report import write_report
-from .results import compute_scores, describe_model, describe_run
+from .results import ProbeRecord, compute_scores, describe_model, describe_run
 from .training import training_arguments
 from .training_data import FeatureRows, ImageRows
 
@@ -41,7 +42,7 @@ MAX_LOGITS = 2**27  # numbers that all heads make at a time, on features: 512 Mi
 
 @dataclass(frozen=True)
 class ProbeRun:
-    """What the steps of a probe share; see `probe`."""
+    """The arguments that the steps of a probe share; see `probe`."""
 
     model: ViTPreTrainedModel
     image_processor: VitrailImageProcessor
@@ -137,7 +138,7 @@ class ProbeRun:
 def probe(
     model: ViTPreTrainedModel,
     image_processor: VitrailImageProcessor,
-    data: LabeledImages,
+    data: LabeledImages | ImageSource,
     *,
     output_dir: str | os.PathLike,
     recipe: str | Recipe = "quick",
@@ -147,31 +148,36 @@ def probe(
     cache: FeatureCache | None = None,
     report: ConversionReport | None = None,
 ) -> dict[str, Any]:
-    """Trains linear classifiers on the frozen features of a model, and writes the best one, merged into the model, as a folder.
+    """Train linear classifiers on the frozen features of a model, and write the model with the best classifier to a folder.
 
-    The folder is that of `vitrail.save`, with results.json and its pictures. Whatever is interrupted is taken up again by the same
-    call: features from their cache, training from a checkpoint in `output_dir`.run, which is removed in the end. Every process that
-    `accelerate launch` starts calls this function, and the result is that of one process.
+    `vitrail.save` writes the folder; results.json and its pictures are added. After an interruption, the same call resumes: features come
+    from their cache, training continues from a checkpoint in `output_dir`.run, which is removed at the end. Every process that
+    `accelerate launch` starts calls this function; the result does not depend on their number.
 
     Args:
-        model: the backbone, which stays as it is, but moves to the device of this process.
+        model: the backbone. It is not changed, but moves to the device of this process.
+        data: from `vitrail.load_labeled_images`, or a source that it takes.
         recipe: a name in `vitrail.evaluation.recipes.RECIPES`, or a recipe of your own.
-        views: with an augmented recipe, so many cached views of each training image, instead of a new one in each epoch.
-        seed: of the first weights, the order of the images, and their training views.
-        unfreeze_epochs: fine-tune the whole model for so many epochs after that.
-        extraction: how images are read and run. Where a training batch has more than `batch_size` images, gradients are accumulated.
-        report: what `vitrail.load` said of the model, kept in the folder.
+        views: with an augmented recipe, the number of cached views of each training image; 0 draws a new view in each epoch.
+        seed: of the initial weights, the order of the images, and their training views.
+        unfreeze_epochs: epochs of fine-tuning the whole model afterwards.
+        cache: where features are kept, and how they are computed. Gradients are accumulated if a training batch has more than `batch_size`
+            images.
+        report: from `vitrail.load`, kept in the folder.
 
     Returns:
-        What results.json holds.
+        A `ProbeRecord` as a dictionary: the content of results.json.
 
     Raises:
-        VitrailError: the folder holds something else, the run in it is another one or goes on elsewhere, a bad image is refused, or no
-            head has learned.
+        VitrailError: the folder holds other things, the run in it has other settings or is in progress, an unreadable image is refused,
+            or training diverges.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    data = data if isinstance(data, LabeledImages) else load_labeled_images(data, seed=seed)
     if views and not recipe.augmented:
-        raise VitrailError(f"The recipe {recipe.name} uses the one view of the image processor: leave out views={views}.")
+        raise VitrailError(
+            f"found views={views}, but the recipe {recipe.name} uses the one view of the image processor: leave out views={views}."
+        )
     if len(data.label_names) < 2:
         raise VitrailError(f"{data.source} has one class, {data.label_names[0]!r}: a classifier needs two or more.")
     output_dir = Path(output_dir)
@@ -188,7 +194,7 @@ def probe(
 def _run_probe(
     run: ProbeRun, processes: PartialState, output_dir: Path, *, unfreeze_epochs: int, report: ConversionReport | None
 ) -> dict[str, Any]:
-    """Features, heads, fine-tuning, and the folder."""
+    """Compute features, train heads, fine-tune, and write the folder."""
     data, recipe = run.data, run.recipe
     model = describe_model(report)
     times = [time.monotonic()]
@@ -205,7 +211,7 @@ def _run_probe(
     heads = _head_results(trainer, classes, validation.labels)
     best = int(np.argmax([head["accuracy"] for head in heads]))  # the first of equals
     classes = classes[:, best]
-    _check_learned(classes, f"No head of the recipe {recipe.name} has learned")
+    _check_finite(classes, f"all heads of the recipe {recipe.name} diverged")
     linear = trainer.model.linears[best]
     merged = merge_head(run.model, trainer.heads[best], linear.weight, linear.bias, data.label_names)
     times.append(time.monotonic())
@@ -214,28 +220,28 @@ def _run_probe(
     if unfreeze_epochs:
         fine_tuner = run.fine_tune(merged, train, validation, unfreeze_epochs)
         classes = fine_tuner.predict(fine_tuner.eval_dataset).predictions
-        _check_learned(classes, "The model has lost in fine-tuning what it had learned")
+        _check_finite(classes, "fine-tuning diverged")
         merged = fine_tuner.model
         fine_tuning = {"epochs": unfreeze_epochs, **asdict(fine_tuner.settings)}
     times.append(time.monotonic())
 
-    results = {
-        "task": "linear probe" if fine_tuning is None else "fine-tuning after a linear probe",
+    results = ProbeRecord(
+        task="linear probe" if fine_tuning is None else "fine-tuning after a linear probe",
         **compute_scores(classes, validation.labels),
-        "best_head": heads[best],
-        "selection": "the best head by its accuracy on these validation images",
-        "recipe": asdict(recipe) | {"views": run.views, "seed": run.seed},
-        "fine_tuning": fine_tuning,
-        "heads": heads,
-        "curves": _curves(trainer),
-        "resumed_from": resumed_from,
+        best_head=heads[best],
+        selection="the best head by its accuracy on these validation images",
+        recipe=asdict(recipe) | {"views": run.views, "seed": run.seed},
+        fine_tuning=fine_tuning,
+        heads=heads,
+        curves=_curves(trainer),
+        resumed_from=resumed_from,
         **describe_run(
             data,
             {"train": train, "validation": validation},
             model=model,
             seconds=dict(zip(("features", "heads", "fine_tuning"), np.diff(times).tolist(), strict=True)),
         ),
-    }
+    ).to_dict()
     if processes.is_main_process:
         save(merged, run.image_processor, output_dir, report=report)
         write_report(output_dir, results, confusion_matrix(classes[:, 0], validation.labels, len(data.label_names)))
@@ -244,9 +250,9 @@ def _run_probe(
     return results
 
 
-def _check_learned(classes: np.ndarray, otherwise: str) -> None:
+def _check_finite(classes: np.ndarray, otherwise: str) -> None:
     if (classes == DIVERGED).any():
-        raise VitrailError(f"{otherwise}: the learning rates are too high for this batch size.")
+        raise VitrailError(f"{otherwise}: the learning rates are too high for this batch size; lower them in the recipe")
 
 
 def _head_results(trainer: ProbeTrainer, classes: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
@@ -260,7 +266,7 @@ def _head_results(trainer: ProbeTrainer, classes: np.ndarray, labels: np.ndarray
 
 
 def _curves(trainer: ProbeTrainer) -> list[dict[str, Any]]:
-    """The losses and accuracies of all heads, by update."""
+    """Return the losses and accuracies of all heads, by update."""
     points: dict[int, dict[str, Any]] = {}
     for entry in trainer.state.log_history:
         point = {name.removeprefix("eval_"): entry[name] for name in ("losses", "eval_accuracy") if name in entry}

@@ -12,28 +12,29 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from ..features.feature_types import reads_tokens
 
-# What all recipes share (facebookresearch/dino, eval_linear.py; facebookresearch/dinov2, dinov2/eval/linear.py)
-MOMENTUM = 0.9  # of SGD, without weight decay
-INITIAL_STD = 0.01  # of the normal distribution of a head's first weights; its bias is zero
-REFERENCE_BATCH = 256  # a learning rate is for so many images, and is scaled linearly to the batch
+# The same in facebookresearch/dino, eval_linear.py (eval_linear, LinearClassifier), and facebookresearch/dinov2, dinov2/eval/linear.py
+# (run_eval_linear, LinearClassifier, scale_lr)
+MOMENTUM = 0.9  # SGD(momentum=0.9, weight_decay=0)
+INITIAL_STD = 0.01  # weight.data.normal_(mean=0.0, std=0.01); bias.data.zero_()
+REFERENCE_BATCH = 256  # lr * batch_size / 256.
 
 POOLED = (0, False)  # the one choice of features where the classifier reads `pooler_output`
-WIDE = 768  # hidden size of ViT-B
+WIDE = 768  # hidden size of ViT-B; eval_linear.py, --n_last_blocks: "n=4 when evaluating ViT-Small and n=1 with ViT-Base"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A way to train linear classifiers on frozen features.
 
-    source: the code that it repeats.
-    learning_rates: each for 256 images; every one is tried with every choice of features.
-    features: choices of what a head reads: the [CLS] of how many last blocks, and whether the mean patch follows.
-    wide_features: the choices for models at least as wide as ViT-B, where the source makes a difference.
-    batch_size: images of an update, on all devices together.
-    epochs: the cosine goes down after each epoch, and the last batch of an epoch may be smaller; or
-    iterations: it goes down after each update, and batches run on from one epoch into the next.
-    augmented: random resized crops and mirror images; or one deterministic view of each image.
-    resample: Pillow's filter for these crops.
+    source: the code that the recipe repeats.
+    learning_rates: for a batch of 256 images. Each is combined with each choice of features.
+    features: choices of the input of a head: the number of last blocks whose [CLS] it reads, and whether the mean patch follows.
+    wide_features: the choices for models at least as wide as ViT-B, if they differ.
+    batch_size: images per update, on all devices together.
+    epochs: length of the run. The learning rate decreases after each epoch, whose last batch may be smaller.
+    iterations: length of the run, instead of epochs. The learning rate decreases after each update, and batches span epochs.
+    augmented: use random resized crops and flips, instead of one deterministic view per image.
+    resample: Pillow's filter for the crops.
     """
 
     name: str
@@ -48,8 +49,9 @@ class Recipe:
     resample: int = int(Image.Resampling.BICUBIC)
 
 
-# dinov2/eval/linear.py: --learning-rates, and the loops of setup_linear_classifiers
+# dinov2/eval/linear.py, get_args_parser: learning_rates=[…]
 DINOV2_LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+# dinov2/eval/linear.py: n_last_blocks_list = [1, 4] in run_eval_linear; avgpool in [False, True] in setup_linear_classifiers
 DINOV2_FEATURES = ((1, False), (1, True), (4, False), (4, True))
 
 RECIPES = {
@@ -57,28 +59,28 @@ RECIPES = {
     for recipe in (
         Recipe(
             "dino",
-            # --n_last_blocks, --avgpool_patchtokens, --lr, --epochs; the README runs 8 processes with batches of 128
             source="facebookresearch/dino, eval_linear.py",
-            learning_rates=(0.001,),
-            features=((4, False),),
+            learning_rates=(0.001,),  # --lr
+            features=((4, False),),  # --n_last_blocks 4, --avgpool_patchtokens: "to False for ViT-Small and to True with ViT-Base"
             wide_features=((1, True),),
-            epochs=100,
-            resample=int(Image.Resampling.BILINEAR),
+            batch_size=1024,  # --batch_size_per_gpu (128) on 8 GPUs: README.md, "Evaluation: Linear classification on ImageNet"
+            epochs=100,  # --epochs
+            resample=int(Image.Resampling.BILINEAR),  # RandomResizedCrop(224), with torchvision's default filter
         ),
         Recipe(
             "dinov2",
-            # 10 epochs of 1250 iterations; 8 processes with batches of 128
             source="facebookresearch/dinov2, dinov2/eval/linear.py",
             learning_rates=DINOV2_LEARNING_RATES,
             features=DINOV2_FEATURES,
-            iterations=12_500,
+            batch_size=1024,  # get_args_parser: batch_size=128 per GPU, on 8 GPUs
+            iterations=12_500,  # get_args_parser: epochs=10, epoch_length=1250
         ),
         Recipe(
             "quick",
             source="the heads of facebookresearch/dinov2, dinov2/eval/linear.py, on one view and for a tenth of the iterations",
             learning_rates=DINOV2_LEARNING_RATES,
             features=DINOV2_FEATURES,
-            batch_size=256,
+            batch_size=256,  # of our own choice, as are the next two: a probe on cached features within minutes
             iterations=1250,
             augmented=False,
         ),
@@ -87,10 +89,10 @@ RECIPES = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+    """Return the recipe with a name.
 
     Raises:
-        VitrailError: there is none.
+        VitrailError: there is no such recipe.
     """
     if name not in RECIPES:
         raise VitrailError(f'There is no recipe "{name}": choose {", ".join(RECIPES)}.')

@@ -1,7 +1,8 @@
-"""The content of results.json that all evaluations share: scores, data, model and versions."""
+"""The records of evaluations, which results.json holds: scores, data, model and versions."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,90 @@ from ..convert.report import ConversionReport
 from ..data.labeled import LabeledImages
 from ..features.cache import CachedFeatures
 from ..utils.processes import start_processes
+from ..utils.records import Record
 from ..utils.versions import versions
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
+
+
+@dataclass(kw_only=True)
+class EvaluationData:
+    """The images of an evaluation. The source is a Hub id, or the name of a folder or file without its path."""
+
+    source: str
+    fingerprint: str
+    train_images: int
+    validation_images: int
+    labels: list[str]
+
+
+@dataclass(kw_only=True)
+class SkippedImage:
+    """An unreadable image: its split, its row there, its path, and the reason."""
+
+    split: str
+    row: int
+    path: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class EvaluationRecord(Record):
+    """What all evaluations record. Accuracies are from 0 to 1. `hub.save.keep_record` adds `weights_sha256` in a folder of a model.
+
+    model: from `describe_model`.
+    runtime: the precision and the engine that computed the features.
+    seconds: of each step in this run, without the time of an interrupted run that it resumed.
+    """
+
+    task: str
+    accuracy: float
+    top_5_accuracy: float
+    mean_per_class_accuracy: float
+    model: dict[str, Any] | None
+    data: EvaluationData
+    unreadable_images: list[SkippedImage]
+    runtime: dict[str, str]
+    processes: int
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+
+@dataclass(kw_only=True)
+class KNNRecord(EvaluationRecord):
+    """A k-NN evaluation: the scores of the best k, and those of every k."""
+
+    k: int
+    selection: str
+    temperature: float
+    by_k: list[dict[str, float]]
+
+
+@dataclass(kw_only=True)
+class LogisticRecord(EvaluationRecord):
+    """A logistic regression: the scores of the best C, the accuracies that selected it, and the values of C that did not converge."""
+
+    C: float
+    by_C: list[dict[str, float]]  # noqa: N815 - the name of the parameter
+    unconverged: list[float]
+    seed: int
+
+
+@dataclass(kw_only=True)
+class ProbeRecord(EvaluationRecord):
+    """A linear probe: the scores of the best head or of the fine-tuned model, all heads, and their curves.
+
+    resumed_from: the update that the training resumed from.
+    """
+
+    best_head: dict[str, Any]
+    selection: str
+    recipe: dict[str, Any]
+    fine_tuning: dict[str, Any] | None
+    heads: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    resumed_from: int | None
 
 
 def compute_scores(classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -43,7 +124,7 @@ def describe_model(report: ConversionReport | None) -> dict[str, Any] | None:
 def describe_run(
     data: LabeledImages, splits: Mapping[str, CachedFeatures], *, model: dict[str, Any] | None, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return what was evaluated, on which data, and with which versions.
+    """Return the fields of an `EvaluationRecord` but its task and scores.
 
     Args:
         splits: the features of "train" and "validation".
@@ -52,14 +133,15 @@ def describe_run(
     """
     return {
         "model": model,
-        "data": {
-            "source": public_name(data.source),
-            "fingerprint": data.fingerprint,
-            **{f"{split}_images": len(features.labels) for split, features in splits.items()},
-            "labels": list(data.label_names),
-        },
+        "data": EvaluationData(
+            source=public_name(data.source),
+            fingerprint=data.fingerprint,
+            train_images=len(splits["train"].labels),
+            validation_images=len(splits["validation"].labels),
+            labels=list(data.label_names),
+        ),
         "unreadable_images": [
-            {"split": split, "row": image.row, "path": _below(data.source, image.path), "reason": image.reason}
+            SkippedImage(split=split, row=image.row, path=_below(data.source, image.path), reason=image.reason)
             for split, features in splits.items()
             for image in features.unreadable
         ],

@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,14 @@ from ..utils.processes import start_processes
 from .extraction import run_job
 from .feature_types import FeatureOutputs, FeatureType, classifier_features, vector_size
 from .job import Job
+from .manifest import CacheManifest, UnreadableImage
 from .store import FeatureFolder, StoredFeatures
 
-FORMAT_VERSION = 1  # another number for whatever changes the features, or how they are kept
+FORMAT = 3  # in the key; another number for whatever changes the features, or how they are kept
 CHUNK = 512  # forward passes whose features make one file: an interruption loses at most this many, for each process
 NUM_CLS_LAYERS = 4  # that are kept of every model, so that all evaluations share the cache
 MANIFEST, EXTRACTION, JOINED = "manifest.json", "extraction", "joined"
 NOT_IN_KEY = ("vitrail", "model", "collection", "shard_size")  # settings that do not change the features
-
-
-@dataclass(frozen=True)
-class UnreadableImage:
-    """An image that cannot be used: its row in the dataset, its path, and the reason."""
-
-    row: int
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -167,7 +159,7 @@ class FeatureCache:
             strict=self.strict,
         )
         settings = {name: value for name, value in job.settings.items() if name not in NOT_IN_KEY}
-        settings = {"format_version": FORMAT_VERSION, **settings}
+        settings["format"] = FORMAT
         folder = self.folder / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
         self._fill(folder, job, settings, np.asarray(images["label"][:], dtype=np.int64))
         features = _read(folder)
@@ -217,21 +209,20 @@ def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) 
     tokens.flush()
     np.save(joined / "labels.npy", labels[rows])
     np.save(joined / "rows.npy", rows)
-    unreadable = [asdict(UnreadableImage(error["id"], error["path"], error["reason"])) for error in stored.errors()]
-    manifest = settings | {"num_cls_layers": num_cls_layers, "unreadable": unreadable}
-    (joined / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    unreadable = [UnreadableImage(row=error["id"], path=error["path"], reason=error["reason"]) for error in stored.errors()]
+    CacheManifest(settings=settings, num_cls_layers=num_cls_layers, unreadable=unreadable).write(joined / MANIFEST)
     for name in ("tokens.npy", "labels.npy", "rows.npy", MANIFEST):
         (joined / name).replace(folder / name)
 
 
 def _read(folder: Path) -> CachedFeatures:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = CacheManifest.read(folder / MANIFEST)
     return CachedFeatures(
         tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
         labels=np.load(folder / "labels.npy"),
         rows=np.load(folder / "rows.npy"),
-        unreadable=tuple(UnreadableImage(**image) for image in manifest["unreadable"]),
-        num_cls_layers=manifest["num_cls_layers"],
-        runtime={name: manifest[name] for name in ("precision", "engine")},
+        unreadable=tuple(manifest.unreadable),
+        num_cls_layers=manifest.num_cls_layers,
+        runtime={name: manifest.settings[name] for name in ("precision", "engine")},
         key=folder.name,
     )

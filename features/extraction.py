@@ -21,11 +21,10 @@ from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Agreement, Runtime
-from ..utils.atomic import read_json
 from ..utils.processes import start_processes
 from ..utils.progress import progress_bar
 from .job import SHARD_SIZE, TOO_MANY, Job
-from .store import MANIFEST
+from .manifest import Manifest
 
 RUNNERS = ("local", "ray")
 
@@ -128,8 +127,8 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
             with job.writing():
                 folder.begin(job.settings)
                 pieces = job.missing()
-                whole = folder.is_finished() and not pieces
-                num_errors = 0 if whole else folder.settle(finished=False)["errors"]
+                whole = folder.manifest().finished and not pieces
+                num_errors = 0 if whole else folder.settle(finished=False).errors
             plan = [(pieces, num_errors, whole, collection.fingerprint)]
         pieces, num_errors, whole, fingerprint = broadcast_object_list(plan)[0]
         if collection.fingerprint != fingerprint:
@@ -160,8 +159,8 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
                 _check(manifest, job)
                 folder.settle(finished=True)
     processes.wait_for_everyone()
-    manifest = read_json(folder.path / MANIFEST)
-    return Extracted(manifest["rows"], manifest["errors"], images, workers.seconds, workers.waiting, job.agreement)
+    manifest = folder.manifest()
+    return Extracted(manifest.rows, manifest.errors, images, workers.seconds, workers.waiting, job.agreement)
 
 
 def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | None:
@@ -170,17 +169,17 @@ def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | Non
     return None
 
 
-def _check(manifest: dict[str, Any], job: Job) -> None:
+def _check(manifest: Manifest, job: Job) -> None:
     """Raise VitrailError if files are missing, no image could be used, or there are too many errors."""
-    source, errors = job.collection.source, [error for shard in manifest["shards"] for error in shard["unreadable"]]
+    source, errors = job.collection.source, [error for shard in manifest.shards for error in shard.unreadable]
     if job.missing():
         raise VitrailError(
             f"{job.folder.path} lacks files that processes have finished: give all processes access to the same folder and to the same "
             f"images in {source}. The same command goes on from there."
         )
-    if not manifest["rows"]:
+    if not manifest.rows:
         raise VitrailError(
-            f"none of the {len(errors)} images of {source} can be used; {errors[0]['path']}: {errors[0]['reason']}. To try them again, "
+            f"none of the {len(errors)} images of {source} can be used; {errors[0].path}: {errors[0].reason}. To try them again, "
             "choose another output folder."
             if errors
             else f"found no image in {source}"

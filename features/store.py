@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ import pyarrow.parquet as pq
 from ..data.entries import ImageEntry, row_id
 from ..data.reader import Chunk, UnreadableEntry
 from ..errors import VitrailError
-from ..utils.atomic import TEMPORARY_MARK, read_json, replaced, synchronize, write_text
+from ..utils.atomic import TEMPORARY_MARK, replaced, synchronize, write_text
 from ..utils.hashing import sha256
+from ..utils.records import Record
 from ..utils.run_folder import LOCK_NAME, RunFolder
+from .manifest import Manifest, PartitionEnd, Shard, UnreadableRow
 
-FORMAT = 1
 MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"
 PROGRESS = ".progress"
 ROW_GROUP = 32 * 2**20  # bytes of features that are held before they are written
@@ -63,7 +64,7 @@ def schema_of(columns: Sequence[Column], *, dtype: str, label_type: str | None) 
 
 
 class FeatureFolder:
-    """The folder of features that are being extracted, seen by any of the processes that write into it."""
+    """The folder of features that are being extracted, as any of the processes that write into it sees it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,16 +72,16 @@ class FeatureFolder:
         self.run = RunFolder(path, settings_name=MANIFEST, temporary_names=(PROGRESS,), ignored_settings=NOT_COMPARED)
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Starts, or goes on with what was begun with the same settings; removes what an interruption has left half-written.
+        """Begin an extraction, or resume one with the same settings; remove files that an interruption has left incomplete.
 
-        Raises VitrailError where other features, or other things, are in the folder.
+        Raises VitrailError if other features, or other things, are in the folder.
         """
         settings = json.loads(json.dumps(settings))
-        manifest: dict[str, Any] = {"format": FORMAT, "finished": False, "settings": settings, "shards": [], "partitions": {}}
+        manifest = Manifest(settings=settings)
         if (self.path / MANIFEST).is_file():
-            manifest = read_json(self.path / MANIFEST)
-            check_format(manifest, self.path)
-            self.run.check_settings(settings, manifest["settings"])
+            manifest = self.manifest()
+            self.run.check_settings(settings, manifest.settings)
+            manifest.settings = settings
         elif not set(os.listdir(self.path)) <= {PROGRESS, LOCK_NAME}:
             raise VitrailError(f"{self.path} holds other things: choose a new or empty output folder.")
         self.progress.mkdir(exist_ok=True)
@@ -88,66 +89,63 @@ class FeatureFolder:
             file.unlink()
         for mark in self.progress.glob("ray-*"):  # of a run on Ray that was killed
             shutil.rmtree(mark)
-        self._write_manifest(manifest | {"settings": settings})
+        self._write_manifest(manifest)
         (self.path / DATA).mkdir(exist_ok=True)
 
-    def is_finished(self) -> bool:
-        """Whether the manifest says that all is there."""
-        return read_json(self.path / MANIFEST)["finished"]
-
-    def records(self) -> list[dict[str, Any]]:
-        """Of each finished chunk: "partition", "number", "file" (None without rows), "rows", "bytes", "sha256", "unreadable", in order."""
-        return self._records(read_json(self.path / MANIFEST), self.progress.glob("chunk-*.json"))
-
-    def _records(self, manifest: Mapping[str, Any], files: Iterable[Path]) -> list[dict[str, Any]]:
-        records = manifest["shards"] + [read_json(file) for file in files]
-        by_chunk = {(record["partition"], record["number"]): record for record in records}
-        return [by_chunk[chunk] for chunk in sorted(by_chunk)]
+    def manifest(self) -> Manifest:
+        """Return the manifest, without what has finished since it was written."""
+        return Manifest.read(self.path / MANIFEST)
 
     def partitions(self) -> dict[int, int]:
-        """The number of rows of each partition that has been read to its end."""
-        return self._partitions(read_json(self.path / MANIFEST), self.progress.glob("partition-*.json"))
-
-    def _partitions(self, manifest: Mapping[str, Any], files: Iterable[Path]) -> dict[int, int]:
-        settled = {int(partition): rows for partition, rows in manifest["partitions"].items()}
-        return settled | {record["partition"]: record["rows"] for record in map(read_json, files)}
+        """Return the number of rows of each partition that has been read to its end."""
+        return self._partitions(self.manifest(), self.progress.glob("partition-*.json"))
 
     def finished_chunks(self) -> frozenset[Chunk]:
-        """The chunks whose files are there, whole; a file that has gone, or has another size, is made again."""
-        return frozenset(Chunk(record["partition"], record["number"]) for record in self.records() if self._is_there(record))
+        """Return the chunks whose files are complete. A file that is missing, or has another size, is written again."""
+        shards = self._shards(self.manifest(), self.progress.glob("chunk-*.json"))
+        return frozenset(Chunk(shard.partition, shard.number) for shard in shards if self._exists(shard))
 
-    def _is_there(self, record: Mapping[str, Any]) -> bool:
-        if record["file"] is None:
+    def _shards(self, manifest: Manifest, files: Iterable[Path]) -> list[Shard]:
+        shards = {(shard.partition, shard.number): shard for shard in [*manifest.shards, *map(Shard.read, files)]}
+        return [shards[chunk] for chunk in sorted(shards)]
+
+    def _partitions(self, manifest: Manifest, files: Iterable[Path]) -> dict[int, int]:
+        settled = {int(partition): rows for partition, rows in manifest.partitions.items()}
+        return settled | {end.partition: end.rows for end in map(PartitionEnd.read, files)}
+
+    def _exists(self, shard: Shard) -> bool:
+        if shard.file is None:
             return True
-        file = self.path / record["file"]
-        return file.is_file() and file.stat().st_size == record["bytes"]
+        file = self.path / shard.file
+        return file.is_file() and file.stat().st_size == shard.bytes
 
     def end_partition(self, partition: int, num_rows: int) -> None:
-        """Notes that a partition has been read to its end, and all its chunks are there."""
-        self.write(self.progress / f"partition-{partition:06d}.json", json.dumps({"partition": partition, "rows": num_rows}))
+        """Record that a partition has been read to its end, and that all its chunks are complete."""
+        self.write(self.progress / f"partition-{partition:06d}.json", PartitionEnd(partition=partition, rows=num_rows))
 
-    def write(self, path: Path, text: str) -> None:
-        """Writes a file, which then is on the disk whole; several processes may write the same."""
-        write_text(path, text, temporary_dir=self.progress)
+    def write(self, path: Path, record: Record) -> None:
+        """Write a record; several processes may write the same."""
+        write_text(path, json.dumps(record.to_dict(), indent=1) + "\n", temporary_dir=self.progress)
 
-    def settle(self, *, finished: bool) -> dict[str, Any]:
-        """Brings the manifest and errors.parquet up to date, from the records; returns the manifest."""
+    def settle(self, *, finished: bool) -> Manifest:
+        """Update the manifest and errors.parquet from the records; return the manifest."""
         chunk_files, partition_files = list(self.progress.glob("chunk-*.json")), list(self.progress.glob("partition-*.json"))
-        manifest = read_json(self.path / MANIFEST)
-        records, partitions = self._records(manifest, chunk_files), self._partitions(manifest, partition_files)
-        unreadable = [error for record in records for error in record["unreadable"]]
-        manifest |= {
-            "finished": finished,
-            "rows": sum(record["rows"] for record in records),
-            "errors": len(unreadable),
-            "partitions": {str(partition): partitions[partition] for partition in sorted(partitions)},
-            "shards": records,
-        }
+        manifest = self.manifest()
+        shards, partitions = self._shards(manifest, chunk_files), self._partitions(manifest, partition_files)
+        unreadable = [asdict(error) for shard in shards for error in shard.unreadable]
+        manifest = Manifest(
+            finished=finished,
+            settings=manifest.settings,
+            rows=sum(shard.rows for shard in shards),
+            errors=len(unreadable),
+            partitions={str(partition): partitions[partition] for partition in sorted(partitions)},
+            shards=shards,
+        )
         errors = pa.Table.from_pylist(unreadable, ERRORS_SCHEMA)
         with replaced(self.path / ERRORS, temporary_dir=self.progress) as temporary:
             pq.write_table(errors, temporary)
         if finished:
-            self.write(self.path / CARD, _card(manifest))
+            write_text(self.path / CARD, _card(manifest), temporary_dir=self.progress)
         self._write_manifest(manifest)
         if finished:
             shutil.rmtree(self.progress)
@@ -156,8 +154,8 @@ class FeatureFolder:
                 file.unlink()
         return manifest
 
-    def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        self.write(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    def _write_manifest(self, manifest: Manifest) -> None:
+        self.write(self.path / MANIFEST, manifest)
 
 
 class ChunkWriter:
@@ -171,7 +169,7 @@ class ChunkWriter:
         self.temporary = folder.progress / f"{chunk.partition:06d}-{chunk.number:06d}.{uuid.uuid4().hex}{TEMPORARY_MARK}"
         self.next_row = first_row
         self.rows: dict[int, tuple[ImageEntry, dict[str, np.ndarray]] | None] = {}  # None for those that have no features
-        self.unreadable: list[dict[str, Any]] = []
+        self.unreadable: list[UnreadableRow] = []
         self.held = self.written = 0
         self.writer: pq.ParquetWriter | None = None
 
@@ -191,36 +189,29 @@ class ChunkWriter:
             self._write()
 
     def add_unreadable(self, unreadable: UnreadableEntry) -> None:
-        """An image without features."""
-        self.rows[unreadable.entry.row] = None
-        self.unreadable.append(
-            {"id": row_id(self.chunk.partition, unreadable.entry.row), "path": unreadable.entry.path, "reason": unreadable.reason}
-        )
+        """Add an image without features."""
+        entry = unreadable.entry
+        self.rows[entry.row] = None
+        number = row_id(self.chunk.partition, entry.row)
+        self.unreadable.append(UnreadableRow(id=number, path=entry.path, reason=unreadable.reason))
 
     def finish(self) -> None:
-        """Puts the file in its place, and then its record; there is neither of a chunk without images."""
+        """Move the file into place, and then write its record; a chunk without images has neither."""
         self._write()
         if self.writer is None and not self.unreadable:
             return
-        record: dict[str, Any] = {
-            "partition": self.chunk.partition,
-            "number": self.chunk.number,
-            "file": None,
-            "rows": 0,
-            "bytes": 0,
-        }
+        unreadable = sorted(self.unreadable, key=lambda row: row.id)
+        shard = Shard(partition=self.chunk.partition, number=self.chunk.number, unreadable=unreadable)
         if self.writer is not None:
             self.writer.close()
             self.writer = None
-            digest = sha256(self.temporary)
+            shard.file, shard.rows, shard.bytes = self.file, self.written, self.temporary.stat().st_size
+            shard.sha256 = sha256(self.temporary)
             synchronize(self.temporary)
-            record |= {"file": self.file, "rows": self.written, "bytes": self.temporary.stat().st_size, "sha256": digest}
             self.temporary.replace(self.folder.path / self.file)
-        else:  # what was there, if the images have become unreadable since
+        else:  # of an earlier run, if the images have become unreadable since
             (self.folder.path / self.file).unlink(missing_ok=True)
-        unreadable = sorted(self.unreadable, key=lambda error: error["id"])
-        name = f"chunk-{self.chunk.partition:06d}-{self.chunk.number:06d}.json"
-        self.folder.write(self.folder.progress / name, json.dumps(record | {"unreadable": unreadable}))
+        self.folder.write(self.folder.progress / f"chunk-{shard.partition:06d}-{shard.number:06d}.json", shard)
 
     def _write(self) -> None:
         """Writes the rows that no missing one comes before."""
@@ -263,26 +254,25 @@ class ChunkWriter:
 
 
 class StoredFeatures:
-    """Features that `vitrail extract` has written, read back.
+    """Features that `vitrail extract` has written.
 
-    manifest: what manifest.json says: "settings", "rows", "errors", "shards".
+    manifest: the settings of the features, and the files.
 
-    Raises VitrailError where the folder is none of that kind, or extraction has not finished.
+    Raises VitrailError if the folder holds no features, or the extraction has not finished.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise VitrailError(f"{folder} holds no features: give a folder that `vitrail extract` has written.")
-        self.manifest = read_json(self.folder / MANIFEST)
-        check_format(self.manifest, self.folder)
-        if not self.manifest["finished"]:
-            raise VitrailError(f"{folder} holds unfinished features: give the same `vitrail extract` command again, to the end.")
-        files = [str(self.folder / shard["file"]) for shard in self.manifest["shards"] if shard["file"] is not None]
+        self.manifest = Manifest.read(self.folder / MANIFEST)
+        if not self.manifest.finished:
+            raise VitrailError(f"{folder} holds unfinished features: run the same `vitrail extract` command again, to its end.")
+        files = [str(self.folder / shard.file) for shard in self.manifest.shards if shard.file is not None]
         self.dataset = pads.dataset(files, format="parquet")
 
     def __len__(self) -> int:
-        return self.manifest["rows"]
+        return self.manifest.rows
 
     @property
     def vector_columns(self) -> tuple[str, ...]:
@@ -327,15 +317,9 @@ class StoredFeatures:
         return pq.read_table(self.folder / ERRORS).to_pylist()
 
 
-def check_format(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Raises VitrailError if a manifest is of another kind than these."""
-    if manifest.get("format") != FORMAT:
-        raise VitrailError(f"{folder} holds features of format {manifest.get('format')}, expected {FORMAT}: extract them again.")
-
-
-def _card(manifest: Mapping[str, Any]) -> str:
-    settings = manifest["settings"]
-    kinds = ", ".join(settings["features"])
+def _card(manifest: Manifest) -> str:
+    settings = manifest.settings
+    names = ", ".join(settings["features"])
     return f"""---
 configs:
 - config_name: features
@@ -345,10 +329,10 @@ configs:
   data_files: {ERRORS}
 ---
 
-# Features of {manifest["rows"]} images
+# Features of {manifest.rows} images
 
-{kinds} ({settings["dtype"]}) of `{settings["collection"]["source"]}`, by the model `{settings["model"] or "(not named)"}`.
+{names} ({settings["dtype"]}) of `{settings["collection"]["source"]}`, by the model `{settings["model"] or "(not named)"}`.
 
-vitrail {settings["vitrail"]} took them. {manifest["errors"]} images could not be used; {ERRORS} says why. {MANIFEST} has all settings,
-and the digest of each file.
+Extracted by vitrail {settings["vitrail"]}. {manifest.errors} images could not be used; {ERRORS} lists the reasons. {MANIFEST} contains all
+settings, and the digest of each file.
 """

@@ -1,4 +1,4 @@
-"""Uploads a model to the Hub: everything that belongs to it, and nothing else, in one commit."""
+"""Uploading a model to the Hub: all of its files, and no other, in one commit."""
 
 import itertools
 import os
@@ -7,13 +7,14 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
+from ..configuration.configuration_vit import ViTConfig
 from ..convert.export import to_format, write_exported
+from ..convert.families.registry import EXPORT_FORMATS
 from ..convert.loading import load
 from ..convert.model_folder import (
     CARD_NAME,
@@ -31,8 +32,8 @@ from ..convert.model_folder import (
     read_report,
     read_results,
     weight_files,
-    write_report,
 )
+from ..convert.report import ConversionRecord
 from ..errors import UploadError, VitrailError
 from ..model_cards.card import folder_card, render_model_card
 from ..model_cards.readme import is_rendered, may_be_rendered, write_card
@@ -41,18 +42,18 @@ from ..version import __version__
 from .remote_code import add_code, remove_code
 from .save import save
 
-LAYOUTS = ("vitrail", "transformers", "timm")
-# What an evaluation or a training leaves beside the weights, which the card tells of
+LAYOUTS = (ViTConfig.model_type, *(name for name, export in EXPORT_FORMATS.items() if export.library is not None))
+# Records of an evaluation or a training, which the card describes
 RECORD_NAMES = (*RESULT_NAMES, *PRETRAINING_NAMES)
-# What a model's folder may hold beside its weights
+# Files that a model's folder may hold in addition to its weights
 MODEL_NAMES = (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, REPORT_NAME, CARD_NAME, *RECORD_NAMES, *CODE_NAMES, *LICENSE_NAMES)
-# What a push may take away from a repository, with weights that are no more
+# Files that a push may delete from a repository, in addition to old weights
 REMOVABLE_NAMES = (PREPROCESSOR_CONFIG_NAME, REPORT_NAME, *CODE_NAMES)
 
 
 @dataclass
 class Upload:
-    """What one commit brings: the path of each file, by its name in the repository; and what a person should know of it."""
+    """The content of a commit: the path of each file by its name in the repository, and warnings."""
 
     files: dict[str, Path]
     warnings: list[str] = field(default_factory=list)
@@ -60,7 +61,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Sent:
-    """A commit as the Hub has it; whether it is a new one; the files that it took away; whether the Hub's own card was left."""
+    """A commit on the Hub; whether it is new; the files it deleted; whether the card on the Hub was kept."""
 
     commit: CommitInfo
     is_new: bool
@@ -79,28 +80,28 @@ def push(
     create_pr: bool = False,
     token: str | bool | None = None,
 ) -> CommitInfo:
-    """Uploads a model: weights (safetensors), config, image processor, code, card and conversion report, in one commit.
+    """Upload a model: weights (safetensors), config, image processor, code, card and conversion report, in one commit.
 
-    Nothing is seen of it before all of it has arrived, and it may be repeated after it broke off: files that arrived are not sent again.
-    Weights and code of a model that was there before are taken away. A card that somebody has edited on the Hub stays, unless the
-    folder's own was edited too; every other file stays.
+    The files become visible only when all have arrived. After an interruption, a repeated call does not send files that arrived again.
+    Weights and code of the previous model are deleted. A card that was edited on the Hub stays, unless the folder's card was edited
+    too; all other files stay.
 
     Args:
-        source: a folder that vitrail wrote, or anything else that `vitrail.load` takes, which is converted first.
-        repo_id: "user/name"; made if it does not exist.
-        to: the layout of the repository: "vitrail" (AutoModel with trust_remote_code=True, or `import vitrail`), "transformers" or
-            "timm" (their own classes, no code of ours).
-        code: whether the code goes with a model of the layout "vitrail".
-        private: whether a new repository is private; for one that exists, True makes sure that it is.
-        revision: the branch to commit to, made if it does not exist; without it, main.
-        create_pr: open a pull request instead, on a repository that exists.
-        token: of the Hub; without it, the one that you are logged in with.
+        source: a folder that vitrail wrote, or anything else that `vitrail.load` accepts, which is converted first.
+        repo_id: "user/name"; created if it does not exist.
+        to: the layout of the repository: "vitrail" (AutoModel with trust_remote_code=True, or `import vitrail`), or the name of a family
+            whose library loads a folder, for example "timm".
+        code: whether to upload the code of the model, in the layout "vitrail".
+        private: whether a new repository is private; True for an existing repository requires that it is private.
+        revision: the branch to commit to, created if it does not exist; main by default.
+        create_pr: open a pull request on an existing repository instead.
+        token: the token of the Hub; the login's token by default.
 
     Returns:
-        What huggingface_hub says of the commit: its `commit_url`, and `pr_url` of a pull request.
+        The commit of huggingface_hub, with its `commit_url`, or `pr_url` for a pull request.
 
     Raises:
-        VitrailError: the source is no sound model, its folder holds other things, or the layout cannot hold it. Nothing is uploaded.
+        VitrailError: the model is not valid, its folder holds other files, or the layout cannot hold it; nothing is uploaded.
         UploadError: the Hub refuses the upload, or cannot be reached.
     """
     check_target(repo_id, to=to, revision=revision, create_pr=create_pr)
@@ -110,19 +111,19 @@ def push(
 
 
 def check_target(repo_id: str, *, to: str, revision: str | None, create_pr: bool) -> None:
-    """Refuses, before any work, what cannot become a repository."""
+    """Raise VitrailError for a target that cannot be a repository."""
     try:
         validate_repo_id(repo_id)
     except hub_errors.HFValidationError as error:
-        raise VitrailError(f"{repo_id!r} cannot be the name of a repository: {error}") from error
+        raise VitrailError(f"{repo_id!r} is not a valid name of a repository: {error}") from error
     if repo_id.count("/") != 1:
-        raise VitrailError(f"{repo_id!r} does not say whose repository it is: write user/{repo_id}.")
+        raise VitrailError(f"{repo_id!r} does not name the owner of the repository: write user/{repo_id}.")
     if to not in LAYOUTS:
-        raise VitrailError(f"There is no layout {to!r} for a repository: choose {', '.join(LAYOUTS)}.")
+        raise VitrailError(f"Unknown layout {to!r} of a repository; expected one of {', '.join(LAYOUTS)}.")
     if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or re.fullmatch(r"[0-9a-f]{40}", revision)):
-        raise VitrailError(f"{revision!r} cannot be the name of a branch: choose letters, digits, '.', '/' and '-'.")
+        raise VitrailError(f"{revision!r} is not a valid name of a branch: use letters, digits, '.', '/' and '-'.")
     if create_pr and revision is not None:
-        raise VitrailError("A pull request makes a branch of its own: leave revision out.")
+        raise VitrailError("A pull request creates its own branch: leave revision out.")
 
 
 def stage(
@@ -134,38 +135,38 @@ def stage(
     code: bool = True,
     token: str | bool | None = None,
 ) -> Upload:
-    """Makes the files of an upload in `folder`, which must not exist; the weights of a folder of ours are taken from where they lie."""
+    """Write the files of an upload into `folder`, which must not exist; weights of a vitrail folder are not copied."""
     path = Path(source)
     ours = path.is_dir() and is_model_folder(path)
     if ours:
         refuse_strays(path)
         if not (path / PREPROCESSOR_CONFIG_NAME).is_file():
             raise VitrailError(
-                f"{path} has no {PREPROCESSOR_CONFIG_NAME}, without which nobody knows how to prepare images: save the model's image "
-                "processor there too, with image_processor.save_pretrained."
+                f"{path} has no {PREPROCESSOR_CONFIG_NAME}, which users need to preprocess images: save the model's image processor "
+                "there, with image_processor.save_pretrained."
             )
-    model, image_processor, report = load(source, token=token)  # sound, complete and finite, or an error
+    model, image_processor, report = load(source, token=token)  # complete and finite, or an error
     upload, weights_sha256 = Upload({}), report.source.sha256
-    said: dict[str, Any] | None = report.to_dict()
+    record: ConversionRecord | None = report.record()
     results, pretraining, stale = None, None, []
     if ours:
-        said, results = read_report(path, weights_sha256), read_results(path, weights_sha256)
+        record, results = read_report(path, weights_sha256), read_results(path, weights_sha256)
         pretraining = read_pretraining(path, weights_sha256)
-        of_others = [REPORT_NAME] * (said is None) + list(RESULT_NAMES) * (results is None)
+        of_others = [REPORT_NAME] * (record is None) + list(RESULT_NAMES) * (results is None)
         of_others += list(PRETRAINING_NAMES) * (pretraining is None)
         stale = [name for name in of_others if (path / name).exists()]
         if stale:
-            upload.warnings.append(f"left out, because it is not of these weights: {', '.join(stale)}")
+            upload.warnings.append(f"left out, because they describe other weights: {', '.join(stale)}")
     if to != "vitrail":
         exported = to_format(model, image_processor, to)
         write_exported(exported, folder)
-        if said is not None:
-            write_report(folder, said)
+        if record is not None:
+            record.write(folder / REPORT_NAME)
         upload.warnings += exported.warnings
         card = render_model_card(
             model.config,
             image_processor,
-            said,
+            record,
             classifies=isinstance(model, ViTForImageClassification),
             name=repo_id,
             format=to,
@@ -175,7 +176,7 @@ def stage(
         )
         write_card(folder, card)
         if ours and not may_be_rendered(path):
-            upload.warnings.append(f"the folder's {CARD_NAME} was edited, and describes another layout: a new one is uploaded")
+            upload.warnings.append(f"the folder's {CARD_NAME} was edited and describes another layout: a new card is uploaded")
     elif ours:
         folder.mkdir()
         upload.files = {file.name: file for file in weight_files(path)}
@@ -186,7 +187,7 @@ def stage(
         if may_be_rendered(folder):
             write_card(folder, folder_card(folder, name=repo_id, weights_sha256=weights_sha256))
         else:
-            upload.warnings.append(f"{CARD_NAME} was edited and goes up as it is: see that its code loads {repo_id}")
+            upload.warnings.append(f"{CARD_NAME} was edited and is uploaded unchanged: check that its code loads {repo_id}")
     else:
         save(model, image_processor, folder, report=report, code=code)
         write_card(folder, folder_card(folder, name=repo_id))
@@ -196,7 +197,7 @@ def stage(
 
 
 def refuse_strays(folder: Path) -> None:
-    """Raises where a folder holds what is no part of a model; names that begin with a dot are never uploaded, and may be there."""
+    """Raise VitrailError where a folder holds files that do not belong to a model; hidden files are allowed, and never uploaded."""
     weights = weight_files(folder)
     known = {*MODEL_NAMES, *(file.name for file in weights), *([INDEX_NAME] if (folder / INDEX_NAME).is_file() else [])}
     strays = sorted(
@@ -206,8 +207,8 @@ def refuse_strays(folder: Path) -> None:
     )
     if strays:
         raise VitrailError(
-            f"{folder} also holds {', '.join(strays)}, which the layout of a model does not know (a pickle could even run code where it "
-            "is read): move that elsewhere, and push again."
+            f"{folder} also holds {', '.join(strays)}, which do not belong to a model (a pickle could execute code when it is loaded): "
+            "move them elsewhere, and push again."
         )
 
 
@@ -220,7 +221,7 @@ def send(
     create_pr: bool = False,
     token: str | bool | None = None,
 ) -> Sent:
-    """Makes the repository, if need be, and the commit, which also takes away weights and code of the model that was there before."""
+    """Create the repository, if needed, and the commit, which also deletes weights and code of the previous model."""
     api = HfApi(library_name="vitrail", library_version=__version__, token=token)
     try:
         if not create_pr:
@@ -245,40 +246,43 @@ def send(
             commit_message=f"Upload model with vitrail {__version__}",
             revision=revision,
             create_pr=create_pr,
-            parent_commit=there.sha,  # or another's commit could be mixed with this one
+            parent_commit=there.sha,  # otherwise another commit could be mixed with this one
         )
         return Sent(commit, is_new=commit.oid != there.sha, removed=removed, kept_card=kept_card)
-    except (hub_errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # the client's own, of files that did not arrive
+    except (hub_errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # of the client, for files that did not arrive
         if isinstance(error, VitrailError):
             raise
-        raise UploadError(_why(error, f"{api.endpoint}/{repo_id}", repo_id)) from error
+        raise UploadError(_explain(error, f"{api.endpoint}/{repo_id}", repo_id)) from error
 
 
-def _why(error: Exception, page: str, repo_id: str) -> str:
-    """What a person needs to know of a failed upload."""
+def _explain(error: Exception, page: str, repo_id: str) -> str:
+    """Return cause and remedy of a failed upload."""
     status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
     if isinstance(error, RuntimeError | ConnectionError) and (refused := re.search(r"\b40[13]\b", str(error))):
-        status = int(refused[0])  # the storage's client gives it in words only
+        status = int(refused[0])  # the client of the storage gives the code only in its message
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     reason = " ".join(str(error).split())
     if isinstance(error, hub_errors.OfflineModeIsEnabled):
-        return f"{page} is not asked, because HF_HUB_OFFLINE is set: unset it to upload."
+        return f"HF_HUB_OFFLINE is set: unset it to upload to {page}."
     if isinstance(error, hub_errors.GatedRepoError):
         return f"{page} is gated: accept its terms there first."
     if isinstance(error, hub_errors.LocalTokenNotFoundError) or (
         status == 401 and not isinstance(error, hub_errors.RepositoryNotFoundError)
     ):
-        return f"The Hub does not know you, so {page} cannot be written: log in with `hf auth login`, or set HF_TOKEN to a valid token."
-    if isinstance(error, hub_errors.RepositoryNotFoundError):
         return (
-            f"{page} does not exist, or your token may not see it: check the name, and that you are logged in (`hf auth whoami`)."
+            f"You are not logged in to the Hub, so {page} cannot be written: run `hf auth login`, or set HF_TOKEN to a valid token."
         )
+    if isinstance(error, hub_errors.RepositoryNotFoundError):
+        return f"{page} does not exist, or your token has no access: check the name, and that you are logged in (`hf auth whoami`)."
     if status == 403:
         owner = repo_id.split("/")[0]
-        return f"You may not write to {page}: is {owner!r} you or an organisation of yours, and may your token write? ({reason})"
+        return (
+            f"You have no write access to {page} ({reason}). Check that {owner!r} is you or your organization, and that your token can "
+            "write."
+        )
     if status == 412:
-        return f"Somebody else has changed {page} meanwhile: look at it, then give the same command again."
+        return f"{page} was changed by another commit in the meantime: check it, then run the command again."
     if isinstance(error, ValueError) and not isinstance(error, hub_errors.HTTPError):
-        return f"The Hub does not accept what should be uploaded to {page}: {reason}"
-    return f"The upload to {page} broke off ({reason}). No file of it can be seen there; the same command again goes on where it stopped."
+        return f"The Hub rejected the files for {page}: {reason}"
+    return f"The upload to {page} was interrupted ({reason}). None of its files is visible there. Run the command again to resume."

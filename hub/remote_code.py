@@ -1,7 +1,7 @@
-"""The code that goes with a model: three flat files, with which transformers loads it where vitrail is not installed.
+"""The code in a model's folder: three flat files, with which transformers loads the model without vitrail.
 
-transformers copies the file that `auto_map` names and those it imports by `from .name import`, and nothing else. So the package's own
-files are written side by side, with the one import between them rewritten.
+transformers copies the file that `auto_map` names and the files that it imports by `from .name import`, and nothing else. So the
+package's files are written into one folder, with the import between them rewritten.
 """
 
 import json
@@ -18,7 +18,7 @@ from ..version import __version__
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
-# For each JSON file of a folder: the files of the package that it needs, and what it says of them to the Auto classes
+# For each JSON file of a folder: the files of the package that it needs, and its `auto_map`
 SOURCES = {
     CONFIG_NAME: ("configuration/configuration_vit.py", "modeling/modeling_vit.py"),
     PREPROCESSOR_CONFIG_NAME: ("processing/image_processing_vit.py",),
@@ -38,7 +38,7 @@ AUTO_MAPS: Mapping[str, Mapping[str, Any]] = {
         }
     },
 }
-# How to tell a file of ours: another model's config, or image processor, may lie in the same folder
+# The key and values that identify a file of vitrail: the folder may hold the config or image processor of another model
 OURS = {
     CONFIG_NAME: ("model_type", (ViTConfig.model_type,)),
     PREPROCESSOR_CONFIG_NAME: ("image_processor_type", (VitrailImageProcessor.__name__, VitrailImageProcessorTorch.__name__)),
@@ -46,14 +46,14 @@ OURS = {
 
 
 def flat_code(source: str) -> str:
-    """The text of a file of the package, as it lies beside the others in a model's folder."""
+    """Return the text of a file of the package for a model's folder."""
     text = (PACKAGE / source).read_text(encoding="utf-8")
     flat = re.sub(r"^from \.\.\w+\.(\w+) import ", r"from .\1 import ", text, flags=re.MULTILINE)
     return f"# {source} of vitrail {__version__} (Apache-2.0), made flat for transformers' remote code: change it there, not here.\n{flat}"
 
 
 def add_code(folder: Path) -> None:
-    """Writes the code that a folder's JSON files need, and `auto_map` into these; files of other models are left as they are."""
+    """Write the code that a folder's JSON files need, and `auto_map` into them; files of other models are not changed."""
     for name, sources in SOURCES.items():
         if _is_ours(folder / name):
             for source in sources:
@@ -62,7 +62,7 @@ def add_code(folder: Path) -> None:
 
 
 def remove_code(folder: Path) -> None:
-    """Takes away what `add_code` has put in."""
+    """Remove the code and `auto_map` that `add_code` wrote."""
     for name, sources in SOURCES.items():
         if _is_ours(folder / name):
             _set_auto_map(folder / name, None)

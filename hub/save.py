@@ -1,9 +1,10 @@
-"""Writes a model as a folder that `AutoModel` and `AutoImageProcessor` load: complete, or not at all."""
+"""Saving a model as a folder for `AutoModel` and `AutoImageProcessor`: complete, or not at all."""
 
 import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from ..convert.model_folder import (
     is_model_folder,
     own_records,
     read_report,
-    write_report,
 )
-from ..convert.report import ConversionReport
-from ..convert.verification import Check
+from ..convert.report import Check, ConversionRecord, ConversionReport
 from ..errors import VitrailError
 from ..model_cards.card import folder_card
 from ..model_cards.readme import may_be_rendered, write_card
@@ -29,7 +28,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import temporary_folder, write_text
 from .remote_code import remove_code
 
-MAX_SHARD_SIZE = "5GB"  # the Hub asks for files that are not larger
+MAX_SHARD_SIZE = "5GB"  # the Hub recommends no larger files
 
 
 def save(
@@ -40,16 +39,15 @@ def save(
     report: ConversionReport | None = None,
     code: bool = True,
 ) -> None:
-    """Saves weights (safetensors), config, image processor, code and model card for the Hub and, where there is one, the conversion report.
+    """Save weights (safetensors), config, image processor, code, model card and conversion report as a folder.
 
-    With the code, transformers loads the folder where vitrail is not installed, by `trust_remote_code=True`; `code=False` leaves it out.
+    With the code, transformers loads the folder without vitrail, by `trust_remote_code=True`; `code=False` leaves the code out.
 
-    The files are written into a temporary folder beside `output_dir` first. A new folder is then renamed into place. In an existing one
-    each file is replaced by a rename, without a config.json meanwhile, so that nobody takes a mixture for a model; a card that someone
-    has edited stays.
+    The files are written into a temporary folder first. A new folder is then moved into place. In an existing folder, each file is
+    replaced by renaming; config.json is removed first and written last, so that no process loads a mixture. An edited card stays.
 
     Raises:
-        VitrailError: `output_dir` is a file, or a folder that holds other things than a model.
+        VitrailError: `output_dir` is a file, or a folder with files that do not belong to a model.
     """
     output_dir = Path(output_dir).resolve()
     check_output_dir(output_dir)
@@ -57,13 +55,13 @@ def save(
         model.save_pretrained(temporary, max_shard_size=MAX_SHARD_SIZE)
         image_processor.save_pretrained(temporary)
         for file in temporary.glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors makes them private, as mkdtemp does the folder
+            file.chmod(0o644)  # safetensors creates private files, and mkdtemp a private folder
         if not code:
-            remove_code(temporary)  # save_pretrained carries it
+            remove_code(temporary)  # save_pretrained wrote it
         weights_sha256 = None
         if report is not None:
             weights_sha256 = hash_weights(temporary)
-            write_report(temporary, report.to_dict() | {"weights_sha256": weights_sha256})
+            replace(report.record(), weights_sha256=weights_sha256).write(temporary / REPORT_NAME)
         if may_be_rendered(output_dir):
             write_card(temporary, folder_card(temporary, name=output_dir.name, weights_sha256=weights_sha256))
         temporary.chmod(0o755)
@@ -74,8 +72,8 @@ def save(
 
 
 def _replace_files(new: Path, folder: Path) -> None:
-    """Moves files over those of a folder, and removes what else belonged to the model that was there."""
-    written = sorted((file.name for file in new.iterdir()), key=lambda name: name == CONFIG_NAME)  # which comes last
+    """Move files into a folder, and remove the other files of the model that was there."""
+    written = sorted((file.name for file in new.iterdir()), key=lambda name: name == CONFIG_NAME)  # config.json last
     own = (REPORT_NAME, *CODE_NAMES, *own_records(folder))
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     for file in list(folder.iterdir()):
@@ -86,29 +84,29 @@ def _replace_files(new: Path, folder: Path) -> None:
 
 
 def check_output_dir(output_dir: Path) -> None:
-    """Refuses, before any work, a folder that `save` would not write into."""
+    """Raise VitrailError for a folder that `save` does not write into."""
     if output_dir.exists() and not output_dir.is_dir():
-        raise VitrailError(f"{output_dir} is a file: give the name of a folder to write the model into.")
+        raise VitrailError(f"{output_dir} is a file; expected a folder for the model.")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not is_model_folder(output_dir):
-        raise VitrailError(f"{output_dir} is a folder with other things in it than a model of ours: give the name of a new folder.")
+        raise VitrailError(f"{output_dir} contains files that do not belong to a model of vitrail: choose a new folder.")
 
 
 def keep_verification(folder: str | os.PathLike, checks: list[Check]) -> None:
-    """Puts the table of `verify` into a folder's conversion.json, and into its card, unless someone has edited that."""
+    """Write the table of `verify` into a folder's conversion.json and, unless it was edited, into its card."""
     folder = Path(folder)
     weights_sha256 = hash_weights(folder)
-    report = read_report(folder, weights_sha256) or {"weights_sha256": weights_sha256}
-    write_report(folder, report | {"verification": [check.to_dict() for check in checks]})
+    record = read_report(folder, weights_sha256) or ConversionRecord(weights_sha256=weights_sha256)
+    replace(record, verification=checks).write(folder / REPORT_NAME)
     _render_card(folder, weights_sha256)
 
 
 def keep_record(folder: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Puts what was measured or trained into a folder, with the hash of its weights, and into its card, unless someone has edited that.
+    """Write a record of an evaluation or a training, with the hash of the weights, and render the card, unless it was edited.
 
     Args:
-        folder: of the model.
-        name: of the JSON file, as `hub.folder` has it.
-        record: with "task"; numbers that are not finite become null.
+        folder: the folder of the model.
+        name: the name of the JSON file, from `convert.model_folder`.
+        record: a dictionary with "task"; NaN and inf become null.
     """
     weights_sha256 = hash_weights(folder)
     kept = _finite(record) | {"weights_sha256": weights_sha256}
@@ -117,7 +115,7 @@ def keep_record(folder: Path, name: str, record: Mapping[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON has not."""
+    """Return a value with None for NaN and inf, which JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -133,14 +131,14 @@ def _render_card(folder: Path, weights_sha256: str) -> None:
 def convert_checkpoint(
     source: str | os.PathLike, output_dir: str | os.PathLike, *, code: bool = True, **load_options: Any
 ) -> ConversionReport:
-    """Loads a checkpoint and saves it as a folder; takes the keywords of `vitrail.load`, and `code` of `vitrail.save`.
+    """Load a checkpoint and save it as a folder; takes the keywords of `vitrail.load`, and `code` of `vitrail.save`.
 
     Returns:
-        The report, which is also kept as `output_dir/conversion.json`.
+        The report, which is also written to `output_dir/conversion.json`.
     """
     if Path(source).exists() and Path(source).resolve() == Path(output_dir).resolve():
         raise VitrailError(
-            f"{source} is the folder to write into as well: give another name (a folder here goes before a name of the catalogue)."
+            f"{source} is both source and output folder: choose another output folder (a local folder has priority over a catalog name)."
         )
     model, image_processor, report = load(source, **load_options)
     save(model, image_processor, output_dir, report=report, code=code)

@@ -1,8 +1,4 @@
-"""Model cards: what a model is, how to use it, what was verified of it, and where each fact comes from.
-
-The sentences stand in model_cards/template.md.jinja; this file and `sections.py` find what goes into them. A card is the same, byte for
-byte, wherever and whenever it is rendered.
-"""
+"""Model cards, rendered from template.md.jinja: the same model always gives the same bytes."""
 
 import os
 import re
@@ -11,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration.configuration_vit import ViTConfig
 from ..convert.families.family import RawCheckpoint, make_config
+from ..convert.families.registry import EXPORT_FORMATS
 from ..convert.families.vitrail import VITRAIL
 from ..convert.model_folder import (
     CONFIG_NAME,
@@ -28,33 +26,51 @@ from ..convert.model_folder import (
     read_report,
     read_results,
 )
+from ..convert.report import ConversionRecord
 from ..convert.sources.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
 from ..errors import VitrailError
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import read_json
 from .citations import PAPERS
-from .conversion_section import conversion_table, converted_from, plain, reports, verification
-from .descriptions import architecture, differences, has_named_classes, markdown_table, preparation
+from .conversion_section import conversion_table, converted_from, verification
+from .descriptions import architecture, differences, escape, has_named_classes, markdown_table, preprocessing
 from .evaluation_section import measured_facts, measured_results
-from .lineages import COMPARISONS, DATASETS, lineage_of
+from .facts import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
+from .lineages import DATASETS, FAMILY_CARDS, lineage_of
 from .pretraining_section import pretraining_facts
 from .provenance import checkpoint_link, eval_results, load_name
-from .sections import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
 
-TEMPLATE = Path(__file__).parent / "template.md.jinja"
-DINO = "2104.14294"  # arXiv's number of the paper by which vitrail trains encoders
-# Which library loads a repository, by its layout: the word that the Hub knows
-LIBRARIES = {"official": "transformers", "vitrail": "transformers", "transformers": "transformers", "timm": "timm"}
+TEMPLATE = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(
+    Path(__file__).with_name("template.md.jinja").read_text(encoding="utf-8")
+)
+# Variables of the template that only some cards have
+OPTIONAL = (
+    *(
+        "about",
+        "changes",
+        "checkpoint",
+        "comparison",
+        "conversion",
+        "conversion_of",
+        "encoder_only",
+        "export_warnings",
+        "files",
+        "heads",
+    ),
+    *("license_note", "limits", "measured", "notes", "original", "original_differences", "original_has_results", "pretraining"),
+    *("published", "relatives", "sources", "training", "uses", "verification"),
+)
+DINO_PAPER = "2104.14294"  # arXiv number of the method of `vitrail pretrain`
 
 
 def official_card(checkpoint: Checkpoint) -> ModelCard:
-    """The card of an official checkpoint, from the catalogue alone: no weights are read."""
+    """Return the card of an official checkpoint, from the catalog alone: no weights are read."""
     config, image_processor = official_config(checkpoint), official_image_processor(checkpoint)
     name, classifies = load_name(checkpoint), checkpoint.has_classifier
     facts = model_facts(config, image_processor, checkpoint, classifies=classifies, official=True)
-    facts |= usage_facts(config, image_processor, classifies=classifies, name=name, layout="official", carries_code=False)
+    facts |= usage_facts(config, image_processor, classifies=classifies, name=name)
     facts |= checkpoint_facts(checkpoint) | original_facts(checkpoint) | published_facts(checkpoint)
-    facts["comparison"] = COMPARISONS[checkpoint.format]
+    facts["comparison"] = FAMILY_CARDS[checkpoint.family]
     data = _metadata(checkpoint, name, "official", classifies=classifies, carries_code=False, changed=False)
     return _render(data, title=name, layout="official", facts=facts)
 
@@ -62,7 +78,7 @@ def official_card(checkpoint: Checkpoint) -> ModelCard:
 def render_model_card(
     config: ViTConfig,
     image_processor: VitrailImageProcessor,
-    report: Mapping[str, Any] | None,
+    record: ConversionRecord | None,
     *,
     classifies: bool,
     name: str,
@@ -72,45 +88,52 @@ def render_model_card(
     results: Mapping[str, Any] | None = None,
     pretraining: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """The card of a model of ours.
+    """Return the card of a model.
 
     Args:
-        report: what conversion.json says: `ConversionReport.to_dict()`, and the table of `vitrail verify` under "verification" where it
-            was run. None for a model that was not converted.
+        record: the content of conversion.json, from `ConversionReport.record()`; None for a model that was not converted.
         classifies: whether the model has a classifier.
-        name: what the code in the card loads: "user/name" on the Hub, or else a folder.
-        format: what the repository is laid out for: "vitrail", "transformers" or "timm".
-        carries_code: whether the code of the model lies beside the weights.
-        warnings: what an export to another layout does otherwise.
-        results: what results.json says, where vitrail has trained the classifier.
-        pretraining: what pretraining.json says, where vitrail has trained the encoder without labels.
+        name: the name that the code in the card loads: "user/name" on the Hub, or else a folder.
+        format: the layout of the repository: "vitrail", or an export format with a library.
+        carries_code: whether the code of the model is in the repository.
+        warnings: the warnings of the export.
+        results: the content of results.json, where vitrail trained the classifier.
+        pretraining: the content of pretraining.json, where vitrail trained the encoder without labels.
     """
-    report = report or {}
-    carries_code = carries_code and format == "vitrail"
-    checkpoint = find_checkpoint(report.get("checkpoint") or "")
+    record = record or ConversionRecord()
+    own_layout = format == VITRAIL.name
+    carries_code = carries_code and own_layout
+    checkpoint = find_checkpoint(record.checkpoint or "")
     title = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     facts = model_facts(config, image_processor, checkpoint, classifies=classifies, official=False)
-    facts |= usage_facts(config, image_processor, classifies=classifies, name=name, layout=format, carries_code=carries_code)
+    facts |= usage_facts(
+        config,
+        image_processor,
+        classifies=classifies,
+        name=name,
+        carries_code=carries_code,
+        export=None if own_layout else EXPORT_FORMATS[format],
+    )
     facts |= {
-        "conversion_of": converted_from(report),
-        "conversion": conversion_table(report),
-        "verification": verification(report),
+        "conversion_of": converted_from(record),
+        "conversion": conversion_table(record),
+        "verification": verification(record),
         "against": shlex.quote(load_name(checkpoint)) if checkpoint else "SOURCE",
-        "export_notices": [plain(warning) for warning in warnings],
+        "export_warnings": [escape(warning) for warning in warnings],
         "citations": PAPERS["2010.11929"].bibtex,
-        "measured": measured_facts(results, pictures=format == "vitrail") if results else None,
-        "pretraining": pretraining_facts(pretraining, pictures=format == "vitrail") if pretraining else None,
+        "measured": measured_facts(results, pictures=own_layout) if results else None,
+        "pretraining": pretraining_facts(pretraining, pictures=own_layout) if pretraining else None,
     }
     changes: list[tuple[str, str, str]] = []
     if checkpoint is not None:
         facts |= checkpoint_facts(checkpoint)
-        changes = _changes(config, image_processor, report, checkpoint, classifies, results, pretraining)
+        changes = _changes(config, image_processor, record, checkpoint, classifies, results, pretraining)
         if changes:
             facts["changes"] = markdown_table(("Setting", "here", checkpoint_link(checkpoint)), changes)
         else:
             facts |= original_facts(checkpoint) | published_facts(checkpoint)
-    if pretraining and PAPERS[DINO].bibtex not in facts["citations"]:
-        facts["citations"] += "\n\n" + PAPERS[DINO].bibtex
+    if pretraining and PAPERS[DINO_PAPER].bibtex not in facts["citations"]:
+        facts["citations"] += "\n\n" + PAPERS[DINO_PAPER].bibtex
     data = _metadata(
         checkpoint,
         title,
@@ -124,32 +147,32 @@ def render_model_card(
 
 
 def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_sha256: str | None = None) -> ModelCard:
-    """The card of a folder that vitrail wrote, from its JSON files; what they say of other weights than lie there now is left out.
+    """Return the card of a folder that vitrail wrote, from its JSON files; records of other weights are ignored.
 
     Args:
-        folder: with config.json and preprocessor_config.json, and conversion.json if the model was converted.
-        name: what the code in the card loads; without it, the folder's own name.
-        weights_sha256: of the weights, where they lie elsewhere or it is known.
+        folder: a folder with config.json and preprocessor_config.json, and conversion.json for a converted model.
+        name: the name that the code in the card loads; the folder's name by default.
+        weights_sha256: the SHA-256 of the weights, where it is known or the weights are elsewhere.
 
     Raises:
-        VitrailError: the folder is not one that vitrail wrote.
+        VitrailError: vitrail did not write the folder.
     """
     folder = Path(folder)
     if not is_model_folder(folder):
         raise VitrailError(
-            f"{folder} is no folder of a model that vitrail wrote: it has no {CONFIG_NAME} that says so. Convert the checkpoint first, "
-            "with `vitrail convert`."
+            f'{folder} has no {CONFIG_NAME} with the model type "{ViTConfig.model_type}"; expected a folder that vitrail wrote. Convert '
+            "the checkpoint first, with `vitrail convert`."
         )
     if not (folder / PREPROCESSOR_CONFIG_NAME).is_file():
         raise VitrailError(
-            f"{folder} has no {PREPROCESSOR_CONFIG_NAME}, so that its card could not say how images are prepared: save the image "
-            "processor there."
+            f"{folder} has no {PREPROCESSOR_CONFIG_NAME}, which the card describes: save the image processor there, with "
+            "image_processor.save_pretrained."
         )
     content, preprocessor = (read_json(folder / file) for file in (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME))
     raw = RawCheckpoint({}, "safetensors", config=content, preprocessor_config=preprocessor)
     config = make_config(VITRAIL.configure(raw, None))
     if weights_sha256 is None and any((folder / record).is_file() for record in (REPORT_NAME, RESULTS_NAME, PRETRAINING_NAME)):
-        weights_sha256 = hash_weights(folder)  # once for all
+        weights_sha256 = hash_weights(folder)  # once for all records
     return render_model_card(
         config,
         VITRAIL.image_processor(raw, config),
@@ -163,7 +186,8 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_s
 
 
 def _render(data: ModelCardData, *, title: str, layout: str, facts: Mapping[str, Any]) -> ModelCard:
-    return ModelCard.from_template(data, template_path=str(TEMPLATE), **{**facts, "title": plain(title), "layout": layout})
+    known = dict.fromkeys(OPTIONAL) | dict(facts) | {"title": escape(title), "layout": layout, "card_data": data.to_yaml()}
+    return ModelCard(TEMPLATE.render(known))
 
 
 def _metadata(
@@ -176,7 +200,7 @@ def _metadata(
     changed: bool,
     measured: Sequence[EvalResult] = (),
 ) -> ModelCardData:
-    """What the Hub reads: only what is known, and the publisher's results only for a model that nobody changed."""
+    """Return the metadata for the Hub: known facts only, and the publisher's results only for an unchanged model."""
     tags = ["vitrail", "vit", "vision"] + ["custom_code"] * carries_code
     datasets: list[str | None] = []
     results = list(measured)
@@ -186,7 +210,7 @@ def _metadata(
         results += [] if changed else eval_results(checkpoint)
     return ModelCardData(
         license=checkpoint.license if checkpoint else None,
-        library_name=LIBRARIES[layout],
+        library_name=EXPORT_FORMATS[layout].library if layout in EXPORT_FORMATS else "transformers",
         pipeline_tag="image-classification" if classifies else "image-feature-extraction",
         tags=tags,
         datasets=[name for name in datasets if name] or None,
@@ -198,23 +222,23 @@ def _metadata(
 def _changes(
     config: ViTConfig,
     image_processor: VitrailImageProcessor,
-    report: Mapping[str, Any],
+    record: ConversionRecord,
     checkpoint: Checkpoint,
     classifies: bool,
     results: Mapping[str, Any] | None,
     pretraining: Mapping[str, Any] | None,
 ) -> list[tuple[str, str, str]]:
-    """In what a model differs from the published checkpoint that it was made of: what, here, there."""
-    here = architecture(config, classifies=classifies, named_classes=has_named_classes(config)) | preparation(image_processor)
+    """Return the differences from the published checkpoint: property, value here, value there."""
+    here = architecture(config, classifies=classifies, named_classes=has_named_classes(config)) | preprocessing(image_processor)
     there = settings(checkpoint)
-    heads = [report["head"] for report in reports(report) if report.get("head")]
-    if results is None and any(head["url"] in checkpoint.head_urls.values() for head in heads):
-        here["Classifier"] = there["Classifier"]  # published for this very backbone
-    if any(report.get("root") == "student" for report in reports(report)):
+    heads = [entry.head for entry in record.chain if entry.head]
+    if results is None and any(head.url in checkpoint.head_urls.values() for head in heads):
+        here["Classifier"] = there["Classifier"]  # published for this backbone
+    if any(entry.root == "student" for entry in record.chain):
         here["Network of the training run"], there["Network of the training run"] = "student", "teacher"
     if results is not None and classifies:
-        here["Classifier"] += ", trained as measured below"
-    trained = ["trained further by DINO, see [Training](#training)"] if pretraining is not None else []
+        here["Classifier"] += ", trained as described below"
+    trained = ["trained further with DINO, see [Training](#training)"] if pretraining is not None else []
     trained += ["fine-tuned"] if results is not None and results["fine_tuning"] is not None else []
     if trained:
         here["Weights"], there["Weights"] = ", then ".join(trained), "as published"

@@ -1,6 +1,6 @@
-"""The papers that official checkpoints come from, as people cite them.
+"""The papers and software behind official checkpoints, as BibTeX.
 
-Authors and titles are those of the papers' own pages on arXiv and of the BibTeX that the authors give in their repositories:
+Authors and titles come from the papers' pages on arXiv and from the BibTeX in the authors' repositories:
 github.com/facebookresearch/dino, github.com/facebookresearch/dinov2 and github.com/google-research/vision_transformer (README.md),
 huggingface.co/timm (model cards).
 """
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 class Paper:
     """A paper or program.
 
-    title: as it is printed; `authors`: the first of them and the year, for the text of a link.
-    url: where it can be read; `bibtex`: the whole entry.
+    authors: the first author and the year, for the text of a link; `bibtex`: the complete entry.
     """
 
     title: str
@@ -32,7 +31,7 @@ def _arxiv(number: str, key: str, year: int, title: str, *authors: str) -> Paper
     )
 
 
-# By arXiv number
+# By arXiv number or DOI
 PAPERS: Mapping[str, Paper] = {
     "2010.11929": _arxiv(
         "2010.11929",
@@ -84,13 +83,11 @@ PAPERS: Mapping[str, Paper] = {
         "Vision Transformers Need Registers",
         *("Darcet, Timoth{\\'e}e", "Oquab, Maxime", "Mairal, Julien", "Bojanowski, Piotr"),
     ),
-}
-
-TIMM = Paper(
-    "PyTorch Image Models",
-    "Wightman 2019",
-    "https://doi.org/10.5281/zenodo.4414861",
-    """@misc{rw2019timm,
+    "10.5281/zenodo.4414861": Paper(
+        "PyTorch Image Models",
+        "Wightman 2019",
+        "https://doi.org/10.5281/zenodo.4414861",
+        """@misc{rw2019timm,
   title={PyTorch Image Models},
   author={Wightman, Ross},
   year={2019},
@@ -98,4 +95,5 @@ TIMM = Paper(
   doi={10.5281/zenodo.4414861},
   howpublished={\\url{https://github.com/huggingface/pytorch-image-models}}
 }""",
-)
+    ),
+}

@@ -1,90 +1,68 @@
-"""The conversion report (conversion.json) as the tables of a model card."""
+"""The sections of a card about conversion and verification, from conversion.json."""
 
-import html
-from collections.abc import Mapping
 from typing import Any
 
-from .descriptions import markdown_table
+from ..convert.report import ConversionRecord, FileRecord
+from .descriptions import as_code, escape, markdown_table
 from .provenance import HUB
 
 RESULTS = {True: "passed", False: "**FAILED**", None: "for information"}
 
 
-def code(text: str) -> str:
-    """A name of someone else's, as code."""
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+def converted_from(record: ConversionRecord) -> str:
+    """Return the file of the first conversion and the version that converted it; empty for a model that was not converted."""
+    first = record.chain[-1]
+    return f" (version {first.versions['vitrail']}) from {as_code(first.source.name)}" if first.source else ""
 
 
-def plain(text: str) -> str:
-    """A sentence in which names of someone else's may stand, without HTML."""
-    return html.escape(" ".join(text.split()), quote=False)
+def _file(file: FileRecord) -> str:
+    name = as_code(file.name)
+    address = file.url or (f"{HUB}/{file.hub_id}" if file.hub_id else None)
+    return f"{f'[{name}]({address})' if address else name}, {file.bytes:,} bytes, SHA-256 `{file.sha256}`"
 
 
-def reports(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A report and those of the folders that the model was in before, the first conversion last."""
-    chain = [report]
-    while chain[-1].get("origin"):
-        chain.append(chain[-1]["origin"])
-    return chain
-
-
-def converted_from(report: Mapping[str, Any]) -> str:
-    """From what a model was first converted, and by which version; empty where it was not."""
-    first = reports(report)[-1]
-    if "source" not in first:
-        return ""
-    return f" (version {first['versions']['vitrail']}) from {code(first['source']['name'])}"
-
-
-def _file(file: Mapping[str, Any]) -> str:
-    name = code(file["name"])
-    address = file["url"] or (f"{HUB}/{file['hub_id']}" if file["hub_id"] else None)
-    return f"{f'[{name}]({address})' if address else name}, {file['bytes']:,} bytes, SHA-256 `{file['sha256']}`"
-
-
-def _file_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    under = f', under "{report["root"]}" in the file' if report["root"] else ""
+def _file_rows(record: ConversionRecord) -> list[tuple[str, str]]:
+    under = f', under "{record.root}" in the file' if record.root else ""
     return [
-        ("File", _file(report["source"])),
-        *([("File of the classifier", _file(report["head"]))] if report["head"] else []),
-        ("Format", plain(f"{report['format']}{under}")),
+        *([("File", _file(record.source))] if record.source else []),
+        *([("File of the classifier", _file(record.head))] if record.head else []),
+        ("Format", escape(f"{record.format}{under}")),
     ]
 
 
-def conversion_table(report: Mapping[str, Any]) -> str | None:
-    """What was converted, and from what; None where the model was not converted."""
-    if "source" not in report:
+def conversion_table(record: ConversionRecord) -> str | None:
+    """Return the table of the conversion; None for a model that was not converted."""
+    if record.source is None:
         return None
-    rows = _file_rows(report)
-    for earlier in reports(report)[1:]:
+    rows = _file_rows(record)
+    for earlier in record.chain[1:]:
         rows += [(f"{name}, before", value) for name, value in _file_rows(earlier)]
     rows += [
-        ("Tensors", f"{report['coverage']['converted']} converted; every parameter of the model is filled"),
-        *(("Left out", code(name)) for name in report["coverage"]["ignored"]),
-        *(("Note", plain(warning)) for warning in report["warnings"]),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(report["versions"].items()))),
+        ("Tensors", f"{record.coverage['converted']} converted; every parameter of the model is filled"),
+        *(("Ignored", as_code(name)) for name in record.coverage["ignored"]),
+        *(("Note", escape(warning)) for warning in record.warnings),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))),
     ]
-    return markdown_table(("What", "Value"), rows)
+    return markdown_table(("Property", "Value"), rows)
 
 
-def verification(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The checks of `vitrail verify`: how many there are, passed and failed, and the table; None where it has not been run."""
-    checks = report.get("verification")
-    if not checks:
+def verification(record: ConversionRecord) -> dict[str, Any] | None:
+    """Return the table of `vitrail verify` and the number of checks, passed and failed; None where it has not been run."""
+    if not record.verification:
         return None
     rows = [
         (
-            plain(check["name"]),
-            plain(check["against"]),
-            "" if check["difference"] is None else f"{check['difference']:.1e}" if check["difference"] else "0",
-            RESULTS[check["passed"]],
-            plain(check["note"]),
+            escape(check.name),
+            escape(check.against),
+            "" if check.difference is None else f"{check.difference:.1e}" if check.difference else "0",
+            RESULTS[check.passed],
+            escape(check.note),
         )
-        for check in checks
+        for check in record.verification
     ]
     return {
-        "all": len(checks),
-        "passed": sum(check["passed"] is True for check in checks),
-        "failed": sum(check["passed"] is False for check in checks),
+        "all": len(rows),
+        "passed": sum(check.passed is True for check in record.verification),
+        "failed": sum(check.passed is False for check in record.verification),
         "table": markdown_table(("Check", "Against", "Largest difference", "Result", "Note"), rows),
     }

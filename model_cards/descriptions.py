@@ -1,6 +1,7 @@
-"""A config and an image processor in words: the tables of a model card, which also say in what two models differ."""
+"""A config and an image processor in words: the tables of a model card, and the differences between two models."""
 
 import functools
+import html
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
@@ -15,39 +16,49 @@ from ..modeling.modeling_vit import ViTForImageClassification, ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 
 LETTERS = {"tiny": "Ti", "small": "S", "medium": "M", "base": "B", "large": "L", "huge": "H", "giant": "g"}
-ACTIVATIONS = {"gelu": "GELU", "gelu_pytorch_tanh": "GELU, by its tanh approximation"}
-POOLED = {"cls": "[CLS]", "avg": "the mean of the patch tokens", "cls+avg": "[CLS] and the mean of the patch tokens, joined"}
+ACTIVATIONS = {"gelu": "GELU", "gelu_pytorch_tanh": "GELU (tanh approximation)"}
+POOLED = {"cls": "[CLS]", "avg": "the mean of the patch tokens", "cls+avg": "[CLS] and the mean of the patch tokens, concatenated"}
 NONE = "none"
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown; a bar or a line break in a cell would end it."""
+    """Return a table in Markdown; bars are escaped and line breaks become spaces, because they would end a cell."""
     lines = [" ".join(cell.replace("|", "\\|").split()) for cell in header]
     body = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines, ["---"] * len(lines), *body))
 
 
-def by(size: tuple[int, int]) -> str:
-    """A height and a width."""
+def as_code(text: str) -> str:
+    """Return a name as inline code in Markdown."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+
+
+def escape(text: str) -> str:
+    """Return text on one line with its HTML escaped."""
+    return html.escape(" ".join(text.split()), quote=False)
+
+
+def format_size(size: tuple[int, int]) -> str:
+    """Return a height and a width in words."""
     return f"{size[0]} x {size[1]}"
 
 
 def architecture_name(config: ViTConfig) -> str:
-    """As in ViT-S/8; without the letter where the size has none."""
+    """Return a name like ViT-S/8; sizes without a name have no letter."""
     size, (height, width) = size_name(config), config.patch_size
-    return f"ViT{'-' + LETTERS[size] if size else ''}/{height if height == width else by(config.patch_size)}"
+    return f"ViT{'-' + LETTERS[size] if size else ''}/{height if height == width else format_size(config.patch_size)}"
 
 
 def tokens(config: ViTConfig, size: tuple[int, int]) -> tuple[int, str]:
-    """How many tokens an image of `size` (height, width) pixels becomes, and which."""
+    """Return the number of tokens of an image of `size` (height, width) pixels, and their kinds."""
     grid = size[0] // config.patch_size[0], size[1] // config.patch_size[1]
     registers = f"{config.num_register_tokens} register{'s' if config.num_register_tokens > 1 else ''}"
-    parts = ["[CLS]"] * config.use_cls_token + [registers] * (config.num_register_tokens > 0) + [f"{by(grid)} patches"]
+    parts = ["[CLS]"] * config.use_cls_token + [registers] * (config.num_register_tokens > 0) + [f"{format_size(grid)} patches"]
     return config.num_prefix_tokens + grid[0] * grid[1], ", ".join(parts)
 
 
 def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = True) -> dict[str, str]:
-    """What decides a model's answers beside its weights; `named_classes`: whether the classes have names."""
+    """Return the properties that decide a model's outputs together with its weights."""
     head_width = config.hidden_size // config.num_attention_heads
     activation = ACTIVATIONS.get(config.hidden_act, config.hidden_act)
     epsilon = f"{config.layer_norm_eps:g}".replace("e-0", "e-")
@@ -67,7 +78,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
         "Epsilon of LayerNorm": epsilon,
         "LayerScale": NONE if config.layer_scale_init_value is None else "yes",
         "Bias of query, key and value": "yes" if config.qkv_bias else NONE,
-        "Image": f"{by(config.image_size)} pixels, {channels}, patches of {by(config.patch_size)}",
+        "Image": f"{format_size(config.image_size)} pixels, {channels}, patches of {format_size(config.patch_size)}",
         "Tokens": f"{count:,}: {which}",
         **mask_token,
         **_positions(config),
@@ -77,17 +88,17 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
 
 
 def _positions(config: ViTConfig) -> dict[str, str]:
-    where = "one for all blocks" if config.share_relative_position else "one in each block"
+    scope = "shared by all blocks" if config.share_relative_position else "one per block"
     if config.position_embedding_type == "relative_mlp":
         width = config.relative_position_hidden_size
         return {
-            "Positions": f"relative: an MLP, {width} wide, gives a bias of attention for each offset; {where}",
+            "Positions": f"relative: an MLP of width {width} computes an attention bias for each offset; {scope}",
             "Positions at other sizes": "the same MLP",
         }
     if config.position_embedding_type == "relative_table":
         return {
-            "Positions": f"relative: a table holds a bias of attention for each offset; {where}",
-            "Positions at other sizes": "the table interpolated",
+            "Positions": f"relative: a table holds an attention bias for each offset; {scope}",
+            "Positions at other sizes": "interpolated from the table",
         }
     rule: list[str] = [config.position_interpolation_mode]
     if config.position_interpolation_offset:
@@ -95,7 +106,7 @@ def _positions(config: ViTConfig) -> dict[str, str]:
     if config.position_interpolation_antialias:
         rule.append("antialiased")
     if config.position_interpolation_align_corners:
-        rule.append("corners kept in place")
+        rule.append("with aligned corners")
     has_cls = config.use_cls_token and config.use_cls_position
     return {
         "Positions": f"learned, one for each patch{' and for [CLS]' if has_cls else ''}",
@@ -113,48 +124,39 @@ def _classifier(config: ViTConfig, named_classes: bool) -> str:
 
 
 def has_named_classes(config: ViTConfig) -> bool:
-    """Whether a config says what its classes are; a classifier that is fresh has only their numbers."""
+    """Return True where a config names its classes; a new classifier only numbers them."""
     return any(label != f"LABEL_{index}" for index, label in (config.id2label or {}).items())
 
 
-def preparation(image_processor: VitrailImageProcessor) -> dict[str, str]:
-    """What an image processor does to an image, one step in each row."""
+def preprocessing(image_processor: VitrailImageProcessor) -> dict[str, str]:
+    """Return the steps of an image processor."""
     size, crop = dict(image_processor.size), dict(image_processor.crop_size or {})
     if not image_processor.do_resize:
         resize = NONE
     elif "height" in size:
-        resize = f"to {by((size['height'], size['width']))} pixels, whatever the aspect"
+        resize = f"to {format_size((size['height'], size['width']))} pixels, without keeping the aspect ratio"
     else:
-        longest = f", the longer at most {size['longest_edge']}" if size.get("longest_edge") else ""
-        resize = f"shorter side to {size['shortest_edge']} pixels{longest}, the aspect kept"
-    rows = {"JPEG files": "decoded at 1/2, 1/4 or 1/8 where that is enough"} if image_processor.jpeg_draft else {}
+        longest = f", longer side at most {size['longest_edge']}" if size.get("longest_edge") else ""
+        resize = f"shorter side to {size['shortest_edge']} pixels{longest}, keeping the aspect ratio"
+    rows = {"JPEG files": "decoded at 1/2, 1/4 or 1/8 of their size where that suffices"} if image_processor.jpeg_draft else {}
     rows |= {"Resize": resize, "Filter": Image.Resampling(int(image_processor.resample)).name.lower()}
     if image_processor.size_divisor is not None:
         divisor = image_processor.size_divisor
         sides = (divisor, divisor) if isinstance(divisor, int) else tuple(divisor)
-        rows["Multiples"] = f"{'padded' if image_processor.do_pad else 'resized'} to multiples of {by((sides[0], sides[1]))} pixels"
-    rows["Crop"] = f"the central {by((crop['height'], crop['width']))} pixels" if image_processor.do_center_crop else NONE
+        rows["Multiples"] = (
+            f"{'padded' if image_processor.do_pad else 'resized'} to multiples of {format_size((sides[0], sides[1]))} pixels"
+        )
+    rows["Crop"] = f"the central {format_size((crop['height'], crop['width']))} pixels" if image_processor.do_center_crop else NONE
     if not image_processor.do_rescale:
         rows["Scale"] = NONE
-    normalises = image_processor.do_normalize
-    rows["Mean"] = ", ".join(f"{value:g}" for value in image_processor.image_mean) if normalises else NONE
-    rows["Standard deviation"] = ", ".join(f"{value:g}" for value in image_processor.image_std) if normalises else NONE
+    normalizes = image_processor.do_normalize
+    rows["Mean"] = ", ".join(f"{value:g}" for value in image_processor.image_mean) if normalizes else NONE
+    rows["Standard deviation"] = ", ".join(f"{value:g}" for value in image_processor.image_std) if normalizes else NONE
     return rows
 
 
-def image_size(image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
-    """Height and width of every prepared image in pixels; None where they depend on the image."""
-    if image_processor.do_center_crop:
-        crop = dict(image_processor.crop_size)
-        return crop["height"], crop["width"]
-    size = dict(image_processor.size) if image_processor.do_resize else {}
-    return (size["height"], size["width"]) if "height" in size and image_processor.size_divisor is None else None
-
-
 def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Complexity:
-    """Parameters and operations for an image of `size` (height, width) pixels, as `complexity` counts them; blocks are alike, so that the
-    counts of two small depths give those of any.
-    """
+    """Return `complexity` for an image of `size` (height, width) pixels, extrapolated from two small depths: all blocks are equal."""
     fewest = config.classifier_cls_layers
     names = [name for name in ViTConfig.__annotations__ if not name.startswith(("_", "position_interpolation_"))]
     fields = {name: getattr(config, name) for name in names} | {"num_labels": config.num_labels}
@@ -165,14 +167,14 @@ def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Com
 
 @functools.cache
 def _counts(fields: str, classifies: bool, size: tuple[int, int]) -> Complexity:
-    """Many checkpoints have the same architecture."""
+    """Return the counts of an architecture, which many checkpoints share."""
     with torch.device("meta"):
         model = (ViTForImageClassification if classifies else ViTModel)(ViTConfig(**json.loads(fields)))
     return complexity(model, size)
 
 
 def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """The rows in which two tables differ: name, value here, value there."""
+    """Return the rows in which two tables differ: name, value here, value there."""
     names = dict.fromkeys([*here, *there])
     pairs = [(name, here.get(name, NONE), there.get(name, NONE)) for name in names]
     return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]

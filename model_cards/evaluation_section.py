@@ -1,15 +1,14 @@
-"""What the card says of an evaluation by vitrail: results.json in words, and for the model-index of the card's metadata."""
+"""The section of a card about an evaluation, from results.json, and the model-index of its metadata."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult
 
-from .conversion_section import plain
-from .descriptions import markdown_table
+from .descriptions import escape, markdown_table
 
-# By the names in results.json: what a metric is called in words, and how `evaluate` calls it
-MEASURED = {
+# By the key in results.json: the name of a metric in words, and its name in the library `evaluate`
+METRIC_NAMES = {
     "accuracy": ("top-1 accuracy", "accuracy"),
     "top_5_accuracy": ("top-5 accuracy", "top_5_accuracy"),
     "mean_per_class_accuracy": ("mean accuracy per class", "mean_per_class_accuracy"),
@@ -17,12 +16,12 @@ MEASURED = {
 
 
 def measured_facts(results: Mapping[str, Any], *, pictures: bool) -> dict[str, Any]:
-    """What the section on measured results is filled with; `pictures`: they lie beside the card."""
+    """Return the facts about an evaluation; `pictures`: whether its pictures are in the folder of the card."""
     data, recipe, best = results["data"], results["recipe"], results["best_head"]
     fine_tuning = results["fine_tuning"]
-    rows = [(name, f"{100 * results[key]:.1f} %") for key, (name, _) in _told(results).items()]
+    rows = [(name, f"{100 * results[key]:.1f} %") for key, (name, _) in _reported_metrics(results).items()]
     return {
-        "data": plain(data["source"]),
+        "data": escape(data["source"]),
         "train_images": f"{data['train_images']:,}",
         "validation_images": f"{data['validation_images']:,}",
         "recipe": f"{recipe['name']} ({recipe['source']})",
@@ -31,13 +30,13 @@ def measured_facts(results: Mapping[str, Any], *, pictures: bool) -> dict[str, A
         "features": best["features"],
         "learning_rate": f"{best['learning_rate']:g}",
         "fine_tuning": f"{fine_tuning['epochs']} epochs ({fine_tuning['source']})" if fine_tuning else None,
-        "table": markdown_table(("Measured", "Value"), rows),
+        "table": markdown_table(("Metric", "Value"), rows),
         "pictures": pictures,
     }
 
 
 def measured_results(results: Mapping[str, Any]) -> list[EvalResult]:
-    """The same for the model-index: values from 0 to 1, as `evaluate` gives them."""
+    """Return the results for the model-index, from 0 to 1 as in `evaluate`."""
     return [
         EvalResult(
             task_type="image-classification",
@@ -50,11 +49,11 @@ def measured_results(results: Mapping[str, Any]) -> list[EvalResult]:
             metric_name=name,
             metric_value=results[key],
         )
-        for key, (name, metric_type) in _told(results).items()
+        for key, (name, metric_type) in _reported_metrics(results).items()
     ]
 
 
-def _told(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The metrics that say something: top-5 accuracy of up to 5 classes is always 1."""
+def _reported_metrics(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the metrics to report; the top-5 accuracy of up to 5 classes is always 1."""
     few = len(results["data"]["labels"]) <= 5
-    return {key: names for key, names in MEASURED.items() if not (few and key == "top_5_accuracy")}
+    return {key: names for key, names in METRIC_NAMES.items() if not (few and key == "top_5_accuracy")}

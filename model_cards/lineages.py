@@ -1,4 +1,4 @@
-"""What the official checkpoints are, in words: how their weights came to be, and what the tests of this package compare them with."""
+"""Official checkpoints in words: how their weights were trained, and what the cards state about each family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from ..convert.sources.catalog import Checkpoint
 
 @dataclass(frozen=True)
 class Lineage:
-    """Weights that came to be in one way, in whatever format they are published.
+    """Checkpoints that were trained in one way, in any format.
 
-    paper: the arXiv number by which its checkpoints are told.
-    name: what it is called; `tags`: on the Hub.
-    labels: whether it was pre-trained with labels.
-    about: what it is, for someone who has never heard of it; uses, limits: what its features are good for, and where to take care.
+    paper: the arXiv number that identifies its checkpoints.
+    tags: its tags on the Hub.
+    labels: whether it was pretrained with labels.
+    about: what it is, for newcomers; uses, limits: what its features are good for, and their limitations.
     """
 
     paper: str
@@ -28,24 +28,22 @@ class Lineage:
 MODEL_CARD_OF_DINOV2 = "[model card](https://github.com/facebookresearch/dinov2/blob/main/MODEL_CARD.md)"
 ABOUT_DINOV2 = (
     "DINOv2 ([Oquab et al. 2023](https://arxiv.org/abs/2304.07193)) trains general-purpose features without labels, on 142 million images. "
-    "It joins DINO's self-distillation, in which a student network predicts what a slowly moving teacher says of other crops of the same "
-    "image, with the prediction of patches that are masked (iBOT). ViT-g was trained from scratch; ViT-S, B and L were distilled from it "
+    "It combines DINO's self-distillation, in which a student network predicts the outputs of a slowly moving teacher for other crops of "
+    "the same image, with the prediction of masked patches (iBOT). ViT-g was trained from scratch; ViT-S, B and L were distilled from it "
     f"({MODEL_CARD_OF_DINOV2})."
 )
 ABOUT_REGISTERS = (
-    " This model also has four registers ([Darcet et al. 2023](https://arxiv.org/abs/2309.16588)): tokens that hold what large ViTs "
-    "otherwise store in a few patches of the background, so that feature maps and attention maps are smoother."
+    " This model also has four registers ([Darcet et al. 2023](https://arxiv.org/abs/2309.16588)): tokens for information that large ViTs "
+    "otherwise store in a few background patches. They make feature maps and attention maps smoother."
 )
 USES_DINOV2 = (
-    "Use its features as they are: for classification by nearest neighbours or a linear layer, for retrieval, and, from the patch tokens, "
-    "for segmentation and depth with a linear layer. Its authors advise to fine-tune it only as a last step."
+    "Use its frozen features: for classification by nearest neighbors or a linear layer, for retrieval, and, from the patch tokens, for "
+    "segmentation and depth with a linear layer. Its authors advise fine-tuning only as a last step."
 )
-LIMITS_DINOV2 = (
-    f"Its authors still observe significant biases toward rich households from Western countries ({MODEL_CARD_OF_DINOV2}).",
-)
-USES_SUPERVISED = "Use its features for retrieval or for a small classifier of your own, or fine-tune it on your images."
+LIMITS_DINOV2 = (f"Its authors observe significant biases toward rich households from Western countries ({MODEL_CARD_OF_DINOV2}).",)
+USES_SUPERVISED = "Use its features for retrieval or a small classifier, or fine-tune it on your images."
 
-# The first whose paper a checkpoint names is its lineage
+# The lineage of a checkpoint is the first whose paper it names
 LINEAGES = (
     Lineage(
         paper="2309.16588",
@@ -71,20 +69,20 @@ LINEAGES = (
         tags=("dino",),
         labels=False,
         about="DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)) trains a Vision Transformer without labels, by "
-        "self-distillation: a student network sees crops of an image and learns to predict what a teacher network, the moving average of "
-        "the student, says of other crops of it. Images of the same kind come to have similar features, and what [CLS], the token that "
-        "stands for the whole image, attends to in the last block follows the outlines of objects, though no outline was ever shown to it.",
-        uses="Use it for features of whole images (nearest neighbours, retrieval, copy detection, a linear classifier), and for attention "
-        "maps and patch features that set objects apart without labels.",
+        "self-distillation: a student network sees crops of an image and learns to predict the outputs of a teacher network, the moving "
+        "average of the student, for other crops of the image. Similar images get similar features, and the attention of [CLS], the token "
+        "for the whole image, in the last block follows the outlines of objects, although no outlines were used for training.",
+        uses="Use it for features of whole images (nearest neighbors, retrieval, copy detection, a linear classifier), and for attention "
+        "maps and patch features that separate objects without labels.",
     ),
     Lineage(
         paper="2111.09883",
         name="timm's ViT with relative positions",
         tags=("relpos",),
         labels=True,
-        about="A Vision Transformer of [timm](https://github.com/huggingface/pytorch-image-models) that adds no position embeddings to its "
-        "tokens. Instead a small MLP turns the offset between two patches, on a logarithmic scale, into a bias of their attention: an idea "
-        "of Swin Transformer V2 ([Liu et al. 2021](https://arxiv.org/abs/2111.09883)). It was trained in timm by a recipe close to Swin's "
+        about="A Vision Transformer of [timm](https://github.com/huggingface/pytorch-image-models) without position "
+        "embeddings. Instead, a small MLP maps the offset between two patches, on a logarithmic scale, to a bias of their attention, as in "
+        "Swin Transformer V2 ([Liu et al. 2021](https://arxiv.org/abs/2111.09883)). It was trained in timm with a recipe close to Swin's "
         "(`sw` in its name).",
         uses=USES_SUPERVISED,
     ),
@@ -94,9 +92,9 @@ LINEAGES = (
         tags=("augreg",),
         labels=True,
         about="A Vision Transformer from the study *How to train your ViT?* "
-        "([Steiner et al. 2021](https://arxiv.org/abs/2106.10270)), which measured how far data augmentation and regularisation (together "
-        "*augreg*) make up for more images. The architecture is that of the first Vision Transformer "
-        "([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)); what differs is how it was trained.",
+        "([Steiner et al. 2021](https://arxiv.org/abs/2106.10270)), which measured how far data augmentation and regularization (together "
+        "*augreg*) replace more images. The architecture is that of the first Vision Transformer "
+        "([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)); the training differs.",
         uses=USES_SUPERVISED,
     ),
     Lineage(
@@ -104,22 +102,22 @@ LINEAGES = (
         name="ViT",
         tags=(),
         labels=True,
-        about="The first Vision Transformer ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)). It cuts an image into patches, "
-        "makes each one a token, puts before them a [CLS] token, which comes to stand for the whole image, and sends the sequence through "
-        "a standard Transformer encoder; a classifier reads [CLS]. Google trained it with labels.",
+        about="The first Vision Transformer ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)). It splits an image "
+        "into patches, makes each patch a token, prepends a [CLS] token for the whole image, and applies a standard Transformer encoder; a "
+        "classifier reads [CLS]. Google trained it with labels.",
         uses=USES_SUPERVISED,
     ),
 )
 
 
 def lineage_of(checkpoint: Checkpoint) -> Lineage:
-    """The lineage of an official checkpoint, by the papers that its row names."""
+    """Return the lineage of an official checkpoint, from the papers in its row."""
     return next(lineage for lineage in LINEAGES if lineage.paper in checkpoint.paper)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: what it holds, and its id on the Hub where it has one."""
+    """A dataset in words, and its id on the Hub where it has one."""
 
     about: str
     hub_id: str | None
@@ -128,30 +126,28 @@ class Dataset:
 DATASETS: Mapping[str, Dataset] = {
     "ImageNet-1k": Dataset("1.28 million images of 1,000 classes", "imagenet-1k"),
     "ImageNet-21k": Dataset("14 million images of 21,843 classes", "imagenet-21k"),
-    "LVD-142M": Dataset(
-        "142 million images, chosen from the web for their likeness to curated data sets; it was not published", None
-    ),
+    "LVD-142M": Dataset("142 million images from the web, selected for their similarity to curated datasets; not published", None),
 }
 
 
 def training(checkpoint: Checkpoint) -> str:
-    """How the weights were trained, on which data."""
+    """Return sentences about the training and its data."""
     lineage = lineage_of(checkpoint)
     first, *rest = (f"{name} ({DATASETS[name].about})" for name in checkpoint.training_data)
     how = "with labels" if lineage.labels else "without labels"
     if not rest:
-        return f"{'Trained' if lineage.labels else 'Pre-trained'} {how} on {first}."
+        return f"{'Trained' if lineage.labels else 'Pretrained'} {how} on {first}."
     size = checkpoint.architecture["image_size"]
     then = (
         f"fine-tuned with labels on {rest[0]}, at {size} x {size} pixels"
         if lineage.labels
-        else f"a linear classifier was trained with labels on {rest[0]}, on features that stayed as they were"
+        else f"a linear classifier was trained with labels on {rest[0]}, on frozen features"
     )
-    return f"Pre-trained {how} on {first}. Then {then}."
+    return f"Pretrained {how} on {first}. Then {then}."
 
 
 def trained_on(checkpoint: Checkpoint) -> str:
-    """The same in a clause, for a summary."""
+    """Return a clause about the training, for a summary."""
     lineage, (first, *rest) = lineage_of(checkpoint), checkpoint.training_data
     if lineage.labels:
         return f", trained with labels on {' and then on '.join((first, *rest))}"
@@ -160,32 +156,66 @@ def trained_on(checkpoint: Checkpoint) -> str:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What the tests of this package compare a format with: `names` are where names and shapes come from."""
+class FamilyCard:
+    """What the cards state about a family of official checkpoints.
 
-    original: str
+    heading: its heading in the index.
+    reference, cases: what the tests of this package compare with, and on which models; `names`: the source of names and shapes.
+    layout: the layout of its Hub repositories; None for a family of files.
+    citation: key in PAPERS to cite in addition to a row's papers.
+    preprocessing: a note on preprocessing.
+    results: a note on the publisher's results; `results_with_registers`: its continuation for models with registers.
+    """
+
+    heading: str
+    reference: str
     cases: str
     names: str
+    layout: str | None = None
+    citation: str | None = None
+    preprocessing: str = ""
+    results: str = ""
+    results_with_registers: str = ""
 
 
-COMPARISONS: Mapping[str, Comparison] = {
-    "dino-pth": Comparison(
-        "DINO's own `vision_transformer.py`", "ViT-S/8 and ViT-B/16, with their linear classifiers", "DINO's own code"
+FAMILY_CARDS: Mapping[str, FamilyCard] = {
+    "dino": FamilyCard(
+        heading="DINO, by Meta AI: `.pth` files",
+        reference="DINO's own `vision_transformer.py`",
+        cases="ViT-S/8 and ViT-B/16, with their linear classifiers",
+        names="DINO's own code",
+        results=' The linear accuracy is that of the backbone with the classifier `head="linear"`.',
     ),
-    "dinov2-pth": Comparison(
-        "DINOv2's own code",
-        "ViT-S/14 with and without registers, with their linear classifiers, and a small model with the SwiGLU of ViT-g",
-        "DINOv2's own code",
+    "dinov2": FamilyCard(
+        heading="DINOv2, by Meta AI: `.pth` files",
+        reference="DINOv2's own code",
+        cases="ViT-S/14 with and without registers, with their linear classifiers, and a small model with the SwiGLU of ViT-g",
+        names="DINOv2's own code",
+        results=' The linear accuracy is that of the backbone with the classifier `head="linear_1layer"`.',
+        # its README has two tables, which agree on the models without registers
+        results_with_registers=" A second table in its README gives 0.1 to 0.2 less.",
     ),
-    "google-npz": Comparison(
-        "Google's `vit_jax`", "ViT-S/16, and ViT-B/32 with the layer before the classifier (pre_logits)", "Google's own code"
+    "google": FamilyCard(
+        heading="Google: `.npz` files",
+        reference="Google's `vit_jax`",
+        cases="ViT-S/16, and ViT-B/32 with the layer before the classifier (pre_logits)",
+        names="Google's own code",
+        preprocessing="Google's code resizes with TensorFlow, bilinearly and without antialiasing. Pillow's bilinear filter, which is used "
+        "here, antialiases, so pixels differ slightly from those of the published evaluation. ",
     ),
-    "timm-hub": Comparison(
-        "timm 1.0.31", "ViT-B/8, four models with relative positions, and small models of every kind that timm makes", "timm 1.0.31"
+    "timm": FamilyCard(
+        heading="timm, on the Hub",
+        reference="timm 1.0.31",
+        cases="ViT-B/8, four models with relative positions, and small models of every kind that timm has",
+        names="timm 1.0.31",
+        layout="timm's format",
+        citation="10.5281/zenodo.4414861",
     ),
-    "transformers-hub": Comparison(
-        "transformers' own classes",
-        "small models of the same types (ViT, DINOv2, DINOv2 with registers)",
-        "transformers' own classes",
+    "transformers": FamilyCard(
+        heading="transformers, on the Hub",
+        reference="transformers' own classes",
+        cases="small models of the same types (ViT, DINOv2, DINOv2 with registers)",
+        names="transformers' own classes",
+        layout="the format of transformers",
     ),
 }

@@ -1,4 +1,4 @@
-"""Where the facts about an official checkpoint come from, as links, and the results that its publisher reports."""
+"""The sources of the facts about an official checkpoint, as links, and the results that its publisher reports."""
 
 import re
 from collections.abc import Mapping
@@ -8,28 +8,29 @@ from huggingface_hub import EvalResult
 
 from ..convert.sources.catalog import Checkpoint, checkpoints, find_checkpoint
 from .descriptions import markdown_table
+from .lineages import FAMILY_CARDS
 
 HUB, GITHUB = "https://huggingface.co", "https://github.com"
 
-# What the catalogue names a source for, in the order of the table
+# Fields of the catalog with a source, in the order of the table
 FIELDS = {
     "url": "file",
     "hub_id": "name on the Hub",
     "head_urls": "files of classifiers",
-    "head_recipe": "what the classifiers read",
+    "head_recipe": "inputs of the classifiers",
     "architecture": "architecture",
     "image_size": "image size",
     "num_classes": "number of classes",
     "params": "parameters",
-    "preprocessing": "preparation of images",
+    "preprocessing": "preprocessing",
     "training_data": "training data",
     "metrics": "results",
     "same_weights_as": "same weights",
-    "license": "licence",
+    "license": "license",
     "paper": "papers",
 }
 
-# owner/repository@commit:path, or without the commit; "Hub" before it says that it lies on the Hub and not on GitHub
+# owner/repository@commit:path, or without the commit; a leading "Hub" stands for the Hub instead of GitHub
 FILE = re.compile(
     r"(?P<hub>Hub )?(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<commit>[0-9a-f]{7,40}))?:(?P<path>[\w./-]*[\w/])"
     r"|arXiv (?P<arxiv>\d{4}\.\d{5})"
@@ -38,17 +39,17 @@ FILE = re.compile(
 
 
 def load_name(checkpoint: Checkpoint) -> str:
-    """What `vitrail.load` calls an official checkpoint: its Hub id, or else its name in the catalogue."""
+    """Return the name of an official checkpoint for `vitrail.load`: its Hub id, or else its name in the catalog."""
     return checkpoint.hub_id or checkpoint.name
 
 
 def file_links(text: str) -> list[tuple[str, str]]:
-    """The files that a source names: what to call each, and its address."""
+    """Return the name and address of each file in a source."""
     return [(_file_name(match), _file_url(match)) for match in FILE.finditer(text) if match["repository"]]
 
 
 def linked(text: str, checkpoint: Checkpoint) -> str:
-    """A source of the catalogue, with links to what it names."""
+    """Return a source of the catalog with links."""
 
     def link(match: re.Match[str]) -> str:
         if match["repository"]:
@@ -70,13 +71,13 @@ def _file_url(match: re.Match[str]) -> str:
 
 
 def checkpoint_link(checkpoint: Checkpoint) -> str:
-    """A link to a checkpoint: its page on the Hub, or the document that lists its file."""
+    """Return a link to a checkpoint: its page on the Hub, or the document that lists its file."""
     page = f"{HUB}/{checkpoint.hub_id}" if checkpoint.hub_id else file_links(checkpoint.sources["url"] or "")[0][1]
     return f"[`{load_name(checkpoint)}`]({page})"
 
 
 def sources_table(checkpoint: Checkpoint) -> str:
-    """For the facts of the catalogue, the documents that they come from."""
+    """Return the table of facts and their sources."""
     facts: dict[str, list[str]] = {}
     for field, name in FIELDS.items():
         if source := checkpoint.sources.get(field):
@@ -85,66 +86,65 @@ def sources_table(checkpoint: Checkpoint) -> str:
 
 
 def same_weights(checkpoint: Checkpoint) -> list[Checkpoint]:
-    """The other rows of the catalogue that hold the same weights, in another format."""
+    """Return the other rows of the catalog with the same weights in another format."""
     original = checkpoint.same_weights_as or checkpoint.name
     return [row for row in checkpoints() if row is not checkpoint and original in (row.name, row.same_weights_as)]
 
 
 def files(checkpoint: Checkpoint) -> str:
-    """A sentence about where the weights lie."""
+    """Return a sentence about the location of the weights."""
 
     def file(url: str) -> str:
         return f"[`{url.rpartition('/')[2]}`]({url})"
 
-    if checkpoint.format == "transformers-hub":
-        return f"It is published as {checkpoint_link(checkpoint)} on the Hub, in the format of transformers."
-    if checkpoint.format == "timm-hub":
-        made_of = f", made of {file(checkpoint.url)}" if checkpoint.url else ""
-        return f"It is published as {checkpoint_link(checkpoint)} on the Hub, in timm's format{made_of}."
+    if layout := FAMILY_CARDS[checkpoint.family].layout:
+        upstream = checkpoint.url if checkpoint.url != f"{HUB}/{checkpoint.hub_id}" else None
+        converted = f", converted from {file(upstream)}" if upstream else ""
+        return f"It is published as {checkpoint_link(checkpoint)} on the Hub, in {layout}{converted}."
     sentence = f"It is published as {file(checkpoint.url or '')}"
     return (
-        f"{sentence}, and the whole training state as {file(checkpoint.full_checkpoint_url)}."
+        f"{sentence}, and the full training state as {file(checkpoint.full_checkpoint_url)}."
         if checkpoint.full_checkpoint_url
         else f"{sentence}."
     )
 
 
 def relatives(checkpoint: Checkpoint) -> str:
-    """Where else the same weights are published, beside the format in which they were first."""
+    """Return links to the same weights in other formats, except the first one."""
     return ", ".join(checkpoint_link(row) for row in same_weights(checkpoint) if row.name != checkpoint.same_weights_as)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A result that publishers report: its short name, and what it is the accuracy of."""
+    """A result that publishers report: its short name, and the classifier it measures."""
 
     name: str
-    of: str
+    classifier: str
 
 
 METRICS: Mapping[str, Metric] = {
     "imagenet_knn_top1": Metric(
-        "k-NN top-1", "nearest neighbours: the training images with the most similar features vote; nothing is trained"
+        "k-NN top-1", "nearest neighbors: the training images with the most similar features vote; nothing is trained"
     ),
-    "imagenet_linear_top1": Metric("linear top-1", "a linear classifier that was trained on features that stay as they are"),
+    "imagenet_linear_top1": Metric("linear top-1", "a linear classifier, trained on frozen features"),
     "imagenet_top1": Metric("top-1", "the classifier in the file"),
-    "imagenet_top5": Metric("top-5", "the classifier in the file: the right class is among its first five"),
+    "imagenet_top5": Metric("top-5", "the classifier in the file; the label is among the five most probable classes"),
 }
 
 
 def published_metrics(checkpoint: Checkpoint) -> dict[str, float]:
-    """The results that the publisher reports, in percent; those that it does not report are left out."""
+    """Return the results that the publisher reports, in percent."""
     return {name: value for name in METRICS if (value := checkpoint.metrics[name]) is not None}
 
 
 def published_table(checkpoint: Checkpoint) -> str:
-    """The publisher's results."""
-    rows = [(METRICS[name].name, f"{value} %", METRICS[name].of) for name, value in published_metrics(checkpoint).items()]
-    return markdown_table(("Accuracy on ImageNet-1k", "Value", "Of"), rows)
+    """Return the table of the publisher's results."""
+    rows = [(METRICS[name].name, f"{value} %", METRICS[name].classifier) for name, value in published_metrics(checkpoint).items()]
+    return markdown_table(("Accuracy on ImageNet-1k", "Value", "Classifier"), rows)
 
 
 def eval_results(checkpoint: Checkpoint) -> list[EvalResult]:
-    """The publisher's results for the model-index of a card's metadata, with their source."""
+    """Return the publisher's results for the model-index of a card's metadata, with their source."""
     metrics = published_metrics(checkpoint)
     if not metrics:
         return []
@@ -166,5 +166,5 @@ def eval_results(checkpoint: Checkpoint) -> list[EvalResult]:
 
 
 def original_of(checkpoint: Checkpoint) -> Checkpoint | None:
-    """The row whose weights these are, in the format in which they were first published."""
+    """Return the row with the same weights in the format of their first publication."""
     return find_checkpoint(checkpoint.same_weights_as) if checkpoint.same_weights_as else None

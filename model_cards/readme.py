@@ -1,4 +1,4 @@
-"""The card in a folder: rendered anew as more is known of the model, until someone edits it."""
+"""The card of any source, and the README.md of a folder, which is rendered again until someone edits it."""
 
 import hashlib
 import os
@@ -14,15 +14,15 @@ from ..modeling.modeling_vit import ViTForImageClassification
 from ..utils.atomic import write_text
 from .card import folder_card, official_card, render_model_card
 
-# The last line of a card that was rendered, by which an edited one is told from it
-SIGNATURE = "<!-- Rendered by vitrail, which renders it anew as long as nobody edits it. {} -->\n"
+# The last line of a rendered card; its digest differs from the text once the card is edited
+SIGNATURE = "<!-- Rendered by vitrail, which renders it again until it is edited. {} -->\n"
 
 
 def model_card(source: str | os.PathLike) -> ModelCard:
-    """The card of a folder of ours, of an official checkpoint by a name of the catalogue, which is not downloaded, or of any other source.
+    """Return the card of a folder, of an official checkpoint by its catalog name, which is not downloaded, or of any other source.
 
     Raises:
-        VitrailError: there is no such source, or it is no model.
+        VitrailError: there is no such source, or it is not a supported model.
     """
     path = Path(source)
     if path.is_dir() and is_model_folder(path):
@@ -33,25 +33,25 @@ def model_card(source: str | os.PathLike) -> ModelCard:
     model, image_processor, report = load(source)
     name = os.path.basename(os.fspath(source).rstrip("/"))
     if name.endswith(FILE_SUFFIXES):
-        name = os.path.splitext(name)[0]  # what the folder that it is converted into would be called
+        name = os.path.splitext(name)[0]  # the name of the folder it would be converted to
     classifies = isinstance(model, ViTForImageClassification)
-    return render_model_card(model.config, image_processor, report.to_dict(), classifies=classifies, name=name)
+    return render_model_card(model.config, image_processor, report.record(), classifies=classifies, name=name)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Writes a card as a folder's README.md, signed."""
+    """Write a card as a folder's README.md, with its signature."""
     text = str(card).rstrip("\n") + "\n"
     write_text(folder / CARD_NAME, text + SIGNATURE.format(_digest(text)))
 
 
 def may_be_rendered(folder: Path) -> bool:
-    """Whether a folder's README.md is missing, or is as it was rendered."""
+    """Return True where a folder's README.md is missing or unedited."""
     path = folder / CARD_NAME
     return not path.is_file() or is_rendered(path)
 
 
 def is_rendered(path: Path) -> bool:
-    """Whether a card is as it was rendered."""
+    """Return True for a rendered card that was not edited."""
     text, _, signature = path.read_bytes().decode("utf-8", errors="replace").rpartition("<!--")
     return f"<!--{signature}" == SIGNATURE.format(_digest(text))
 

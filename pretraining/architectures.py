@@ -1,4 +1,4 @@
-"""Models that begin from scratch, by name."""
+"""Models with random weights, by the name of their architecture."""
 
 import re
 from pathlib import Path
@@ -14,20 +14,20 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.presets import make_image_processor
 from ..utils.atomic import read_json
 
-PLAIN_SIZES = ("tiny", "small", "base", "large", "huge")  # of `vitrail.SIZES`, those of blocks as DINO's
+PLAIN_SIZES = ("tiny", "small", "base", "large", "huge")  # the sizes in `vitrail.SIZES` with blocks like DINO's
 NAME = re.compile(rf"vit_(?P<size>{'|'.join(PLAIN_SIZES)})_patch(?P<patch>[1-9]\d*)")
 
 
 def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, VitrailImageProcessor]:
-    """A model with random weights, and DINO's image processor.
+    """Return a model with random weights, and DINO's image processor.
 
     Args:
-        name: vit_SIZE_patchP, with a size of PLAIN_SIZES, as "vit_small_patch16"; or a config.json with the fields of ViTConfig.
-        image_size: of a model that a name stands for, in pixels, to be divided by the patch: the next size that is.
+        name: vit_SIZE_patchP with a size of PLAIN_SIZES, such as "vit_small_patch16"; or a config.json with the fields of ViTConfig.
+        image_size: in pixels, rounded up to a multiple of the patch. A config.json has its own size.
         seed: of the weights.
 
     Raises:
-        VitrailError: there is no such name, or the config is none.
+        VitrailError: there is no such architecture, or the config.json has other fields.
     """
     match = NAME.fullmatch(name)
     if match:
@@ -43,19 +43,19 @@ def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, Vitra
         config = _read_config(Path(name))
     else:
         raise VitrailError(
-            f'There is no architecture "{name}": write vit_SIZE_patchP, SIZE being {", ".join(PLAIN_SIZES)}, or a config.json with the '
-            "fields of ViTConfig."
+            f'There is no architecture "{name}": give vit_SIZE_patchP, where SIZE is one of {", ".join(PLAIN_SIZES)}, '
+            "or a config.json with the fields of ViTConfig."
         )
     set_seed(seed)
     return ViTModel(config), make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels)
 
 
 def _read_config(path: Path) -> ViTConfig:
-    """A config of a file in which every field is one of ours: of a misspelt one the default would be taken."""
+    """Read a config that has only fields of ViTConfig. The default would silently replace the value of a misspelt field."""
     content = read_json(path)
     known = {**ViTConfig().to_dict(), "auto_map": None, "num_labels": None}
     unknown = [field for field in content if field not in known]
     if unknown or content.get("model_type", ViTConfig.model_type) != ViTConfig.model_type:
-        found = f"has {', '.join(unknown)}" if unknown else f'says "{content["model_type"]}"'
-        raise VitrailError(f"{path} {found}; write a config.json with the fields of ViTConfig, as hidden_size and patch_size.")
+        found = f"unknown fields {', '.join(unknown)}" if unknown else f'model_type "{content["model_type"]}"'
+        raise VitrailError(f"{path} has {found}; expected the fields of ViTConfig, such as hidden_size and patch_size.")
     return make_config(content)

@@ -1,4 +1,4 @@
-"""A run in the layout of the original's full checkpoints, with which its code, and `vitrail convert`, go on.
+"""Full checkpoints in the original's layout, which its code resumes from and `vitrail convert` reads.
 
 facebookresearch/dino, main_dino.py, train_dino: `save_dict`.
 """
@@ -12,7 +12,7 @@ import torch
 
 from ..configuration.sizes import size_name
 from ..convert.export import to_format
-from ..convert.families.family import VIT_RULES
+from ..convert.families.plain_vit import VIT_RULES
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -21,18 +21,19 @@ from .methods.dino import DINONetwork
 from .recipes import PretrainingRecipe
 from .trainer import DINOTrainer
 
-DDP_PREFIX = "module."  # which DistributedDataParallel puts before the names of the student, not of the teacher
+DDP_PREFIX = "module."  # DistributedDataParallel wraps the student, not the teacher
 
 
 def check_original_layout(model: ViTModel, image_processor: VitrailImageProcessor) -> None:
-    """Raises UnsupportedCheckpointError where the original has no place for something that the model has, before it is trained."""
+    """Raise UnsupportedCheckpointError, before any training, if the original's layout cannot represent the model."""
     to_format(model, image_processor, "dino")
 
 
 def save_original_checkpoint(trainer: DINOTrainer, recipe: PretrainingRecipe, path: Path) -> None:
-    """Writes student, teacher, optimizer, epoch, args and loss of a run that has ended, under a temporary name first.
+    """Write student, teacher, optimizer, epoch, args and loss of a run that has ended.
 
-    Raises VitrailError if `path` exists.
+    Raises:
+        VitrailError: `path` exists.
     """
     student = original_state(trainer.model.student)
     checkpoint = {
@@ -50,18 +51,18 @@ def save_original_checkpoint(trainer: DINOTrainer, recipe: PretrainingRecipe, pa
 
 
 def original_state(network: DINONetwork) -> dict[str, torch.Tensor]:
-    """The state dict of a network by the original's names, in the original's order."""
+    """Return the state dict of a network with the original's names, in the original's order."""
     names = original_names(network)
     state = network.state_dict()
     return {original: state[ours].cpu().clone() for ours, original in names.items()}
 
 
 def original_names(network: DINONetwork) -> dict[str, str]:
-    """For our name of each parameter the original's, in the original's order."""
+    """Map our name of each parameter to the original's, in the original's order."""
     names: dict[str, str] = {}
-    for of_a_block, group in itertools.groupby(VIT_RULES, key=lambda rule: "{layer}" in rule.sources[0]):
+    for in_block, group in itertools.groupby(VIT_RULES, key=lambda rule: "{layer}" in rule.sources[0]):
         rules = list(group)
-        for layer in range(network.backbone.config.num_hidden_layers if of_a_block else 1):
+        for layer in range(network.backbone.config.num_hidden_layers if in_block else 1):
             names |= {rule.targets[0].format(layer=layer): rule.sources[0].format(layer=layer) for rule in rules}
     present = dict(network.backbone.named_parameters())
     backbone = {f"backbone.{ours}": f"backbone.{original}" for ours, original in names.items() if ours in present}
@@ -69,16 +70,16 @@ def original_names(network: DINONetwork) -> dict[str, str]:
 
 
 def _optimizer_state(trainer: DINOTrainer) -> dict[str, Any]:
-    """The state of AdamW, whose parameters the original numbers in the order of its groups: with weight decay, then without."""
+    """Return the state of AdamW. The original numbers parameters by group: first with weight decay, then without."""
     optimizer, parameters = trainer.optimizer, dict(trainer.model.student.named_parameters())
     assert optimizer is not None
-    in_order = [parameters[name] for name in original_names(trainer.model.student)]
+    ordered = [parameters[name] for name in original_names(trainer.model.student)]
     state: dict[int, dict[str, torch.Tensor]] = {}
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         members = {id(parameter) for parameter in group["params"]}
         first = len(groups[0]["params"]) if groups else 0
-        numbered = dict(enumerate((parameter for parameter in in_order if id(parameter) in members), first))
+        numbered = dict(enumerate((parameter for parameter in ordered if id(parameter) in members), first))
         for number, parameter in numbered.items():
             if parameter in optimizer.state:
                 state[number] = {name: value.cpu() for name, value in optimizer.state[parameter].items()}
@@ -88,7 +89,7 @@ def _optimizer_state(trainer: DINOTrainer) -> dict[str, Any]:
 
 
 def _arguments(trainer: DINOTrainer, recipe: PretrainingRecipe) -> argparse.Namespace:
-    """What main_dino.py would have been called with."""
+    """Return the arguments of main_dino.py for the same run."""
     args, config = trainer.args, trainer.teacher.config
     first, _ = recipe.augmentation.global_crops
     return argparse.Namespace(

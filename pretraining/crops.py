@@ -1,4 +1,4 @@
-"""Images as DINO's training reads them: several random views of each, new ones in every epoch."""
+"""The multi-crop dataset: several random views of each image, drawn again in every epoch."""
 
 import datasets
 import numpy as np
@@ -12,7 +12,7 @@ from ..processing.augmentation import rng_of
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.multi_crop import MultiCropAugmentation, check_channels, multi_crop
 
-MAX_UNREADABLE = 100  # images in a row that cannot be read, before a run gives up
+MAX_UNREADABLE = 100  # unreadable images in a row, before a run fails
 
 logger = logging.get_logger(__name__)
 
@@ -20,16 +20,17 @@ logger = logging.get_logger(__name__)
 class MultiCropImages(Dataset):
     """The views of each image of a dataset: items are {"pixel_values": (2, C, S, S), "local_pixel_values": (n, C, s, s)}.
 
-    What is drawn for an image depends on the seed, the epoch and its row alone: so it is the same in any process, and when a run is
-    resumed. In the place of an image that cannot be read stands the next one that can, unless `strict`.
+    The draw for an image depends only on the seed, the epoch and the row. It is the same in any process, and when a run resumes. The next
+    readable image replaces an unreadable one, unless `strict`.
 
     Args:
-        dataset: with the column "image", as `vitrail.data.labeled.load_labeled_images` makes it.
-        image_processor: of the model, for its channels and its normalisation.
+        dataset: with the column "image", as `vitrail.load_labeled_images` makes it.
+        image_processor: of the model, for its channels and its normalization.
         augmentation: the views.
-        strict: refuse an image that cannot be read.
+        strict: raise if an image cannot be read.
 
-    Raises VitrailError for a number of channels other than 1 and 3.
+    Raises:
+        VitrailError: the number of channels is neither 1 nor 3.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class MultiCropImages(Dataset):
         self.seed = seed
         self.strict = strict
         check_channels(image_processor.num_channels)
-        # Both are shared with the processes that read ahead
+        # Shared with the worker processes
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.reported = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
         self.num_channels = image_processor.num_channels
@@ -57,7 +58,7 @@ class MultiCropImages(Dataset):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Of which the views are drawn from now on."""
+        """Set the epoch whose views are drawn."""
         self.epoch.fill_(epoch)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
@@ -80,19 +81,19 @@ class MultiCropImages(Dataset):
                 self._report(candidate, error)
                 continue
             return {"pixel_values": global_crops, "local_pixel_values": local_crops}
-        raise VitrailError(f"{tries} images in a row, from row {row} on, cannot be read: is the store of images still there?")
+        raise VitrailError(f"{tries} images in a row, from row {row} on, cannot be read: check that their store can be reached.")
 
     def _crops_of(self, row: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         entry = self.dataset[row]["image"]
         image = open_image(entry)
         try:
             return multi_crop(image, self.augmentation, rng, mean=self.mean, std=self.std, num_channels=self.num_channels)
-        except VitrailError:  # of the settings, not of this image
+        except VitrailError:  # a fault of the settings, not of this image
             raise
-        except ValueError as error:  # decoded, but of channels or values that the model cannot take
+        except ValueError as error:  # decoded, but with channels or values that do not suit the model
             raise UnreadableImageError(entry["path"] or "without a path", str(error)) from error
 
     def _report(self, row: int, error: UnreadableImageError) -> None:
         if not self.reported[row]:
             self.reported[row] = True
-            logger.warning(f"left out, the next image takes its place: {error}")
+            logger.warning(f"unreadable image, replaced by the next one: {error}")

@@ -1,4 +1,4 @@
-"""Recipes of DINO's training: batch, learning rate, and the settings in which they differ from `DINOTrainingArguments`."""
+"""Pretraining recipes: batch size, learning rate, and the settings that differ from `DINOTrainingArguments`."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -10,7 +10,7 @@ from ..processing.multi_crop import DINO_AUGMENTATION, CropAugmentation, MultiCr
 from ..utils.atomic import read_json
 from .arguments import DINOTrainingArguments
 
-# Arguments that a recipe does not set, because it has fields for them, or the run does
+# Arguments that a recipe cannot set: it has fields for them, or the run sets them
 NOT_ARGUMENTS = (
     *("output_dir", "num_train_epochs", "max_steps", "learning_rate", "seed"),
     *(
@@ -27,11 +27,11 @@ NOT_ARGUMENTS = (
 class PretrainingRecipe:
     """A way to train without labels.
 
-    source: the code that it repeats.
-    epochs: over the images.
-    batch_size: images of an update, on all devices together.
-    learning_rate: for 256 images.
-    arguments: of `DINOTrainingArguments`, those that differ from its defaults.
+    source: the code that the recipe repeats.
+    epochs: passes over the images.
+    batch_size: images per update, on all devices together.
+    learning_rate: for a batch of 256 images; it is scaled linearly to the batch size.
+    arguments: fields of `DINOTrainingArguments` that differ from the defaults.
     augmentation: the views of an image.
     """
 
@@ -47,34 +47,41 @@ class PretrainingRecipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        # README.md, "Vanilla DINO training": ViT-S/16, 8 GPUs with 64 images each; all else are the defaults
-        PretrainingRecipe("dino", "facebookresearch/dino, main_dino.py", epochs=100, batch_size=512, learning_rate=0.0005),
+        # README.md of facebookresearch/dino, "Vanilla DINO training": "on a single node with 8 GPUs for 100 epochs". The other
+        # settings are the defaults of main_dino.py; see DINOTrainingArguments and DINO_AUGMENTATION
+        PretrainingRecipe(
+            "dino",
+            source="facebookresearch/dino, main_dino.py",
+            epochs=100,  # --epochs
+            batch_size=512,  # --batch_size_per_gpu (64) on 8 GPUs; the paper: "a batch size of 1024, distributed over 16 GPUs"
+            learning_rate=0.0005,  # --lr; arXiv:2104.14294, section 3.2: "lr = 0.0005 * batchsize / 256"
+        ),
     )
 }
 
 
 def find_recipe(name: str) -> PretrainingRecipe:
-    """The recipe of a name, or that of a JSON file.
+    """Return the recipe with a name, or the recipe in a JSON file.
 
-    A file says which recipe it changes, and what: {"recipe": "dino", "batch_size": 64, "arguments": {"warmup_epochs": 1}}, with the
-    fields of `PretrainingRecipe`; "augmentation" has those of `MultiCropAugmentation`, without those that stay.
+    A file names the recipe that it changes, and the fields of `PretrainingRecipe` that differ: {"recipe": "dino", "batch_size": 64,
+    "arguments": {"warmup_epochs": 1}}. "augmentation" has the fields of `MultiCropAugmentation` that differ.
 
     Raises:
-        VitrailError: there is no such recipe or file, or it says what a recipe has not.
+        VitrailError: there is no such recipe or file, or the file has unknown fields or unsuitable values.
     """
     if name in RECIPES:
         return RECIPES[name]
     path = Path(name)
     if path.suffix != ".json" or not path.is_file():
-        raise VitrailError(f'There is no recipe "{name}": choose {", ".join(RECIPES)}, or give a .json file that changes one.')
+        raise VitrailError(f'There is no recipe "{name}": choose {", ".join(RECIPES)}, or give a .json file that changes a recipe.')
     changes = read_json(path)
     base = RECIPES.get(str(changes.pop("recipe", "")))
     if base is None:
-        raise VitrailError(f'{path} does not say which recipe it changes: write "recipe": "{next(iter(RECIPES))}" into it.')
-    _check_names(path, changes, _names(PretrainingRecipe, but=("name", "source")))
+        raise VitrailError(f'{path} does not name the recipe that it changes: add "recipe": "{next(iter(RECIPES))}".')
+    _check_names(path, changes, _field_names(PretrainingRecipe, excluded=("name", "source")))
     _check_values(path, changes)
     arguments = changes.get("arguments", {})
-    _check_names(path, arguments, _names(DINOTrainingArguments, but=NOT_ARGUMENTS))
+    _check_names(path, arguments, _field_names(DINOTrainingArguments, excluded=NOT_ARGUMENTS))
     _check_numbers(path, arguments)
     augmentation = _changed(path, base.augmentation, changes.get("augmentation", {}))
     changes |= {"arguments": {**base.arguments, **arguments}, "augmentation": augmentation}
@@ -82,13 +89,13 @@ def find_recipe(name: str) -> PretrainingRecipe:
 
 
 def _changed(path: Path, base: MultiCropAugmentation, changes: Mapping[str, Any]) -> MultiCropAugmentation:
-    """An augmentation of which a file says what is otherwise; of a crop, too, it may leave out what stays."""
-    crops = changes.get("global_crops", ({}, {}))
-    kinds = [*crops, changes.get("local_crop", {})] if isinstance(crops, list | tuple) else [crops]
-    if len(kinds) != 3 or not all(isinstance(kind, Mapping) for kind in kinds):
-        raise VitrailError(f'{path}: write two objects into a list for "global_crops", and one object for "local_crop".')
+    """Return an augmentation with the changes in a file. The changes of a crop, too, need not name all fields."""
+    global_crops = changes.get("global_crops", ({}, {}))
+    crops = [*global_crops, changes.get("local_crop", {})] if isinstance(global_crops, list | tuple) else [global_crops]
+    if len(crops) != 3 or not all(isinstance(crop, Mapping) for crop in crops):
+        raise VitrailError(f'{path}: "global_crops" must be a list of two objects, and "local_crop" one object.')
     first, second, local = (
-        asdict(crop) | dict(kind) for crop, kind in zip((*base.global_crops, base.local_crop), kinds, strict=True)
+        asdict(crop) | dict(changed) for crop, changed in zip((*base.global_crops, base.local_crop), crops, strict=True)
     )
     try:
         return MultiCropAugmentation.from_dict(
@@ -98,14 +105,13 @@ def _changed(path: Path, base: MultiCropAugmentation, changes: Mapping[str, Any]
         raise VitrailError(f"{path}, augmentation: {error}") from error
 
 
-def _names(kind: type, *, but: Collection[str]) -> list[str]:
-    return [known.name for known in fields(kind) if known.init and known.name not in but]
+def _field_names(kind: type, *, excluded: Collection[str]) -> list[str]:
+    return [known.name for known in fields(kind) if known.init and known.name not in excluded]
 
 
-def _check_names(path: Path, given: Iterable[str], known: Collection[str]) -> None:
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise VitrailError(f"{path} says {', '.join(unknown)}, which is not among: {', '.join(known)}.")
+def _check_names(path: Path, names: Iterable[str], known: Collection[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise VitrailError(f"{path} has unknown fields: {', '.join(unknown)}. Known fields: {', '.join(known)}.")
 
 
 def _check_values(path: Path, changes: Mapping[str, Any]) -> None:
@@ -117,15 +123,15 @@ def _check_values(path: Path, changes: Mapping[str, Any]) -> None:
         else:
             fits, expected = _is_number(value) and isinstance(value, int) and value > 0, "a whole number above 0"
         if not fits:
-            raise VitrailError(f"{path} says {name}: {value!r}; write {expected}.")
+            raise VitrailError(f"{path} has {name}: {value!r}; expected {expected}.")
 
 
 def _check_numbers(path: Path, arguments: Mapping[str, Any]) -> None:
-    """Of what else an argument may be, transformers tells."""
+    """Check the arguments that must be numbers; transformers checks the others."""
     for known in fields(DINOTrainingArguments):
         value = arguments.get(known.name, known.default)
         if _is_number(known.default) and not _is_number(value):
-            raise VitrailError(f"{path} says {known.name}: {value!r}; write a number, as {known.default}.")
+            raise VitrailError(f"{path} has {known.name}: {value!r}; expected a number such as {known.default}.")
 
 
 def _is_number(value: Any) -> bool:
@@ -133,13 +139,14 @@ def _is_number(value: Any) -> bool:
 
 
 def fit_to_patches(augmentation: MultiCropAugmentation, patch_size: tuple[int, int]) -> MultiCropAugmentation:
-    """The same with crops that patches divide: where they do not, the next larger size, as DINOv2 takes 98 for patches of 14.
+    """Return the augmentation with each crop enlarged to a multiple of the patch, as DINOv2 uses 98 pixels for patches of 14.
 
-    Raises VitrailError for patches that are no squares, as crops are.
+    Raises:
+        VitrailError: the patches are not square.
     """
     patch, width = patch_size
     if patch != width:
-        raise VitrailError(f"The model's patches are {patch}x{width} pixels; crops are squares, which take square patches.")
+        raise VitrailError(f"The model's patches are {patch}x{width} pixels; square crops require square patches.")
 
     def fitted(crop: CropAugmentation) -> CropAugmentation:
         return replace(crop, size=-(-crop.size // patch) * patch)

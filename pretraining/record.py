@@ -41,7 +41,7 @@ class PretrainingRecord(Record):
     arguments: of `DINOTrainingArguments`, those that change the numbers.
     updates: of the optimizer.
     knn: None without labels.
-    curves: the logged values, in the order of the run.
+    curves: the logged values, in the order of the run; a value that was not finite is None in the file.
     resumed_from: the checkpoint that this run resumed from.
     seconds: of this run, without the time of an interrupted run that it resumed.
     """
@@ -58,7 +58,7 @@ class PretrainingRecord(Record):
     data: TrainingData
     updates: int
     knn: KNNEvaluation | None
-    curves: list[dict[str, float | None]]
+    curves: list[dict[str, Any]]
     processes: int
     versions: dict[str, str]
     resumed_from: str | None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def training_curves(record: PretrainingRecord) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, curves: Sequence[Mapping[str, float | None]], names: Mapping[str, str], *, scale: float = 1) -> None:
+def _draw(axes: Axes, curves: Sequence[Mapping[str, Any]], names: Mapping[str, str], *, scale: float = 1) -> None:
     for (name, label), color in zip(names.items(), COLORS, strict=False):
         points = [point for point in curves if name in point]
         values = [math.nan if (value := point[name]) is None else scale * value for point in points]

@@ -1,4 +1,4 @@
-"""How DINO's settings change during a run: by update, or by epoch.
+"""Schedules of DINO's settings, by update or by epoch.
 
 facebookresearch/dino, utils.py, cosine_scheduler; main_dino.py, train_dino and DINOLoss.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 class CosineSchedule:
     """A half cosine from `start` to `end` over all updates, after a linear warm-up from 0 to `start`.
 
-    num_updates: of the whole run. warmup: updates of the warm-up, the last of which has the value `start`.
+    num_updates: of the whole run.
+    warmup: number of updates of the warm-up. The last of them has the value `start`.
     """
 
     start: float
@@ -20,7 +21,7 @@ class CosineSchedule:
     warmup: int = 0
 
     def __call__(self, update: int) -> float:
-        """The value in an update, the first of which is 0; after the last it stays at `end`."""
+        """Return the value in an update, counted from 0. After the last update it is `end`."""
         if update < self.warmup:
             return self.start * update / max(self.warmup - 1, 1)
         if update >= self.num_updates:
@@ -31,14 +32,14 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    """From `start` to `end` in equal steps over `warmup` epochs, the last of which has the value `end`; then `end`."""
+    """Equal steps from `start` to `end` over `warmup` epochs, the last of which has the value `end`; then `end`."""
 
     start: float
     end: float
     warmup: int
 
     def __call__(self, epoch: int) -> float:
-        """The value in an epoch, the first of which is 0."""
+        """Return the value in an epoch, counted from 0."""
         if epoch >= self.warmup:
             return self.end
         return self.start + (self.end - self.start) * epoch / max(self.warmup - 1, 1)

@@ -1,4 +1,4 @@
-"""How good the teacher's features are while it trains: weighted k-NN of labeled images, as DINO is evaluated."""
+"""Evaluation of the teacher during training: weighted k-NN on labeled images, as in DINO's evaluation."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from ..runtime.workers import InferenceWorkers
 from .trainer import DINOTrainer
 
 NUM_NEIGHBORS = 20  # DINO's best for most models: arXiv:2104.14294, section 4.1
-MAX_IMAGES = 10_000  # of each half, evenly spread, so that it takes little of the time of the training
+MAX_IMAGES = 10_000  # of each split, evenly spread, so that an evaluation takes little time
 ACCURACY = "eval_knn_accuracy"
 
 logger = logging.get_logger(__name__)
@@ -31,16 +31,16 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class TeacherKNN(TrainerCallback):
-    """Logs the accuracy of the teacher's features under "eval_knn_accuracy" as epochs end.
+    """Logs the k-NN accuracy of the teacher's features as "eval_knn_accuracy" at the end of epochs.
 
-    Where it takes longer than `ddp_timeout` (`TrainingArguments`), other processes that wait for it give up.
+    If an evaluation takes longer than `ddp_timeout` (`TrainingArguments`), the other processes, which wait for it, fail.
 
     Args:
-        trainer: whose teacher it is.
+        trainer: with the teacher.
         image_processor: of the model.
-        images: both halves; the first is what neighbours are found among.
-        every: epochs between two evaluations; there is one after the last epoch too.
-        batch_size, num_workers: how images are read and run.
+        images: train and validation split. The neighbors are searched in the train split.
+        every: epochs between two evaluations. The last epoch is always evaluated.
+        batch_size, num_workers: see `vitrail.extract`.
     """
 
     trainer: DINOTrainer
@@ -51,17 +51,17 @@ class TeacherKNN(TrainerCallback):
     num_workers: int = 0
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluates in the first process, for which the others wait; all of them log the same."""
+        """Evaluate in the first process, while the others wait. All log the same accuracy."""
         if round(state.epoch or 0) % self.every and state.global_step < state.max_steps:
             return
         accuracy = [self.accuracy() if state.is_world_process_zero else math.nan]
         broadcast_object_list(accuracy)
-        should_log = control.should_log  # which logging takes back: the loss of the epoch may still have to be logged
+        should_log = control.should_log  # logging resets it, and the loss of the epoch may not be logged yet
         self.trainer.log({ACCURACY: accuracy[0]})
         control.should_log = should_log
 
     def accuracy(self) -> float:
-        """The share of images to measure on whose class the vote names; NaN where none can be read."""
+        """Return the accuracy on the validation split; NaN if no image of a split can be read."""
         train, train_labels = self._vectors(self.images.train)
         validation, labels = self._vectors(self.images.validation)
         if not len(train_labels) or not len(labels):

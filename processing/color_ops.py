@@ -1,46 +1,11 @@
-"""One view of an image, made as a draw of it says. Every step gives the pixels of torchvision's for Pillow images, bit for bit."""
+"""Color operations on 8-bit Pillow images. Each equals torchvision's operation of that name bit for bit."""
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
 
 SIXTH = 85  # of the circle of hues, on which Pillow's 256 levels are 2 apart
-
-
-@dataclass(frozen=True)
-class CropDraw:
-    """All that chance decides of one view.
-
-    box: the part of the image, as Pillow's (left, top, right, bottom); size: the side that it is resized to.
-    jitter: operations of JITTER with their factors, in order.
-    blur_radius, solarize_threshold: None where the view is spared.
-    """
-
-    box: tuple[int, int, int, int]
-    size: int
-    mirrored: bool = False
-    jitter: tuple[tuple[str, float], ...] = ()
-    greyscale: bool = False
-    blur_radius: float | None = None
-    solarize_threshold: int | None = None
-
-
-def make_crop(image: Image.Image, draw: CropDraw) -> Image.Image:
-    """The view of an image in RGB or L that was drawn. One without colours comes in L: so what follows is a third of the work."""
-    view = image.crop(draw.box).resize((draw.size, draw.size), Image.Resampling.BICUBIC)
-    if draw.mirrored:
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for name, factor in draw.jitter:
-        view = JITTER[name](view, factor)
-    if draw.greyscale:
-        view = view.convert("L")
-    if draw.blur_radius is not None:
-        view = view.filter(ImageFilter.GaussianBlur(draw.blur_radius))
-    if draw.solarize_threshold is not None:
-        view = ImageOps.solarize(view, draw.solarize_threshold)
-    return view
 
 
 def adjust_brightness(image: Image.Image, factor: float) -> Image.Image:

@@ -7,20 +7,22 @@ the model, `_resize_with_pil` or `_resize_with_torch` and `_center_crop` its siz
 a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalisation.
 """
 
+import functools
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import PIL
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import validate_typed_dict
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # exported for other libraries: httpx or httpx2, as its version needs
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import ChannelDimension, SizeDict
@@ -31,6 +33,7 @@ Group: TypeAlias = tuple[list[int], list[torch.Tensor]]
 Batch: TypeAlias = tuple[list[int], torch.Tensor]
 
 BACKENDS = ("pil", "torch")
+DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 SIZE_KEYS = ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 # The largest value that an array of each type can hold; bool arrays become uint8 levels of 0 and 255.
@@ -125,12 +128,10 @@ class VitrailImageProcessor(BaseImageProcessor):
     image_mean = (0.485, 0.456, 0.406)
     image_std = (0.229, 0.224, 0.225)
 
-    _checked: tuple[str, dict[str, Any]] = ("", {})  # the settings of the last call: as they were written, and as they are used
-
     def __init__(self, **kwargs: Unpack[VitrailImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+        self._settings({})
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -146,6 +147,8 @@ class VitrailImageProcessor(BaseImageProcessor):
         for name in ("image_mean", "image_std"):
             if isinstance(kwargs[name], int | float):
                 kwargs[name] = (float(kwargs[name]),) * kwargs["num_channels"]
+            elif kwargs[name] is not None:
+                kwargs[name] = tuple(kwargs[name])
         if isinstance(kwargs["size_divisor"], list):
             kwargs["size_divisor"] = tuple(kwargs["size_divisor"])
         if kwargs["resample"] is not None:
@@ -153,24 +156,20 @@ class VitrailImageProcessor(BaseImageProcessor):
         return kwargs
 
     def decode(self, file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-        """The image in a file, upright, as a call reads it: see jpeg_draft. Raises what Pillow raises, one of DECODE_ERRORS."""
-        return decode(file, **{name: getattr(self, name) for name in self._valid_kwargs_names})
+        """Decode the image in a file, upright, as a call does: see jpeg_draft. Raises what Pillow raises, one of DECODE_ERRORS."""
+        return decode(file, self._settings({}))
 
-    def _validate_preprocess_kwargs(self, **settings: Any) -> None:
-        _validate_geometry(**settings)
-        _validate_values(**settings)
+    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """Prepare images: the implementation of a call. `kwargs` take precedence over the settings of the image processor."""
+        if kwargs.keys() - {"return_tensors"}:  # the only argument of most calls, which BatchFeature validates
+            validate_typed_dict(self.valid_kwargs, kwargs)
+        return _preprocess(images, self._settings(kwargs))
 
-    def preprocess(self, images: Any, **given: Any) -> BatchFeature:
-        """What a call does. Settings that are those of the last call are not validated again."""
-        settings = {name: getattr(self, name) for name in self._valid_kwargs_names} | given
-        written = repr(settings)  # a copy, of what could change in its place
-        last, checked = self._checked  # at once, because of other threads
-        if written != last:
-            validate_typed_dict(self.valid_kwargs, given)
-            checked = self._standardize_kwargs(**settings)
-            self._validate_preprocess_kwargs(**checked)
-            self._checked = (written, checked)
-        return self._preprocess_image_like_inputs(images, **checked)
+    def _settings(self, kwargs: dict[str, Any]) -> "Settings":
+        values = {name: getattr(self, name) for name in self._valid_kwargs_names} | kwargs
+        settings = Settings.from_kwargs(self._standardize_kwargs(**values))
+        _validate(settings)
+        return settings
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
@@ -180,32 +179,6 @@ class VitrailImageProcessor(BaseImageProcessor):
             after_save(Path(save_directory))
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings, as preprocessor_config.json holds them."""
-        return {name: value for name, value in super().to_dict().items() if name != "_checked"}
-
-    def _preprocess_image_like_inputs(self, images: Any, **settings: Any) -> BatchFeature:
-        sources = list(_flatten(images))
-        if not sources:
-            raise ValueError("found no image; pass at least one")
-        full_scale = 255 * settings["rescale_factor"] if settings["do_rescale"] else None
-        converted = (convert_channels(_read(source, **settings), full_scale=full_scale, **settings) for source in sources)
-        if settings["backend"] == "pil":  # one by one, so that a batch never holds more than one image in full
-            cropped = (_center_crop(_resize_with_pil(image, full_scale, **settings), **settings) for image in converted)
-            pixels = [_planes(image) if isinstance(image, Image.Image) else image for image in cropped]
-        else:
-            pixels = _in_order(
-                (indices, _center_crop(_resize_with_torch(batch, full_scale, **settings), **settings))
-                for indices, batch in _batches(converted)
-            )
-        batches = [(indices, _pixel_values(group, **settings)) for indices, group in _groups(enumerate(pixels))]
-        if settings["return_tensors"] is None:
-            return BatchFeature({"pixel_values": _in_order(batches)})
-        pixel_values = _one_batch(batches)
-        if settings["return_tensors"] != "pt":
-            pixel_values = pixel_values.cpu()
-        return BatchFeature({"pixel_values": pixel_values}, tensor_type=settings["return_tensors"])
 
 
 class VitrailImageProcessorTorch(VitrailImageProcessor):
@@ -220,41 +193,112 @@ class VitrailImageProcessorTorch(VitrailImageProcessor):
         return VitrailImageProcessor.from_dict(image_processor_dict, **(kwargs | {"backend": "torch"}))
 
 
-def _validate_geometry(
-    *,
-    backend: str,
-    do_resize: bool,
-    size: SizeDict,
-    resample: int,
-    size_divisor: int | tuple[int, ...] | None,
-    do_pad: bool,
-    pad_size: SizeDict | None,
-    do_center_crop: bool,
-    crop_size: SizeDict,
-    jpeg_draft: bool,
-    **_: Any,
-) -> None:
+class Sides(NamedTuple):
+    """The numbers of a SizeDict, which cannot change."""
+
+    height: int | None
+    width: int | None
+    longest_edge: int | None
+    shortest_edge: int | None
+    max_height: int | None
+    max_width: int | None
+
+    @classmethod
+    def from_size(cls, size: SizeDict | None) -> "Sides | None":
+        """Copy a SizeDict."""
+        return None if size is None else cls(*(getattr(size, name) for name in cls._fields))
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the sides that are given, by name."""
+        return {name: side for name, side in zip(self._fields, self, strict=True) if side is not None}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one call, as VitrailImageProcessor documents them; hashable, so that equal settings are validated once."""
+
+    backend: str
+    num_channels: int
+    do_resize: bool
+    size: Sides | None
+    resample: int
+    size_divisor: int | tuple[int, int] | None
+    do_pad: bool
+    pad_size: Sides | None
+    jpeg_draft: bool
+    do_center_crop: bool
+    crop_size: Sides | None
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    input_data_format: ChannelDimension | str | None
+    data_format: ChannelDimension | str | None
+    device: torch.device | str | int | None
+    return_tensors: Any
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> "Settings":
+        """Select the settings among the standardized arguments of a call."""
+        values = {name: kwargs[name] for name in SETTING_NAMES}
+        for name in ("size", "pad_size", "crop_size"):
+            values[name] = Sides.from_size(values[name])
+        return cls(**values)
+
+    @property
+    def full_scale(self) -> float | None:
+        """The value that rescaling makes of the largest possible one, or None if nothing is rescaled."""
+        return 255 * self.rescale_factor if self.do_rescale else None
+
+    @property
+    def crop_sides(self) -> tuple[int, int]:
+        """crop_size as (height, width), where do_center_crop is set."""
+        assert self.crop_size is not None
+        assert self.crop_size.height is not None
+        assert self.crop_size.width is not None
+        return self.crop_size.height, self.crop_size.width
+
+    @property
+    def divisors(self) -> tuple[int, int]:
+        """size_divisor as (height, width); (1, 1) without one."""
+        return _pair(1 if self.size_divisor is None else self.size_divisor)
+
+
+SETTING_NAMES = tuple(field.name for field in fields(Settings))
+
+
+@functools.lru_cache(maxsize=16)
+def _validate(settings: Settings) -> None:
+    """Raise ValueError for settings that are wrong or contradict each other."""
+    _validate_geometry(settings)
+    _validate_values(settings)
+
+
+def _validate_geometry(settings: Settings) -> None:
+    backend, size, crop_size = settings.backend, settings.size, settings.crop_size
+    resample, size_divisor = settings.resample, settings.size_divisor
     if backend not in BACKENDS:
         raise ValueError(f"found backend={backend!r}; write 'pil' (exact) or 'torch' (fast, within 2 levels)")
-    if do_resize:
-        if size is None or set(dict(size)) not in SIZE_KEYS or min(dict(size).values()) < 1:
+    if settings.do_resize:
+        if size is None or set(size.to_dict()) not in SIZE_KEYS or min(size.to_dict().values()) < 1:
             raise ValueError(
-                f"found size={None if size is None else dict(size)}; write positive numbers of pixels as "
+                f"found size={None if size is None else size.to_dict()}; write positive numbers of pixels as "
                 '{"shortest_edge": s}, {"shortest_edge": s, "longest_edge": l} or {"height": h, "width": w}'
             )
-        if size.longest_edge is not None and size.longest_edge < size.shortest_edge:
-            raise ValueError(f"found size={dict(size)}; the longest_edge cannot be below the shortest_edge")
-    if do_resize or (size_divisor is not None and not do_pad):
+        if size.longest_edge is not None and size.longest_edge < (size.shortest_edge or 0):
+            raise ValueError(f"found size={size.to_dict()}; the longest_edge must not be below the shortest_edge")
+    if settings.do_resize or (size_divisor is not None and not settings.do_pad):
         if resample not in set(Image.Resampling):
-            raise ValueError(f"found resample={resample}; write a filter of Pillow, as 2 (bilinear) or 3 (bicubic)")
+            raise ValueError(f"found resample={resample}; write a filter of Pillow, for example 2 (bilinear) or 3 (bicubic)")
         if backend == "torch" and resample not in TORCH_FILTERS:
             raise ValueError(
                 f"found resample={resample} ({Image.Resampling(resample).name}) with backend='torch', which has 2 (bilinear) "
                 "and 3 (bicubic); write one of these, or backend='pil'"
             )
-    if do_center_crop:
-        if crop_size is None or set(dict(crop_size)) != {"height", "width"} or min(dict(crop_size).values()) < 1:
-            found = None if crop_size is None else dict(crop_size)
+    if settings.do_center_crop:
+        if crop_size is None or set(crop_size.to_dict()) != {"height", "width"} or min(crop_size.to_dict().values()) < 1:
+            found = None if crop_size is None else crop_size.to_dict()
             raise ValueError(f'found crop_size={found}; write positive numbers of pixels as {{"height": h, "width": w}}')
         if size_divisor is not None:
             raise ValueError(
@@ -264,37 +308,62 @@ def _validate_geometry(
     if size_divisor is not None:
         sides = _pair(size_divisor)
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise ValueError(f"found size_divisor={size_divisor}; write a positive int, or a (height, width) of such")
-    elif do_pad:
+            raise ValueError(f"found size_divisor={size_divisor}; write a positive int or a (height, width) pair")
+    elif settings.do_pad:
         raise ValueError("found do_pad=True without a size_divisor to pad to; write size_divisor=<patch size>")
-    if pad_size is not None:
-        raise ValueError(f"found pad_size={dict(pad_size)}; padding goes to multiples of size_divisor, write that")
-    if not isinstance(jpeg_draft, bool):
-        raise ValueError(f"found jpeg_draft={jpeg_draft!r}; write True to decode JPEG files at a reduced scale, or False")
+    if settings.pad_size is not None:
+        raise ValueError(
+            f"found pad_size={settings.pad_size.to_dict()}; images are padded to multiples of size_divisor, write that"
+        )
+    if not isinstance(settings.jpeg_draft, bool):
+        raise ValueError(f"found jpeg_draft={settings.jpeg_draft!r}; write True to decode JPEG files at a reduced scale, or False")
 
 
-def _validate_values(
-    *,
-    num_channels: int,
-    do_rescale: bool,
-    rescale_factor: float,
-    do_normalize: bool,
-    image_mean: tuple[float, ...],
-    image_std: tuple[float, ...],
-    **_: Any,
-) -> None:
+def _validate_values(settings: Settings) -> None:
+    num_channels, rescale_factor = settings.num_channels, settings.rescale_factor
     if not isinstance(num_channels, int) or num_channels < 1:
-        raise ValueError(f"found num_channels={num_channels!r}; write the number of channels of the model, as 3")
-    if do_rescale and (rescale_factor is None or rescale_factor <= 0):
+        raise ValueError(f"found num_channels={num_channels!r}; write the number of channels of the model, for example 3")
+    if settings.do_rescale and (rescale_factor is None or rescale_factor <= 0):
         raise ValueError(f"found rescale_factor={rescale_factor}; write 1 / 255, or do_rescale=False")
-    if do_normalize:
-        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+    if settings.do_normalize:
+        for name, values in (("image_mean", settings.image_mean), ("image_std", settings.image_std)):
             if values is None or len(values) != num_channels:
                 raise ValueError(
                     f"found {name}={values} with num_channels={num_channels}; write {num_channels} numbers, or do_normalize=False"
                 )
-        if 0 in image_std:
-            raise ValueError(f"found image_std={image_std}; write numbers above 0")
+        if 0 in settings.image_std:
+            raise ValueError(f"found image_std={settings.image_std}; write numbers above 0")
+
+
+def _preprocess(images: Any, settings: Settings) -> BatchFeature:
+    sources = list(_flatten(images))
+    if not sources:
+        raise ValueError("found no image; pass at least one")
+    converted = (
+        convert_channels(
+            _read(source, settings),
+            backend=settings.backend,
+            num_channels=settings.num_channels,
+            input_data_format=settings.input_data_format,
+            device=settings.device,
+            full_scale=settings.full_scale,
+        )
+        for source in sources
+    )
+    if settings.backend == "pil":  # one by one, so that a batch never holds more than one image in full
+        cropped = (_center_crop(_resize_with_pil(image, settings), settings) for image in converted)
+        pixels = [_planes(image) if isinstance(image, Image.Image) else image for image in cropped]
+    else:
+        pixels = _in_order(
+            (indices, _center_crop(_resize_with_torch(batch, settings), settings)) for indices, batch in _batches(converted)
+        )
+    batches = [(indices, _pixel_values(group, settings)) for indices, group in _groups(enumerate(pixels))]
+    if settings.return_tensors is None:
+        return BatchFeature({"pixel_values": _in_order(batches)})
+    pixel_values = _one_batch(batches)
+    if settings.return_tensors != "pt":
+        pixel_values = pixel_values.cpu()
+    return BatchFeature({"pixel_values": pixel_values}, tensor_type=settings.return_tensors)
 
 
 def _flatten(images: Any) -> Iterator[Any]:
@@ -308,23 +377,23 @@ def _flatten(images: Any) -> Iterator[Any]:
         yield images
 
 
-def _read(source: Any, **settings: Any) -> Image.Image | np.ndarray | torch.Tensor:
+def _read(source: Any, settings: Settings) -> Image.Image | np.ndarray | torch.Tensor:
     """Open what is not an image yet: a path, a URL or bytes."""
     if isinstance(source, Image.Image | np.ndarray | torch.Tensor):
         return source
     if isinstance(source, bytes):
-        return _decode(BytesIO(source), f"in {len(source)} bytes", **settings)
+        return _decode(BytesIO(source), f"in {len(source)} bytes", settings)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         try:
-            content = httpx.get(source, timeout=None, follow_redirects=True).content
+            content = httpx.get(source, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True).content
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ValueError(f"cannot read the image {source}: {error}") from error
-        return _decode(BytesIO(content), source, **settings)
+        return _decode(BytesIO(content), source, settings)
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         try:
             with open(name, "rb") as stream:
-                return _decode(stream, name, **settings)
+                return _decode(stream, name, settings)
         except FileNotFoundError as error:
             raise ValueError(f"the image {name} does not exist") from error
         except OSError as error:
@@ -334,9 +403,9 @@ def _read(source: Any, **settings: Any) -> Image.Image | np.ndarray | torch.Tens
     )
 
 
-def _decode(stream: BinaryIO, name: str, **settings: Any) -> Image.Image:
+def _decode(stream: BinaryIO, name: str, settings: Settings) -> Image.Image:
     try:
-        return decode(stream, **settings)
+        return decode(stream, settings)
     except Image.UnidentifiedImageError as error:
         reason = "Pillow knows no such format" if stream.seek(0, os.SEEK_END) else "it is empty"
         raise ValueError(f"cannot read the image {name}: {reason}") from error
@@ -344,24 +413,24 @@ def _decode(stream: BinaryIO, name: str, **settings: Any) -> Image.Image:
         raise ValueError(f"cannot read the image {name}: {error}") from error
 
 
-def decode(file: str | os.PathLike[str] | BinaryIO, *, jpeg_draft: bool = False, **settings: Any) -> Image.Image:
-    """The image in a file, its EXIF orientation applied. A draft takes the settings of an image processor to know its size."""
+def decode(file: str | os.PathLike[str] | BinaryIO, settings: Settings | None = None) -> Image.Image:
+    """Decode the image in a file and apply its EXIF orientation; with settings whose jpeg_draft is set, at a reduced scale."""
     with Image.open(file) as image:
-        if jpeg_draft and image.format in JPEG_FORMATS:
-            _draft(image, **settings)
+        if settings is not None and settings.jpeg_draft and image.format in JPEG_FORMATS:
+            _draft(image, settings)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image
 
 
-def _draft(image: Image.Image, *, do_center_crop: bool, **settings: Any) -> None:
-    """Have a JPEG decoded at the smallest scale that leaves enough to resize from, and gives the same shape."""
+def _draft(image: Image.Image, settings: Settings) -> None:
+    """Choose the smallest scale of a JPEG that leaves enough pixels to resize from and results in the same shape."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
     width, height = image.size[::-1] if turned else image.size
-    target = _resized_size(height, width, **settings)
+    target = _resized_size(height, width, settings)
     for scale in JPEG_SCALES:
         enough = height // scale >= target[0] and width // scale >= target[1]
-        if enough and (do_center_crop or _resized_size(-(-height // scale), -(-width // scale), **settings) == target):
+        if enough and (settings.do_center_crop or _resized_size(-(-height // scale), -(-width // scale), settings) == target):
             image.draft(None, (image.width // scale, image.height // scale))
             return
 
@@ -374,9 +443,8 @@ def convert_channels(
     input_data_format: ChannelDimension | str | None,
     device: torch.device | str | int | None,
     full_scale: float | None,
-    **_: Any,
 ) -> Pixels:
-    """The image with the channels of the model. `full_scale` is what the largest possible value becomes by rescaling."""
+    """Return the image with the channels of the model. `full_scale` is the value that rescaling makes of the largest possible one."""
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ValueError(f"found an image of {image.width} x {image.height} pixels; pass one with pixels")
@@ -487,28 +555,23 @@ def _size_of(image: Pixels) -> tuple[int, int]:
     return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[-2], image.shape[-1])
 
 
-def _resized_size(
-    height: int,
-    width: int,
-    *,
-    do_resize: bool,
-    size: SizeDict,
-    size_divisor: int | tuple[int, int] | None,
-    do_pad: bool,
-    **_: Any,
-) -> tuple[int, int]:
-    """The (height, width) to resize to; the longer side is rounded down, as in torchvision's Resize."""
-    if do_resize and size.height is not None:
-        height, width = size.height, size.width
-    elif do_resize:
-        short, long = size.shortest_edge, int(size.shortest_edge * max(height, width) / min(height, width))
-        if size.longest_edge is not None and long > size.longest_edge:
-            short, long = max(int(size.longest_edge * short / long), 1), size.longest_edge
-        height, width = (short, long) if height <= width else (long, short)
-    if size_divisor is not None and not do_pad:
+def _resized_size(height: int, width: int, settings: Settings) -> tuple[int, int]:
+    """Return the (height, width) to resize to; the longer side is rounded down, as in torchvision's Resize."""
+    size = settings.size
+    if settings.do_resize:
+        assert size is not None
+        if size.height is not None and size.width is not None:
+            height, width = size.height, size.width
+        else:
+            assert size.shortest_edge is not None
+            short, long = size.shortest_edge, int(size.shortest_edge * max(height, width) / min(height, width))
+            if size.longest_edge is not None and long > size.longest_edge:
+                short, long = max(int(size.longest_edge * short / long), 1), size.longest_edge
+            height, width = (short, long) if height <= width else (long, short)
+    if settings.size_divisor is not None and not settings.do_pad:
         height, width = (
             max((side + divisor // 2) // divisor, 1) * divisor
-            for side, divisor in zip((height, width), _pair(size_divisor), strict=True)
+            for side, divisor in zip((height, width), settings.divisors, strict=True)
         )
     return height, width
 
@@ -517,20 +580,21 @@ def _pair(size_divisor: Any) -> tuple[int, int]:
     return size_divisor if isinstance(size_divisor, tuple) else (size_divisor, size_divisor)
 
 
-def _resize_with_pil(image: Pixels, full_scale: float | None, *, resample: int, **settings: Any) -> Pixels:
-    height, width = _resized_size(*_size_of(image), **settings)
+def _resize_with_pil(image: Pixels, settings: Settings) -> Pixels:
+    height, width = _resized_size(*_size_of(image), settings)
     if (height, width) == _size_of(image):
         return image
     if isinstance(image, Image.Image):
-        return image.resize((width, height), resample)
+        return image.resize((width, height), settings.resample)
     # Channel by channel: as modes L and F these are resized without alpha and without rounding floats.
-    channels = [np.asarray(Image.fromarray(channel.numpy()).resize((width, height), resample)) for channel in image]
-    return _clamp(torch.from_numpy(np.stack(channels)), full_scale)
+    channels = [np.asarray(Image.fromarray(channel.numpy()).resize((width, height), settings.resample)) for channel in image]
+    return _clamp(torch.from_numpy(np.stack(channels)), settings.full_scale)
 
 
-def _resize_with_torch(batch: torch.Tensor, full_scale: float | None, *, resample: int, **settings: Any) -> torch.Tensor:
+def _resize_with_torch(batch: torch.Tensor, settings: Settings) -> torch.Tensor:
     """Resize (B, C, H, W), its axes in Pillow's order, because Pillow rounds to 8 bits in between."""
-    (height, width), target = _size_of(batch), _resized_size(*_size_of(batch), **settings)
+    (height, width), target = _size_of(batch), _resized_size(*_size_of(batch), settings)
+    mode = TORCH_FILTERS.get(settings.resample, "")
     height_first = PILLOW_MAY_SHRINK_HEIGHT_FIRST and target[0] < height and height - target[0] > 2 * (width - target[1])
     halfway = (target[0], width) if height_first else (height, target[1])
     if not height_first and batch.device.type in UINT8_KERNELS:
@@ -539,11 +603,11 @@ def _resize_with_torch(batch: torch.Tensor, full_scale: float | None, *, resampl
         if size == _size_of(batch):
             continue
         if batch.dtype == torch.uint8 and batch.device.type not in UINT8_KERNELS:
-            resized = F.interpolate(batch.float(), size, mode=TORCH_FILTERS[resample], antialias=True)
+            resized = F.interpolate(batch.float(), size, mode=mode, antialias=True)
             batch = resized.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)  # halves go up, as in Pillow
         else:
-            batch = F.interpolate(batch, size, mode=TORCH_FILTERS[resample], antialias=True)
-    return _clamp(batch, full_scale)
+            batch = F.interpolate(batch, size, mode=mode, antialias=True)
+    return _clamp(batch, settings.full_scale)
 
 
 def _clamp(values: torch.Tensor, full_scale: float | None) -> torch.Tensor:
@@ -551,13 +615,14 @@ def _clamp(values: torch.Tensor, full_scale: float | None) -> torch.Tensor:
     return values if full_scale is None or values.dtype == torch.uint8 else values.clamp(0, full_scale)
 
 
-def _center_crop(image: Pixels, *, do_center_crop: bool, crop_size: SizeDict, **_: Any) -> Any:
+def _center_crop(image: Pixels, settings: Settings) -> Any:
     """Cut out, in the same memory, or fill up with black, as torchvision's CenterCrop does, to the pixel."""
-    if not do_center_crop:
+    if not settings.do_center_crop:
         return image
+    crop_height, crop_width = settings.crop_sides
     height, width = _size_of(image)
-    top, left = _crop_offset(height, crop_size.height), _crop_offset(width, crop_size.width)
-    bottom, right = top + crop_size.height, left + crop_size.width
+    top, left = _crop_offset(height, crop_height), _crop_offset(width, crop_width)
+    bottom, right = top + crop_height, left + crop_width
     if isinstance(image, Image.Image):
         return image.crop((left, top, right, bottom))
     missing = [max(margin, 0) for margin in (-left, right - width, -top, bottom - height)]
@@ -616,30 +681,16 @@ def _one_batch(batches: list[Batch]) -> torch.Tensor:
     return batches[0][1] if len(batches) == 1 else torch.stack(_in_order(batches))
 
 
-def _pixel_values(
-    images: list[torch.Tensor],
-    *,
-    backend: str,
-    do_rescale: bool,
-    rescale_factor: float,
-    do_normalize: bool,
-    image_mean: tuple[float, ...],
-    image_std: tuple[float, ...],
-    size_divisor: int | tuple[int, int] | None,
-    do_pad: bool,
-    data_format: ChannelDimension | str | None,
-    device: torch.device | str | int | None,
-    **_: Any,
-) -> torch.Tensor:
+def _pixel_values(images: list[torch.Tensor], settings: Settings) -> torch.Tensor:
     """float32 (B, C, H, W) of images (C, H, W) of one shape, type and device; each is written into its place."""
     channels, height, width = images[0].shape
-    divisors = _pair(size_divisor) if do_pad else (1, 1)
+    divisors = settings.divisors if settings.do_pad else (1, 1)
     padded = [length + -length % divisor for length, divisor in zip((height, width), divisors, strict=True)]
-    make = torch.zeros if do_pad else torch.empty
+    make = torch.zeros if settings.do_pad else torch.empty
     batch = make(len(images), channels, *padded, dtype=torch.float32, device=images[0].device)
-    factor = rescale_factor if do_rescale and images[0].dtype == torch.uint8 else 1.0
-    mean, std = (image_mean, image_std) if do_normalize else ((0.0,), (1.0,))
-    if backend == "pil":  # divided by 255, not multiplied by 1/255: the last bit differs
+    factor = settings.rescale_factor if settings.do_rescale and images[0].dtype == torch.uint8 else 1.0
+    mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else ((0.0,), (1.0,))
+    if settings.backend == "pil":  # divided by 255, not multiplied by 1/255: the last bit differs
         steps = [("divide", [1 / factor]), ("subtract", mean), ("divide", std)]
     else:
         shift = [-level / unit for level, unit in zip(mean, std, strict=True)]
@@ -647,9 +698,9 @@ def _pixel_values(
     operands = [(name, np.array(numbers, np.float32)[:, None, None]) for name, numbers in steps]
     for image, values in zip(images, batch[..., :height, :width], strict=True):
         _calculate(image, operands, values)
-    if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
+    if settings.data_format is not None and ChannelDimension(settings.data_format) == ChannelDimension.LAST:
         batch = batch.permute(0, 2, 3, 1).contiguous()
-    return batch.to(device)
+    return batch.to(settings.device)
 
 
 def _calculate(image: Any, steps: list[tuple[str, Any]], values: Any) -> None:

@@ -1,7 +1,7 @@
 """DINO's training augmentation: large and small random views of one image, their colours changed, with Pillow and numpy alone.
 
-Caron et al. 2021, arXiv:2104.14294, after BYOL (Grill et al. 2020, arXiv:2006.07733, appendix B). Chance is here, in
-`draw_crops`; what is done with the draw of a view is `make_crop`, in crop_view.py.
+Caron et al. 2021, arXiv:2104.14294, after BYOL (Grill et al. 2020, arXiv:2006.07733, appendix B). `draw_crops` draws
+all random numbers of a view, and `make_crop` makes the view from them.
 """
 
 import math
@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
 from ..errors import VitrailError
 from .augmentation import RATIO, random_resized_crop_box
-from .color_ops import JITTER, CropDraw, make_crop
+from .color_ops import JITTER
 from .image_processing_vit import convert_channels
 
 Kind = TypeVar("Kind")
@@ -145,6 +145,40 @@ DINO_AUGMENTATION = MultiCropAugmentation(
     ),
     local_crop=CropAugmentation(size=96, scale=(0.05, 0.4), blur_probability=0.5),
 )
+
+
+@dataclass(frozen=True)
+class CropDraw:
+    """All that chance decides of one view.
+
+    box: the part of the image, as Pillow's (left, top, right, bottom); size: the side that it is resized to.
+    jitter: operations of JITTER with their factors, in order.
+    blur_radius, solarize_threshold: None where the view is spared.
+    """
+
+    box: tuple[int, int, int, int]
+    size: int
+    mirrored: bool = False
+    jitter: tuple[tuple[str, float], ...] = ()
+    greyscale: bool = False
+    blur_radius: float | None = None
+    solarize_threshold: int | None = None
+
+
+def make_crop(image: Image.Image, draw: CropDraw) -> Image.Image:
+    """The view of an image in RGB or L that was drawn. One without colours comes in L: so what follows is a third of the work."""
+    view = image.crop(draw.box).resize((draw.size, draw.size), Image.Resampling.BICUBIC)
+    if draw.mirrored:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for name, factor in draw.jitter:
+        view = JITTER[name](view, factor)
+    if draw.greyscale:
+        view = view.convert("L")
+    if draw.blur_radius is not None:
+        view = view.filter(ImageFilter.GaussianBlur(draw.blur_radius))
+    if draw.solarize_threshold is not None:
+        view = ImageOps.solarize(view, draw.solarize_threshold)
+    return view
 
 
 def draw_crops(augmentation: MultiCropAugmentation, width: int, height: int, rng: np.random.Generator) -> Iterator[CropDraw]:

@@ -9,10 +9,10 @@ from PIL import Image
 
 from ..errors import VitrailError
 from .image_processing_vit import VitrailImageProcessor
+from .resizing import as_pair
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
-MAX_ASPECT = 8  # times the shorter one, where an image keeps its aspect: a strip of 3000 x 2 would become too large to run
 BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
 
 
@@ -85,7 +85,7 @@ def make_image_processor(
     row = PRESETS[preset]
     if crop_pct is not None and row.layout != "crop":
         raise VitrailError(f"found crop_pct={crop_pct} with the preset {preset!r}, which does not crop; leave crop_pct out")
-    height, width = _pair("image_size", 224 if image_size is None else image_size)
+    height, width = as_pair("image_size", 224 if image_size is None else image_size)
     crops = row.layout == "crop" and height == width  # no family says how to crop a rectangle: images are squashed to it
     options: dict[str, object] = {"do_center_crop": crops}
     if crops:
@@ -96,7 +96,7 @@ def make_image_processor(
     else:
         if patch_size is None:
             raise VitrailError(f"the preset {preset!r} resizes to multiples of the patch; pass patch_size=, as 16")
-        options |= {"size_divisor": _pair("patch_size", patch_size)}
+        options |= {"size_divisor": as_pair("patch_size", patch_size)}
         options |= {"do_resize": False} if row.layout == "full-image" else {"size": {"shortest_edge": min(height, width)}}
     return VitrailImageProcessor(
         backend=backend,
@@ -106,29 +106,6 @@ def make_image_processor(
         image_std=_per_channel(row.image_std, num_channels) if image_std is None else tuple(image_std),
         **options,
     )
-
-
-def keep_aspect(image_processor: VitrailImageProcessor, patch_size: int | Sequence[int]) -> VitrailImageProcessor:
-    """An image processor that keeps the shape of each image, as the preset "keep-aspect" does, and is otherwise like this one.
-
-    The shorter side becomes that of what this one makes (the crop, or the size; an image that is not resized stays as it is), or less
-    where the longer would become more than 8 times as long; then both become the nearest multiples of the patch.
-
-    patch_size: of the model in pixels, int or (height, width).
-    """
-    changes: dict[str, object] = {"do_center_crop": False, "do_pad": False, "size_divisor": _pair("patch_size", patch_size)}
-    if image_processor.do_center_crop or image_processor.do_resize:
-        sides = dict(image_processor.crop_size if image_processor.do_center_crop else image_processor.size)
-        shorter = min(sides.values())
-        changes |= {"do_resize": True, "size": {"shortest_edge": shorter, "longest_edge": MAX_ASPECT * shorter}}
-    return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)
-
-
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise VitrailError(f"found {name}={value}; write a positive int, or a (height, width) of such")
-    return sides[0], sides[1]
 
 
 def _shorter_side(length: int, crop_pct: float | None) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import OutputMismatchError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.resizing import output_size
 from ..utils.atomic import check_new, temporary_folder
 from ..utils.optional import import_without_telemetry
 from .graph import INPUT_NAME, Graph, trace, traceable, write_onnx, write_openvino
@@ -118,7 +119,7 @@ def export_graph(
     output = Path(output)
     check_new(output)
     module = NamedOutputs(model)
-    size = prepared_size(image_processor) or model.config.image_size
+    size = output_size(image_processor) or model.config.image_size
     image: tuple[int | None, int | None] = (None, None) if dynamic_size else size
     with temporary_folder(output) as temporary:
         folder = temporary / output.name
@@ -131,17 +132,6 @@ def export_graph(
         warning = compare(module, known.run(folder / known.file), known, shapes_to_compare(model, size, batch_size, dynamic_size))
         folder.rename(output)
     return [warning]
-
-
-def prepared_size(image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
-    """Height and width of every image that comes out of an image processor, or None where they vary."""
-    if image_processor.do_center_crop:
-        size = dict(image_processor.crop_size)
-    elif image_processor.do_resize and image_processor.size_divisor is None:
-        size = dict(image_processor.size)
-    else:
-        return None
-    return (size["height"], size["width"]) if "height" in size else None
 
 
 def shapes_to_compare(

@@ -18,11 +18,9 @@ from vitrail.utils.trainer import ARGUMENTS_ATTRIBUTES, TRAINER_ATTRIBUTES, TRAI
 
 ROOT = Path(vitrail.__file__).parent
 IMAGE_PROCESSOR_HOOKS = (
-    "_preprocess_image_like_inputs",
     "_set_attributes",
     "_standardize_kwargs",
     "_valid_kwargs_names",
-    "_validate_preprocess_kwargs",
 )
 MODEL_HOOKS = (
     "_can_compile_fullgraph",

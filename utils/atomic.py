@@ -72,9 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CorruptFileError(f"{path} is not valid JSON ({error}): download it again, or remove it.") from error
     if not isinstance(content, dict):
-        raise CorruptFileError(
-            f"{path} holds a {type(content).__name__}; expected an object. Download the file again, or remove it."
-        )
+        raise CorruptFileError(f"{path} holds a {type(content).__name__}; expected an object: download it again, or remove it.")
     return content
 
 

@@ -3,13 +3,11 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 
@@ -22,52 +20,6 @@ MARGIN = 6  # pixels around the cells of a contact sheet
 MIN_CELL = 160  # pixels, wide enough for a caption; smaller pictures are enlarged
 MAX_SHEET = 32_000_000  # pixels; larger sheets are shrunk. Pillow warns about files of 89 million pixels
 MIN_FONT = 16  # pixels
-
-
-def at_size(
-    image_processor: VitrailImageProcessor, patch_size: tuple[int, int], size: int | tuple[int, int]
-) -> VitrailImageProcessor:
-    """Return a copy of an image processor for another image size, for a finer or a coarser patch grid.
-
-    If the processor crops a square, the crop and the size before the crop scale together. For a rectangle, images are squashed. If images
-    keep their aspect, `size` is the shorter side, and both sides become the nearest multiples of the patch size.
-
-    Args:
-        patch_size: patch size of the model, (height, width) in pixels.
-        size: the new image size in pixels, int or (height, width).
-
-    Raises:
-        VitrailError: the patch size does not divide `size`.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    _check_size((height, width), patch_size)
-    before = dict(image_processor.size) if image_processor.do_resize else {}
-    changes: dict[str, Any]
-    if height != width or ("height" in before and not image_processor.do_center_crop):
-        changes = {"size": {"height": height, "width": width}, "do_center_crop": False}
-    elif image_processor.do_center_crop:
-        crop = min(image_processor.crop_size.height, image_processor.crop_size.width)
-        before = before or {"shortest_edge": crop}
-        scaled = {name: side * height // crop for name, side in before.items()}
-        changes = {"size": scaled, "crop_size": {"height": height, "width": width}}
-    else:
-        changes = {"size": {"shortest_edge": height}, "size_divisor": patch_size, "do_pad": False}
-    return VitrailImageProcessor.from_dict(image_processor.to_dict(), do_resize=True, **changes)
-
-
-def _check_size(size: tuple[int, int], patch_size: tuple[int, int]) -> None:
-    if all(side > 0 and side % patch == 0 for side, patch in zip(size, patch_size, strict=True)):
-        return
-    lower = tuple(max(side // patch, 1) * patch for side, patch in zip(size, patch_size, strict=True))
-    upper = tuple(max(-(-side // patch), 1) * patch for side, patch in zip(size, patch_size, strict=True))
-    choices = [_text(lower)] if lower == upper else [_text(lower), _text(upper)]
-    raise VitrailError(
-        f"Images of {_text(size)} pixels cannot be cut into patches of {_text(patch_size)}: choose the size {' or '.join(choices)}."
-    )
-
-
-def _text(size: tuple[int, ...]) -> str:
-    return "x".join(map(str, size))
 
 
 def preprocess(

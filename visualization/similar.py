@@ -50,7 +50,7 @@ def find_similar(
     """
     check_same_model(model, stored)
     feature_type = vector_type(model, stored, column)
-    image_processor = VitrailImageProcessor.from_dict(stored.manifest["settings"]["image_processor"])
+    image_processor = VitrailImageProcessor.from_dict(stored.manifest.settings["image_processor"])
     image = query
     if not isinstance(query, Image.Image):
         image = open_image({"path": os.fspath(query), "bytes": None}, image_processor.decode)
@@ -62,7 +62,7 @@ def find_similar(
 
 def check_same_model(model: ViTPreTrainedModel, stored: StoredFeatures) -> None:
     """Raise VitrailError if the stored features belong to another model."""
-    settings, vit = stored.manifest["settings"], model.base_model
+    settings, vit = stored.manifest.settings, model.base_model
     weights = weights_digest(vit)
     remedy = "pass the model they were extracted with, or extract them again with this model."
     if weights != settings["weights"]:
@@ -83,7 +83,7 @@ def vector_type(model: ViTPreTrainedModel, stored: StoredFeatures, column: str |
 
     Raises VitrailError if the column does not exist.
     """
-    types = parse_features(stored.manifest["settings"]["features"], model.base_model.config)
+    types = parse_features(stored.manifest.settings["features"], model.base_model.config)
     vectors = {feature_type.column: feature_type for feature_type in types if feature_type.is_vector}
     if not vectors:
         names = ", ".join(feature_type.name for feature_type in types)

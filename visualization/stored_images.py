@@ -40,7 +40,7 @@ def map_images(
         except UnreadableImageError:
             return None
 
-    collection = read_images(**stored.manifest["settings"]["collection"])
+    collection = read_images(**stored.manifest.settings["collection"])
     entries = _find(collection, paths)
     results: dict[int, Result] = {}
     with ThreadPoolExecutor(THREADS) as pool:

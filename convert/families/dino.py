@@ -1,16 +1,19 @@
-"""DINO's own .pth files: Caron et al., arXiv 2104.14294; github.com/facebookresearch/dino, vision_transformer.py, eval_linear.py."""
+"""DINO's .pth files: Caron et al., arXiv 2104.14294; github.com/facebookresearch/dino, vision_transformer.py, eval_linear.py."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ...processing.presets import make_image_processor
-from .family import VIT_RULES, Family, RawCheckpoint, linear_head, plain_vit_fields, square_grid
+from .family import Family, RawCheckpoint
+from .formats import Export, Exported, without_mask_token, write_torch
+from .plain_vit import VIT_RULES, linear_head, plain_vit_fields, square_grid
 from .rules import Deinterleave, Rule
 
-# DINO's projection head, in full training checkpoints: its outputs are no classes
+# DINO's projection head, in full training checkpoints: its outputs are not classes
 IGNORED = (r"head\.mlp\.\d+\.(weight|bias)", r"head\.last_layer\.(weight_g|weight_v|parametrizations\.weight\.original[01])")
 
-# What the linear classifier reads, by its width in units of the model's: eval_linear.py, --n_last_blocks and --avgpool_patchtokens
+# Input of the linear classifier, by its width in units of the model's: eval_linear.py, --n_last_blocks and --avgpool_patchtokens
 HEAD_FIELDS: dict[int, dict[str, Any]] = {
     1: {},
     2: {"classifier_mean_patch": True},  # ViT-B: one [CLS] and the mean patch
@@ -20,14 +23,14 @@ HEAD_FIELDS: dict[int, dict[str, Any]] = {
 
 
 def recognizes(raw: RawCheckpoint) -> bool:
-    """[CLS], absolute positions, a fused qkv, and none of what DINOv2 and timm add."""
+    """Return True for [CLS], absolute positions and a fused qkv, without the tensors that DINOv2 and timm add."""
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
     added = ("blocks.0.ls1.gamma", "mask_token", "register_tokens", "reg_token", "head.weight", "fc_norm.weight")
     return raw.config is None and all(name in raw.tensors for name in needed) and not any(name in raw.tensors for name in added)
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
-    """The fields of ViTConfig for a backbone of these shapes."""
+    """Return the fields of ViTConfig for a backbone with these shapes."""
     fields = plain_vit_fields(raw, num_heads)
     grid = square_grid(raw.shape("pos_embed")[1] - 1, "pos_embed")
     return fields | {
@@ -38,14 +41,19 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
 
 
 def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
-    """A linear-evaluation file, `{"state_dict": {"module.linear.weight", …}}`."""
+    """Return the rules for a linear-evaluation file, `{"state_dict": {"module.linear.weight", …}}`."""
 
-    def rules(parts: int) -> Sequence[Rule]:
-        # The original joins [CLS] and mean patch element by element; ours stand one after the other
-        operations = [Deinterleave()] if parts == 2 else []
+    def rules(num_vectors: int) -> Sequence[Rule]:
+        # The original interleaves [CLS] and mean patch element by element; ours are concatenated
+        operations = [Deinterleave()] if num_vectors == 2 else []
         return Rule("linear.weight", "classifier.weight", *operations), Rule("linear.bias", "classifier.bias")
 
     return linear_head(raw, hidden_size, "linear.", HEAD_FIELDS, rules)
+
+
+def write(exported: Exported, path: Path) -> list[Path]:
+    """Write the weights and, as the original saves it, the classifier."""
+    return write_torch(exported, path, lambda head: {"state_dict": {f"module.{name}": tensor for name, tensor in head.items()}})
 
 
 DINO = Family(
@@ -59,5 +67,8 @@ DINO = Family(
     image_processor=lambda raw, config: make_image_processor(
         "dino", image_size=config.image_size, num_channels=config.num_channels
     ),
+    assumption='read as a DINO file; timm\'s plain ViTs have the same layout: for a timm file, pass format="timm"',
     head_rules=head_rules,
+    export=Export(without_mask_token, write),
+    catalog_format="dino-pth",
 )

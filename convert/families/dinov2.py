@@ -1,4 +1,4 @@
-"""DINOv2's own .pth files: Oquab et al., arXiv 2304.07193; Darcet et al., arXiv 2309.16588; github.com/facebookresearch/dinov2."""
+"""DINOv2's .pth files: Oquab et al., arXiv 2304.07193; Darcet et al., arXiv 2309.16588; github.com/facebookresearch/dinov2."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,9 @@ import torch
 
 from ...errors import UnsupportedCheckpointError
 from ...processing.presets import make_image_processor
-from .family import LAYER_SCALE_RULES, VIT_RULES, Family, RawCheckpoint, linear_head, plain_vit_fields, square_grid
+from .family import Family, RawCheckpoint, only_head
+from .formats import Export, with_mask_token, write_torch
+from .plain_vit import LAYER_SCALE_RULES, VIT_RULES, linear_head, plain_vit_fields, square_grid
 from .rules import Rule, Unsqueeze
 
 RULES = (
@@ -25,7 +27,7 @@ RULES = (
 # The projection heads of a training run
 IGNORED = (r"(dino|ibot)_head\..*",)
 
-# What the linear classifier reads, by its width in units of the model's: hubconf, classifiers.py; eval/linear.py
+# Input of the linear classifier, by its width in units of the model's: hubconf, classifiers.py; eval/linear.py
 HEAD_FIELDS: dict[int, dict[str, Any]] = {
     1: {},
     2: {"classifier_mean_patch": True},
@@ -35,14 +37,14 @@ HEAD_FIELDS: dict[int, dict[str, Any]] = {
 
 
 def recognizes(raw: RawCheckpoint) -> bool:
-    """A mask token beside [CLS] and positions: only DINOv2's files keep theirs."""
+    """Return True for a mask token in addition to [CLS] and positions, which only DINOv2's files have."""
     return raw.config is None and all(
         name in raw.tensors for name in ("cls_token", "pos_embed", "mask_token", "blocks.0.ls1.gamma")
     )
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
-    """The fields of ViTConfig for a backbone of these shapes; with registers the original interpolates positions by another rule."""
+    """Return the fields of ViTConfig; with registers, the original interpolates positions by another rule."""
     fields = plain_vit_fields(raw, num_heads)
     grid = square_grid(raw.shape("pos_embed")[1] - 1, "pos_embed")
     swiglu = "blocks.0.mlp.w12.weight" in raw.tensors
@@ -59,31 +61,27 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     }
 
 
-def flatten_chunks(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Blocks that the original keeps in chunks (`blocks.1.7.norm1.weight`) by their own number, which counts through."""
+def flatten_chunks(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Rename blocks in chunks, `blocks.1.7.norm1.weight` to `blocks.7.norm1.weight`; the second number counts through all chunks."""
     return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
 
 
 def choose_head(tensors: Mapping[str, torch.Tensor], head_name: str | None) -> Mapping[str, torch.Tensor]:
-    """One classifier of a linear-evaluation checkpoint, which trains many at once (`classifiers_dict.NAME.linear.weight`)."""
+    """Return one classifier of a linear-evaluation checkpoint, which holds many (`classifiers_dict.NAME.linear.weight`)."""
     names = sorted({match[1] for name in tensors if (match := re.match(r"classifiers_dict\.(\w+)\.", name))})
     if not names:
-        if head_name is not None:
-            raise UnsupportedCheckpointError(
-                f'head_name="{head_name}" chooses one of many classifiers, but this head file holds one.'
-            )
-        return tensors
+        return only_head(tensors, head_name)
     if head_name not in names:
-        found = f'none called "{head_name}"' if head_name else "many classifiers"
-        raise UnsupportedCheckpointError(f"The head file holds {found}: choose one with head_name=, among {', '.join(names)}.")
+        found = f'no classifier "{head_name}"' if head_name else f"{len(names)} classifiers"
+        raise UnsupportedCheckpointError(f"The head file holds {found}: set head_name= to one of {', '.join(names)}.")
     prefix = f"classifiers_dict.{head_name}.linear."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
-    """An official linear head (`weight`, `bias`), or one classifier of a linear evaluation."""
+    """Return the rules for an official linear head (`weight`, `bias`) or one classifier of a linear evaluation."""
     rules = (Rule("weight", "classifier.weight"), Rule("bias", "classifier.bias"))
-    return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda parts: rules)
+    return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda num_vectors: rules)
 
 
 DINOV2 = Family(
@@ -94,7 +92,11 @@ DINOV2 = Family(
     export_rules=lambda config: RULES,
     ignored=IGNORED,
     configure=configure,
-    # evaluated at 224 pixels, though positions are those of 518
+    # evaluated at 224 pixels, although the positions are for 518
     image_processor=lambda raw, config: make_image_processor("dinov2", image_size=224, num_channels=config.num_channels),
+    normalize=flatten_chunks,
     head_rules=head_rules,
+    choose_head=choose_head,
+    export=Export(with_mask_token, write_torch),
+    catalog_format="dinov2-pth",
 )

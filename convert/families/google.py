@@ -4,28 +4,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...processing.presets import make_image_processor
-from .family import Family, RawCheckpoint, square_grid
+from .family import Family, RawCheckpoint
+from .formats import Export, without_mask_token, write_npz
+from .plain_vit import square_grid
 from .rules import Concatenate, FlattenHeads, Permute, Rule, Transpose
 
 BLOCK = "Transformer/encoderblock_{}"
-# Sub-layers are numbered through the block in the published files, and each kind on its own in newer flax
+# Published files number the sub-layers of a block consecutively; newer flax numbers each kind separately
 ATTENTION = ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0")
 MLP = ("MlpBlock_3", "MlpBlock_0")
 SECOND_NORM = ("LayerNorm_2", "LayerNorm_1")
+# flax's GELU is the tanh approximation; the code resizes positions with the corners kept in place
+FLAX_FIELDS: dict[str, Any] = {
+    "hidden_act": "gelu_pytorch_tanh",
+    "position_interpolation_mode": "bilinear",
+    "position_interpolation_align_corners": True,
+}
 
 
 def numbering(raw: RawCheckpoint) -> int:
-    """0 for the published numbering of sub-layers, 1 for that of newer flax."""
+    """Return 0 for the published numbering of sub-layers, 1 for the numbering of newer flax."""
     return int(f"{BLOCK.format(0)}/{MLP[1]}/Dense_0/kernel" in raw.tensors)
 
 
 def heads(raw: RawCheckpoint) -> int:
-    """Number of attention heads, which has an axis of its own."""
+    """Return the number of attention heads, which is an axis of the query kernel."""
     return raw.shape(f"{BLOCK.format(0)}/{ATTENTION[numbering(raw)]}/query/kernel")[1]
 
 
 def table(num_heads: int, which: int = 0) -> Sequence[Rule]:
-    """The rules for a number of heads and a numbering of sub-layers."""
+    """Return the rules for a number of heads and a numbering of sub-layers."""
     source, target = BLOCK.replace("{}", "{layer}"), "layers.{layer}"
     attention = f"{source}/{ATTENTION[which]}"
     query_key_value = ("query", "key", "value")
@@ -66,12 +74,12 @@ def table(num_heads: int, which: int = 0) -> Sequence[Rule]:
 
 
 def recognizes(raw: RawCheckpoint) -> bool:
-    """Flax's names of an encoder block and a patch embedding."""
+    """Return True for flax's names of an encoder block and a patch embedding."""
     return "embedding/kernel" in raw.tensors and f"{BLOCK.format(0)}/LayerNorm_0/scale" in raw.tensors
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
-    """The fields of ViTConfig; flax's GELU is the tanh approximation, its epsilon 1e-6; positions resize with fixed corners."""
+    """Return the fields of ViTConfig."""
     which = numbering(raw)
     patch_height, patch_width, num_channels, hidden_size = raw.shape("embedding/kernel")
     grid = square_grid(raw.shape("Transformer/posembed_input/pos_embedding")[1] - 1, "pos_embedding")
@@ -83,19 +91,16 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "image_size": (grid * patch_height, grid * patch_width),
         "patch_size": (patch_height, patch_width),
         "num_channels": num_channels,
-        "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-6,
-        "position_interpolation_mode": "bilinear",
-        "position_interpolation_align_corners": True,
         "representation_size": raw.tensors["pre_logits/kernel"].shape[1] if "pre_logits/kernel" in raw.tensors else None,
-    }
+    } | FLAX_FIELDS
 
 
 def drops(raw: RawCheckpoint) -> dict[str, str]:
-    """The head of an ImageNet-21k file is published as zeros."""
+    """Return the head of an ImageNet-21k file, which was published as zeros."""
     if "head/kernel" in raw.tensors and not any(raw.tensors[name].any() for name in ("head/kernel", "head/bias")):
         return dict.fromkeys(
-            ("head/kernel", "head/bias"), "the head holds only zeros, as published: dropped, the model has no classifier"
+            ("head/kernel", "head/bias"), "the head holds only zeros, as published: it is dropped, and the model has no classifier"
         )
     return {}
 
@@ -111,5 +116,9 @@ GOOGLE = Family(
     image_processor=lambda raw, config: make_image_processor(
         "google", image_size=config.image_size, num_channels=config.num_channels
     ),
+    prefixes=("opt/target/", "params/"),  # flax's optimizer and training state
     drops=drops,
+    export=Export(without_mask_token, write_npz),
+    catalog_format="google-npz",
+    official_fields=lambda architecture: FLAX_FIELDS,
 )

@@ -1,7 +1,7 @@
-"""Conversion as data: a family is a table of rules, and every rule can be reversed.
+"""Conversion as data: the layout of a family is a table of rules, and every rule has an inverse.
 
-A rule renames one or several tensors of a checkpoint, and may reshape them on the way, into tensors of our model. Loading applies a
-table, export applies the same table reversed; neither direction is written twice. `{name}` in a pattern stands for a number.
+A rule maps one or more tensors of a checkpoint to tensors of our model: it renames them and may reshape them. Loading applies a table;
+export applies the same table in reverse. `{name}` in a pattern stands for a number.
 
     Rule("blocks.{layer}.mlp.fc1.weight", "layers.{layer}.mlp.fc1.weight")
     Rule(("q/kernel", "k/kernel", "v/kernel"), "qkv.weight", Transpose(), Concatenate())
@@ -25,7 +25,7 @@ Tensors = list[torch.Tensor]
 
 
 class Operation(Protocol):
-    """A step from the tensors of a checkpoint towards ours, which knows the way back."""
+    """A step from the tensors of a checkpoint to ours, with an inverse."""
 
     def apply(self, tensors: Tensors) -> Tensors: ...
 
@@ -35,7 +35,7 @@ class Operation(Protocol):
 
 @dataclass(frozen=True)
 class Concatenate:
-    """Several equal tensors become one, one after the other along the first axis."""
+    """Concatenate tensors of equal shape along the first axis."""
 
     parts: int
 
@@ -63,7 +63,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Deinterleave:
-    """Features a0 b0 a1 b1 … on the last axis become a0 a1 … b0 b1 …."""
+    """Reorder features a0 b0 a1 b1 … on the last axis to a0 a1 … b0 b1 …."""
 
     parts: int = 2
 
@@ -91,7 +91,7 @@ class Interleave:
 
 @dataclass(frozen=True)
 class Transpose:
-    """Linear layers of flax keep (in, out), those of PyTorch (out, in)."""
+    """Transpose a linear layer: (in, out) in flax, (out, in) in PyTorch."""
 
     def apply(self, tensors: Tensors) -> Tensors:
         return [tensor.t() for tensor in tensors]
@@ -103,7 +103,7 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Permute:
-    """The axes in another order."""
+    """Permute the axes."""
 
     axes: tuple[int, ...]
 
@@ -117,7 +117,7 @@ class Permute:
 
 @dataclass(frozen=True)
 class FlattenHeads:
-    """The axes (heads, width of a head), of which the first is `axis`, become one."""
+    """Flatten the axes (heads, head width), which begin at `axis`, into one."""
 
     num_heads: int
     axis: int
@@ -147,7 +147,7 @@ class UnflattenHeads:
 
 @dataclass(frozen=True)
 class Unsqueeze:
-    """A first axis of length 1 is added."""
+    """Add a first axis of length 1."""
 
     def apply(self, tensors: Tensors) -> Tensors:
         return [tensor.unsqueeze(0) for tensor in tensors]
@@ -187,22 +187,22 @@ class Rule:
 
     @property
     def reversed(self) -> "Rule":
-        """The same rule from our model to the checkpoint."""
+        """The rule from our model to the checkpoint."""
         return Rule(self.targets, self.sources, *(operation.inverse for operation in reversed(self.operations)))
 
     def bindings(self, names: Collection[str]) -> Iterator[dict[str, str]]:
-        """The numbers for which the first source is among `names`."""
+        """Yield the numbers for which `names` contain the first source."""
         literals_and_fields = re.split(r"\{(\w+)\}", self.sources[0])
         if len(literals_and_fields) == 1:
             return iter([{}] if self.sources[0] in names else [])
-        pattern = "".join(f"(?P<{part}>\\d+)" if index % 2 else re.escape(part) for index, part in enumerate(literals_and_fields))
+        pattern = "".join(f"(?P<{item}>\\d+)" if index % 2 else re.escape(item) for index, item in enumerate(literals_and_fields))
         expression = re.compile(pattern)
         return (match.groupdict() for name in names if (match := expression.fullmatch(name)))
 
 
 @dataclass
 class Coverage:
-    """What became of the names of a checkpoint and of the parameters of the model."""
+    """What became of the keys of a checkpoint and the parameters of the model."""
 
     converted: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -211,41 +211,39 @@ class Coverage:
     mismatched: list[str] = field(default_factory=list)
 
     def raise_unless_complete(self, source: str) -> None:
-        """Raises ConversionError, with the names grouped, unless every name found its place."""
+        """Raise ConversionError, with the names grouped, unless every key maps to a parameter and every parameter is filled."""
         problems = [
-            f"{len(names)} {what}: {', '.join(group_names(names))}"
-            for what, names in (
-                ("names of the file have no place in the model", self.unexpected),
-                ("parameters of the model are not in the file", self.missing),
-                ("tensors have another shape than the model's parameter", self.mismatched),
+            f"{len(names)} {kind}: {', '.join(group_names(names))}"
+            for kind, names in (
+                ("unexpected keys", self.unexpected),
+                ("missing keys", self.missing),
+                ("tensors with another shape than the parameter", self.mismatched),
             )
             if names
         ]
         if problems:
             raise ConversionError(
-                f"{source} cannot be converted: "
-                + "; ".join(problems)
-                + ". Nothing is filled in at random: use the file as it was "
-                "published, or give the file that holds the rest."
+                f"{source} cannot be converted: {'; '.join(problems)}. Use the file as it was published; parameters are never "
+                "initialized at random."
             )
 
     def to_dict(self) -> dict:
-        """What conversion.json keeps."""
+        """Return the coverage for conversion.json."""
         return {"converted": len(self.converted), "ignored": group_names(self.ignored)}
 
 
 def convert_tensors(
     tensors: Mapping[str, torch.Tensor], rules: Sequence[Rule], ignored: Sequence[str] = ()
 ) -> tuple[dict[str, torch.Tensor], Coverage]:
-    """Applies a table of rules; every name is consumed once, stands on the ignore list, or is reported as unexpected.
+    """Apply a table of rules; every key is used once, ignored, or reported as unexpected.
 
     Args:
-        tensors: the state dict of one side.
-        rules: the family's table, or its rules reversed.
-        ignored: regular expressions of names that carry nothing for inference.
+        tensors: the state dict to convert.
+        rules: the family's table, or the table in reverse.
+        ignored: regular expressions of names that inference does not need.
 
     Returns:
-        The state dict of the other side, and the coverage (`missing` and `mismatched` are for who knows the model).
+        The converted state dict, and the coverage; the caller, which has the model, completes `missing` and `mismatched`.
     """
     converted: dict[str, torch.Tensor] = {}
     coverage = Coverage()
@@ -272,7 +270,7 @@ def convert_tensors(
 
 
 def reverse(rules: Sequence[Rule]) -> list[Rule]:
-    """The table that leads back."""
+    """Return the table in reverse, from our model to the checkpoint."""
     return [rule.reversed for rule in rules]
 
 
@@ -280,15 +278,15 @@ def reverse(rules: Sequence[Rule]) -> list[Rule]:
 
 
 def group_names(names: Sequence[str]) -> list[str]:
-    """Names that differ in numbers only become one: `blocks.{0..11}.norm1.weight`."""
+    """Group names that differ only in numbers: `blocks.{0..11}.norm1.weight`."""
     groups: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
     for name in names:
-        parts = re.split(r"(?<=[._/])(\d+)(?=[._/]|$)", name)
-        groups[tuple(parts[::2])].append([int(number) for number in parts[1::2]])
+        pieces = re.split(r"(?<=[._/])(\d+)(?=[._/]|$)", name)
+        groups[tuple(pieces[::2])].append([int(number) for number in pieces[1::2]])
     grouped = []
     for literals, numbers in groups.items():
         columns = [sorted(set(column)) for column in zip(*numbers, strict=True)]
-        whole = len(numbers) == prod(map(len, columns))  # every combination is there, so that one pattern tells them all
+        whole = len(numbers) == prod(map(len, columns))  # every combination exists, so one pattern stands for all
         for row in [columns] if whole else [[[number] for number in one] for one in numbers]:
             grouped.append(
                 literals[0] + "".join(_range(column) + literal for column, literal in zip(row, literals[1:], strict=True))

@@ -2,24 +2,31 @@
 
 import math
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
-from .family import LAYER_SCALE_RULES, VIT_RULES, Family, RawCheckpoint, plain_vit_fields, square_grid
+from .family import Family, RawCheckpoint
+from .formats import Export, Exported, RunPeer, without_mask_token, write_folder
+from .plain_vit import LAYER_SCALE_RULES, VIT_RULES, plain_vit_fields, square_grid
 from .rules import Rule
 
 INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
+# By timm's name
 ACTIVATIONS = {
     "gelu_tanh": "gelu_pytorch_tanh",
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
     "silu": "silu",
-}  # timm's, ours
-# What neither names nor shapes tell, by the architecture that config.json names: timm/models/vision_transformer.py
+}
+# Fields that follow from neither names nor shapes, by the architecture in config.json: timm/models/vision_transformer.py
 BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"vit_base_patch16_rpn_\d+", {"norm_position": "residual_post"}),
     (r"vit_base_patch16_gap_\d+|vit_giantopt_.*", {"num_attention_heads": 16}),
@@ -60,12 +67,12 @@ SWIGLU_RULES = tuple(
 
 
 def is_swiglu(raw: RawCheckpoint) -> bool:
-    """Timm keeps gate and up together in fc1, so that it is twice as wide as what fc2 reads."""
+    """Return True for SwiGLU: fc1 holds gate and up, so that it is twice as wide as the input of fc2."""
     return raw.shape("blocks.0.mlp.fc1.weight")[0] == 2 * raw.shape("blocks.0.mlp.fc2.weight")[1]
 
 
 def table(swiglu: bool, norm_before_pooling: bool) -> list[Rule]:
-    """The rules; the final norm stands before pooling (`norm`) or after it (`fc_norm`), and is one layer of ours."""
+    """Return the rules; the final norm is called `norm` before pooling and `fc_norm` after it."""
     norm = "norm" if norm_before_pooling else "fc_norm"
     return [
         *(SWIGLU_RULES if swiglu else COMMON_RULES),
@@ -75,7 +82,7 @@ def table(swiglu: bool, norm_before_pooling: bool) -> list[Rule]:
 
 
 def recognizes(raw: RawCheckpoint) -> bool:
-    """Timm's names of patch embedding and blocks, and its config.json where there is one."""
+    """Return True for timm's names of patch embedding and blocks, and timm's config.json where there is one."""
     if raw.config is not None and "architecture" not in raw.config:
         return False
     return "patch_embed.proj.weight" in raw.tensors and "blocks.0.attn.qkv.weight" in raw.tensors
@@ -86,41 +93,41 @@ def _activation(act_layer: str | None, default: str) -> str:
         return default
     if act_layer not in ACTIVATIONS:
         raise UnsupportedCheckpointError(
-            f'timm\'s act_layer="{act_layer}" is none of those that are known to mean the same here: {", ".join(ACTIVATIONS)}.'
+            f'timm\'s act_layer="{act_layer}" is not supported; expected one of {", ".join(ACTIVATIONS)}.'
         )
     return ACTIVATIONS[act_layer]
 
 
 def _known_grid(config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of patches at the image size that config.json names; the weights may be of another."""
+    """Return the rows and columns of patches at the image size in config.json; the weights may have another grid."""
     size = (config.get("model_args") or {}).get("img_size") or (_pretrained_cfg_of(config).get("input_size") or ())[1:]
     pair = (size, size) if isinstance(size, int) else tuple(size)
     return (pair[0] // patch_size[0], pair[1] // patch_size[1]) if len(pair) == 2 else None
 
 
 def _pretrained_cfg_of(config: dict[str, Any]) -> dict[str, Any]:
-    return config.get("pretrained_cfg") or config  # early files have its fields at the top
+    return config.get("pretrained_cfg") or config  # early files have the fields at the top level
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
-    """The fields of ViTConfig: from the shapes, and pooling and image size from config.json where there is one."""
+    """Return the fields of ViTConfig: from the shapes, and pooling and image size from config.json where there is one."""
     config = raw.config or {}
     architecture, model_args = config.get("architecture", ""), config.get("model_args") or {}
-    told: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu"}
+    named: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu"}
     for pattern, particulars in BY_ARCHITECTURE:
         if re.fullmatch(pattern, architecture):
-            told |= particulars
-    fields = told | plain_vit_fields(raw, num_heads or model_args.get("num_heads") or told.get("num_attention_heads"))
+            named |= particulars
+    fields = named | plain_vit_fields(raw, num_heads or model_args.get("num_heads") or named.get("num_attention_heads"))
     tokens = raw.tensors
     has_cls = "cls_token" in tokens
     after_pooling = "fc_norm.weight" in tokens
     global_pool = config.get("global_pool") or model_args.get("global_pool")
     pooling = {"token": "cls", "avg": "avg", None: "avg" if after_pooling or not has_cls else "cls"}.get(global_pool or None)
     if pooling is None:
-        raise UnsupportedCheckpointError(f'timm\'s global_pool="{global_pool}" cannot be represented: only "token" and "avg" can.')
+        raise UnsupportedCheckpointError(f'timm\'s global_pool="{global_pool}" is not supported; expected "token" or "avg".')
     fields |= {
         "mlp_type": "swiglu" if is_swiglu(raw) else "mlp",
-        "hidden_act": _activation(model_args.get("act_layer"), told["hidden_act"]),
+        "hidden_act": _activation(model_args.get("act_layer"), named["hidden_act"]),
         "intermediate_size": raw.shape("blocks.0.mlp.fc2.weight")[1],
         "use_cls_token": has_cls,
         "num_register_tokens": tokens["reg_token"].shape[1] if "reg_token" in tokens else 0,
@@ -135,7 +142,7 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     num_positions = tokens["pos_embed"].shape[1]
     if known and num_positions - known[0] * known[1] in (0, int(has_cls)):
         grid = known
-    else:  # with a position for [CLS] the number is no square
+    else:  # with a position for [CLS], the number is not a square
         side = square_grid(num_positions - int(has_cls and math.isqrt(num_positions) ** 2 != num_positions), "pos_embed")
         grid = (side, side)
     # resampled when a checkpoint is loaded at another size: timm/layers/pos_embed.py, resample_abs_pos_embed
@@ -153,19 +160,17 @@ def _relative_fields(
     prefix = "shared_rel_pos" if shared else "blocks.0.attn.rel_pos"
     if not any(name.startswith(f"{prefix}.") for name in raw.tensors):
         raise UnsupportedCheckpointError(
-            "The checkpoint has neither pos_embed nor rel_pos: positions of another kind cannot be represented."
+            "The checkpoint has neither pos_embed nor rel_pos; positions of another kind are not supported."
         )
     table = raw.tensors.get(f"{prefix}.relative_position_bias_table")
     fields: dict[str, Any] = {
         "position_embedding_type": "relative_mlp" if table is None else "relative_table",
         "share_relative_position": shared,
-        # LayerScale is in every block with a norm before it; the blocks with a norm after it have none (ResPostRelPosBlock)
+        # every pre-norm block has LayerScale; post-norm blocks have none (ResPostRelPosBlock)
         "norm_position": "pre" if "blocks.0.ls1.gamma" in raw.tensors else "residual_post",
     }
     grid = known
-    if (
-        table is None
-    ):  # nothing in the weights tells the size: timm's published ones are of 224 pixels, where config.json does not say
+    if table is None:  # the weights do not depend on the size; timm's published models without config.json are for 224 pixels
         fields["relative_position_hidden_size"] = raw.shape(f"{prefix}.mlp.fc1.weight")[0]
         grid = known or (224 // patch_size[0], 224 // patch_size[1])
     elif not known or (2 * known[0] - 1) * (2 * known[1] - 1) != table.shape[0] - 3 * has_cls:
@@ -176,13 +181,13 @@ def _relative_fields(
 
 
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
-    """As `pretrained_cfg` of config.json says: timm/data/transforms_factory.py, transforms_imagenet_eval."""
+    """Return the preprocessing of `pretrained_cfg` in config.json: timm/data/transforms_factory.py, transforms_imagenet_eval."""
     cfg = _pretrained_cfg_of(raw.config or {})
     mode, interpolation = cfg.get("crop_mode", "center"), cfg.get("interpolation", "bicubic")
     if mode not in ("center", "squash") or interpolation not in INTERPOLATIONS:
         raise UnsupportedCheckpointError(
-            f'pretrained_cfg asks for crop_mode="{mode}" and interpolation="{interpolation}", but the image processor knows crop_mode '
-            '"center" and "squash", and "bicubic" and "bilinear": edit config.json, or prepare the images yourself.'
+            f'pretrained_cfg has crop_mode="{mode}" and interpolation="{interpolation}"; supported are the crop modes "center" and '
+            '"squash", and the interpolations "bicubic" and "bilinear". Edit config.json, or preprocess the images yourself.'
         )
     height, width = config.image_size
     if mode == "squash" or height != width:
@@ -198,7 +203,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
 
 
 def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
-    """The config.json that timm reads beside model.safetensors: a registered architecture, and how the model differs from it."""
+    """Return the config.json for timm: a registered architecture, and the arguments that differ from it."""
     relative = config.position_embedding_type != "absolute"
     width = config.intermediate_size * (2 if config.mlp_type == "swiglu" else 1)
     mlp_ratio = width / config.hidden_size
@@ -218,7 +223,9 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
     }
     if config.hidden_act != "gelu":
         if config.hidden_act not in ACTIVATIONS.values():
-            raise UnsupportedCheckpointError(f"timm has no name for the activation {config.hidden_act}.")
+            raise UnsupportedCheckpointError(
+                f"timm has no activation {config.hidden_act}; it has {', '.join(ACTIVATIONS.values())}."
+            )
         arguments["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
     if relative:
         architecture = "vit_relpos_base_patch16_224" if config.norm_position == "pre" else "vit_relpos_medium_patch16_rpn_224"
@@ -249,7 +256,7 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
     interpolation = next((name for name, number in INTERPOLATIONS.items() if number == int(image_processor.resample)), None)
     if interpolation is None:
         raise UnsupportedCheckpointError(
-            f"timm's config.json is written with {' or '.join(INTERPOLATIONS)}, not resample={image_processor.resample}."
+            f"timm's config.json cannot hold resample={image_processor.resample}; it can hold {' or '.join(INTERPOLATIONS)}."
         )
     return {
         "input_size": [config.num_channels, height, width],
@@ -266,6 +273,52 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
     }
 
 
+def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
+    """Add the position of [CLS] to [CLS] where there are registers: timm's models with registers have positions of patches only."""
+    if config.representation_size is not None:
+        raise UnsupportedCheckpointError(
+            "timm has no layer between pooling and classifier, but this model has one (representation_size)."
+        )
+    config = without_mask_token(config, tensors, warnings)
+    if not (config.num_register_tokens and config.use_cls_position and config.use_cls_token):
+        return config
+    positions = tensors["embeddings.position_embeddings"]
+    tensors["embeddings.cls_token"] = tensors["embeddings.cls_token"] + positions[:, :1]
+    tensors["embeddings.position_embeddings"] = positions[:, 1:]
+    warnings.append("the position of [CLS] is added to [CLS], as in timm's models with registers")
+    return ViTConfig(**config.to_dict() | {"use_cls_position": False})
+
+
+def describe(exported: Exported, config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> None:
+    """Fill in config.json."""
+    exported.config = timm_config(config, image_processor, num_classes)
+
+
+def load_peer(folder: Path, exported: Exported) -> RunPeer | None:
+    """Return timm's own model of an exported folder; None where timm is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return None
+    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().float()
+    native = tuple(exported.config["pretrained_cfg"]["input_size"][1:]) if exported.config else None
+
+    def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        if tuple(pixel_values.shape[-2:]) != native:
+            peer.set_input_size(img_size=tuple(pixel_values.shape[-2:]))
+        features = peer.forward_features(pixel_values)
+        outputs = {"features": features, "pooled": peer.forward_head(features, pre_logits=True)}
+        return outputs | ({"logits": peer.forward_head(features)} if peer.num_classes else {})
+
+    return run
+
+
+def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what follows for a row of the catalog: files with registers have positions of patches only."""
+    antialias = {"position_interpolation_antialias": True} if architecture["position"] == "absolute" else {}
+    return {"use_cls_position": not architecture["registers"]} | antialias
+
+
 TIMM = Family(
     name="timm",
     containers=("safetensors", "torch"),
@@ -275,4 +328,8 @@ TIMM = Family(
     ignored=(),
     configure=configure,
     image_processor=image_processor,
+    assumption="no config.json next to the weights: assuming timm's usual pooling, activation and preprocessing (mean, std 0.5; crop 0.9)",
+    export=Export(prepare, write_folder, describe, library="timm", load_peer=load_peer),
+    catalog_format="timm-hub",
+    official_fields=official_fields,
 )

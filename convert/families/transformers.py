@@ -1,22 +1,27 @@
-"""transformers' own models, as folders on the Hub hold them: model types vit, deit, dinov2, dinov2_with_registers, vit_mae.
+"""transformers' own models as folders on the Hub: model types vit, deit, dinov2, dinov2_with_registers, vit_mae.
 
 Source: github.com/huggingface/transformers, src/transformers/models/{vit,dinov2,dinov2_with_registers,vit_mae}.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
+import transformers
 
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint
+from .formats import Export, Exported, RunPeer, with_mask_token, without_mask_token, write_folder
 from .rules import Concatenate, Rule, Unsqueeze
 
-KIND_KEYS = ("image_processor_type", "feature_extractor_type")
+CLASS_KEYS = ("image_processor_type", "feature_extractor_type")
 VIT_TYPES, DINOV2_TYPES = ("vit", "deit", "vit_mae"), ("dinov2", "dinov2_with_registers")
-# Before the encoder's names in models with a head; taken off when a checkpoint is opened
-BASE_PREFIXES = {name: f"{name.removesuffix('_mae')}." for name in (*VIT_TYPES, *DINOV2_TYPES)} | {ViTConfig.model_type: "vit."}
+# Prefixes of the encoder's names in models with a head
+BASE_PREFIXES = {name: f"{name.removesuffix('_mae')}." for name in (*VIT_TYPES, *DINOV2_TYPES)}
 
 EMBEDDING_RULES = (
     Rule("embeddings.cls_token", "embeddings.cls_token"),
@@ -30,8 +35,8 @@ EMBEDDING_RULES = (
     Rule("classifier.bias", "classifier.bias"),
 )
 
-# Names inside a block, as on the Hub ("hub") and as in transformers' modules today ("module"): block, query/key/value, attention's
-# output, and what else a block holds
+# Names inside a block, as on the Hub ("hub") and as in transformers' modules today ("module"): block, pattern of query, key and value,
+# their names, and the other layers of the block
 VIT_BLOCKS = {
     "hub": (
         "encoder.layer.{layer}",
@@ -90,12 +95,12 @@ DINOV2_BLOCKS = {
 
 
 def layout(raw: RawCheckpoint) -> str:
-    """Whether blocks are named as on the Hub or as in transformers' modules today."""
+    """Return "hub" where blocks are named as on the Hub, "module" where they are named as in transformers' modules today."""
     return "module" if any(name.endswith(".attention.q_proj.weight") for name in raw.tensors) else "hub"
 
 
 def table(model_type: str, layout: str = "hub") -> Sequence[Rule]:
-    """The rules for a model type and the layout of its names."""
+    """Return the rules for a model type and the layout of its names."""
     is_dinov2 = model_type in DINOV2_TYPES
     block, projection, parts, others = (DINOV2_BLOCKS if is_dinov2 else VIT_BLOCKS)[layout]
     rules = list(EMBEDDING_RULES)
@@ -115,24 +120,24 @@ def table(model_type: str, layout: str = "hub") -> Sequence[Rule]:
 
 
 def model_type(raw: RawCheckpoint) -> str:
-    """The `model_type` of config.json."""
+    """Return the `model_type` of config.json."""
     return (raw.config or {}).get("model_type", "")
 
 
 def export_model_type(config: ViTConfig) -> str:
-    """Which of transformers' models is meant to hold a config: those with LayerScale are DINOv2's."""
+    """Return the model type that a config exports to: with LayerScale, a DINOv2."""
     if config.layer_scale_init_value is None:
         return "vit"
     return "dinov2_with_registers" if config.num_register_tokens else "dinov2"
 
 
 def recognizes(raw: RawCheckpoint) -> bool:
-    """A config.json with one of our model types: activation and epsilon stand nowhere else."""
+    """Return True for a config.json with a supported model type; activation and epsilon are recorded nowhere else."""
     return model_type(raw) in (*VIT_TYPES, *DINOV2_TYPES)
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
-    """The fields of ViTConfig, from config.json; what transformers' classes do with it is part of the family.
+    """Return the fields of ViTConfig from config.json.
 
     transformers interpolates positions bicubically to the target size, without DINO's offset, and antialiased only with registers.
     """
@@ -156,9 +161,7 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         dropped = drops(raw)
         has_pooler = "pooler.dense.weight" in raw.tensors and "pooler.dense.weight" not in dropped
         if has_pooler and (activation := config.get("pooler_act", "tanh")) != "tanh":
-            raise UnsupportedCheckpointError(
-                f'The pooler\'s activation is "{activation}", but the representation layer knows only "tanh".'
-            )
+            raise UnsupportedCheckpointError(f'The pooler\'s activation is "{activation}"; only "tanh" is supported.')
         return fields | {
             "intermediate_size": config.get("intermediate_size", 3072),
             "patch_size": config.get("patch_size", 16),
@@ -181,29 +184,29 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
 
 
 def drops(raw: RawCheckpoint) -> dict[str, str]:
-    """A pooler that no classifier reads, or that was never trained: fresh ones have a bias of zeros."""
+    """Return a pooler that no classifier reads, or that was never trained: an untrained pooler has a bias of zeros."""
     pooler = ("pooler.dense.weight", "pooler.dense.bias")
     if not all(name in raw.tensors for name in pooler):
         return {}
     if "classifier.weight" in raw.tensors:
         return dict.fromkeys(pooler, "the pooler is dropped: transformers' classifier does not read it")
     if not raw.tensors["pooler.dense.bias"].any():
-        return dict.fromkeys(pooler, "the pooler is dropped: its bias is all zero, so that it was never trained")
+        return dict.fromkeys(pooler, "the pooler is dropped: its bias is all zero, so it was never trained")
     return {}
 
 
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
-    """preprocessor_config.json of any age; without one, what the model type's processor does by default."""
+    """Return the preprocessing of a preprocessor_config.json of any age, or else the default of the model type."""
     saved = raw.preprocessor_config
     if saved is None:
         if model_type(raw) in VIT_TYPES:
             return make_image_processor("google-hub", image_size=config.image_size, num_channels=config.num_channels)
         return make_image_processor("dinov2", image_size=224, num_channels=config.num_channels)
-    kind = "".join(str(saved.get(key)) for key in KIND_KEYS)
-    crops = saved.get("do_center_crop", any(name in kind for name in ("Bit", "CLIP", "DeiT")))  # the default of these
+    class_name = "".join(str(saved.get(key)) for key in CLASS_KEYS)
+    crops = saved.get("do_center_crop", any(name in class_name for name in ("Bit", "CLIP", "DeiT")))  # their default
     size = saved.get("size", 224)
-    if isinstance(size, int):  # an early form; a lone number is the shorter side where a processor keeps the aspect
-        keeps_aspect = any(name in kind for name in ("Bit", "CLIP", "ConvNext"))
+    if isinstance(size, int):  # an early form; a single number is the shorter side where a processor keeps the aspect ratio
+        keeps_aspect = any(name in class_name for name in ("Bit", "CLIP", "ConvNext"))
         size = {"shortest_edge": size} if keeps_aspect else {"height": size, "width": size}
     crop_size = saved.get("crop_size", {"height": 224, "width": 224})
     image_mean, image_std = (saved.get(name) or [0.5, 0.5, 0.5] for name in ("image_mean", "image_std"))
@@ -223,11 +226,11 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
 
 
 def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: bool) -> dict[str, Any]:
-    """The config.json that transformers' own class reads."""
-    kind = export_model_type(config)
-    model_class = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[kind]
+    """Return the config.json for transformers' own class."""
+    model_type = export_model_type(config)
+    model_class = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[model_type]
     result: dict[str, Any] = {
-        "model_type": kind,
+        "model_type": model_type,
         "architectures": [f"{model_class}{'ForImageClassification' if classifies else 'Model'}"],
         "image_size": config.image_size[0] if len(set(config.image_size)) == 1 else list(config.image_size),
         "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
@@ -239,11 +242,11 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
     result |= {name: getattr(config, name) for name in same}
     if classifies:
         result |= {"id2label": config.id2label, "label2id": config.label2id}
-    if kind == "vit":
+    if model_type == "vit":
         pooler = {} if config.representation_size is None else {"pooler_output_size": config.representation_size}
         return result | {"intermediate_size": config.intermediate_size} | pooler
     swiglu = config.mlp_type == "swiglu"
-    registers = {"num_register_tokens": config.num_register_tokens} if kind == "dinov2_with_registers" else {}
+    registers = {"num_register_tokens": config.num_register_tokens} if model_type == "dinov2_with_registers" else {}
     return result | registers | {
         "mlp_ratio": round(config.intermediate_size / config.hidden_size * (1.5 if swiglu else 1)),
         "use_swiglu_ffn": swiglu,
@@ -254,27 +257,84 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
 
 
 def transformers_preprocessor_config(image_processor: VitrailImageProcessor) -> dict[str, Any]:
-    """The preprocessor_config.json that transformers' own image processor reads."""
+    """Return the preprocessor_config.json for transformers' own image processor."""
     if image_processor.size_divisor is not None:
         raise UnsupportedCheckpointError(
-            "transformers' image processors know no size_divisor: save the model with one of the cropping or squashing presets."
+            "transformers' image processors have no size_divisor: use an image processor with a cropping or squashing preset."
         )
     saved = image_processor.to_dict()
     same = (
-        "do_resize",
-        "size",
-        "resample",
-        "do_center_crop",
-        "do_rescale",
-        "rescale_factor",
-        "do_normalize",
-        "image_mean",
-        "image_std",
+        *("do_resize", "size", "resample", "do_center_crop", "do_rescale", "rescale_factor"),
+        *("do_normalize", "image_mean", "image_std"),
     )
     result = {name: saved[name] for name in same if name in saved}
     if image_processor.do_center_crop:
         result["crop_size"] = saved["crop_size"]
     return result | {"image_processor_type": "BitImageProcessor" if image_processor.do_center_crop else "ViTImageProcessor"}
+
+
+def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
+    """Add or remove the mask token: Dinov2WithRegistersModel always has one, the others where their config says so."""
+    if config.num_register_tokens:
+        return with_mask_token(config, tensors, warnings)
+    return config if config.layer_scale_init_value is not None else without_mask_token(config, tensors, warnings)
+
+
+def describe(exported: Exported, config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> None:
+    """Fill in the JSON files, and a pooler of zeros where transformers' ViTModel would initialize one at random."""
+    classifies = num_classes > 0
+    exported.config = transformers_config(config, classifies=classifies, use_mask_token="embeddings.mask_token" in exported.tensors)
+    exported.preprocessor_config = transformers_preprocessor_config(image_processor)
+    exported.base_prefix = BASE_PREFIXES[exported.config["model_type"]] if classifies else ""
+    if not classifies and not pools(config):
+        tokens = exported.tensors["embeddings.cls_token"]
+        exported.tensors["pooler.dense.weight"] = tokens.new_zeros(config.hidden_size, config.hidden_size)
+        exported.tensors["pooler.dense.bias"] = tokens.new_zeros(config.hidden_size)  # a pooler that loading drops again
+        exported.warnings.append(
+            "a pooler of zeros is written: transformers' ViTModel has one, but this model has none; use last_hidden_state[:, 0]"
+        )
+
+
+def fixed_size(config: ViTConfig) -> bool:
+    """Return True where the exported model interpolates positions only on request."""
+    return export_model_type(config) == "vit"
+
+
+def pools(config: ViTConfig) -> bool:
+    """Return True where `pooler_output` of the exported encoder is a feature of the model."""
+    return export_model_type(config) != "vit" or config.representation_size is not None
+
+
+def load_peer(folder: Path, exported: Exported) -> RunPeer:
+    """Return transformers' own model of an exported folder, which must find every name and no other."""
+    config = exported.config
+    assert config is not None
+    model_class = getattr(transformers, config["architectures"][0])
+    peer, loading = model_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
+    classifies = hasattr(peer, "classifier")
+    options = {"interpolate_pos_encoding": True} if config["model_type"] == "vit" else {}
+
+    def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = peer(pixel_values, output_hidden_states=classifies, **options)
+        if not classifies:
+            has_pooler = config["model_type"] != "vit" or "pooler_output_size" in config
+            return {"features": outputs.last_hidden_state} | ({"pooled": outputs.pooler_output} if has_pooler else {})
+        layernorm = peer.base_model.layernorm
+        return {"features": layernorm(outputs.hidden_states[-1]), "logits": outputs.logits}
+
+    peer.eval()
+    return run
+
+
+def peer_image_processor(folder: Path) -> Callable[..., Any]:
+    """Return transformers' own image processor, on Pillow."""
+    return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what follows for a row of the catalog: positions are antialiased only with registers."""
+    return {"position_interpolation_antialias": architecture["registers"] > 0}
 
 
 TRANSFORMERS = Family(
@@ -286,5 +346,19 @@ TRANSFORMERS = Family(
     ignored=(r"decoder\..*",),  # of MAE's pre-training and of SimMIM
     configure=configure,
     image_processor=image_processor,
+    base_prefixes=BASE_PREFIXES,
     drops=drops,
+    export=Export(
+        prepare,
+        write_folder,
+        describe,
+        library="transformers",
+        load_peer=load_peer,
+        peer_image_processor=peer_image_processor,
+        peer_needs_square=True,
+        fixed_size=fixed_size,
+        pools=pools,
+    ),
+    catalog_format="transformers-hub",
+    official_fields=official_fields,
 )

@@ -1,4 +1,4 @@
-"""Our own folders, as `vitrail.save` and `save_pretrained` write them: every name stays."""
+"""vitrail's own folders, written by `vitrail.save` and `save_pretrained`: every name stays."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from ...processing.image_processing_vit import VitrailImageProcessor
 from .family import Family, RawCheckpoint
 from .rules import Rule
 
-# What transformers writes into a config.json beside the fields of the config
+# Keys that transformers adds to the fields of a config.json
 NOT_FIELDS = ("model_type", "architectures", "transformers_version", "dtype", "auto_map", "stage_names")
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
-    """config.json as it is."""
+    """Return the fields of config.json."""
     fields = {name: value for name, value in (raw.config or {}).items() if name not in NOT_FIELDS}
     return fields if num_heads is None else fields | {"num_attention_heads": num_heads}
 
 
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
-    """preprocessor_config.json as it is."""
+    """Return the image processor of preprocessor_config.json."""
     return VitrailImageProcessor.from_dict(raw.preprocessor_config or {"num_channels": config.num_channels})
 
 
@@ -29,6 +29,7 @@ VITRAIL = Family(
     rules=lambda raw: [Rule(name, name) for name in raw.tensors if not name.startswith("decoder.")],
     export_rules=lambda config: (),
     ignored=(r"decoder\..*",),  # of masked image modeling
+    base_prefixes={ViTConfig.model_type: "vit."},
     configure=configure,
     image_processor=image_processor,
 )

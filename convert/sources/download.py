@@ -1,4 +1,4 @@
-"""Files over HTTP: resumed where they broke off, checked, and kept in `vitrail/` under the Hub's own cache folder (HF_HOME)."""
+"""Downloads over HTTP: resumed after an interruption, checked, and cached in `vitrail/` in the Hub's folder (HF_HOME)."""
 
 import contextlib
 import hashlib
@@ -23,10 +23,10 @@ CHUNK = 1 << 20  # bytes
 
 
 def download(url: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True) -> Path:
-    """The file at an http(s) or gs URL, from the cache or fetched into it.
+    """Return the path of the file at an http(s) or gs URL, downloaded into the cache if needed.
 
-    A download that breaks off is kept and goes on where it stopped, unless the file has changed on the server. Beside the file
-    lies NAME.json with its url, size in bytes, etag and SHA-256. Raises DownloadError where it cannot be fetched whole.
+    An interrupted download is resumed, unless the file has changed on the server. NAME.json next to the file records its url, size in
+    bytes, etag and SHA-256. Raise DownloadError if the file cannot be downloaded completely.
     """
     url = https_url(url)
     name = unquote(urlsplit(url).path).rpartition("/")[2]
@@ -38,26 +38,25 @@ def download(url: str, *, cache_dir: str | os.PathLike[str] | None = None, progr
         raise DownloadError(f"{url} is not in the cache ({folder}), and HF_HUB_OFFLINE is set: unset it to download the file.")
     folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder / ".lock"):
-        if not _is_complete(path):  # another process may have fetched it while this one waited
+        if not _is_complete(path):  # another process may have downloaded it while this one waited
             _fetch(url, path, progress=progress)
     return path
 
 
 def https_url(url: str) -> str:
-    """The same URL over https where it is a Google Storage URI."""
+    """Return a URL with the scheme http(s); a Google Storage URI (gs://) becomes https."""
     scheme, _, rest = url.partition("://")
     if scheme == "gs":
         return f"https://storage.googleapis.com/{rest}"
     if scheme not in ("http", "https"):
         raise SourceNotFoundError(
-            f"{url} begins with {scheme}://, which is not fetched here; expected http, https or gs. "
-            "Download the file and give its path."
+            f"{url} has the unsupported scheme {scheme}://; expected http, https or gs. Download the file and pass its path."
         )
     return url
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What is known of a download: url, size, etag, last_modified, and sha256 once it is complete."""
+    """Return the record of a download: url, size, etag, last_modified, and sha256 once it is complete."""
     try:
         return json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -73,7 +72,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _fetch(url: str, path: Path, *, progress: bool) -> None:
-    """Downloads into NAME.part, from where an earlier attempt stopped, and renames it when it is whole."""
+    """Download into NAME.part, resuming an earlier attempt, and rename the file when it is complete."""
     part = path.with_name(f"{path.name}.part")
     known = _read_record(path)
     validator = _validator(known)
@@ -86,11 +85,11 @@ def _fetch(url: str, path: Path, *, progress: bool) -> None:
         resumed = offset > 0 and response.status == 206
         if response.status == 416 or (
             resumed and response.headers["Content-Range"] != f"bytes {offset}-{known['size'] - 1}/{known['size']}"
-        ):  # the file became another one, and the server does not know If-Range
+        ):  # the file has changed, and the server does not support If-Range
             part.unlink()
             return _fetch(url, path, progress=progress)
         if response.headers.get_content_type() == "text/html":
-            raise DownloadError(f"{url} answers with an HTML page instead of a file; open it in a browser to see why.")
+            raise DownloadError(f"{url} returns an HTML page instead of a file; open it in a browser to see why.")
         if not resumed:
             length = response.headers["Content-Length"]
             known = {
@@ -103,7 +102,7 @@ def _fetch(url: str, path: Path, *, progress: bool) -> None:
 
         try:
             with part.open("r+b" if resumed else "w+b") as file:
-                digest = hashlib.file_digest(file, "sha256")  # of what is there already; leaves the file at its end
+                digest = hashlib.file_digest(file, "sha256")  # of the part that exists; leaves the file at its end
                 with _progress_bar(path.name, total=known["size"], completed=file.tell(), wanted=progress) as advance:
                     while chunk := response.read(CHUNK):
                         file.write(chunk)
@@ -121,7 +120,7 @@ def _fetch(url: str, path: Path, *, progress: bool) -> None:
 
 
 def _validator(known: dict[str, Any]) -> str | None:
-    """What tells the server which version of the file a part belongs to; None where it cannot be resumed."""
+    """Return the validator that identifies the version of a partial file; None where it cannot be resumed."""
     if not known.get("size"):
         return None
     etag = known["etag"]
@@ -129,15 +128,17 @@ def _validator(known: dict[str, Any]) -> str | None:
 
 
 def _broken_off(part: Path, known: dict[str, Any], *, reason: str) -> DownloadError:
-    outlook = f"What arrived is kept in {part}: run again to go on from there." if _validator(known) else "Run it again."
+    remedy = (
+        f"Run the command again to resume; the received bytes are in {part}." if _validator(known) else "Run the command again."
+    )
     return DownloadError(
-        f"the download of {known['url']} broke off after {part.stat().st_size} of {known['size'] or 'unknown'} bytes "
-        f"({reason}). {outlook}"
+        f"The download of {known['url']} was interrupted after {part.stat().st_size} of {known['size'] or 'unknown'} bytes "
+        f"({reason}). {remedy}"
     )
 
 
 def _open(url: str, headers: dict[str, str]) -> Any:
-    """The response to a GET; a refused range (416) is a response too."""
+    """Return the response to a GET request; a refused range (416) is a response too."""
     request = urllib.request.Request(url, headers=headers)
     try:
         return urllib.request.urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
@@ -146,22 +147,22 @@ def _open(url: str, headers: dict[str, str]) -> Any:
             return error
         error.close()
         meaning = {
-            401: "it is not public: download it where you are logged in and give its path",
-            403: "the server does not hand it out: open it in a browser to see why, or give the path of a copy",
-            404: "there is no such file: check the address",
-        }.get(error.code, "try again later, or give the path of a copy")
-        raise DownloadError(f"{url} was refused with {error.code} {error.reason}; {meaning}.") from error
+            401: "it is not public: download it where you are logged in and pass its path",
+            403: "access is denied: open it in a browser to see why, or pass the path of a copy",
+            404: "the file does not exist: check the address",
+        }.get(error.code, "try again later, or pass the path of a copy")
+        raise DownloadError(f"{url} returned HTTP {error.code} {error.reason}; {meaning}.") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DownloadError(
-            f"{url} cannot be reached ({reason}). Check the network, or download the file elsewhere and give its path."
+            f"{url} cannot be reached ({reason}). Check the network, or download the file elsewhere and pass its path."
         ) from error
 
 
 @contextlib.contextmanager
 def _progress_bar(name: str, *, total: int | None, completed: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, if that is a terminal; yields the function that advances it by a number of bytes."""
-    # Not above: `import vitrail` would take a tenth more modules, for a bar that few see
+    """Show a progress bar on a terminal; yield the function that advances it by a number of bytes."""
+    # Imported here: `import vitrail` would load a tenth more modules
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

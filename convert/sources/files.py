@@ -1,8 +1,7 @@
-"""Safe reading of weight files: what a file is follows from its bytes, never from its name, and no code in it ever runs.
+"""Safe reading of weight files: the format follows from the bytes, never from the name, and no code in a file is executed.
 
-torch files, zipped ones and the older plain pickles, are read with the restricted unpickler of `torch.load(weights_only=True)`;
-.npz files with `allow_pickle=False`. Zipped torch files and safetensors stay memory-mapped: a tensor's bytes come from the disk
-when they are used. The arrays of an .npz lie unaligned in it, so they are copied, once.
+torch files, zipped or plain pickles, are read with the restricted unpickler of `torch.load(weights_only=True)`, and .npz files with
+`allow_pickle=False`. Zipped torch files and safetensors stay memory-mapped. The arrays of an .npz are not aligned, so they are copied.
 """
 
 import argparse
@@ -26,13 +25,13 @@ import torch
 
 from ...errors import CorruptFileError, SourceNotFoundError, UnsafeFileError, UnsupportedCheckpointError, VitrailError
 
-# How weights are called in a folder on the Hub, in order of preference.
+# Names of weights in a folder on the Hub, in order of preference
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 EXPECTED = "a torch file (.pth, .pt, .bin, .ckpt), a NumPy .npz, a .safetensors file, or the .index.json of a sharded one"
 
-# DINO's training checkpoints hold `args: argparse.Namespace`, and learning rates and weight decays that are numpy float64
-# scalars. numpy 2 moved the function that rebuilds a scalar, so a file asks for it under one of two names.
+# DINO's training checkpoints hold `args: argparse.Namespace`, and learning rates and weight decays as numpy float64 scalars. numpy 2
+# moved the function that rebuilds a scalar, so it has two names.
 _numpy_scalar = np.float64(0).__reduce__()[0]
 _ALLOWED_GLOBALS: list[Any] = [
     argparse.Namespace,
@@ -42,8 +41,8 @@ _ALLOWED_GLOBALS: list[Any] = [
     type(np.dtype(np.float64)),
 ]
 
-# What the readers raise at damaged bytes: the restricted unpickler obeys them as far as they make sense, so it can be nearly
-# anything. Found by changing bytes of sound files at random.
+# Exceptions of the readers for damaged bytes, found by changing bytes of valid files at random: the restricted unpickler follows the
+# bytes as far as it can, so it may raise nearly anything
 _DAMAGE = (
     AssertionError,
     EOFError,
@@ -59,7 +58,7 @@ _DAMAGE = (
     zlib.error,
 )
 
-# How a file that holds no weights begins (in lower case), what it is, and what to do.
+# First bytes of files without weights (in lower case), what they are, and the remedy
 _NOT_WEIGHTS = (
     (b"version https://git-lfs.github.com", "a git-lfs pointer, not the weights", "run `git lfs pull` in its repository"),
     (b"<!doctype html", "an HTML page, not weights", "the download was refused; open the page to see why, then download again"),
@@ -68,19 +67,19 @@ _NOT_WEIGHTS = (
 )
 
 _TRUSTED = (
-    "If you trust its author, load it once with torch.load(path, weights_only=False) where the classes it names are installed, "
-    "save the state dict alone with torch.save(model.state_dict(), 'weights.pth'), and use that file."
+    "If you trust its author, load it with torch.load(path, weights_only=False) where its classes are installed, save the state dict with "
+    "torch.save(model.state_dict(), 'weights.pth'), and use that file."
 )
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """What a weight file holds.
+    """The content of a weight file.
 
     path: the file, or the index of a sharded one.
     container: `torch`, `npz` or `safetensors`.
     files: the files that hold the tensors, in order: the path itself, or the shards.
-    content: a flat dict of CPU tensors by name; for `torch` the object that was saved, usually nested dicts of tensors.
+    content: a flat dict of CPU tensors by name; for `torch`, the saved object, usually nested dicts of tensors.
     """
 
     path: Path
@@ -90,10 +89,13 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
-    """Reads a torch, .npz or safetensors file, or all shards that an index names, onto the CPU.
+    """Read a torch, .npz or safetensors file, or all shards of an index, onto the CPU.
 
-    Raises SourceNotFoundError where there is no file, CorruptFileError where it is damaged or holds no weights,
-    UnsafeFileError where reading it would run code, UnsupportedCheckpointError where it is something else.
+    Raises:
+        SourceNotFoundError: there is no file.
+        CorruptFileError: the file is damaged or holds no weights.
+        UnsafeFileError: reading the file would execute code.
+        UnsupportedCheckpointError: the file has another format.
     """
     path = Path(path)
     container = _container(path)
@@ -103,16 +105,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
 
 
 def find_weights(folder: str | os.PathLike[str]) -> Path:
-    """The weight file, or the index of a sharded one, in a folder laid out as on the Hub; safetensors before pickles.
+    """Return the weight file, or the index of shards, in a folder in the Hub's layout, safetensors before pickles.
 
-    Raises SourceNotFoundError where there is none.
+    Raises:
+        SourceNotFoundError: the folder has none.
     """
     folder = Path(folder)
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
     raise SourceNotFoundError(
-        f"{folder} holds none of {', '.join(WEIGHT_FILES)}; it holds {_listing(folder)}. Give the path of the file itself."
+        f"{folder} holds {_listing(folder)}; expected one of {', '.join(WEIGHT_FILES)}. Pass the path of the weight file."
     )
 
 
@@ -121,13 +124,11 @@ def _listing(folder: Path) -> str:
 
 
 def _container(path: Path) -> str:
-    """What the file is, from its first bytes: a key of `_READERS`, or `index`."""
+    """Return the format of a file from its first bytes: a key of `_READERS`, or `index`."""
     if path.is_dir():
-        raise UnsupportedCheckpointError(
-            f"{path} is a folder where a file is expected; give one of the files in it ({_listing(path)})."
-        )
+        raise UnsupportedCheckpointError(f"{path} is a folder; expected a file. Pass one of the files in it ({_listing(path)}).")
     if not path.exists():
-        raise SourceNotFoundError(f"there is no file {path}.")
+        raise SourceNotFoundError(f"There is no file {path}.")
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -145,10 +146,10 @@ def _container(path: Path) -> str:
         return "index"
     if head[257:262] == b"ustar":
         raise UnsupportedCheckpointError(
-            f"{path} is a tar archive. If it is packed, unpack it and give the file inside; if torch before 0.2 wrote it, it "
-            "cannot be read safely: load it where you trust it and save its state dict with torch.save."
+            f"{path} is a tar archive. Unpack it and pass the file inside. A file of torch before 0.2 cannot be read safely: if you trust "
+            "it, load it and save its state dict with torch.save."
         )
-    raise UnsupportedCheckpointError(f"{path} begins with {head[:16]!r}, which no known format does; expected {EXPECTED}.")
+    raise UnsupportedCheckpointError(f"{path} begins with {head[:16]!r}, which is not a known format; expected {EXPECTED}.")
 
 
 def _zip_container(path: Path) -> str:
@@ -157,14 +158,13 @@ def _zip_container(path: Path) -> str:
             members = archive.namelist()
     except _DAMAGE as error:
         raise CorruptFileError(
-            f"{path} begins as a torch or .npz file, but ends early or is damaged: its {path.stat().st_size} bytes hold no "
+            f"{path} begins like a torch or .npz file, but is truncated or damaged: its {path.stat().st_size} bytes hold no zip "
             f"directory ({error}). Download it again."
         ) from error
     names = {member.rpartition("/")[2] for member in members}
     if "constants.pkl" in names:
         raise UnsupportedCheckpointError(
-            f"{path} is a TorchScript program. Load it where you trust it with torch.jit.load and save its state_dict() "
-            "with torch.save."
+            f"{path} is a TorchScript program. If you trust it, load it with torch.jit.load and save its state_dict() with torch.save."
         )
     if "data.pkl" in names:
         return "torch zip"
@@ -181,7 +181,7 @@ def _read_single(path: Path, container: str) -> CheckpointFile:
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise CorruptFileError(
-            f"{path} begins as a {container} file, but ends early or is damaged ({reason}). Download it again."
+            f"{path} begins like a {container} file, but is truncated or damaged ({reason}). Download it again."
         ) from error
     return CheckpointFile(path=path, container=container.partition(" ")[0], content=content, files=(path,))
 
@@ -192,8 +192,8 @@ def _read_torch_zip(path: Path) -> Any:
         with archive.open(name) as stream:
             _check_protocol(path, stream)
         stored = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-    # A compressed member, mapped, would be read as if it were the numbers. And torch.load goes by the suffix .safetensors of a
-    # path, so a torch file that bears it has to be handed over open.
+    # Mapping a compressed member would read compressed bytes as numbers. torch.load takes a path with the suffix .safetensors for
+    # safetensors, so such a torch file is passed open.
     if stored and path.suffix != ".safetensors":
         return _load_torch(path, path, mmap=True)
     with path.open("rb") as file:
@@ -209,30 +209,30 @@ def _read_torch_pickle(path: Path) -> Any:
         except UnsafeFileError as error:
             if file.read(1):
                 raise
-            raise CorruptFileError(f"{path} ends early, in the middle of a name. Download it again.") from error
+            raise CorruptFileError(f"{path} is truncated in the middle of a name. Download it again.") from error
 
 
 def _check_protocol(path: Path, stream: IO[bytes]) -> None:
-    """torch.save writes pickle protocol 2 and its restricted reader knows no other; any other pickle is not even tried."""
+    """Raise UnsafeFileError for any pickle protocol but 2, which torch.save writes and its restricted reader supports."""
     if stream.read(2) == b"\x80\x02":
         return
     stream.seek(0)
-    asked = _imports(stream)
+    imported = _imports(stream)
     raise UnsafeFileError(
-        f"{path} is a plain Python pickle, which cannot be read without running what it asks for "
-        f"({', '.join(asked) or 'nothing'}); nothing of it was executed. {_TRUSTED}"
+        f"{path} is a plain Python pickle, and reading it would execute code (it imports {', '.join(imported) or 'nothing'}); none of it "
+        f"was executed. {_TRUSTED}"
     )
 
 
 def _imports(stream: IO[bytes]) -> list[str]:
-    """The names that a pickle would import, in order, read off without running it."""
+    """Return the names that a pickle would import, in order, without executing it."""
     names: dict[str, None] = {}
     strings, memo = [""], []
     argument: Any
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "GLOBAL":
             names[argument.replace(" ", ".")] = None
-        elif opcode.name == "STACK_GLOBAL":  # protocol 4: module and name are the last two strings, maybe from the memo
+        elif opcode.name == "STACK_GLOBAL":  # protocol 4: module and name are the last two strings, possibly from the memo
             names[".".join(strings[-2:])] = None
         elif opcode.name == "MEMOIZE":
             memo.append(strings[-1])
@@ -244,22 +244,22 @@ def _imports(stream: IO[bytes]) -> list[str]:
 
 
 def _load_torch(path: Path, source: Path | IO[bytes], *, mmap: bool) -> Any:
-    already_safe = torch.serialization.get_safe_globals()  # leaving `safe_globals` would take these from the user
+    already_safe = torch.serialization.get_safe_globals()  # leaving `safe_globals` would remove these for the user
     try:
         with torch.serialization.safe_globals([entry for entry in _ALLOWED_GLOBALS if entry not in already_safe]):
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None and "Unsupported operand" in str(error):
-            raise  # no pickle at all
+            raise  # not a pickle
         if asked is not None and asked[1].startswith("torch.distributed."):
             raise UnsupportedCheckpointError(
-                f"{path} is one shard of a distributed run (FSDP): it asks for {asked[1]}. Use the file that holds the whole state dict; a "
-                "run of DINOv2 writes it as teacher_checkpoint.pth when it evaluates."
+                f"{path} is one shard of a distributed run (FSDP): it imports {asked[1]}. Use the file with the full state dict; DINOv2 "
+                "writes it as teacher_checkpoint.pth when it evaluates."
             ) from error
         raise UnsafeFileError(
-            f"{path} asks for {asked[1] if asked else 'a call that no weights need'}, which is not on the list of names that "
-            f"weights need; nothing of it was executed. {_TRUSTED}"
+            f"{path} imports {asked[1] if asked else 'a function that weights do not need'}, which is not on the allow-list; none of its "
+            f"code was executed. {_TRUSTED}"
         ) from error
 
 
@@ -273,20 +273,20 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
                 if "allow_pickle" not in str(error):
                     raise
                 raise UnsafeFileError(
-                    f"{path}: {name} is an array of Python objects, a pickle, which could run code; it was not read. "
-                    "Save the arrays of numbers alone with np.savez."
+                    f"{path}: {name} is an array of Python objects, a pickle, which could execute code; it was not read. "
+                    "Save only the arrays of numbers with np.savez."
                 ) from error
             try:
                 tensors[name] = _tensor(array)
             except (TypeError, ValueError) as error:
                 raise UnsupportedCheckpointError(
-                    f"{path}: {name} is no array of numbers that torch knows ({error}). Save the file without it."
+                    f"{path}: {name} is not an array of a dtype that torch supports ({error}). Save the file without it."
                 ) from error
     return tensors
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    if array.dtype == np.dtype("V2"):  # how numpy stores JAX's bfloat16, which it has no name for
+    if array.dtype == np.dtype("V2"):  # JAX's bfloat16, for which numpy has no dtype
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -296,35 +296,35 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_shards(index_path: Path) -> CheckpointFile:
-    """All shards that an index names, as one flat dict."""
+    """Return the tensors of all shards of an index as one flat dict."""
     try:
         index = json.loads(index_path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CorruptFileError(f"{index_path} begins as JSON but is none ({error}). Download it again.") from error
+        raise CorruptFileError(f"{index_path} is not valid JSON ({error}). Download it again.") from error
     if not isinstance(index.get("weight_map"), dict):
         raise UnsupportedCheckpointError(
-            f"{index_path} is a JSON file without a `weight_map`, so it is no index of shards; expected {EXPECTED}."
+            f"{index_path} is a JSON file without a `weight_map`, so it is not an index of shards; expected {EXPECTED}."
         )
     tensors: dict[str, torch.Tensor] = {}
     files = []
     container = "safetensors"
     for name in sorted(set(index["weight_map"].values())):
         if Path(name).name != name:
-            raise UnsafeFileError(f"{index_path} names the shard {name!r}, which lies outside its folder; it was not read.")
+            raise UnsafeFileError(f"{index_path} names the shard {name!r}, which is outside its folder; it was not read.")
         shard_path = index_path.with_name(name)
         if not shard_path.is_file():
-            raise SourceNotFoundError(f"{index_path} names the shard {name}, which is not beside it; download it too.")
-        kind = _container(shard_path)
-        if kind == "index":
-            raise CorruptFileError(f"{index_path} names {name} as a shard, which is an index itself.")
-        shard = _read_single(shard_path, kind)
+            raise SourceNotFoundError(f"{index_path} names the shard {name}, which is missing from its folder; download it too.")
+        shard_container = _container(shard_path)
+        if shard_container == "index":
+            raise CorruptFileError(f"{index_path} names {name} as a shard, which is an index itself. Download both again.")
+        shard = _read_single(shard_path, shard_container)
         files.append(shard_path)
         tensors.update(shard.content)
         container = shard.container
     missing = sorted(index["weight_map"].keys() - tensors.keys())
     if missing:
         raise CorruptFileError(
-            f"the shards of {index_path} lack {len(missing)} of the tensors that it lists ({', '.join(missing[:3])}). "
+            f"The shards of {index_path} lack {len(missing)} of its tensors ({', '.join(missing[:3])}). "
             "Download index and shards again, from one revision."
         )
     return CheckpointFile(path=index_path, container=container, content=tensors, files=tuple(files))

@@ -1,6 +1,6 @@
-"""Where weights come from: a path, a URL, a name of the catalogue or a Hub repository becomes a local file or folder.
+"""Sources of weights: a path, a URL, a catalog name or a Hub repository becomes a local file or folder.
 
-Hub repositories lie in the Hub's own cache; HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold here as everywhere on the Hub.
+Hub repositories are in the Hub's cache; HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE apply.
 """
 
 import difflib
@@ -20,10 +20,10 @@ from ...version import __version__
 from .catalog import Checkpoint, checkpoint_names, checkpoints, find_checkpoint
 from .download import download, https_url
 
-# A name that ends like this is a file that is not there, not a Hub repository: the Hub is not asked.
+# A name with one of these suffixes is a missing file, not a Hub repository: no request is made
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".npz", ".safetensors", ".json", ".tar")
 
-# What of a repository is fetched, in order of preference: the file, the index of a sharded one, its shards.
+# Files of a repository to download, in order of preference: the file, the index of a sharded one, its shards
 HUB_CONFIGS = ["config.json", "preprocessor_config.json", "conversion.json"]
 HUB_WEIGHTS = (
     ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"],
@@ -35,8 +35,8 @@ HUB_WEIGHTS = (
 class ResolvedSource:
     """A source on the local disk.
 
-    path: a file, or a folder laid out as on the Hub; `name`: what to call it in front of people.
-    url, hub_id: where it came from, if it was fetched; `checkpoint`: its row of the catalogue, if it has one.
+    path: a file, or a folder in the Hub's layout; `name`: its name in messages.
+    url, hub_id: where it was downloaded from; `checkpoint`: its row of the catalog.
     """
 
     path: Path
@@ -54,18 +54,24 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> ResolvedSource:
-    """Finds a source and fetches it if it is not on the disk: an existing path, a URL, a catalogue name or a Hub id, in this order.
+    """Find a source, and download it if needed: an existing path, a URL, a catalog name or a Hub id, in this order.
 
-    `revision` is a branch, tag or commit of a Hub repository, `token` one of the Hub's; they say nothing about other sources.
-    `cache_dir` replaces both cache folders. Raises SourceNotFoundError where there is nothing of that name, DownloadError where it
-    cannot be fetched, and UnsupportedCheckpointError where a Hub repository holds no weights in the Hub's layout.
+    Args:
+        revision, token: a branch, tag or commit of a Hub repository, and the token for it; other sources ignore them.
+        cache_dir: replaces both cache folders.
+        progress: whether to show a progress bar on a terminal.
+
+    Raises:
+        SourceNotFoundError: there is no such source.
+        DownloadError: it cannot be downloaded.
+        UnsupportedCheckpointError: a Hub repository holds no weights in the Hub's layout.
     """
     text = os.fspath(source)
     path = Path(text).expanduser()
     if text and os.path.exists(path):  # unlike Path.exists, false for what is too long to be a path
         return ResolvedSource(path=path, name=os.path.basename(os.path.abspath(path)))
     if isinstance(source, os.PathLike):
-        raise SourceNotFoundError(f"there is no file or folder {text}.")
+        raise SourceNotFoundError(f"There is no file or folder {text}.")
 
     hub_page = re.fullmatch(re.escape(constants.ENDPOINT) + r"/(\w[\w.-]*/\w[\w.-]*)/?", text)
     name = hub_page[1] if hub_page else text
@@ -81,7 +87,7 @@ def resolve(
     hub_id = (checkpoint and checkpoint.hub_id) or name
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", hub_id) or hub_id.endswith(FILE_SUFFIXES):
         raise SourceNotFoundError(
-            f"{text!r} is no file or folder here, no URL, no name of the catalogue and no Hub id (user/name).{_close_names(text)}"
+            f"{text!r} is not a file, a folder, a URL, a catalog name or a Hub id (user/name).{_close_names(text)}"
         )
     folder = _snapshot(hub_id, revision=revision, token=token, cache_dir=cache_dir, progress=progress)
     return ResolvedSource(path=folder, name=checkpoint.name if checkpoint else hub_id, hub_id=hub_id, checkpoint=checkpoint)
@@ -95,17 +101,17 @@ def _downloaded(
 
 
 def _close_names(text: str) -> str:
-    closest: dict[str, str] = {}  # of each checkpoint the closest name
+    closest: dict[str, str] = {}  # by checkpoint
     for name in difflib.get_close_matches(text, checkpoint_names(), n=12, cutoff=0.5):
         closest.setdefault(checkpoint_names()[name].name, name)
-    return f" Close names: {', '.join(list(closest.values())[:5])}." if closest else ""
+    return f" Similar names: {', '.join(list(closest.values())[:5])}." if closest else ""
 
 
 # A repository of the Hub ----------------------------------------------------------------------------------------------
 
 
 class _NoBar(hub_tqdm):
-    """The Hub's progress bar, switched off for one call."""
+    """The Hub's progress bar, disabled."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "disable": True})
@@ -119,7 +125,7 @@ def _snapshot(
     cache_dir: str | os.PathLike[str] | None,
     progress: bool,
 ) -> Path:
-    """The folder of a repository's configuration and weights in the Hub's cache, fetched if need be."""
+    """Return the folder of a repository's configuration and weights in the Hub's cache, downloaded if needed."""
     page = f"{constants.ENDPOINT}/{hub_id}"
     try:
         for weights in HUB_WEIGHTS:
@@ -138,43 +144,45 @@ def _snapshot(
             if any((folder / name).is_file() for name in weights):
                 return folder
     except (hub_errors.HTTPError, hub_errors.HFValidationError, OSError) as error:
-        raise _not_fetched(error, hub_id, revision) from error
+        raise _download_error(error, hub_id, revision) from error
     raise UnsupportedCheckpointError(
-        f"{page} holds neither model.safetensors nor pytorch_model.bin. If its weights are called otherwise, give the address of "
-        f"the file: {page}/resolve/{revision or 'main'}/FILE."
+        f"{page} has neither model.safetensors nor pytorch_model.bin. If its weights have another name, pass the address of the "
+        f"file: {page}/resolve/{revision or 'main'}/FILE."
     )
 
 
-def _not_fetched(error: Exception, hub_id: str, revision: str | None) -> VitrailError:
-    """What a person needs to know where a repository cannot be fetched."""
+def _download_error(error: Exception, hub_id: str, revision: str | None) -> VitrailError:
+    """Return the error for a repository that cannot be downloaded, with its cause and remedy."""
     page = f"{constants.ENDPOINT}/{hub_id}"
     if isinstance(error, hub_errors.LocalEntryNotFoundError) and isinstance(error.__cause__, hub_errors.HfHubHTTPError):
-        error = error.__cause__  # the Hub was reached, and said no
+        error = error.__cause__  # the Hub was reached and refused the request
     if isinstance(error, hub_errors.GatedRepoError):
         return DownloadError(
-            f"{hub_id} is gated: accept its terms at {page}, with the account whose token you use (`hf auth login`, or HF_TOKEN)."
+            f"{hub_id} is gated: accept its terms at {page} with the account of your token (`hf auth login`, or HF_TOKEN)."
         )
     if isinstance(error, hub_errors.RepositoryNotFoundError | hub_errors.HFValidationError):
         return SourceNotFoundError(
-            f"{hub_id!r} is no file or folder here, no name of the catalogue, and no repository of the Hub that you may see; if it is "
-            f"private, log in with an account that may see it: `hf auth login`, or HF_TOKEN.{_close_names(hub_id)}"
+            f"{hub_id!r} is not a file, a folder, a catalog name, or a Hub repository that you can access. For a private repository, log "
+            f"in with an account that has access: `hf auth login`, or HF_TOKEN.{_close_names(hub_id)}"
         )
     if isinstance(error, hub_errors.RevisionNotFoundError):
-        return SourceNotFoundError(f"{page} has no revision {revision!r}; its branches and tags are on that page.")
+        return SourceNotFoundError(f"{page} has no revision {revision!r}; that page lists its branches and tags.")
     if isinstance(error, hub_errors.LocalEntryNotFoundError):
-        wanted = hub_id if revision is None else f"Revision {revision!r} of {hub_id}"
+        target = hub_id if revision is None else f"Revision {revision!r} of {hub_id}"
         if is_offline_mode():
-            return DownloadError(f"{wanted} is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download it.")
+            return DownloadError(
+                f"{target} is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download the files."
+            )
         return DownloadError(
-            f"{wanted} is not complete in the cache, and {page} cannot be reached ({_one_line(error.__cause__ or error)}). Check the "
-            "network, or copy the repository here and give its path."
+            f"{target} is not complete in the cache, and {page} cannot be reached ({_one_line(error.__cause__ or error)}). Check the "
+            "network, or copy the repository and pass its path."
         )
     status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
     remedy = {
-        401: "Your token is not valid: log in anew with `hf auth login --force`; one that is given (token=, HF_TOKEN) comes before that",
-        403: "Your token may not read it",
+        401: "Your token is not valid: log in again with `hf auth login --force`; token= and HF_TOKEN take precedence over the login",
+        403: "Your token has no permission to read it",
     }.get(status or 0, "Try again later")
-    return DownloadError(f"{page} could not be fetched ({_one_line(error)}). {remedy}.")
+    return DownloadError(f"{page} could not be downloaded ({_one_line(error)}). {remedy}.")
 
 
 def _one_line(error: BaseException) -> str:

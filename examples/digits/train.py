@@ -1,7 +1,7 @@
-"""Makes everything in this folder: `python examples/digits/train.py OUTPUT`, from a checkout.
+"""Make everything in this folder: `python examples/digits/train.py OUTPUT`, from a checkout.
 
-Trains the little model by DINO on one half of scikit-learn's digits, with three seeds, and measures it on the other half, beside the same
-architecture with the random weights that it began with, and raw pixels. The teacher of the first seed becomes the checkpoint on board.
+The script trains a small model with DINO on one half of scikit-learn's digits, with three seeds. It evaluates the model, its initial random
+weights and raw pixels on the other half. The teacher of the first seed becomes the checkpoint in this folder.
 """
 
 import json
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 NUM_NEIGHBORS = 20
 COMMAND = "vitrail pretrain --data digits --arch examples/digits/config.json --recipe examples/digits/recipe.json"
-ROWS = {"trained": "trained, the teacher", "random": "random weights, as it began", "raw_pixels": "raw pixels, 64 numbers"}
+ROWS = {"trained": "trained teacher", "random": "initial random weights", "raw_pixels": "raw pixels (64 numbers)"}
 CARD = """\
 ---
 license: apache-2.0
@@ -39,32 +39,33 @@ tags: [vitrail, vit, dino, self-supervised]
 
 # dino_vit_digits
 
-A very small Vision Transformer ({parameters:,} parameters: {layers} blocks of {width}, patches of 8 in images of 32 pixels) that was really
-trained, on board so that `make demo` has real features to show without a network. `dino_vit_digits.pth` is a teacher file in DINO's own
-format, `{{"teacher": …}}`, in float16, without the projection head.
+A very small trained Vision Transformer ({parameters:,} parameters: {layers} blocks of width {width}, patches of 8 pixels, images of 32
+pixels). It comes with the repository, so that `make demo` shows real features without a network connection. `dino_vit_digits.pth` is a
+teacher in DINO's own format, `{{"teacher": …}}`, in float16, without the projection head.
 
     vitrail convert examples/digits/dino_vit_digits.pth dino-vit-digits/
 
 ## Training
 
-DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), without labels, from scratch, on the {train} images of one half of
-scikit-learn's digits (8 x 8 pixels, 16 grey levels; UCI, Alpaydin and Kaynak 1998): {epochs} epochs of {batch} images an update,
-{updates} updates, with the seed 0, in {seconds:.0f} s (one thread on an {cpu}, whose cores other runs shared), by
+Trained with DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), without labels and from scratch, on the {train} images of one
+half of scikit-learn's digits (8 x 8 pixels, 16 gray levels; UCI, Alpaydin and Kaynak 1998): {epochs} epochs, batches of {batch} images,
+{updates} updates, seed 0, {seconds:.0f} s (one thread on an {cpu}, whose cores other runs shared). The command:
 
     {command} --seed 0 --output OUT
 
-[recipe.json](recipe.json) says in what it differs from DINO's own recipe: views that suit digits (no mirror images, no colours), a
-smaller head, a sharper teacher, and a batch so small that few images make many updates. [pretraining.json](pretraining.json) has
-every setting. `train.py` in this folder makes all of it again.
+[recipe.json](recipe.json) holds the differences from DINO's own recipe: views that suit digits (no flips, no colors), a smaller head, a
+lower teacher temperature, and a small batch, for many updates on few images. [pretraining.json](pretraining.json) holds every setting.
+`train.py` in this folder makes all files again.
 
 ![loss, entropies and k-NN accuracy during the training](pretraining.png)
 
-## Measured
+## Evaluation
 
-On the {validation} images of the other half, which it was not trained on; the mean of the seeds {seeds}, with the smallest and the largest
-in brackets. k-NN is a vote of the {k} nearest training images of what the model pools ([CLS]); the linear probe is the best of the heads
-of `vitrail probe --recipe quick`, chosen on the same images, so that it is a little too high; and the recipe of the training was chosen
-among about fifteen by the k-NN accuracy on these images, with the seed 0. [results.json](results.json) has each seed.
+Accuracy on the {validation} images of the other half, on which the model was not trained: the mean over the seeds {seeds}, with the minimum
+and the maximum in brackets. k-NN is a vote of the {k} nearest training images on the pooled features ([CLS]). The linear probe is the best
+head of `vitrail probe --recipe quick`. The head was chosen on the same images, so its accuracy is slightly optimistic. The training
+recipe was chosen out of about fifteen, also on these images, by the k-NN accuracy of seed 0. [results.json](results.json) has the results
+of each seed.
 
 | features | k-NN top-1, % | linear probe top-1, % |
 |---|---|---|
@@ -74,12 +75,12 @@ among about fifteen by the k-NN accuracy on these images, with the seed 0. [resu
 
 ## Limits
 
-It knows digits of 8 x 8 pixels, written by 13 people before 1998, and nothing else: use it to try the library, not for work.
+The model was trained on digits of 8 x 8 pixels, written by 13 people before 1998, and on nothing else. Use it to try the library only.
 """
 
 
 def train(seed: int, output: Path) -> dict:
-    """Runs the command, unless it has been, and gives what pretraining.json says."""
+    """Run the command, unless its output exists, and return the content of pretraining.json."""
     words = [*COMMAND.split(), "--seed", str(seed), "--output", str(output)]
     if not (output / "pretraining.json").exists():
         subprocess.run([sys.executable, "-m", *words], check=True, cwd=HERE.parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -87,7 +88,7 @@ def train(seed: int, output: Path) -> dict:
 
 
 def measure(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProcessor, output: Path) -> dict[str, float]:
-    """k-NN and the quick linear probe, from 0 to 1, of the digits that were not trained on."""
+    """Return the accuracies of k-NN and of the quick linear probe on the validation split, from 0 to 1."""
     data = load_labeled_images("digits")
     cache = FeatureCache(output / "features", progress=False)
     nearest = evaluate_knn(model, image_processor, data, num_neighbors=[NUM_NEIGHBORS], cache=cache)
@@ -96,7 +97,7 @@ def measure(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProces
 
 
 def measure_pixels() -> dict[str, float]:
-    """k-NN of the 64 grey levels themselves, by the same vote."""
+    """Return the k-NN accuracy on the 64 gray levels."""
     data = load_labeled_images("digits")
     (train_pixels, train_labels), (pixels, labels) = (
         (np.stack([np.asarray(open_image(image), np.float32).ravel() for image in half["image"]]), np.array(half["label"][:]))
@@ -107,18 +108,18 @@ def measure_pixels() -> dict[str, float]:
 
 
 def run(seed: int, output: Path) -> dict[str, dict]:
-    """Trains and measures with one seed."""
+    """Train and evaluate with one seed."""
     trained = train(seed, output / f"seed-{seed}")
-    about = {"seed": seed, "seconds": trained["seconds"]}
+    details = {"seed": seed, "seconds": trained["seconds"]}
     model, image_processor, _ = vitrail.load(output / f"seed-{seed}")
-    results = {"trained": about | measure(model, image_processor, output / f"trained-{seed}")}
+    results = {"trained": details | measure(model, image_processor, output / f"trained-{seed}")}
     model, image_processor = new_model(str(HERE / "config.json"), image_size=32, seed=seed)
     results["random"] = {"seed": seed, **measure(model.eval(), image_processor, output / f"random-{seed}")}
     return results
 
 
 def card(results: dict, trained: dict, model: vitrail.ViTModel, cpu: str) -> str:
-    """The model card, of what was measured."""
+    """Return the model card."""
 
     def cell(name: str, metric: str) -> str:
         values = [100 * row[metric] for row in results[name] if metric in row]
@@ -129,10 +130,10 @@ def card(results: dict, trained: dict, model: vitrail.ViTModel, cpu: str) -> str
     means = {name: np.mean([row["linear_probe"] for row in results[name]]) for name in ("trained", "random")}
     pixels, trained_knn = results["raw_pixels"][0]["knn"], np.mean([row["knn"] for row in results["trained"]])
     verdict = (
-        f"The error of the linear probe is {100 * (1 - means['trained']):.1f} % instead of {100 * (1 - means['random']):.1f} %: "
-        f"{100 * (means['trained'] - means['random']):.1f} points less.\n"
-        f"Raw pixels are {'better' if pixels > trained_knn else 'worse'} neighbours than the features: digits of one class nearly cover "
-        "one another, which natural images do not."
+        f"Training lowers the error of the linear probe from {100 * (1 - means['random']):.1f} % to {100 * (1 - means['trained']):.1f} %, "
+        f"by {100 * (means['trained'] - means['random']):.1f} points.\n"
+        f"k-NN on raw pixels is {'better' if pixels > trained_knn else 'worse'} than on the features: digits of one class nearly cover "
+        "one another, unlike natural images."
     )
     return CARD.format(
         parameters=model.num_parameters(),
@@ -156,7 +157,7 @@ def card(results: dict, trained: dict, model: vitrail.ViTModel, cpu: str) -> str
 def main(output: Path) -> None:
     output = output.absolute()
     runs = [run(seed, output) for seed in SEEDS]
-    results = {name: [one[name] for one in runs] for name in ("trained", "random")} | {"raw_pixels": [measure_pixels()]}
+    results = {name: [single[name] for single in runs] for name in ("trained", "random")} | {"raw_pixels": [measure_pixels()]}
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     model, image_processor, _ = vitrail.load(output / "seed-0")
     tensors = to_format(model, image_processor, "dino").tensors

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own, or in this one where only the words matter."""
+"""The command line: as an installed program, or in the process of the tests."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def run(*words):
 
 
 def fail(capsys, *words):
-    """Runs a command that must end with exit code 2, and gives its one message."""
+    """Run a command that must fail with exit code 2, and return its message."""
     assert end_of(*words) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -328,7 +328,7 @@ def test_push_refusals_are_one_message_and_exit_code_2(hub_server, model_dir, ca
 
 
 def test_card(model_dir, tmp_path, capsys):
-    """Of a folder, of an official checkpoint, which is not downloaded, and of a checkpoint file."""
+    """Cards of a folder, of an official checkpoint without a download, and of a checkpoint file."""
     run("card", model_dir)
     assert capsys.readouterr().out in (model_dir / "README.md").read_text()
     run("card", "dino-vits8")

@@ -1,4 +1,4 @@
-"""`vitrail probe`, `knn` and `logistic`, in this process."""
+"""`vitrail probe`, `knn` and `logistic`."""
 
 import dataclasses
 import importlib.util
@@ -29,13 +29,13 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Noisy images of two colours, in a folder for each; one file is no image."""
+    """Noisy images of two colors, in one folder per color; one file is not an image."""
     folder = tmp_path_factory.mktemp("data") / "pictures"
     rng = np.random.default_rng(0)
-    for name, colour in (("orange", (220, 120, 20)), ("teal", (20, 120, 130))):
+    for name, color in (("orange", (220, 120, 20)), ("teal", (20, 120, 130))):
         (folder / name).mkdir(parents=True)
         for number in range(20):
-            pixels = (colour + rng.normal(0, 40, (12, 12, 3))).clip(0, 255).astype(np.uint8)
+            pixels = (color + rng.normal(0, 40, (12, 12, 3))).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
     (folder / "teal" / "00.png").write_bytes(b"no image")
     return folder
@@ -86,7 +86,7 @@ def test_knn_prints_a_line_for_each_k(words, capsys, tmp_path):
     assert end_of("knn", *words, "-k", 1, "-k", 5, "-k", 500, "--output", tmp_path / "knn.json") == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "knn.json").read_text())
-    assert [row["k"] for row in results["by_k"]] == [1, 5]  # there are not 500 neighbours
+    assert [row["k"] for row in results["by_k"]] == [1, 5]  # fewer than 500 training images
     assert "k = 500 skipped" in printed
     for row in results["by_k"]:
         assert f"k = {row['k']:<4} accuracy {row['accuracy']:.1%}" in printed
@@ -104,8 +104,8 @@ def test_logistic_prints_its_choice(words, capsys, tmp_path):
     assert len(results["by_C"]) == 45
 
 
-def test_json_holds_nothing_but_the_results(words, capsys, tmp_path):
-    """Whatever the Trainer prints."""
+def test_standard_output_is_json_alone(words, capsys, tmp_path):
+    """The Trainer prints on standard output as well, which goes to standard error."""
     assert end_of("probe", *words, "--output", tmp_path / "model", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     results = json.loads((tmp_path / "model" / "results.json").read_text())
@@ -128,7 +128,7 @@ def test_the_model_itself_is_not_written_over(words, capsys):
         ("probe", ["--views", "3"], "leave out views=3"),
         ("probe", ["--strict"], "cannot read the image"),
         ("knn", ["--strict"], "cannot read the image"),
-        ("knn", ["--label-column", "colour"], "colour"),
+        ("knn", ["--label-column", "color"], "color"),
         ("logistic", ["--data", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )

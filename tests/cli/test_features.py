@@ -1,4 +1,4 @@
-"""`vitrail extract`, `similar` and `report`: what a user types, sees and gets."""
+"""`vitrail extract`, `similar` and `report`."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from vitrail.visualization.similar import find_similar
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A model, images, and their features as the command line makes them."""
+    """A model, images, and their features, extracted on the command line."""
     place = tmp_path_factory.mktemp("place")
     write_images(place / "images", 12)
     write_broken(place / "images")
@@ -45,10 +45,10 @@ def test_extract_says_what_it_did(place, tmp_path, capsys):
     ]
     assert re.fullmatch(r"this process: 32 images, \d+\.\d images/s; the model waited for images \d+% of the time", lines[2])
     stored = StoredFeatures(tmp_path / "out")
-    assert stored.manifest["settings"]["model"] == str(place / "model")
-    assert stored.manifest["settings"]["dtype"] == "float16"
-    assert stored.manifest["settings"]["image_processor"]["size_divisor"] == [8, 8]
-    assert len(stored.manifest["shards"]) == 7
+    assert stored.manifest.settings["model"] == str(place / "model")
+    assert stored.manifest.settings["dtype"] == "float16"
+    assert stored.manifest.settings["image_processor"]["size_divisor"] == [8, 8]
+    assert len(stored.manifest.shards) == 7
     assert not end_of("extract", place / "model", place / "images", tmp_path / "out", *options)
     assert capsys.readouterr().out.splitlines() == lines[:2], "nothing was left to do"
 
@@ -57,8 +57,8 @@ def test_extract_says_what_it_did(place, tmp_path, capsys):
     ("words", "message"),
     [
         (["MODEL", "IMAGES", "OUT", "--features", "class"], "found the features 'class'; write one of pooled, cls, mean, cls+mean"),
-        (["MODEL", "IMAGES", "OUT", "--dtype", "int8"], "found dtype='int8'; write float32 or float16"),
-        (["MODEL", "IMAGES", "OUT", "--runner", "spark"], "found runner='spark'; write local or ray"),
+        (["MODEL", "IMAGES", "OUT", "--dtype", "int8"], "found dtype='int8'; expected float32 or float16"),
+        (["MODEL", "IMAGES", "OUT", "--runner", "spark"], "found runner='spark'; expected local or ray"),
         (["MODEL", "IMAGES", "OUT", "--max-errors", "3"], "more than max_errors=3"),
         (["MODEL", "NOWHERE", "OUT"], "NOWHERE"),
         (["NOWHERE", "IMAGES", "OUT"], "NOWHERE"),
@@ -91,7 +91,7 @@ def test_json(place, tmp_path, capsys):
 
 
 def test_names_that_are_not_unicode_are_escaped(capsys):
-    """By a command that prints such a name as text and as JSON, where the escape is that of the name."""
+    """As text and as JSON, where the escape decodes to the same name."""
     command = as_command(lambda: Result({"path": "\udce9.jpg"}, ["\udce9.jpg"]))
     command(json=False, traceback=False)
     assert capsys.readouterr().out == "\\udce9.jpg\n"
@@ -158,7 +158,7 @@ def test_what_cannot_be_done_is_one_message_and_exit_code_2(place, tmp_path, cap
 
 
 def test_the_commands_are_there_without_what_they_need(tmp_path):
-    """Help imports neither pyarrow nor scikit-learn; and a command says which packages are missing, before it does anything."""
+    """Help imports neither pyarrow nor scikit-learn; a command names the missing packages before it does anything."""
     program = (
         "import importlib.util, sys\n"
         "from vitrail.cli.app import main\n"

@@ -10,7 +10,7 @@ from vitrail.cli.app import app
 COMMANDS = typer.main.get_command(app).commands
 # What may differ between commands, and why
 EXCEPTIONS = {
-    ("--output", "help"): "what is written differs: a model, features, a picture, a page, results",
+    ("--output", "help"): "the kind of output differs: a model, features, a picture, a page, results",
     ("--output", "default"): "similar and report have a file name that is as good as any",
     ("--output", "required"): "knn, logistic and card also print what they write",
     ("--recipe", "help"): "probe and pretrain have recipes of their own",
@@ -23,7 +23,7 @@ FACTS = ("opts", "type", "min", "max", "multiple", "is_flag", "metavar", "requir
 
 
 def options():
-    """Every (command, name of the option, option)."""
+    """Yield (command, name of the option, option)."""
     for command, definition in COMMANDS.items():
         for parameter in definition.params:
             if parameter.param_type_name == "option":
@@ -55,7 +55,7 @@ def test_the_same_argument_is_the_same_everywhere():
     for definition in COMMANDS.values():
         for parameter in definition.params:
             if parameter.param_type_name == "argument":
-                text = None if parameter.name == "output" else parameter.help  # what is written differs
+                text = None if parameter.name == "output" else parameter.help  # the kind of output differs
                 found[parameter.name].add((str(fact(parameter, "type")), text))
     assert {name: facts for name, facts in found.items() if len(facts) > 1} == {}
 

@@ -1,4 +1,4 @@
-"""`vitrail attention` and `vitrail pca`: the pictures as a user gets them."""
+"""`vitrail attention` and `vitrail pca`: the pictures that they write."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,9 @@ import paths
 import vitrail
 from command_line import end_of
 from small_models import tiny_model
-from vitrail.processing.presets import keep_aspect
+from vitrail.processing.resizing import at_size, keep_aspect
 from vitrail.visualization.attention import plot_attention
 from vitrail.visualization.pca import plot_pca
-from vitrail.visualization.pictures import at_size
 
 IMAGES = paths.IMAGES
 PHOTO, OTHER = IMAGES / "chelsea.jpg", IMAGES / "astronaut.jpg"

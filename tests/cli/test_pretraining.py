@@ -12,15 +12,13 @@ from transformers import AutoImageProcessor, AutoModel
 import vitrail
 from command_line import end_of
 from image_folders import write_images
+from small_models import TINY
 from vitrail.utils import optional as packages
 
 pytestmark = pytest.mark.usefixtures("one_thread", "cache_of_datasets")
 
-CONFIG = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
+CONFIG = TINY | {
     "num_attention_heads": 2,
-    "intermediate_size": 24,
     "image_size": 8,
     "patch_size": 4,
     "layer_norm_eps": 1e-6,
@@ -78,7 +76,7 @@ def test_digits_from_scratch(files, capsys):
     torch.testing.assert_close(answers[0], answers[2])
     assert AutoImageProcessor.from_pretrained(files / "model").to_dict() == image_processor.to_dict()
     card = (files / "model" / "README.md").read_text()
-    assert "without labels by DINO" in card
+    assert "without labels with DINO" in card
     with Image.open(files / "model" / "pretraining.png") as picture:
         picture.load()
     assert {path.name for path in files.iterdir()} == {
@@ -165,7 +163,7 @@ def test_either_a_name_or_a_model(files, capsys):
         (["--arch", "resnet50"], 'There is no architecture "resnet50"'),
         (["--recipe", "dinov3"], 'There is no recipe "dinov3": choose dino'),
         (["--data", "nowhere/at/all.parquet"], "nowhere/at/all.parquet"),
-        (["--label-column", "colour"], "no column 'colour'"),
+        (["--label-column", "color"], "no column 'color'"),
         (["--original-checkpoint", "run.safetensors"], "unsupported extension '.safetensors'; expected .pth"),
         (["--original-checkpoint", "nowhere/run.pth"], "The folder nowhere does not exist"),
     ],
@@ -179,10 +177,10 @@ def test_mistakes_end_with_one_message(files, capsys, options, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 3}, "says batch, which is not among: epochs, batch_size"),
-        ({"batch_size": "many"}, "says batch_size: 'many'"),
-        ({"arguments": {"momentum": 3}}, "says momentum, which is not among"),
-        ({"arguments": {"teacher_momentum": 3}}, "teacher_momentum is 3; write a number from 0 to 1"),
+        ({"batch": 3}, "has unknown fields: batch. Known fields: epochs, batch_size"),
+        ({"batch_size": "many"}, "has batch_size: 'many'"),
+        ({"arguments": {"momentum": 3}}, "has unknown fields: momentum"),
+        ({"arguments": {"teacher_momentum": 3}}, "teacher_momentum is 3; expected a number from 0 to 1"),
         ({"epochs": 5}, "warmup_epochs is 10.0, longer than the run of 5 epochs"),
         ({"batch_size": 100}, "pictures has 12 images to train on, fewer than a batch of the recipe short, 100"),
     ],

@@ -49,18 +49,18 @@ def test_extract_records_how_the_model_was_run(place, tmp_path, capsys):
     assert not end_of(*words)
     assert "mean: cosine 0.99" in capsys.readouterr().out
     stored = StoredFeatures(tmp_path / "out")
-    assert stored.manifest["settings"]["precision"] == "bfloat16"
-    assert stored.manifest["settings"]["engine"] == "eager"
-    assert end_of(*words[:-2]) == 2  # the rows that are there follow from another precision
-    assert "another precision" in capsys.readouterr().err
+    assert stored.manifest.settings["precision"] == "bfloat16"
+    assert stored.manifest.settings["engine"] == "eager"
+    assert end_of(*words[:-2]) == 2  # the existing rows were computed in another precision
+    assert "different settings (precision)" in capsys.readouterr().err
 
 
 def test_evaluations_keep_features_of_each_precision_apart(tmp_path, place, capsys):
     rng = np.random.default_rng(0)
-    for label, colour in enumerate(((220, 120, 20), (20, 120, 130))):
+    for label, color in enumerate(((220, 120, 20), (20, 120, 130))):
         (tmp_path / "data" / str(label)).mkdir(parents=True)
         for number in range(10):
-            pixels = (colour + rng.normal(0, 40, (40, 40, 3))).clip(0, 255).astype(np.uint8)
+            pixels = (color + rng.normal(0, 40, (40, 40, 3))).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / str(label) / f"{number}.png")
     words = ["knn", place / "model", "--data", tmp_path / "data", "-k", 2, "--cache-dir", tmp_path / "cache"]
     for precision, folders in (("float32", 2), ("bfloat16", 4), ("bfloat16", 4)):
@@ -68,7 +68,7 @@ def test_evaluations_keep_features_of_each_precision_apart(tmp_path, place, caps
         assert not end_of(*words, "--output", output, "--precision", precision)
         assert json.loads(output.read_text())["runtime"] == {"precision": precision, "engine": "eager"}
         assert len(list((tmp_path / "cache").iterdir())) == folders
-    assert capsys.readouterr().out.count("features: cosine 0.99") == 1  # where features were taken by something else than the model
+    assert capsys.readouterr().out.count("layers: cosine 0.99") == 1  # only the run that computed features in bfloat16
 
 
 @pytest.mark.parametrize("command", ["embed", "classify", "extract", "probe", "knn", "logistic"])

@@ -133,7 +133,9 @@ def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest(tmp_path)
     ],
 )
 def test_the_image_processor_goes_with_the_size(preset, image_size, size):
-    processor = adapt_image_processor(vitrail.make_image_processor(preset), image_size=image_size, num_channels=3)
+    processor = adapt_image_processor(
+        vitrail.make_image_processor(preset), image_size=image_size, patch_size=(2, 2), num_channels=3
+    )
     assert dict(processor.size) == size
     pixel_values = processor(np.zeros((700, 600, 3), np.uint8), return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (1, 3, *image_size)
@@ -143,7 +145,7 @@ def test_the_image_processor_goes_with_the_size(preset, image_size, size):
 def test_a_processor_of_that_size_stays_as_it_is(length):
     """The quotient of these lengths is a hair below a whole number where it is taken in floating point."""
     processor = vitrail.make_image_processor("timm", image_size=length)
-    adapted = adapt_image_processor(processor, image_size=(length, length), num_channels=3)
+    adapted = adapt_image_processor(processor, image_size=(length, length), patch_size=(14, 14), num_channels=3)
     assert dict(adapted.size) == dict(processor.size)
 
 
@@ -174,7 +176,7 @@ def test_equal_channels_are_answered_as_before(tmp_path, num_channels, rule, nam
     model, processor, report = vitrail.load(folder, num_channels=num_channels, channel_rule=rule)
     assert model.config.num_channels == processor.num_channels == num_channels
     torch.testing.assert_close(model(grey(num_channels)).logits, colour(grey(3)).logits, **CLOSE)
-    assert any(f"3 channels made one of {num_channels}, by the rule {named}" in warning for warning in report.warnings)
+    assert any(f"from 3 to {num_channels} channels by the rule {named}" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize(("num_channels", "channels"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 0]), (5, [0, 1, 2, 0, 1])])
@@ -210,8 +212,8 @@ def test_statistics_are_averaged_over_the_channels(tmp_path):
 @pytest.mark.parametrize(
     ("num_channels", "rule", "message"),
     [
-        (2, "sum", r'channel_rule="sum" cannot make 2 channels: choose repeat or average'),
-        (4, "first", r'channel_rule="first" cannot make 4 channels: choose repeat or average'),
+        (2, "sum", r'channel_rule="sum" does not apply to 2 channels; expected "repeat" or "average"'),
+        (4, "first", r'channel_rule="first" does not apply to 4 channels; expected "repeat" or "average"'),
         (0, None, "num_channels is 0"),
     ],
 )
@@ -224,7 +226,7 @@ def test_a_channel_rule_that_does_not_fit_is_refused(tmp_path, num_channels, rul
 
 
 def fresh(report):
-    return [warning for warning in report.warnings if "fresh and untrained" in warning]
+    return [warning for warning in report.warnings if "classes is untrained" in warning]
 
 
 def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
@@ -233,7 +235,7 @@ def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
     assert model.classifier.weight.shape == (1000, 128)
     assert (model.classifier.bias == 0).all()
     assert 0.01 < model.classifier.weight.std() < 0.03
-    assert fresh(report) == ["the classifier for 1000 classes is fresh and untrained, in the place of one for 5"]
+    assert fresh(report) == ["the classifier for 1000 classes is untrained; it replaces one for 5"]
     assert model.config.id2label[0] == "LABEL_0"  # nobody knows yet what the classes are
 
 
@@ -243,7 +245,7 @@ def test_a_backbone_gets_a_fresh_classifier(tmp_path):
     model, _, report = vitrail.load(tmp_path / "backbone.pth", num_labels=7)
     assert isinstance(model, vitrail.ViTForImageClassification)
     assert model.classifier.weight.shape == (7, 128)
-    assert fresh(report) == ["the classifier for 7 classes is fresh and untrained"]
+    assert fresh(report) == ["the classifier for 7 classes is untrained"]
 
 
 def test_a_fresh_classifier_reads_what_the_old_one_read(tmp_path):
@@ -251,7 +253,7 @@ def test_a_fresh_classifier_reads_what_the_old_one_read(tmp_path):
     torch.save({"weight": torch.zeros(10, 5 * 128), "bias": torch.zeros(10)}, tmp_path / "head.pth")
     model, _, report = vitrail.load(tmp_path / "backbone.pth", head=tmp_path / "head.pth", num_labels=7)
     assert model.classifier.weight.shape == (7, 5 * 128)
-    assert fresh(report) == ["the classifier for 7 classes is fresh and untrained, in the place of one for 10"]
+    assert fresh(report) == ["the classifier for 7 classes is untrained; it replaces one for 10"]
 
 
 def test_a_fresh_classifier_has_the_dtype_of_the_file(tmp_path):

@@ -144,12 +144,12 @@ BAD = {
     "another model type of transformers": (
         folder_of(*reversed(hub("dinov3_vit"))),
         UnsupportedCheckpointError,
-        ["not recognised as any of: vitrail, transformers, google, dinov2, dino, timm", "embeddings.cls_token", '"dinov3_vit"'],
+        ["not recognized as any of: vitrail, transformers, google, dinov2, dino, timm", "embeddings.cls_token", '"dinov3_vit"'],
     ),
     "timm's names beside another config.json": (
         folder_of(vit(), {"model_type": "clip"}),
         UnsupportedCheckpointError,
-        ["not recognised", "blocks.{0..1}.attn.qkv.weight", '"clip"'],
+        ["not recognized", "blocks.{0..1}.attn.qkv.weight", '"clip"'],
     ),
     "a convolutional network of timm": (
         folder_of(
@@ -157,37 +157,37 @@ BAD = {
             {"architecture": "resnet50"},
         ),
         UnsupportedCheckpointError,
-        ["not recognised", "holds 2 tensors", "conv1.weight", '"resnet50"'],
+        ["not recognized", "holds 2 tensors", "conv1.weight", '"resnet50"'],
     ),
-    "config.json is no JSON": (
+    "config.json is not valid JSON": (
         folder_of(vit(), "<html>401 Unauthorized</html>"),
         CorruptFileError,
-        ["config.json is no JSON", "download it again"],
+        ["config.json is not valid JSON", "download it again"],
     ),
     "config.json is a list": (
         folder_of(vit(), "[1, 2]"),
         CorruptFileError,
-        ["config.json", "list", "download it again"],
+        ["config.json", "list", "Download the file again"],
     ),
     "config.json in another encoding": (
         lambda folder: (folder_of(vit(), TIMM)(folder) / "config.json").write_bytes(b"\xff\xfe{}") and folder,
         CorruptFileError,
-        ["config.json is no JSON", "download it again"],
+        ["config.json is not valid JSON", "download it again"],
     ),
     "attention pooling by name only": (
         folder_of(vit(), TIMM | {"global_pool": "map"}),
         UnsupportedCheckpointError,
-        ['global_pool="map"', '"token" and "avg"'],
+        ['global_pool="map"', 'expected "token" or "avg"'],
     ),
     "positions that are no square, DINO": (
         pth(vit(pos_embed=(1, 16, WIDTH))),
         UnsupportedCheckpointError,
-        ["pos_embed holds positions of 15 patches", "no square", "published checkpoints are all square"],
+        ["pos_embed holds positions of 15 patches", "not a square number", "published checkpoints have a square grid"],
     ),
     "positions that are no square, flax": (
         npz(flax(Transformer__posembed_input__pos_embedding=(1, 16, WIDTH))),
         UnsupportedCheckpointError,
-        ["pos_embedding holds positions of 15 patches", "no square"],
+        ["pos_embedding holds positions of 15 patches", "not a square number"],
     ),
     "a table that is no square": (
         folder_of(
@@ -199,7 +199,7 @@ BAD = {
             TIMM,
         ),
         UnsupportedCheckpointError,
-        ["relative_position_bias_table", "48", "no square"],
+        ["relative_position_bias_table", "48", "not a square number"],
     ),
     "integers": (
         pth({name: tensor.to(torch.int8) for name, tensor in vit().items()}),
@@ -209,37 +209,37 @@ BAD = {
     "no heads to tell": (
         pth({name: tensor[..., :40] if tensor.shape[-1] == WIDTH else tensor[:40] for name, tensor in vit().items()}),
         UnsupportedCheckpointError,
-        ["width 40 is not a multiple of 64", "num_heads="],
+        ["hidden size 40 is not a multiple of 64", "num_heads="],
     ),
     "several names too many": (
         folder_of(vit(extra__0__weight=(1,), extra__1__weight=(1,), head_dist__weight=(1,)), TIMM),
         ConversionError,
         [
-            "3 names of the file have no place in the model",
+            "3 unexpected keys",
             "extra.{0..1}.weight",
             "head_dist.weight",
-            "use the file as it was published",
+            "Use the file as it was published",
         ],
     ),
     "several names too few": (
         folder_of(vit(blocks__1__norm1__bias=None, norm__weight=None), TIMM),
         ConversionError,
         [
-            "2 parameters of the model are not in the file",
+            "2 missing keys",
             "layers.1.norm1.bias",
             "layernorm.weight",
-            "use the file as it was published",
+            "Use the file as it was published",
         ],
     ),
     "a block too few": (
         pth({name: tensor for name, tensor in vit().items() if not name.startswith("blocks.0.")}),
         UnsupportedCheckpointError,
-        ["not recognised", "blocks.1.attn.qkv.weight"],
+        ["not recognized", "blocks.1.attn.qkv.weight"],
     ),
     "no MLP in the first block": (
         folder_of(vit(blocks__0__mlp__fc1__weight=None), TIMM),
         UnsupportedCheckpointError,
-        ["no blocks.0.mlp.fc1.weight", "is it whole?"],
+        ["no blocks.0.mlp.fc1.weight", "Check that the file is complete"],
     ),
     "another width in one place": (
         folder_of(vit(norm__bias=(WIDTH + 1,)), TIMM),
@@ -249,13 +249,13 @@ BAD = {
     "nothing but an optimizer": (
         pth({"optimizer": {"state": {}}, "epoch": 3}),
         UnsupportedCheckpointError,
-        ["No tensors stand in the file", "optimizer, epoch"],
+        ["holds no tensors", "optimizer, epoch"],
     ),
     "a list": (pth([torch.zeros(1)]), UnsupportedCheckpointError, ["holds a list", "state dict"]),
     "a folder without weights": (
         lambda folder: (folder / "config.json").write_text("{}") and folder,
         SourceNotFoundError,
-        ["model.safetensors", "config.json", "Give the path of the file itself"],
+        ["model.safetensors", "config.json", "Pass the path of the weight file"],
     ),
 }
 
@@ -276,13 +276,14 @@ def test_a_bad_file_is_refused_with_cause_and_remedy(tmp_path, what):
 
 def test_an_unknown_format_is_refused_with_those_there_are(tmp_path):
     with pytest.raises(
-        UnsupportedCheckpointError, match=r'no format "dinov4": choose auto, vitrail, transformers, google, dinov2, dino, timm'
+        UnsupportedCheckpointError,
+        match=r'Unknown format "dinov4"; expected auto, vitrail, transformers, google, dinov2, dino, timm',
     ):
         vitrail.load(pth(vit())(tmp_path), format="dinov4")
 
 
 def test_a_format_that_the_file_is_not_of_is_refused(tmp_path):
-    with pytest.raises(UnsupportedCheckpointError, match=r"not recognised as google\. It holds 30 tensors"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"not recognized as google\. It holds 30 tensors"):
         vitrail.load(pth(vit())(tmp_path), format="google")
 
 

@@ -165,8 +165,8 @@ def test_the_card_has_the_results(folder):
     assert {result.dataset_type for result in card.data.eval_results} == {"imagefolder"}
     assert "trained on 1,000 other images" in card.text
     assert "the best of 6 linear classifiers" in card.text
-    assert "on the validation images themselves" in card.text
-    assert "It reads [CLS] + mean patch, and was trained with a learning rate of 0.01" in card.text
+    assert "selected by its accuracy on the validation images" in card.text
+    assert "It reads [CLS] + mean patch and was trained with a learning rate of 0.01" in card.text
     assert "| top-1 accuracy | 75.0 % |" in card.text
     assert "![Confusion matrix](confusion.png)" in card.text
     assert "fine-tuned" not in card.text

@@ -19,7 +19,7 @@ from image_folders import PHOTOS, small_model, small_processor, write_broken, wr
 from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.features.embedding import ImageEmbedder
 from vitrail.modeling.modeling_vit import ViTForImageClassification
-from vitrail.processing.presets import keep_aspect
+from vitrail.processing.resizing import keep_aspect
 
 KINDS = ("pooled", "cls", "mean", "cls+mean", "patches", "layers=0,-1")
 

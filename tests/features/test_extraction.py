@@ -28,7 +28,7 @@ from vitrail.features.extraction import extract
 from vitrail.features.job import Job
 from vitrail.features.store import ChunkWriter, FeatureFolder, StoredFeatures
 from vitrail.hub.save import save
-from vitrail.processing.presets import keep_aspect
+from vitrail.processing.resizing import keep_aspect
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(pictures, tars,
         except KeyboardInterrupt:
             interruptions += 1
             assert not list((tmp_path / "out" / ".progress").glob("*.part*")), "nothing half-written stays"
-            with pytest.raises(VitrailError, match="unfinished features: give the same"):
+            with pytest.raises(VitrailError, match="unfinished features: run the same"):
                 StoredFeatures(tmp_path / "out")
         monkeypatch.setattr(inference, "compute_batch", compute)
     done = run(source, tmp_path / "out", shard_size=6)
@@ -385,7 +385,7 @@ def test_a_folder_that_has_moved_is_the_same(tmp_path):
     run(tmp_path / "before", tmp_path / "out")
     (tmp_path / "before").rename(tmp_path / "after")
     assert run(tmp_path / "after", tmp_path / "out").images == 0
-    assert StoredFeatures(tmp_path / "out").manifest["settings"]["collection"]["source"] == str(tmp_path / "after")
+    assert StoredFeatures(tmp_path / "out").manifest.settings["collection"]["source"] == str(tmp_path / "after")
 
 
 def test_errors_of_an_earlier_run_count(tmp_path):

@@ -1,4 +1,4 @@
-"""The command line in the process of the tests, which all of its tests share."""
+"""The command line, run in the process of the tests."""
 
 import sys
 
@@ -8,7 +8,7 @@ from vitrail.cli.app import main
 
 
 def end_of(*words):
-    """Runs the command line in this process and gives its exit code."""
+    """Run the command line in this process and return its exit code."""
     arguments, sys.argv = sys.argv, ["vitrail", *map(str, words)]
     try:
         with pytest.raises(SystemExit) as end:

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 import deterministic
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.convert.families.family import VIT_RULES
+from vitrail.convert.families.plain_vit import VIT_RULES
 from vitrail.convert.families.rules import convert_tensors
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.pretraining.arguments import DINOTrainingArguments

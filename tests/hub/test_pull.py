@@ -118,10 +118,10 @@ def hub_of_refusals(hub_server, make_files):
     ("name", "token", "error", "message"),
     [
         ("public", "hf_wrong", DownloadError, "Invalid credentials in Authorization header.*Your token is not valid"),
-        ("private", "hf_other", SourceNotFoundError, "'user/private' is no .* that you may see; if it is private"),
-        ("private", None, SourceNotFoundError, "'user/private' is no .* log in with an account that may see it"),
-        ("none", "hf_other", SourceNotFoundError, "'user/none' is no file or folder here"),
-        ("none", None, SourceNotFoundError, "'user/none' is no file or folder here"),
+        ("private", "hf_other", SourceNotFoundError, "'user/private' is not .* that you can access. For a private repository"),
+        ("private", None, SourceNotFoundError, "'user/private' is not .* log in with an account that has access"),
+        ("none", "hf_other", SourceNotFoundError, "'user/none' is not a file, a folder"),
+        ("none", None, SourceNotFoundError, "'user/none' is not a file, a folder"),
         ("gated", "hf_other", DownloadError, "user/gated is gated: accept its terms at http://.*/user/gated"),
         ("gated", None, DownloadError, "user/gated is gated: accept its terms at .*`hf auth login`"),
     ],
@@ -152,8 +152,12 @@ def test_no_such_revision(revision, hub_of_refusals):
 @pytest.mark.parametrize(
     ("path", "fault", "message"),
     [
-        ("/api/models/user/public", {"status": 503}, "could not be fetched.*503 Service Unavailable.*Try again later"),
-        ("/api/models/user/public", {"status": 403}, "could not be fetched.*403 Forbidden.*Your token may not read it"),
+        ("/api/models/user/public", {"status": 503}, "could not be downloaded.*503 Service Unavailable.*Try again later"),
+        (
+            "/api/models/user/public",
+            {"status": 403},
+            "could not be downloaded.*403 Forbidden.*Your token has no permission to read it",
+        ),
         ("/resolve/.*safetensors", {"status": 500}, "500 Internal Server Error"),
         ("/resolve/.*safetensors", {"after": 100}, "peer closed connection"),
     ],
@@ -195,7 +199,7 @@ def test_offline_after_one_pull(hub_server, make_files, tmp_path):
     before = python(*info, environment={**environment, "HF_HUB_OFFLINE": "1"}, folder=tmp_path)
     assert before.returncode == 2
     assert before.stderr == (
-        "vitrail: user/name is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download it.\n"
+        "vitrail: user/name is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download the files.\n"
     )
     assert hub_server.requests == []
 

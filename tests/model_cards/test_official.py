@@ -1,4 +1,4 @@
-"""model_cards/ is what the catalogue and the template give now, and what the Hub takes."""
+"""model_cards/official is what the catalog and the template give now, for every card; one card of each format is checked in depth."""
 
 import ast
 import re
@@ -35,7 +35,15 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
+def first_of_each_format() -> list[Checkpoint]:
+    """One row of each format, with results and a classifier where the format has any."""
+    by_format: dict[str, Checkpoint] = {}
+    for row in sorted(ROWS, key=lambda row: (not any(row.metrics.values()), not row.has_classifier)):
+        by_format.setdefault(row.format, row)
+    return list(by_format.values())
+
+
+@pytest.fixture(scope="module", params=first_of_each_format(), ids=lambda row: row.name)
 def row(request) -> Checkpoint:
     return request.param
 
@@ -51,7 +59,9 @@ def metadata(text):
     return yaml.safe_load(text.split("---\n")[1])
 
 
-def test_the_card_is_what_the_template_gives_now(row, text):
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_card_is_what_the_template_gives_now(row):
+    text = (FOLDER / f"{row.name}.md").read_text(encoding="utf-8")
     assert text == str(official_card(row)).rstrip("\n") + "\n", RENDER
 
 
@@ -138,8 +148,8 @@ def test_the_hub_client_reads_it_and_writes_the_same(row, text):
 def test_the_text_is_whole(row, text):
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert headings == [
-        *("The model", "Training", "Intended use and limits", "How to use it", "Preparation of images", "Architecture"),
-        *("What was verified", "Published results", "Licence", "Citation", "Sources"),
+        *("Model description", "Training", "Intended uses and limitations", "Usage", "Preprocessing", "Architecture"),
+        *("Verification", "Published results", "License", "Citation", "Sources"),
     ]
     assert text.count("\n# ") == 1
     assert f"\n# {row.hub_id or row.name}\n" in text

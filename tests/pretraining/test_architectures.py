@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import vitrail
+from small_models import TINY, tiny_config
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
 from vitrail.pretraining.architectures import new_model
-
-TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "patch_size": 8}
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def test_the_seed_chooses_the_weights(write):
 
 
 def test_a_config_of_ones_own(write):
-    model, image_processor = new_model(write(**TINY, image_size=[16, 24], num_channels=1), image_size=224, seed=0)
+    model, image_processor = new_model(write(**TINY | {"image_size": [16, 24], "num_channels": 1}), image_size=224, seed=0)
     assert type(model) is vitrail.ViTModel
     assert (model.config.image_size, model.config.num_channels, model.config.hidden_size) == ((16, 24), 1, 32)
     assert (image_processor.size["height"], image_processor.size["width"]) == (16, 24)
@@ -73,7 +72,7 @@ def test_a_config_of_ones_own(write):
 
 
 def test_the_config_of_a_model_of_ours(tmp_path):
-    config = vitrail.ViTConfig(**TINY, image_size=16, num_register_tokens=2, num_labels=3)
+    config = tiny_config(image_size=16, num_register_tokens=2, num_labels=3)
     vitrail.save(vitrail.ViTForImageClassification(config), vitrail.make_image_processor("dino", image_size=16), tmp_path / "model")
     model, _ = new_model(str(tmp_path / "model" / "config.json"), image_size=224, seed=0)
     assert type(model) is vitrail.ViTModel
@@ -84,15 +83,15 @@ def test_the_config_of_a_model_of_ours(tmp_path):
     "name", ["resnet50", "vit_small", "vit_enormous_patch16", "vit_giant_patch14", "vit_small_patch0", "nowhere.json", ""]
 )
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(VitrailError, match=f'no architecture "{name}": write vit_SIZE_patchP, SIZE being tiny, small'):
+    with pytest.raises(VitrailError, match=f'no architecture "{name}": give vit_SIZE_patchP, where SIZE is one of tiny, small'):
         new_model(name, image_size=224, seed=0)
 
 
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ({"hiden_size": 32}, VitrailError, r"config\.json has hiden_size; write a config\.json with the fields of ViTConfig"),
-        ({"model_type": "vit"}, VitrailError, r'config\.json says "vit"'),
+        ({"hiden_size": 32}, VitrailError, r"config\.json has unknown fields hiden_size; expected the fields of ViTConfig"),
+        ({"model_type": "vit"}, VitrailError, r'config\.json has model_type "vit"'),
         ({"hidden_size": 33}, UnsupportedCheckpointError, "hidden_size 33"),
         ({"hidden_size": "wide"}, UnsupportedCheckpointError, "hidden_size"),
     ],

@@ -8,6 +8,7 @@ import torch
 import deterministic
 import vitrail
 from golden_training import ANSWERS, CASE, HELD_OUT, SETTINGS, golden_trainer
+from small_models import tiny_model
 from vitrail.convert.sources.files import read_checkpoint
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
 from vitrail.pretraining.checkpoints import check_original_layout, original_names, save_original_checkpoint
@@ -111,7 +112,6 @@ def test_what_stands_there_stays(run):
 
 
 def test_a_model_that_the_original_cannot_hold():
-    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64, "image_size": 16}
-    model = vitrail.ViTModel(vitrail.ViTConfig(**small, patch_size=8, layer_scale_init_value=0.1))
+    model = tiny_model(hidden_size=64, num_attention_heads=1, image_size=16, layer_scale_init_value=0.1)
     with pytest.raises(UnsupportedCheckpointError, match="dino"):
         check_original_layout(model, vitrail.make_image_processor("dino", image_size=16))

@@ -137,7 +137,7 @@ def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(pictures, war
     assert len(warnings_of_crops) == 3
     for row in (1, 2, 5):
         (told,) = [warning for warning in warnings_of_crops if images[row] in warning]
-        assert told.startswith("left out, the next image takes its place: cannot read the image")
+        assert told.startswith("unreadable image, replaced by the next one: cannot read the image")
 
 
 def test_strict_refuses_it(pictures):

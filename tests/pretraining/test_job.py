@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 import vitrail
+from small_models import tiny_config
 from vitrail.data.labeled import load_training_images
 from vitrail.errors import VitrailError
 from vitrail.pretraining.architectures import new_model
@@ -22,16 +23,7 @@ from vitrail.pretraining.job import pretrain
 from vitrail.pretraining.recipes import RECIPES
 from vitrail.processing.multi_crop import CropAugmentation
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 16,
-    "patch_size": 4,
-    "position_interpolation_offset": 0.1,
-    "layer_norm_eps": 1e-6,
-}
+SMALL = {"num_attention_heads": 2, "image_size": 16, "patch_size": 4, "position_interpolation_offset": 0.1, "layer_norm_eps": 1e-6}
 ARGUMENTS = {
     "num_prototypes": 24,
     "head_hidden_size": 32,
@@ -89,7 +81,7 @@ def run(folder, output="model", data="images", seed=0, **options):
     folder = Path(folder)
     fields = SMALL | {name: options.pop(name) for name in list(options) if name in vitrail.ViTConfig.__annotations__}
     torch.manual_seed(0)
-    model = vitrail.ViTModel(vitrail.ViTConfig(**fields))
+    model = vitrail.ViTModel(tiny_config(**fields))
     image_processor = vitrail.make_image_processor("dino", image_size=fields["image_size"])
     images = load_training_images(folder / data, validation_fraction=0.25)
     options = {"recipe": RECIPE, "progress": False, "from_scratch": True, **options}
@@ -132,8 +124,8 @@ def test_what_lies_in_the_folder(prepared, whole):
     assert model.config.drop_path_rate == 0
     assert image_processor.crop_size["height"] == 16
     card = (folder / "README.md").read_text()
-    assert "Vitrail trained it without labels by DINO" in card
-    assert "27 images of `images`: 3 epochs of 8 images an update, 9 updates" in card
+    assert "Vitrail trained it without labels with DINO" in card
+    assert "27 images of `images`: 3 epochs with a batch size of 8, 9 updates" in card
 
 
 def test_loss_and_entropies_are_logged_and_possible(whole):
@@ -219,7 +211,7 @@ def test_on_from_a_model(prepared, whole):
     output = prepared / "further"
     result = pretrain(model, image_processor, images, output_dir=output, recipe=RECIPE, epochs=1, progress=False, report=report)
     assert result["model"]["name"] == "model.safetensors"
-    assert "beginning with `model.safetensors`" in (output / "README.md").read_text()
+    assert "from `model.safetensors`" in (output / "README.md").read_text()
     begun, further = (AutoModel.from_pretrained(prepared / name).state_dict() for name in ("whole", "further"))
     assert not all(torch.equal(begun[name], tensor) for name, tensor in further.items())
     assert max((begun[name] - tensor).abs().max().item() for name, tensor in further.items()) < 0.01  # and not from scratch
@@ -287,7 +279,7 @@ def test_labelled_images_that_cannot_be_read_measure_nothing(prepared):
 
 def test_a_model_of_which_nothing_is_known(prepared):
     run(prepared, "given", "unlabeled", epochs=1, from_scratch=False)
-    assert "beginning with weights of which nothing is stated" in (prepared / "given" / "README.md").read_text()
+    assert "from weights of unknown origin" in (prepared / "given" / "README.md").read_text()
 
 
 def test_mixed_precision_is_told(prepared):
@@ -298,7 +290,7 @@ def test_mixed_precision_is_told(prepared):
 def test_on_from_a_classifier_that_reads_several_blocks(prepared):
     """What is measured is what the encoder pools, of another width than what the classifier reads."""
     torch.manual_seed(0)
-    config = vitrail.ViTConfig(**SMALL, classifier_cls_layers=2, classifier_mean_patch=True, num_labels=5)
+    config = tiny_config(**SMALL, classifier_cls_layers=2, classifier_mean_patch=True, num_labels=5)
     images = load_training_images(prepared / "images", validation_fraction=0.25)
     image_processor = vitrail.make_image_processor("dino", image_size=16)
     output = prepared / "from-classifier"

@@ -49,11 +49,11 @@ def test_defaults_are_those_of_the_original(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": 0}, "learning_rate is 0; write a number above 0"),
+        ({"learning_rate": 0}, "learning_rate is 0; expected a number above 0"),
         ({"num_prototypes": 0}, "num_prototypes is 0"),
         ({"teacher_temperature": -0.1}, "teacher_temperature is -0.1"),
         ({"student_temperature": 0.0}, "student_temperature"),
-        ({"teacher_momentum": 1.1}, "teacher_momentum is 1.1; write a number from 0 to 1"),
+        ({"teacher_momentum": 1.1}, "teacher_momentum is 1.1; expected a number from 0 to 1"),
         ({"center_momentum": -0.1}, "center_momentum"),
         ({"drop_path_rate": 2}, "drop_path_rate"),
         ({"num_train_epochs": 5}, "warmup_epochs is 10.0, longer than the run of 5 epochs"),
@@ -106,24 +106,24 @@ def test_a_file_keeps_the_arguments_of_its_recipe(write, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, 'does not say which recipe it changes: write "recipe": "dino"'),
-        ({"recipe": "dinov3"}, "does not say which recipe"),
-        ({"recipe": ["dino"]}, "does not say which recipe"),
-        ({"recipe": "dino", "batch": 3}, "says batch, which is not among: epochs, batch_size"),
-        ({"recipe": "dino", "name": "x"}, "says name, which is not among"),
-        ({"recipe": "dino", "arguments": {"momentum": 0.9}}, "says momentum, which is not among"),
-        ({"recipe": "dino", "arguments": {"learning_rate": 0.9}}, "says learning_rate, which is not among"),
-        ({"recipe": "dino", "arguments": {"output_dir": "x"}}, "says output_dir, which is not among"),
-        ({"recipe": "dino", "arguments": [1]}, "says arguments: .1.; write an object"),
-        ({"recipe": "dino", "arguments": {"warmup_epochs": "1"}}, "says warmup_epochs: '1'; write a number, as 10.0"),
-        ({"recipe": "dino", "augmentation": 3}, "says augmentation: 3; write an object"),
+        ({}, 'does not name the recipe that it changes: add "recipe": "dino"'),
+        ({"recipe": "dinov3"}, "does not name the recipe"),
+        ({"recipe": ["dino"]}, "does not name the recipe"),
+        ({"recipe": "dino", "batch": 3}, "has unknown fields: batch. Known fields: epochs, batch_size"),
+        ({"recipe": "dino", "name": "x"}, "has unknown fields: name"),
+        ({"recipe": "dino", "arguments": {"momentum": 0.9}}, "has unknown fields: momentum"),
+        ({"recipe": "dino", "arguments": {"learning_rate": 0.9}}, "has unknown fields: learning_rate"),
+        ({"recipe": "dino", "arguments": {"output_dir": "x"}}, "has unknown fields: output_dir"),
+        ({"recipe": "dino", "arguments": [1]}, "has arguments: .1.; expected an object"),
+        ({"recipe": "dino", "arguments": {"warmup_epochs": "1"}}, "has warmup_epochs: '1'; expected a number such as 10.0"),
+        ({"recipe": "dino", "augmentation": 3}, "has augmentation: 3; expected an object"),
         ({"recipe": "dino", "augmentation": {"flips": 3}}, "found flips in a MultiCropAugmentation"),
         ({"recipe": "dino", "augmentation": {"local_crop": {"size": 0, "scale": [0.1, 1]}}}, "found size=0"),
-        ({"recipe": "dino", "batch_size": "64"}, "says batch_size: '64'; write a whole number above 0"),
-        ({"recipe": "dino", "batch_size": 0}, "says batch_size: 0"),
-        ({"recipe": "dino", "epochs": 1.5}, "says epochs: 1.5"),
-        ({"recipe": "dino", "epochs": True}, "says epochs: True"),
-        ({"recipe": "dino", "learning_rate": -1}, "says learning_rate: -1; write a number above 0"),
+        ({"recipe": "dino", "batch_size": "64"}, "has batch_size: '64'; expected a whole number above 0"),
+        ({"recipe": "dino", "batch_size": 0}, "has batch_size: 0"),
+        ({"recipe": "dino", "epochs": 1.5}, "has epochs: 1.5"),
+        ({"recipe": "dino", "epochs": True}, "has epochs: True"),
+        ({"recipe": "dino", "learning_rate": -1}, "has learning_rate: -1; expected a number above 0"),
     ],
 )
 def test_a_file_with_a_mistake_is_refused(write, content, message):
@@ -139,7 +139,7 @@ def test_an_unknown_recipe_is_refused(name):
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "mine.json").write_text("{bad")
-    with pytest.raises(VitrailError, match=r"mine\.json is no JSON"):
+    with pytest.raises(VitrailError, match=r"mine\.json is not valid JSON"):
         find_recipe(str(tmp_path / "mine.json"))
 
 
@@ -173,8 +173,8 @@ def test_of_a_crop_only_what_differs_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"global_crops": 224}, 'write two objects into a list for "global_crops"'),
-        ({"global_crops": [{"size": 224}]}, 'write two objects into a list for "global_crops"'),
+        ({"global_crops": 224}, '"global_crops" must be a list of two objects'),
+        ({"global_crops": [{"size": 224}]}, '"global_crops" must be a list of two objects'),
         ({"local_crop": {"sise": 48}}, "augmentation: found sise"),
         ({"hue": 2}, "augmentation: found hue=2"),
     ],
@@ -190,5 +190,5 @@ def test_mistakes_in_the_augmentation_name_the_file(changes, message, tmp_path):
 def test_what_the_run_decides_is_no_argument_of_a_recipe(name, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"recipe": "dino", "arguments": {name: 1}}))
-    with pytest.raises(VitrailError, match=f"says {name}"):
+    with pytest.raises(VitrailError, match=f"has unknown fields: {name}"):
         find_recipe(str(path))

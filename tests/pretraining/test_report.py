@@ -88,7 +88,7 @@ def test_the_card_has_the_training(folder):
     write_report(folder, record(make_run(knn=KNN)))
     text = ModelCard.load(folder / "README.md").text
     assert "on the 12,345 images of" in text
-    assert "names 81.2 % of 200 images right" in text
+    assert "classifies 81.2 % of 200 validation images correctly" in text
     assert "![Curves of the training](pretraining.png)" in text
 
 

@@ -227,8 +227,8 @@ def test_fewer_images_than_an_update(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; write a number above 0"),
-        ({"teacher_momentum": 1.5}, "teacher_momentum is 1.5; write a number from 0 to 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a number above 0"),
+        ({"teacher_momentum": 1.5}, "teacher_momentum is 1.5; expected a number from 0 to 1"),
         ({"warmup_epochs": 4}, "warmup_epochs is 4, longer than the run of 3 epochs"),
     ],
 )

@@ -476,7 +476,7 @@ def test_urls_that_cannot_be_read_are_named(monkeypatch):
         ({"rescale_factor": -1.0}, "found rescale_factor=-1.0"),
         ({"size": {"longest_edge": 256}}, 'write positive numbers of pixels as {"shortest_edge": s}'),
         ({"size": {"shortest_edge": 0}}, "write positive numbers of pixels"),
-        ({"size": {"shortest_edge": 256, "longest_edge": 100}}, "longest_edge cannot be below"),
+        ({"size": {"shortest_edge": 256, "longest_edge": 100}}, "longest_edge must not be below"),
         ({"crop_size": {"shortest_edge": 224}}, "found crop_size={'shortest_edge': 224}"),
         ({"resample": 9}, "found resample=9"),
         ({"resample": 1, "backend": "torch"}, r"resample=1 \(LANCZOS\) with backend='torch'.*or backend='pil'"),

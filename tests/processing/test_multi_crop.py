@@ -43,8 +43,16 @@ import paths
 import vitrail
 from vitrail.processing import multi_crop as module
 from vitrail.processing.augmentation import rng_of
-from vitrail.processing.color_ops import JITTER, CropDraw, adjust_hue, make_crop
-from vitrail.processing.multi_crop import DINO_AUGMENTATION, CropAugmentation, MultiCropAugmentation, draw_crops, multi_crop
+from vitrail.processing.color_ops import JITTER, adjust_hue
+from vitrail.processing.multi_crop import (
+    DINO_AUGMENTATION,
+    CropAugmentation,
+    CropDraw,
+    MultiCropAugmentation,
+    draw_crops,
+    make_crop,
+    multi_crop,
+)
 from vitrail.processing.presets import IMAGENET_MEAN, IMAGENET_STD
 
 GOLDEN = load_file(paths.GOLDEN / "augmentation.safetensors")

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from vitrail.errors import VitrailError
-from vitrail.processing.presets import PRESETS, keep_aspect, make_image_processor
+from vitrail.processing.presets import PRESETS, make_image_processor
+from vitrail.processing.resizing import keep_aspect
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

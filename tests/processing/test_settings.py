@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
 
+from vitrail.processing import image_processing_vit
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
 IMAGE = Image.effect_noise((60, 40), 60).convert("RGB")
@@ -18,8 +19,11 @@ def prepared(image_processor, **options):
 
 
 def test_equal_settings_are_validated_once(monkeypatch):
-    image_processor, validated = VitrailImageProcessor(), []
-    monkeypatch.setattr(image_processor, "_validate_preprocess_kwargs", lambda **settings: validated.append(settings["size"]))
+    validated = []
+    monkeypatch.setattr(image_processing_vit, "_validate_values", lambda settings: validated.append(settings.size.shortest_edge))
+    image_processing_vit._validate.cache_clear()
+    image_processor = VitrailImageProcessor()
+    validated.clear()  # the constructor's settings have no return_tensors
     for options in (
         {},
         {},
@@ -29,7 +33,8 @@ def test_equal_settings_are_validated_once(monkeypatch):
         {"size": {"shortest_edge": 256}},
     ):
         prepared(image_processor, **options)
-    assert [dict(size)["shortest_edge"] for size in validated] == [256, 230, 256, 256]
+    assert validated == [256, 230]
+    image_processing_vit._validate.cache_clear()
 
 
 @pytest.mark.parametrize("backend", ["pil", "torch"])

@@ -15,6 +15,7 @@ import deterministic
 import vitrail
 from small_models import make_model
 from vitrail.errors import OutputMismatchError, UnsupportedCheckpointError, VitrailError
+from vitrail.processing.resizing import output_size
 from vitrail.runtime import graph_export as graphs
 from vitrail.runtime.graph import Graph, trace, write_onnx
 from vitrail.utils.optional import import_without_telemetry
@@ -106,7 +107,7 @@ def test_any_image_size(tmp_path):
 )
 def test_the_size_that_an_image_processor_makes(options, prepared):
     processor = vitrail.VitrailImageProcessor.from_dict(vitrail.make_image_processor("dinov2").to_dict() | options)
-    assert graphs.prepared_size(processor) == prepared
+    assert output_size(processor) == prepared
 
 
 def with_another_activation(graph: Graph, path):

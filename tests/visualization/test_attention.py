@@ -9,7 +9,7 @@ import vitrail
 from small_models import every_class, every_config, make_config, make_images, make_model, tiny_model, with_random_weights
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTModel
-from vitrail.processing.presets import keep_aspect
+from vitrail.processing.resizing import keep_aspect
 from vitrail.visualization.attention import attention_rollout, plot_attention
 
 IMAGES = paths.IMAGES

@@ -10,7 +10,7 @@ import vitrail
 from small_models import every_config, make_config, make_model, tiny_model
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTForImageClassification
-from vitrail.processing.presets import keep_aspect
+from vitrail.processing.resizing import keep_aspect
 from vitrail.visualization.pca import component_colors, find_foreground, plot_pca, principal_components
 
 IMAGES = paths.IMAGES
@@ -22,7 +22,7 @@ def random(*shape, seed=0):
 
 
 def sklearn_scores(tokens, number):
-    """Components by scikit-learn, the largest weight of each positive, whatever its version does about signs."""
+    """Return the components of scikit-learn, with a positive largest weight whatever the version."""
     pca = PCA(n_components=number, svd_solver="full")
     scores = pca.fit_transform(np.asarray(tokens, dtype=np.float64))
     largest = np.abs(pca.components_).argmax(axis=1)
@@ -75,7 +75,7 @@ def test_the_foreground_may_be_most_of_the_image_or_touch_a_border():
 
 
 def test_two_sides_are_the_two_means_of_the_first_component():
-    """Where one-dimensional k-means is at its optimum, the variance within both sides is least."""
+    """One-dimensional k-means at its optimum minimizes the variance within both classes, as Otsu does."""
     for seed in range(5):
         tokens = random(14, 14, 20, seed=seed) * torch.linspace(4, 1, 20)
         (mask,) = find_foreground([tokens])
@@ -84,24 +84,24 @@ def test_two_sides_are_the_two_means_of_the_first_component():
         assert (mask == clusters).all() or (mask == ~clusters).all()
 
 
-def test_equal_patches_are_all_foreground_and_grey():
+def test_equal_patches_are_all_foreground_and_gray():
     for tokens in (torch.ones(3, 4, 8), torch.ones(3, 4, 8) + 1e-7 * random(3, 4, 8), random(1, 1, 8)):
         masks = find_foreground([tokens])
         assert masks[0].all()
-        (colours,) = component_colors([tokens], masks)
-        assert (colours == 0.5).all()
+        (colors,) = component_colors([tokens], masks)
+        assert (colors == 0.5).all()
 
 
-def test_colours_are_the_components_of_the_foreground():
+def test_colors_are_the_components_of_the_foreground():
     tokens = [random(6, 8, 30, seed=1) * torch.linspace(3, 1, 30), random(5, 5, 30, seed=2) * torch.linspace(3, 1, 30)]
     generator = np.random.default_rng(0)
     masks = [generator.random((6, 8)) < 0.6, generator.random((5, 5)) < 0.6]
-    colours = component_colors(tokens, masks)
-    assert [one.shape for one in colours] == [(6, 8, 3), (5, 5, 3)]
-    for one, mask in zip(colours, masks, strict=True):
+    colors = component_colors(tokens, masks)
+    assert [one.shape for one in colors] == [(6, 8, 3), (5, 5, 3)]
+    for one, mask in zip(colors, masks, strict=True):
         assert (one[~mask] == 0).all()
         assert one.dtype == np.float32
-    chosen = np.concatenate([one[mask] for one, mask in zip(colours, masks, strict=True)])
+    chosen = np.concatenate([one[mask] for one, mask in zip(colors, masks, strict=True)])
     scores = sklearn_scores(np.concatenate([one.numpy()[mask] for one, mask in zip(tokens, masks, strict=True)]), 3)
     low, high = np.percentile(scores, 1, axis=0), np.percentile(scores, 99, axis=0)
     np.testing.assert_allclose(chosen, np.clip((scores - low) / (high - low), 0, 1), atol=1e-6)
@@ -109,44 +109,44 @@ def test_colours_are_the_components_of_the_foreground():
     assert (chosen.max(axis=0) == 1).all()
 
 
-def test_one_outlier_does_not_take_all_colours():
+def test_one_outlier_does_not_take_all_colors():
     tokens = random(20, 20, 12)
     tokens[3, 3] += 1000
-    (colours,) = component_colors([tokens], [np.ones((20, 20), dtype=bool)])
-    assert (colours.reshape(-1, 3).std(axis=0) > 0.1).all()
+    (colors,) = component_colors([tokens], [np.ones((20, 20), dtype=bool)])
+    assert (colors.reshape(-1, 3).std(axis=0) > 0.1).all()
 
 
 def test_pictures_are_made_of_the_normed_tokens_of_the_last_block():
     model, processor = small_model()
-    colours, masks, _ = plot_pca(model, processor, PHOTOS, foreground=False)
+    colors, masks, _ = plot_pca(model, processor, PHOTOS, foreground=False)
     with torch.no_grad():
         tokens = model(processor(PHOTOS, return_tensors="pt")["pixel_values"]).last_hidden_state[:, 1:]
     scores = sklearn_scores(tokens.flatten(0, 1), 3)
     low, high = np.percentile(scores, 1, axis=0), np.percentile(scores, 99, axis=0)
     expected = np.clip((scores - low) / (high - low), 0, 1).reshape(3, 4, 4, 3)
-    np.testing.assert_allclose(np.stack(colours), expected, atol=1e-4)
+    np.testing.assert_allclose(np.stack(colors), expected, atol=1e-4)
     assert all(mask.all() for mask in masks)
 
 
-def test_images_of_several_sizes_share_their_colours():
+def test_images_of_several_sizes_share_their_colors():
     model, processor = small_model()
     processor = keep_aspect(processor, 8)
-    colours, masks, sheet = plot_pca(model, processor, PHOTOS)
-    assert [one.shape for one in colours] == [(4, 6, 3), (4, 4, 3), (4, 6, 3)]
-    assert all((one[~mask] == 0).all() for one, mask in zip(colours, masks, strict=True))
+    colors, masks, sheet = plot_pca(model, processor, PHOTOS)
+    assert [one.shape for one in colors] == [(4, 6, 3), (4, 4, 3), (4, 6, 3)]
+    assert all((one[~mask] == 0).all() for one, mask in zip(colors, masks, strict=True))
     assert 0 < sum(mask.sum() for mask in masks) < 64
     again, _, _ = plot_pca(model, processor, [PHOTOS[0], Image.open(PHOTOS[1]).convert("RGB"), np.asarray(Image.open(PHOTOS[2]))])
-    for first, second in zip(colours, again, strict=True):
+    for first, second in zip(colors, again, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-4)
     assert sheet.width > 2 * 160
 
 
-def test_the_sheet_shows_each_image_beside_its_colours():
+def test_the_sheet_shows_each_image_beside_its_colors():
     model, processor = small_model()
-    (colours,), _, sheet = plot_pca(model, processor, PHOTOS[:1], foreground=False)
+    (colors,), _, sheet = plot_pca(model, processor, PHOTOS[:1], foreground=False)
     picture = np.asarray(sheet)[-6 - 160 : -6, -6 - 160 : -6].astype(float) / 255  # the last cell: 4x4 patches of 40 pixels
     middles = picture[20::40, 20::40]
-    assert np.corrcoef(middles.flatten(), colours.flatten())[0, 1] > 0.9
+    assert np.corrcoef(middles.flatten(), colors.flatten())[0, 1] > 0.9
     pixel_values = processor(PHOTOS[0], do_normalize=False, return_tensors="np")["pixel_values"][0]
     photo = np.asarray(sheet)[-6 - 160 : -6 : 5, 6 : 6 + 160 : 5].transpose(2, 0, 1) / 255
     np.testing.assert_allclose(photo, pixel_values, atol=1 / 255)
@@ -158,8 +158,8 @@ def test_every_model_has_pictures(name):
     model = make_model(ViTForImageClassification, name).to(torch.bfloat16)
     processor = vitrail.make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels)
     photos = [np.asarray(Image.open(photo))[..., : config.num_channels] for photo in PHOTOS]
-    colours, masks, _ = plot_pca(model, processor, photos)
-    for one, mask in zip(colours, masks, strict=True):
+    colors, masks, _ = plot_pca(model, processor, photos)
+    for one, mask in zip(colors, masks, strict=True):
         assert one.shape == (*config.patch_grid, 3)
         assert mask.shape == config.patch_grid
         assert np.isfinite(one).all()

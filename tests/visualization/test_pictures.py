@@ -5,8 +5,8 @@ from PIL import Image
 import paths
 import vitrail
 from vitrail.errors import VitrailError
-from vitrail.processing.presets import keep_aspect
-from vitrail.visualization.pictures import HEAT_COLORS, HEAT_OPACITY, at_size, contact_sheet, heat_map, overlay
+from vitrail.processing.resizing import at_size, keep_aspect
+from vitrail.visualization.pictures import HEAT_COLORS, HEAT_OPACITY, contact_sheet, heat_map, overlay
 
 PHOTO = paths.IMAGES / "chelsea.jpg"  # 451 x 300 pixels
 
@@ -80,14 +80,14 @@ def test_the_lightest_place_is_where_attention_is_largest():
     )  # the photo is seen
 
 
-def test_a_grid_shows_each_patch_in_its_colour():
+def test_a_grid_shows_each_patch_in_its_color():
     attention = np.linspace(0.2, 0.7, 6, dtype=np.float32).reshape(2, 3)
     picture = np.asarray(heat_map(Image.new("RGB", (30, 20)), attention))
     assert picture.shape == (20, 30, 3)
-    for index, colour in enumerate(HEAT_COLORS):
+    for index, color in enumerate(HEAT_COLORS):
         row, column = divmod(index, 3)
         patch = picture[row * 10 : (row + 1) * 10, column * 10 : (column + 1) * 10]
-        np.testing.assert_allclose(patch, np.broadcast_to(colour, patch.shape), atol=1)
+        np.testing.assert_allclose(patch, np.broadcast_to(color, patch.shape), atol=1)
 
 
 def test_attention_without_differences_has_a_picture():
@@ -101,13 +101,13 @@ def test_heat_grows_lighter():
     assert (np.diff(lightness) > 10).all()
 
 
-def cell(caption="", size=(200, 100), colour=(255, 0, 0)):
-    return caption, Image.new("RGB", size, colour)
+def cell(caption="", size=(200, 100), color=(255, 0, 0)):
+    return caption, Image.new("RGB", size, color)
 
 
-def places(sheet, colour=(255, 0, 0)):
-    """Left and top of each picture of a colour on a sheet."""
-    red = (np.asarray(sheet) == colour).all(axis=-1)
+def places(sheet, color=(255, 0, 0)):
+    """Left and top of each picture of a color on a sheet."""
+    red = (np.asarray(sheet) == color).all(axis=-1)
     corners = red & ~np.roll(red, 1, axis=0) & ~np.roll(red, 1, axis=1)
     return [(int(x), int(y)) for y, x in zip(*corners.nonzero(), strict=True)]
 
@@ -132,7 +132,7 @@ def test_strips_stay_whole():
 def test_pictures_of_other_shapes_fill_their_cells():
     red, blue = (255, 0, 0), (0, 0, 255)
     sheet = np.asarray(
-        contact_sheet([[cell(size=(200, 100)), cell(size=(50, 100), colour=blue), cell(size=(400, 200), colour=blue)]])
+        contact_sheet([[cell(size=(200, 100)), cell(size=(50, 100), color=blue), cell(size=(400, 200), color=blue)]])
     )
     assert (sheet == red).all(axis=-1).sum() == 400 * 200  # with the aspect of the largest cell
     assert (sheet == blue).all(axis=-1).sum() == 100 * 200 + 400 * 200

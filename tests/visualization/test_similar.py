@@ -1,4 +1,4 @@
-"""`vitrail.visualization.similar`: the nearest images, from features that `extract` has stored."""
+"""`vitrail.visualization.similar`: similar images, from features that `extract` stored."""
 
 import shutil
 
@@ -43,7 +43,7 @@ def stored(images, tmp_path_factory):
 
 @pytest.fixture
 def sheet(monkeypatch):
-    """The cells that the contact sheet is made of."""
+    """The cells of the contact sheet."""
     cells = []
 
     def record(strips):
@@ -56,7 +56,7 @@ def sheet(monkeypatch):
 
 @pytest.fixture(scope="module")
 def outputs(images):
-    """What the model makes of each image, one at a time."""
+    """Features of each image, computed one at a time."""
     model, image_processor = small_model(), small_processor()
     with torch.inference_mode():
         return {
@@ -132,7 +132,7 @@ def copy(images, tmp_path):
     return tmp_path / "images"
 
 
-def test_images_that_are_not_there_any_more_are_grey(copy, tmp_path, sheet):
+def test_images_that_are_not_there_any_more_are_gray(copy, tmp_path, sheet):
     stored = extracted(copy, tmp_path / "out")
     deleted, damaged = stored.paths()[3], stored.paths()[-1]
     (copy / deleted).unlink()

@@ -129,7 +129,7 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
 
 def _load_model(stored: StoredFeatures, given: str | None) -> tuple[ViTPreTrainedModel | None, str | None]:
     """Return the model of the features, or the reason why it is not available."""
-    name = stored.manifest["settings"]["model"]
+    name = stored.manifest.settings["model"]
     if not (given or name):
         return None, "the norms of patch tokens need the model, which was not recorded with the features: pass it with --model."
     try:
@@ -183,7 +183,7 @@ def _fit(positions: np.ndarray) -> list[list[float]]:
 def _open_pictures(
     stored: StoredFeatures, path_of: Mapping[int, str], measured: set[int], model: ViTPreTrainedModel | None
 ) -> _Pictures:
-    settings = stored.manifest["settings"]
+    settings = stored.manifest.settings
     image_processor = VitrailImageProcessor.from_dict(settings["image_processor"])
 
     def draw(number: int, image: Image.Image) -> tuple[str, tuple[torch.Tensor, Image.Image] | None]:
@@ -220,12 +220,12 @@ def _data(
 
 def _facts(stored: StoredFeatures) -> dict[str, Any]:
     """Return the facts at the top of the page."""
-    shards = [shard for shard in stored.manifest["shards"] if shard["file"] is not None]
+    shards = [shard for shard in stored.manifest.shards if shard.file is not None]
     names = stored.dataset.schema.names
     columns = [_vector_facts(stored, name) for name in stored.vector_columns]
     columns += [_tensor_facts(stored, name) for name in names if f"{name}_shape" in names]
-    numbers = {"rows": len(stored), "files": len(shards), "bytes": sum(shard["bytes"] for shard in shards), "columns": columns}
-    return stored.manifest["settings"] | numbers
+    numbers = {"rows": len(stored), "files": len(shards), "bytes": sum(shard.bytes for shard in shards), "columns": columns}
+    return stored.manifest.settings | numbers
 
 
 def _vector_facts(stored: StoredFeatures, name: str) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_a_head_reads_what_its_width_says(backbone, tmp_path, parts):
 def test_a_head_of_no_such_width_is_refused(backbone, tmp_path):
     head = save({"weight": torch.zeros(7, 3 * WIDTH), "bias": torch.zeros(7)}, tmp_path / "head.pth")
     with pytest.raises(
-        UnsupportedCheckpointError, match=r"\(7, 384\).*n \* 128\), n one of 1, 2, 4, 5.*published with the backbone"
+        UnsupportedCheckpointError, match=r"\(7, 384\).*n \* 128\) with n in 1, 2, 4, 5.*published with the backbone"
     ):
         vitrail.load(backbone, head=head)
 
@@ -164,7 +164,8 @@ def test_one_of_many_classifiers_is_picked_by_name(backbone, tmp_path, prefix, h
 
 
 @pytest.mark.parametrize(
-    ("head_name", "found"), [(None, "many classifiers"), ("classifier_9_blocks", 'none called "classifier_9_blocks"')]
+    ("head_name", "found"),
+    [(None, "The head file holds 4 classifiers"), ("classifier_9_blocks", 'no classifier "classifier_9_blocks"')],
 )
 def test_the_names_of_many_classifiers_are_listed(backbone, tmp_path, head_name, found):
     head = save(evaluation(), tmp_path / "running_checkpoint_linear_eval.pth")

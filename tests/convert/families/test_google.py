@@ -184,5 +184,5 @@ def test_a_part_of_attention_that_is_absent_is_named(tmp_path):
 def test_a_head_file_is_refused(tmp_path):
     source = save(tiny(head=None), tmp_path / "file.npz")
     torch.save({"weight": torch.zeros(5, WIDTH), "bias": torch.zeros(5)}, tmp_path / "head.pth")
-    with pytest.raises(UnsupportedCheckpointError, match=r"family google hold their classifier themselves.*head="):
+    with pytest.raises(UnsupportedCheckpointError, match=r"family google contain their classifier.*head="):
         vitrail.load(source, head=tmp_path / "head.pth")

@@ -95,9 +95,9 @@ def test_the_report_names_every_problem_in_groups():
         coverage.raise_unless_complete("file.pth")
     for part in (
         "file.pth",
-        "1 names of the file",
+        "1 unexpected keys",
         "extra",
-        "3 parameters",
+        "3 missing keys",
         "layers.{0..2}.norm1.bias",
         "x (file (1,), model (2,))",
     ):

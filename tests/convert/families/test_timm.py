@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import deterministic
 import vitrail
-from vitrail.convert.families.family import attention_heads
+from vitrail.convert.families.plain_vit import attention_heads
 from vitrail.errors import UnsupportedCheckpointError
 
 VARIANTS = deterministic.case("timm_variants")
@@ -227,7 +227,7 @@ def test_without_pretrained_cfg_it_is_what_most_of_timm_does(tmp_path):
 @pytest.mark.parametrize("changes", [{"crop_mode": "border"}, {"interpolation": "lanczos"}])
 def test_preprocessing_that_is_not_known_is_refused(tmp_path, changes):
     ((name, value),) = changes.items()
-    with pytest.raises(UnsupportedCheckpointError, match=f'{name}="{value}".*edit config.json'):
+    with pytest.raises(UnsupportedCheckpointError, match=f'{name}="{value}".*Edit config.json'):
         processor_of(tmp_path, CFG | changes)
 
 

@@ -148,10 +148,10 @@ def test_shards(kind, suffix, tensors, tmp_path):
     assert_same(file.content, tensors)
 
     index.write_text(json.dumps({"weight_map": {**dict.fromkeys(tensors, names[0]), "head.weight": names[1]}}))
-    with pytest.raises(CorruptFileError, match=r"lack 1 of the tensors that it lists \(head.weight\)"):
+    with pytest.raises(CorruptFileError, match=r"lack 1 of its tensors \(head.weight\)"):
         read_checkpoint(index)
     (tmp_path / names[1]).unlink()
-    with pytest.raises(SourceNotFoundError, match=f"names the shard {names[1]}, which is not beside it"):
+    with pytest.raises(SourceNotFoundError, match=f"names the shard {names[1]}, which is missing from its folder"):
         read_checkpoint(index)
     index.write_text(json.dumps({"weight_map": {"norm": "../secret.bin"}}))
     with pytest.raises(UnsafeFileError, match="outside its folder"):
@@ -163,7 +163,7 @@ def test_shards(kind, suffix, tensors, tmp_path):
 
 def test_find_weights_prefers_safetensors(tmp_path):
     (tmp_path / "config.json").touch()
-    with pytest.raises(SourceNotFoundError, match=r"holds none of model\.safetensors.*; it holds config\.json"):
+    with pytest.raises(SourceNotFoundError, match=r"holds config\.json; expected one of model\.safetensors.*"):
         find_weights(tmp_path)
     for name in ["pytorch_model.bin.index.json", "pytorch_model.bin", "model.safetensors.index.json", "model.safetensors"]:
         (tmp_path / name).touch()
@@ -199,7 +199,7 @@ MALICIOUS = ["torch zip", "torch pickle", "torch zip, protocol 4", "protocol 2",
 def test_a_pickle_that_asks_for_code_is_not_run(kind, tmp_path):
     trace = tmp_path / "trace"
     malicious(kind, Payload(trace), tmp_path / "evil.pth")
-    with pytest.raises(UnsafeFileError, match=rf"asks for .*\b{os.system.__module__}\.system\b.*nothing of it was executed"):
+    with pytest.raises(UnsafeFileError, match=rf"imports .*\b{os.system.__module__}\.system\b.*none of it(s code)? was executed"):
         read_checkpoint(tmp_path / "evil.pth")
     assert not trace.exists()
 
@@ -211,14 +211,14 @@ def test_a_pickle_that_asks_for_code_is_not_run(kind, tmp_path):
 
 def test_a_whole_model_is_refused_by_the_name_of_its_class(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(UnsafeFileError, match=r"asks for torch\.nn\.modules\.linear\.Linear, .*save the state dict alone"):
+    with pytest.raises(UnsafeFileError, match=r"imports torch\.nn\.modules\.linear\.Linear, .*save the state dict with"):
         read_checkpoint(tmp_path / "model.pth")
 
 
 def test_names_are_read_off_a_protocol_4_pickle_with_its_memo(tmp_path):
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps([os.getcwd, ("x", os.path.join), os.path.join, os.path.split], protocol=4))
     module = os.path.__name__
-    with pytest.raises(UnsafeFileError, match=rf"\({os.name}\.getcwd, {module}\.join, {module}\.split\)"):
+    with pytest.raises(UnsafeFileError, match=rf"imports {os.name}\.getcwd, {module}\.join, {module}\.split\)"):
         read_checkpoint(tmp_path / "weights.pkl")
 
 
@@ -234,10 +234,10 @@ def test_object_arrays_are_not_unpickled(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(SourceNotFoundError, match=r"there is no file .*missing\.pth"):
+    with pytest.raises(SourceNotFoundError, match=r"There is no file .*missing\.pth"):
         read_checkpoint(tmp_path / "missing.pth")
     (tmp_path / "a.pth").touch()
-    with pytest.raises(UnsupportedCheckpointError, match=r"is a folder where a file is expected; give one of .*\(a\.pth\)"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"is a folder; expected a file. Pass one of .*\(a\.pth\)"):
         read_checkpoint(tmp_path)
     with pytest.raises(CorruptFileError, match=r"a\.pth is empty"):
         read_checkpoint(tmp_path / "a.pth")
@@ -258,7 +258,7 @@ def test_damaged_array_in_npz(tmp_path):
     damaged = bytearray((tmp_path / "a.npz").read_bytes())
     damaged[3000] ^= 0xFF
     (tmp_path / "a.npz").write_bytes(damaged)
-    with pytest.raises(CorruptFileError, match=r"is damaged \(Bad CRC-32 for file 'kernel\.npy'\)"):
+    with pytest.raises(CorruptFileError, match=r"damaged \(Bad CRC-32 for file 'kernel\.npy'\)"):
         read_checkpoint(tmp_path / "a.npz")
 
 
@@ -273,13 +273,13 @@ def test_damaged_array_in_npz(tmp_path):
             "an XML page.*the download was refused",
         ),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", CorruptFileError, "run `git lfs pull`"),
-        (b"\x80\x02\x00 is no opcode", CorruptFileError, "begins as a torch pickle file, but ends early or is damaged"),
-        (b"\x80\x02}q\x00.", CorruptFileError, "begins as a torch pickle file, but ends early or is damaged"),
-        (b"\x80\x04\xff\xff", CorruptFileError, "begins as a torch pickle file, but"),
+        (b"\x80\x02\x00 is no opcode", CorruptFileError, "begins like a torch pickle file, but is truncated or damaged"),
+        (b"\x80\x02}q\x00.", CorruptFileError, "begins like a torch pickle file, but is truncated or damaged"),
+        (b"\x80\x04\xff\xff", CorruptFileError, "begins like a torch pickle file, but"),
         (b'{"model_type": "vit"}', UnsupportedCheckpointError, "without a `weight_map`"),
-        (b'{"weight_map": {', CorruptFileError, "begins as JSON but is none"),
+        (b'{"weight_map": {', CorruptFileError, "is not valid JSON"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), UnsupportedCheckpointError, r"begins with b'\\x89HDF.*expected a torch file"),
-        (b"0123", UnsupportedCheckpointError, "which no known format does"),
+        (b"0123", UnsupportedCheckpointError, "which is not a known format"),
     ],
 )
 def test_what_it_is_instead(content, error, message, tmp_path):
@@ -306,7 +306,7 @@ def test_archives_of_something_else(tmp_path):
 
 def test_npz_of_text(tmp_path):
     np.savez(tmp_path / "a.npz", label=np.array(["cat", "dog"]))
-    with pytest.raises(UnsupportedCheckpointError, match="label is no array of numbers"):
+    with pytest.raises(UnsupportedCheckpointError, match="label is not an array"):
         read_checkpoint(tmp_path / "a.npz")
 
 

@@ -68,7 +68,7 @@ def test_same_base_name_does_not_collide(http_server, page, tmp_path):
 def test_a_broken_download_is_resumed(headers, condition, http_server, page):
     http_server.pages["/w.pth"] = page(BODY, headers=headers, cut=2_000_000)
     url = f"{http_server.url}/w.pth"
-    with pytest.raises(DownloadError, match=f"broke off after 2000000 of {len(BODY)} bytes .*run again to go on from there"):
+    with pytest.raises(DownloadError, match=f"interrupted after 2000000 of {len(BODY)} bytes .*Run the command again to resume"):
         download(url)
     http_server.pages["/w.pth"].cut = None
     path = download(url)
@@ -82,7 +82,7 @@ def test_a_broken_download_is_resumed(headers, condition, http_server, page):
 @pytest.mark.parametrize("other", [OTHER, BODY[:1000]])
 def test_a_file_that_changed_meanwhile_starts_over(other, if_range, http_server, page):
     http_server.pages["/w.pth"] = page(BODY, headers={"ETag": '"v1"'}, cut=2_000_000)
-    with pytest.raises(DownloadError, match="broke off"):
+    with pytest.raises(DownloadError, match="was interrupted"):
         download(f"{http_server.url}/w.pth")
     http_server.pages["/w.pth"] = page(other, headers={"ETag": '"v2"'}, if_range=if_range)
     path = download(f"{http_server.url}/w.pth")
@@ -93,7 +93,7 @@ def test_a_file_that_changed_meanwhile_starts_over(other, if_range, http_server,
 @pytest.mark.parametrize(("headers", "ranges"), [({}, True), ({"ETag": '"v1"'}, False)])
 def test_a_server_that_cannot_resume(headers, ranges, http_server, page):
     http_server.pages["/w.pth"] = page(BODY, headers=headers, ranges=ranges, cut=100)
-    with pytest.raises(DownloadError, match="broke off after 100 of"):
+    with pytest.raises(DownloadError, match="was interrupted after 100 of"):
         download(f"{http_server.url}/w.pth")
     http_server.pages["/w.pth"].cut = None
     assert download(f"{http_server.url}/w.pth").read_bytes() == BODY
@@ -101,7 +101,7 @@ def test_a_server_that_cannot_resume(headers, ranges, http_server, page):
 
 def test_a_body_without_length(http_server, page):
     http_server.pages["/w.pth"] = page(BODY, chunked=True, cut=100)
-    with pytest.raises(DownloadError, match=r"broke off after .* of unknown bytes"):
+    with pytest.raises(DownloadError, match=r"was interrupted after .* of unknown bytes"):
         download(f"{http_server.url}/w.pth")
     http_server.pages["/w.pth"].cut = None
     path = download(f"{http_server.url}/w.pth")
@@ -140,10 +140,10 @@ def test_two_at_once_download_once(http_server, page):
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, "refused with 401 Unauthorized; it is not public"),
-        (403, "refused with 403 Forbidden; the server does not hand it out"),
-        (404, "refused with 404 Not Found; there is no such file: check the address"),
-        (503, "refused with 503 Service Unavailable; try again later"),
+        (401, "returned HTTP 401 Unauthorized; it is not public"),
+        (403, "returned HTTP 403 Forbidden; access is denied"),
+        (404, "returned HTTP 404 Not Found; the file does not exist: check the address"),
+        (503, "returned HTTP 503 Service Unavailable; try again later"),
     ],
 )
 def test_refusals(status, message, http_server, page):
@@ -154,7 +154,7 @@ def test_refusals(status, message, http_server, page):
 
 def test_a_page_is_no_file(http_server, page):
     http_server.pages["/w.pth"] = page(b"<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})
-    with pytest.raises(DownloadError, match="answers with an HTML page"):
+    with pytest.raises(DownloadError, match="returns an HTML page"):
         download(f"{http_server.url}/w.pth")
 
 
@@ -238,14 +238,14 @@ def test_any_other_url_has_no_row(http_server, page):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("dino-vit-s8", r"'dino-vit-s8' is no file or folder here, .*Close names: .*\bdino-vits8\b"),
-        ("ViT-B_16", "Close names: .*ViT-B_16-224"),
-        ("qqqqqqqqq", r"no Hub id \(user/name\)\.$"),
-        ("", "'' is no file or folder here"),
-        ("weights/dino.pth", "'weights/dino.pth' is no file or folder here"),  # not asked of the Hub
-        ("./user/name", "is no file or folder here"),
-        (Path("user/name"), "there is no file or folder user/name"),
-        ("s3://bucket/w.pth", "begins with s3://, which is not fetched here; expected http, https or gs"),
+        ("dino-vit-s8", r"'dino-vit-s8' is not a file, .*Similar names: .*\bdino-vits8\b"),
+        ("ViT-B_16", "Similar names: .*ViT-B_16-224"),
+        ("qqqqqqqqq", r"or a Hub id \(user/name\)\.$"),
+        ("", "'' is not a file, a folder"),
+        ("weights/dino.pth", "'weights/dino.pth' is not a file, a folder"),  # not asked of the Hub
+        ("./user/name", "is not a file, a folder"),
+        (Path("user/name"), "There is no file or folder user/name"),
+        ("s3://bucket/w.pth", "has the unsupported scheme s3://; expected http, https or gs"),
     ],
 )
 def test_nothing_of_that_name(source, message):
@@ -322,7 +322,7 @@ def test_hub_out_of_reach():
 def test_hub_without_weights_of_its_layout(hub, http_server):
     hub("user/name", {"config.json": b"{}", "dino.pth": BODY})
     with pytest.raises(
-        UnsupportedCheckpointError, match=f"neither .*give the address of the file: {http_server.url}/user/name/resolve/main/"
+        UnsupportedCheckpointError, match=f"neither .*pass the address of the file: {http_server.url}/user/name/resolve/main/"
     ):
         resolve("user/name")
 
@@ -334,14 +334,14 @@ def test_hub_without_weights_of_its_layout(hub, http_server):
             404,
             {"X-Error-Code": "RepoNotFound"},
             SourceNotFoundError,
-            "no repository of the Hub that you may see; if it is private, log in",
+            "or a Hub repository that you can access. For a private repository, log in",
         ),
         (404, {"X-Error-Code": "RevisionNotFound"}, SourceNotFoundError, "has no revision 'v9'"),
         (
             401,
             {"X-Error-Message": "Invalid credentials in Authorization header"},
             DownloadError,
-            "401.*Your token is not valid: log in anew",
+            "401.*Your token is not valid: log in again",
         ),
         (403, {"X-Error-Code": "GatedRepo"}, DownloadError, "user/dino-vits8 is gated: accept its terms at http"),
         (
@@ -357,7 +357,7 @@ def test_hub_refusals(status, headers, error, message, hub, http_server, page):
     with pytest.raises(error, match=message) as raised:
         resolve("user/dino-vits8", revision="v9")
     if "RepoNotFound" in headers.values():
-        assert re.search(r"Close names: .*facebook/dino-vits8", str(raised.value))
+        assert re.search(r"Similar names: .*facebook/dino-vits8", str(raised.value))
 
 
 def test_gated_files_of_a_public_page(hub, http_server, page):

@@ -96,7 +96,7 @@ def test_the_head_of_the_page_says_what_the_features_are(place, report):
     text, stored = Page(report.html).text, StoredFeatures(place / "out")
     assert "Features of 66 images" in text
     assert "unreadable images 21" in text
-    for words in (str(place / "images"), str(place / "model"), "float32", stored.manifest["settings"]["weights"][:16]):
+    for words in (str(place / "images"), str(place / "model"), "float32", stored.manifest.settings["weights"][:16]):
         assert words in text
     norms = np.linalg.norm(stored.vectors("mean"), axis=1)
     assert f"mean vectors of 32 {np.median(norms):.3g} {np.percentile(norms, 5):.3g} to {np.percentile(norms, 95):.3g}" in text
@@ -212,7 +212,7 @@ def test_of_many_archives_a_few_are_read(tmp_path):
 
 @pytest.fixture
 def copy(place, tmp_path):
-    """The images, the model and the features, where tests may change them."""
+    """A copy of the images, the model and the features that a test may change."""
     shutil.copytree(place / "images", tmp_path / "images")
     shutil.copytree(place / "model", tmp_path / "model")
     extracted(tmp_path / "images", tmp_path / "out", tmp_path / "model")
@@ -292,7 +292,7 @@ def test_norms_are_those_that_leave_the_last_block():
 
 
 def outlying(model):
-    """The same model with one patch, the third of the second row, that is far longer than the others."""
+    """Return the model with one outlier: the third patch of the second row."""
     with torch.no_grad():
         model.embeddings.position_embeddings[0, 1 + 4 + 2] *= 300
     return model
@@ -386,7 +386,7 @@ def test_equal_vectors_have_one_place(number):
 
 
 def browse(tmp_path, url, *switches):
-    """What chromium says of a page after its script has run, and what it writes to its log."""
+    """Return the output of Chromium for a page after its script has run, and the console messages."""
     switches = (
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
         *("--disable-component-update", "--disable-sync", "--virtual-time-budget=2000", "--enable-logging=stderr"),

@@ -1,4 +1,4 @@
-"""What the template of a model card is filled with: of the model itself, of the code that loads it, and of an official checkpoint."""
+"""The variables of the template of a model card: about the model, the code that loads it, and an official checkpoint."""
 
 import json
 import re
@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..configuration.configuration_vit import ViTConfig
-from ..convert.families.transformers import export_model_type
+from ..convert.families.formats import Export
 from ..convert.sources.catalog import Checkpoint, official_config, official_image_processor
 from ..processing.image_processing_vit import VitrailImageProcessor
-from .citations import PAPERS, TIMM
+from ..processing.resizing import output_size
+from .citations import PAPERS
 from .descriptions import (
     architecture,
     architecture_name,
-    by,
     counts,
     differences,
+    format_size,
     has_named_classes,
-    image_size,
     markdown_table,
-    preparation,
+    preprocessing,
     tokens,
 )
-from .lineages import lineage_of, trained_on, training
+from .lineages import FAMILY_CARDS, lineage_of, trained_on, training
 from .provenance import checkpoint_link, files, linked, original_of, published_metrics, published_table, relatives, sources_table
 
 IMAGENET = {1000: " of ImageNet-1k", 21843: " of ImageNet-21k"}
@@ -32,7 +32,7 @@ IMAGENET = {1000: " of ImageNet-1k", 21843: " of ImageNet-21k"}
 def model_facts(
     config: ViTConfig, image_processor: VitrailImageProcessor, checkpoint: Checkpoint | None, *, classifies: bool, official: bool
 ) -> dict[str, Any]:
-    """What follows from config and image processor; `official`: they are those of the checkpoint in the catalogue."""
+    """Return the facts from config and image processor; `official`: they are those of the checkpoint in the catalog."""
     prepared = _prepared(config, image_processor)
     sizes = dict.fromkeys([config.image_size, *([prepared] if prepared else [])])
     counted = {size: counts(config, classifies=classifies, size=size) for size in sizes}
@@ -40,9 +40,9 @@ def model_facts(
     named = official or has_named_classes(config)
     rows = architecture(config, classifies=classifies, named_classes=named) | {"Parameters": f"{parameters:,}"}
     if official and checkpoint is not None and checkpoint.params != parameters:
-        rows["Parameters"] += f"; {checkpoint.params:,} in the file, with a head of zeros that is left out"
+        rows["Parameters"] += f"; {checkpoint.params:,} in the file, including a head of zeros that is left out"
     for size, count in counted.items():
-        rows[f"GMACs at {by(size)}"] = f"{_giga(count.macs)} ({_giga(count.macs_with_attention)})"
+        rows[f"GMACs at {format_size(size)}"] = f"{_giga(count.macs)} ({_giga(count.macs_with_attention)})"
     height, width = config.patch_size
     return {
         "size": architecture_name(config),
@@ -54,15 +54,15 @@ def model_facts(
         "num_labels": config.num_labels,
         "hidden_size": config.hidden_size,
         "pooled_width": config.pooled_size,
-        "patch": by(config.patch_size),
-        "multiple": height if height == width else by(config.patch_size),
-        "native": by(config.image_size),
-        "prepared": by(prepared) if prepared else None,
+        "patch": format_size(config.patch_size),
+        "multiple": height if height == width else format_size(config.patch_size),
+        "native": format_size(config.image_size),
+        "prepared": format_size(prepared) if prepared else None,
         "relative_positions": config.position_embedding_type != "absolute",
         "pools_patches": config.use_cls_token and config.pooling == "avg",
-        "resized_with_tensorflow": checkpoint is not None and checkpoint.format == "google-npz",
+        "preprocessing_note": FAMILY_CARDS[checkpoint.family].preprocessing if checkpoint else "",
         "architecture": markdown_table(("Property", "Value"), rows.items()),
-        "preparation": markdown_table(("Step", "Setting"), preparation(image_processor).items()),
+        "preprocessing": markdown_table(("Step", "Setting"), preprocessing(image_processor).items()),
     }
 
 
@@ -71,22 +71,33 @@ def _giga(count: int) -> str:
 
 
 def _prepared(config: ViTConfig, image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
-    """Height and width of every prepared image, where the patch divides them."""
-    size = image_size(image_processor)
+    """Return the height and width of every preprocessed image, where the patch divides them."""
+    size = output_size(image_processor)
     fits = size is not None and not any(length % patch for length, patch in zip(size, config.patch_size, strict=True))
     return size if fits else None
 
 
-# ------------------------------------------------------------------------------------------------------------- how to load it
+# ------------------------------------------------------------------------------------------------------------------- usage
 
 
 def usage_facts(
-    config: ViTConfig, image_processor: VitrailImageProcessor, *, classifies: bool, name: str, layout: str, carries_code: bool
+    config: ViTConfig,
+    image_processor: VitrailImageProcessor,
+    *,
+    classifies: bool,
+    name: str,
+    carries_code: bool = False,
+    export: Export | None = None,
 ) -> dict[str, Any]:
-    """What the code of a card needs; `name` is a Hub id, user/name, or else a folder."""
+    """Return the facts for the code of a card.
+
+    Args:
+        name: a Hub id, user/name, or else a folder.
+        export: the format of the repository; None for vitrail's own classes.
+    """
     prepared = _prepared(config, image_processor)
     where = "hf-hub" if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else "local-dir"
-    fixed_size = layout == "transformers" and export_model_type(config) == "vit"
+    fixed_size = export is not None and export.fixed_size(config)
     count, which = tokens(config, config.image_size)
     return {
         "name_in_shell": shlex.quote(name),
@@ -97,25 +108,25 @@ def usage_facts(
         "carries_code": carries_code,
         "trust": ", trust_remote_code=True" if carries_code else "",
         "interpolate": ", interpolate_pos_encoding=True" if fixed_size and prepared != config.image_size else "",
-        "outputs": "\n".join(_outputs(config, prepared, classifies=classifies, layout=layout)),
+        "outputs": "\n".join(_outputs(config, prepared, export, classifies=classifies)),
         "native_tokens": f"(1, {count}, {config.hidden_size}): {which}",
     }
 
 
-def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, *, classifies: bool, layout: str) -> list[str]:
-    """Lines of code that show what a model gives, with shapes."""
+def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, export: Export | None, *, classifies: bool) -> list[str]:
+    """Return lines of code that show the outputs of a model, with shapes."""
     if classifies:
         lines = [
             f"outputs.logits  # (1, {config.num_labels})",
             "model.config.id2label[outputs.logits.argmax(-1).item()]  # the most probable class",
         ]
         ours = f"model.vit(**inputs).pooler_output  # (1, {config.pooled_size}): features of the image"
-        return lines if layout == "transformers" else [*lines, ours]
+        return lines if export else [*lines, ours]
     count, which = tokens(config, prepared or config.image_size)
     shape = f"(1, {count}, {config.hidden_size}): {which}" if prepared else f"(1, tokens, {config.hidden_size})"
     pooled = f"outputs.pooler_output  # (1, {config.pooled_size}): the image"
-    if layout == "transformers" and export_model_type(config) == "vit" and config.representation_size is None:
-        pooled = f"outputs.last_hidden_state[:, 0]  # (1, {config.hidden_size}): [CLS], the image"  # its pooler is of zeros
+    if export and not export.pools(config):
+        pooled = f"outputs.last_hidden_state[:, 0]  # (1, {config.hidden_size}): [CLS], the image"
     return [pooled, f"outputs.last_hidden_state  # {shape}"]
 
 
@@ -123,10 +134,11 @@ def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, *, classifies:
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the catalogue knows of a checkpoint, beside its settings and results."""
+    """Return the facts of the catalog about a checkpoint, except settings and results."""
     lineage = lineage_of(checkpoint)
     recipes = {name: recipe for name, recipe in checkpoint.head_recipe.items() if name in checkpoint.head_urls}
-    citations = [PAPERS[number].bibtex for number in checkpoint.paper] + [TIMM.bibtex] * (checkpoint.family == "timm")
+    software = FAMILY_CARDS[checkpoint.family].citation
+    citations = [PAPERS[key].bibtex for key in (*checkpoint.paper, *([software] if software else []))]
     return {
         "checkpoint": checkpoint_link(checkpoint),
         "about": lineage.about,
@@ -136,20 +148,20 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "training": training(checkpoint),
         "uses": lineage.uses,
         "limits": lineage.limits,
-        "heads": ", ".join(f'`head="{name}"` reads {_reads(recipe)}' for name, recipe in recipes.items()),
-        "licence": f"`{checkpoint.license}`. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}.",
+        "heads": ", ".join(f'`head="{name}"` reads {_input_of(recipe)}' for name, recipe in recipes.items()),
+        "license_note": f"`{checkpoint.license}`. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}.",
         "citations": "\n\n".join(citations),
         "sources": sources_table(checkpoint),
     }
 
 
-def _reads(recipe: Mapping[str, Any]) -> str:
+def _input_of(recipe: Mapping[str, Any]) -> str:
     blocks = recipe["n_last_blocks"]
     return ("[CLS]" if blocks == 1 else f"[CLS] of the last {blocks} blocks") + " and the mean patch" * recipe["avgpool"]
 
 
 def original_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The format in which the same weights were first published, and in what it runs otherwise."""
+    """Return the facts about the first publication of the same weights in another format."""
     original = original_of(checkpoint)
     if original is None:
         return {}
@@ -163,21 +175,16 @@ def original_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, str]:
-    """Everything that decides what a checkpoint answers, beside its weights."""
+    """Return everything that decides the outputs of a checkpoint together with its weights."""
     described = architecture(official_config(checkpoint), classifies=checkpoint.has_classifier)
-    return described | preparation(official_image_processor(checkpoint))
+    return described | preprocessing(official_image_processor(checkpoint))
 
 
 def published_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The publisher's results, where it reports any."""
+    """Return the facts about the publisher's results, where there are any."""
     if not published_metrics(checkpoint):
         return {}
-    remark = ""
-    if checkpoint.family == "dino":
-        remark = ' The linear one belongs to the backbone with the classifier `head="linear"`.'
-    if checkpoint.family == "dinov2":
-        remark = ' The linear one belongs to the backbone with the classifier `head="linear_1layer"`'
-        # its README has two tables, which agree on the models without registers
-        remark += ", to which a second table there gives 0.1 to 0.2 less." if checkpoint.architecture["registers"] else "."
+    family = FAMILY_CARDS[checkpoint.family]
+    note = family.results + family.results_with_registers * (checkpoint.architecture["registers"] > 0)
     source = linked(checkpoint.sources["metrics"] or "", checkpoint)
-    return {"published": {"source": source, "remark": remark, "table": published_table(checkpoint)}}
+    return {"published": {"source": source, "note": note, "table": published_table(checkpoint)}}

@@ -1,0 +1,94 @@
+"""The layout of names that DINO's, DINOv2's and timm's PyTorch checkpoints share, and what its shapes tell."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...errors import UnsupportedCheckpointError
+from .family import RawCheckpoint
+from .rules import Rule
+
+PUBLISHED_HEAD_WIDTH = 64  # of nearly every published ViT
+OTHER_HEAD_WIDTHS = {1152: 72, 1280: 80, 1408: 88, 1664: 104}  # SO400M, ViT-H, ViT-g and ViT-G: 16 heads each (arXiv 2106.04560)
+
+VIT_RULES = (
+    Rule("cls_token", "embeddings.cls_token"),
+    Rule("pos_embed", "embeddings.position_embeddings"),
+    Rule("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"),
+    Rule("patch_embed.proj.bias", "embeddings.patch_embeddings.projection.bias"),
+    Rule("blocks.{layer}.norm1.weight", "layers.{layer}.norm1.weight"),
+    Rule("blocks.{layer}.norm1.bias", "layers.{layer}.norm1.bias"),
+    Rule("blocks.{layer}.attn.qkv.weight", "layers.{layer}.attention.qkv.weight"),
+    Rule("blocks.{layer}.attn.qkv.bias", "layers.{layer}.attention.qkv.bias"),
+    Rule("blocks.{layer}.attn.proj.weight", "layers.{layer}.attention.proj.weight"),
+    Rule("blocks.{layer}.attn.proj.bias", "layers.{layer}.attention.proj.bias"),
+    Rule("blocks.{layer}.norm2.weight", "layers.{layer}.norm2.weight"),
+    Rule("blocks.{layer}.norm2.bias", "layers.{layer}.norm2.bias"),
+    Rule("blocks.{layer}.mlp.fc1.weight", "layers.{layer}.mlp.fc1.weight"),
+    Rule("blocks.{layer}.mlp.fc1.bias", "layers.{layer}.mlp.fc1.bias"),
+    Rule("blocks.{layer}.mlp.fc2.weight", "layers.{layer}.mlp.fc2.weight"),
+    Rule("blocks.{layer}.mlp.fc2.bias", "layers.{layer}.mlp.fc2.bias"),
+    Rule("norm.weight", "layernorm.weight"),
+    Rule("norm.bias", "layernorm.bias"),
+)
+LAYER_SCALE_RULES = (
+    Rule("blocks.{layer}.ls1.gamma", "layers.{layer}.layer_scale1"),
+    Rule("blocks.{layer}.ls2.gamma", "layers.{layer}.layer_scale2"),
+)
+
+
+def attention_heads(hidden_size: int, num_heads: int | None) -> int:
+    """Return the number of heads. A state dict does not hold it, but the head width of published models follows from the hidden size."""
+    if num_heads is not None:
+        return num_heads
+    head_width = OTHER_HEAD_WIDTHS.get(hidden_size, PUBLISHED_HEAD_WIDTH)
+    if hidden_size % head_width:
+        raise UnsupportedCheckpointError(
+            f"The number of attention heads does not follow from the shapes: the hidden size {hidden_size} is not a multiple of "
+            f"{head_width}. Set num_heads= (on the command line: --num-heads)."
+        )
+    return hidden_size // head_width
+
+
+def square_grid(num_patches: int, name: str) -> int:
+    """Return the side of the square grid of patches of a position embedding."""
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise UnsupportedCheckpointError(
+            f"{name} holds positions of {num_patches} patches, which is not a square number, so rows and columns are unknown. "
+            "All published checkpoints have a square grid: check that the file is one of them."
+        )
+    return side
+
+
+def plain_vit_fields(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
+    """Return the fields of ViTConfig that follow from the shapes; the epsilon of the originals is 1e-6."""
+    hidden_size, num_channels, *patch_size = raw.shape("patch_embed.proj.weight")
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": raw.count_blocks("blocks.{}.norm1.weight"),
+        "num_attention_heads": attention_heads(hidden_size, num_heads),
+        "patch_size": tuple(patch_size),
+        "num_channels": num_channels,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in raw.tensors,
+        "layer_norm_eps": 1e-6,
+    }
+
+
+def linear_head(
+    raw: RawCheckpoint,
+    hidden_size: int,
+    prefix: str,
+    fields_by_width: Mapping[int, dict[str, Any]],
+    rules: Callable[[int], Sequence[Rule]],
+) -> tuple[Sequence[Rule], dict[str, Any]]:
+    """Return the rules and config fields of a linear classifier, chosen by its width in units of the backbone's."""
+    weight = raw.tensors.get(f"{prefix}weight")
+    if weight is None or weight.shape[-1] % hidden_size or weight.shape[-1] // hidden_size not in fields_by_width:
+        found = f"{prefix}weight of shape {tuple(weight.shape)}" if weight is not None else ", ".join(list(raw.tensors)[:5])
+        raise UnsupportedCheckpointError(
+            f"The head file holds {found}; expected {prefix}weight of shape (classes, n * {hidden_size}) with n in "
+            f"{', '.join(map(str, fields_by_width))}. Use the head that was published with the backbone."
+        )
+    num_vectors = weight.shape[-1] // hidden_size
+    return rules(num_vectors), fields_by_width[num_vectors]

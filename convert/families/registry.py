@@ -1,0 +1,23 @@
+"""Every family of checkpoints. A new family is a file in this folder and a name in FAMILIES."""
+
+from .dino import DINO
+from .dinov2 import DINOV2
+from .family import Family
+from .google import GOOGLE
+from .timm import TIMM
+from .transformers import TRANSFORMERS
+from .vitrail import VITRAIL
+
+# In the order in which they are tried: timm's layout is DINO's with additions
+FAMILIES: tuple[Family, ...] = (VITRAIL, TRANSFORMERS, GOOGLE, DINOV2, DINO, TIMM)
+EXPORT_FORMATS = {family.name: family.export for family in FAMILIES if family.export is not None}
+
+
+def family_called(name: str) -> Family:
+    """Return the family with a name."""
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def family_of_rows(catalog_format: str) -> Family:
+    """Return the family of a `format` in catalog.json."""
+    return next(family for family in FAMILIES if family.catalog_format == catalog_format)

@@ -1,0 +1,78 @@
+"""The records of extracted features: manifest.json, and one record for each file while features are extracted."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..utils.records import Record
+
+
+@dataclass(kw_only=True)
+class UnreadableRow:
+    """An image without features: its id, its path, and the reason."""
+
+    id: int
+    path: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Shard(Record):
+    """The features of one chunk of a partition.
+
+    file: relative to the folder; None, with sha256, if the chunk has no features.
+    """
+
+    partition: int
+    number: int
+    file: str | None = None
+    rows: int = 0
+    bytes: int = 0
+    sha256: str | None = None
+    unreadable: list[UnreadableRow]
+
+
+@dataclass(kw_only=True)
+class PartitionEnd(Record):
+    """The number of rows of a partition that has been read to its end."""
+
+    partition: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableImage:
+    """An image that cannot be used: its row in the dataset, its path, and the reason."""
+
+    row: int
+    path: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class CacheManifest(Record):
+    """The content of manifest.json in a folder of `vitrail.features.cache`.
+
+    settings: everything that determines the features.
+    num_cls_layers: see `vitrail.features.cache.CachedFeatures`.
+    """
+
+    settings: dict[str, Any]
+    num_cls_layers: int
+    unreadable: list[UnreadableImage]
+
+
+@dataclass(kw_only=True)
+class Manifest(Record):
+    """The content of manifest.json.
+
+    settings: everything that determines the features; see `vitrail.features.job.Job.settings`.
+    rows, errors: numbers of images with features, and of unreadable images.
+    partitions: the number of rows of each partition that has been read to its end, by its number.
+    """
+
+    finished: bool = False
+    settings: dict[str, Any]
+    rows: int = 0
+    errors: int = 0
+    partitions: dict[str, int] = field(default_factory=dict)
+    shards: list[Shard] = field(default_factory=list)
