@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 RUN = [ROOT / "README.md", DOCS / "quickstart.md"]  # pages that show the output of their blocks
 TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
 
-# Each group of checkpoints: classifier, formats it exports to, where its reference outputs come from
+# Groups of checkpoints whose row says more than `group_row` can: classifier, formats it exports to, source of its reference outputs
 GROUPS = {
     "DINO": ('separate file: `head="linear"`', "dino, timm, transformers", "original"),
     "DINOv2": ('separate files: `head="linear_1layer"`, `"linear_4layer"`', "dinov2, timm, transformers", "original"),
@@ -69,21 +69,30 @@ def group_of(checkpoint: Any) -> str:
         return f"transformers, {architecture['model_type']}"
     if checkpoint.family == "google":
         return "Google, ImageNet-21k with pre_logits" if architecture["pre_logits"] else "Google, augreg and fine-tuned"
-    return {"dino": "DINO", "dinov2": "DINOv2"}[checkpoint.family]
+    return {"dino": "DINO", "dinov2": "DINOv2"}.get(checkpoint.family, checkpoint.family)
 
 
 def grouped() -> dict[str, list[Any]]:
     """Return the official checkpoints by group."""
     groups: dict[str, list[Any]] = {name: [] for name in GROUPS}
     for checkpoint in vitrail.list_checkpoints():
-        groups[group_of(checkpoint)].append(checkpoint)
+        groups.setdefault(group_of(checkpoint), []).append(checkpoint)
     return groups
+
+
+def group_row(name: str, rows: list[Any]) -> tuple[str, str, str]:
+    """Return what the table of families says about a group, from the catalog where GROUPS has no words for it."""
+    if name in GROUPS:
+        return GROUPS[name]
+    heads = sorted({head for row in rows for head in row.head_urls})
+    in_file = "in the file" if any(row.has_classifier for row in rows) else "none"
+    return f"separate files: {', '.join(heads)}" if heads else in_file, rows[0].family, "original"
 
 
 def families() -> str:
     """Return the table of families."""
     lines = ["| family | checkpoints | classifier | exports to | reference outputs from |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {len(rows)} | {' | '.join(GROUPS[name])} |" for name, rows in grouped().items()]
+    lines += [f"| {name} | {len(rows)} | {' | '.join(group_row(name, rows))} |" for name, rows in grouped().items()]
     return "\n".join(lines) + "\n"
 
 
@@ -146,6 +155,8 @@ def prose(docstring: str) -> str:
         inside = line.startswith("    ")
         field = FIELD.match(line)
         if fenced and line and not inside:
+            while not lines[-1]:
+                lines.pop()
             lines += ["```", ""]
             fenced = False
         if re.fullmatch(r"[A-Z][^.:]*:", line):

@@ -1,5 +1,7 @@
 """The generated parts of README and docs/, and what README promises of its own size."""
 
+import re
+
 import pytest
 
 import paths
@@ -30,6 +32,14 @@ def test_readme_is_short():
     lines = (paths.CHECKOUT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 200
     assert len(" ".join(lines).split()) <= 1600
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(name):
+    """Those in docs/ are checked by `mkdocs build --strict`."""
+    targets = re.findall(r"\]\(([^)#]+)", (paths.CHECKOUT / name).read_text(encoding="utf-8"))
+    assert len(targets) > 2
+    assert all((paths.CHECKOUT / target).exists() for target in targets if "://" not in target)
 
 
 def test_a_stale_part_is_found():
