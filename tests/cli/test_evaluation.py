@@ -145,11 +145,7 @@ def test_an_output_that_cannot_be_written_is_refused(words, capsys, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()
     assert end_of("probe", *words, "--output", tmp_path / "full") == 2
-<<<<<<< HEAD
-    assert "contains files that do not belong to a model" in capsys.readouterr().err
-=======
     assert "files that do not belong to a model" in capsys.readouterr().err
->>>>>>> features
     assert end_of("knn", *words, "--output", tmp_path / "knn.txt") == 2
     assert ".json" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()

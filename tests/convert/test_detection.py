@@ -167,7 +167,7 @@ BAD = {
     "config.json is a list": (
         folder_of(vit(), "[1, 2]"),
         CorruptFileError,
-        ["config.json", "list", "Download the file again"],
+        ["config.json", "list", "download it again"],
     ),
     "config.json in another encoding": (
         lambda folder: (folder_of(vit(), TIMM)(folder) / "config.json").write_bytes(b"\xff\xfe{}") and folder,

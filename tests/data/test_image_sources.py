@@ -303,7 +303,7 @@ def test_stores_that_have_nothing(memory):
 
 
 def test_a_web_server_is_not_listed():
-    with pytest.raises(VitrailError, match="does not say what it has; give a list file"):
+    with pytest.raises(VitrailError, match="web servers do not list files; give a list file"):
         read_images("https://example.com/photos/")
 
 
@@ -337,7 +337,7 @@ def test_a_folder_of_parquet_files_is_streamed(tmp_path, inner):
     assert content(collection) == TRAIN
     assert content(read_images(**collection.settings)) == TRAIN
     assert content(read_images(tmp_path, split="test")) == [("test/0", 6, "dog")]
-    with pytest.raises(VitrailError, match=r"has no split 'val'; found .*: name one of them with split"):
+    with pytest.raises(VitrailError, match=r"has no split 'val'; found .*: choose one with split"):
         read_images(tmp_path, split="val")
 
 

@@ -341,7 +341,7 @@ def test_a_revision_of_what_is_not_on_the_hub():
 @pytest.mark.parametrize(
     ("columns", "given", "message"),
     [
-        ({}, {}, "no columns that could hold the labels; name it with label_column"),
+        ({}, {}, "no columns that could hold the labels; choose it with label_column"),
         ({"label": [1, 2], "target": [1, 2]}, {}, "2 columns that could hold the label: label, target"),
         ({"label": [1, 2]}, {"label_column": "kind"}, "no column 'kind'; found image .*, label"),
         ({"label": [1, 2]}, {"image_column": "picture"}, "no column 'picture'"),

@@ -136,7 +136,7 @@ def test_features_too_large_for_float16_are_refused(pictures, tmp_path):
     model = small_model()
     with torch.no_grad():
         model.layernorm.weight *= 1e6
-    with pytest.raises(VitrailError, match=r"pooled of .*\.jpg are not finite numbers of the type float16: write dtype float32"):
+    with pytest.raises(VitrailError, match=r"pooled features of .*\.jpg contain NaN or inf in float16: use dtype float32"):
         run(pictures[0], tmp_path / "out", model, dtype="float16")
     run(pictures[0], tmp_path / "out32", model)
 

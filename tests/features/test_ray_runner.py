@@ -181,7 +181,7 @@ def share_of(job, mark):
 def test_a_machine_that_does_not_see_the_folder_is_named(pictures, tmp_path):
     job = begun_job(pictures, tmp_path / "out")
     result = ray_runner.PieceRunner(share_of(job, tmp_path / "elsewhere")).run(0)
-    assert f"does not see what is in {tmp_path / 'out'}: choose an output folder on a file system" in result["error"]
+    assert f"cannot find the files in {tmp_path / 'out'}: choose an output folder on a file system" in result["error"]
     assert len(job.missing()) == 10
 
 
@@ -237,7 +237,7 @@ def test_an_address_without_a_cluster_is_said_at_once(pictures, tmp_path, monkey
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", pytest.fail)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(VitrailError, match=f"no Ray cluster answers at RAY_ADDRESS={address} .*: start it, or unset RAY_ADDRESS"):
+    with pytest.raises(VitrailError, match=f"no Ray cluster responds at RAY_ADDRESS={address} .*: start it, or unset RAY_ADDRESS"):
         run_on_ray(job, job.missing())
 
 

@@ -5,11 +5,12 @@ import itertools
 import math
 import typing
 
+import pytest
 import torch
 
 from small_models import CONFIGS, TINY, VARIANT, every_config, make_config, make_images, make_model
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.modeling.modeling_vit import ViTForImageClassification
+from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 
 
 def test_the_list_covers_every_field_and_every_choice():
@@ -173,6 +174,52 @@ def test_no_operation_changes_what_a_hook_holds():
         assert len(held) > 40
         for tensor, before in held:
             assert torch.equal(tensor, before), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("observe", ["output of fc1", "input of the activation", "activation", "every module", "wrapped fc1"])
+def test_gelu_overwrites_nothing_that_is_observed(observe):
+    """Each way of observing alone: GELU runs in place only where nobody else can hold its input."""
+    model = make_model(ViTModel, "absolute")
+    mlp, held = model.layers[0].mlp, []
+
+    def hold(tensor):
+        held.append((tensor, tensor.clone()))
+
+    if observe == "output of fc1":
+        mlp.fc1.register_forward_hook(lambda module, arguments, output: hold(output))
+    elif observe == "input of the activation":
+        mlp.activation.register_forward_pre_hook(lambda module, arguments: hold(arguments[0]))
+    elif observe == "activation":
+        mlp.activation.register_forward_hook(lambda module, arguments, output: hold(arguments[0]))
+    elif observe == "every module":
+        remove = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, arguments, output: hold(output) if module is mlp.fc1 else None
+        )
+    else:
+        forward = mlp.fc1.forward
+
+        def wrapped(hidden_states):
+            hold(forward(hidden_states))
+            return held[-1][0]
+
+        mlp.fc1.forward = wrapped
+    model(make_images(model.config))
+    if observe == "every module":
+        remove.remove()
+    ((tensor, before),) = held
+    assert torch.equal(tensor, before)
+
+
+@torch.no_grad()
+def test_gelu_in_place_gives_the_same_numbers():
+    for name in ("absolute", "google"):
+        model = make_model(ViTModel, name)
+        images = make_images(model.config)
+        in_place = model(images).last_hidden_state
+        for layer in model.layers:
+            layer.mlp.fc1.register_forward_hook(lambda module, arguments, output: None)
+        assert torch.equal(model(images).last_hidden_state, in_place)
 
 
 def test_what_a_caller_keeps_is_not_changed_in_place():
