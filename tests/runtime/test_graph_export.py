@@ -155,7 +155,7 @@ def test_what_is_refused_before_any_work(classifier, tmp_path, monkeypatch):
         vitrail.export_model(classifier, tmp_path / "there", to="onnx")
     with pytest.raises(VitrailError, match=r"batch_size and dynamic_size are options of graphs \(onnx, openvino\), but timm holds weights"):
         vitrail.export_model(classifier, tmp_path / "out", to="timm", batch_size=1)
-    with pytest.raises(UnsupportedCheckpointError, match=r'no format "onnxx".* google, onnx, openvino'):
+    with pytest.raises(UnsupportedCheckpointError, match=r'Unsupported export format "onnxx".* timm, onnx, openvino'):
         vitrail.export_model(classifier, tmp_path / "out", to="onnxx")
     model = make_model(vitrail.ViTBackbone, "absolute")
     with pytest.raises(UnsupportedCheckpointError, match="ViTBackbone cannot be exported as a graph"):
