@@ -583,7 +583,9 @@ class ViTModel(ViTPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ViTModelOutput:
-        """Run the encoder.
+        """Run the encoder on images of any height and width that the patch size divides.
+
+        Positions that were trained at another size are interpolated by the rule of the config.
 
         Args:
             pixel_values: (B, C, H, W), from the image processor.

@@ -153,7 +153,9 @@ def test_what_is_refused_before_any_work(classifier, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     with pytest.raises(VitrailError, match="there exists already: remove it, or give another name"):
         vitrail.export_model(classifier, tmp_path / "there", to="onnx")
-    with pytest.raises(VitrailError, match=r"batch_size and dynamic_size are options of graphs \(onnx, openvino\), but timm holds weights"):
+    with pytest.raises(
+        VitrailError, match=r"batch_size and dynamic_size are options of graphs \(onnx, openvino\), but timm holds weights"
+    ):
         vitrail.export_model(classifier, tmp_path / "out", to="timm", batch_size=1)
     with pytest.raises(UnsupportedCheckpointError, match=r'Unsupported export format "onnxx".* timm, onnx, openvino'):
         vitrail.export_model(classifier, tmp_path / "out", to="onnxx")
