@@ -32,16 +32,16 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .features.embedding import ImageEmbedder as ImageEmbedder
     from .features.extraction import extract as extract
     from .features.store import StoredFeatures as StoredFeatures
-    from .hub.push import push as push
-    from .hub.save import convert_checkpoint as convert_checkpoint
-    from .hub.save import save as save
+    from .hub.saving import convert_checkpoint as convert_checkpoint
+    from .hub.saving import save as save
+    from .hub.upload import push as push
     from .model_cards.readme import model_card as model_card
-    from .modeling.complexity import complexity as complexity
     from .modeling.modeling_vit import ViTBackbone as ViTBackbone
     from .modeling.modeling_vit import ViTForImageClassification as ViTForImageClassification
     from .modeling.modeling_vit import ViTForMaskedImageModeling as ViTForMaskedImageModeling
     from .modeling.modeling_vit import ViTModel as ViTModel
     from .modeling.modeling_vit import ViTPreTrainedModel as ViTPreTrainedModel
+    from .modeling.operation_counts import complexity as complexity
     from .pretraining.arguments import DINOTrainingArguments as DINOTrainingArguments
     from .pretraining.crops import MultiCropImages as MultiCropImages
     from .pretraining.job import pretrain as pretrain
@@ -68,20 +68,20 @@ PUBLIC_NAMES = {
     "ViTForImageClassification": "modeling.modeling_vit",
     "ViTForMaskedImageModeling": "modeling.modeling_vit",
     "ViTBackbone": "modeling.modeling_vit",
-    "complexity": "modeling.complexity",
+    "complexity": "modeling.operation_counts",
     # images
     "VitrailImageProcessor": "processing.image_processing_vit",
     "make_image_processor": "processing.presets",
     # checkpoints
     "load": "convert.loading",
-    "save": "hub.save",
-    "convert_checkpoint": "hub.save",
+    "save": "hub.saving",
+    "convert_checkpoint": "hub.saving",
     "export_model": "convert.export",
     "verify": "convert.verification",
     "list_checkpoints": "convert.sources.catalog",
     "ConversionReport": "convert.report",
     # the Hub
-    "push": "hub.push",
+    "push": "hub.upload",
     "model_card": "model_cards.readme",
     # performance
     "optimize": "runtime.optimization",

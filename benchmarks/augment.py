@@ -31,11 +31,11 @@ REPEATS, SECONDS = 400, 40.0
 def ours(file: Path) -> "Augment":
     from vitrail.processing.augmentation import rng_of
     from vitrail.processing.image_processing_vit import decode
-    from vitrail.processing.multi_crop import DINO_AUGMENTATION, multi_crop
+    from vitrail.processing.multi_crop import DINO_AUGMENTATION, make_crops
     from vitrail.processing.presets import IMAGENET_MEAN, IMAGENET_STD
 
     rows = itertools.count()
-    return lambda: multi_crop(decode(file), DINO_AUGMENTATION, rng_of(0, 0, next(rows)), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return lambda: make_crops(decode(file), DINO_AUGMENTATION, rng_of(0, 0, next(rows)), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def torchvisions(file: Path) -> "Augment":

@@ -13,8 +13,8 @@ from ..convert.families.registry import EXPORT_FORMATS
 from ..convert.model_folder import REPORT_NAME
 from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
-from ..hub.save import convert_checkpoint, keep_verification
-from ..modeling.complexity import complexity
+from ..hub.saving import convert_checkpoint, keep_verification
+from ..modeling.operation_counts import complexity
 from .options import Branch, CheckpointOptions, Code, Head, ImageSize, Model
 from .output import Result, load_model, warn
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..convert.report import ConversionReport
-from ..hub.save import check_output_dir
+from ..hub.saving import check_output_dir
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import NUM_CALIBRATION, Runtime

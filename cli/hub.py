@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..hub.push import LAYOUTS, check_target, send, stage
+from ..hub.upload import LAYOUTS, check_target, send, stage
 from ..model_cards.readme import model_card
 from ..utils.atomic import write_text
 from .options import Code, Model, Revision

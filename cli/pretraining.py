@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import VitrailError
-from ..hub.save import check_output_dir
+from ..hub.saving import check_output_dir
 from ..utils.optional import check_packages
 from .evaluation import PACKAGES
 from .options import BatchSize, Data, DataOptions, NumWorkers, Strict

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import VitrailError
 from ..utils.hashing import sha256
 from ..utils.records import Record
-from ..utils.versions import versions
+from ..utils.versions import installed_versions
 
 REPORT_NAME = "conversion.json"  # in the folder of the weights
 
@@ -145,7 +145,7 @@ class ConversionReport:
     stored: ConversionRecord | None = None
     coverage: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=lambda: versions(("torch", "transformers")))
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions(("torch", "transformers")))
 
     @property
     def origin(self) -> ConversionRecord | None:

@@ -20,7 +20,7 @@ from ..data.reader import TrainingViews
 from ..errors import VitrailError
 from ..features.cache import NUM_CLS_LAYERS, CachedFeatures, FeatureCache
 from ..features.feature_types import classifier_features, join_tokens
-from ..hub.save import check_output_dir, save
+from ..hub.saving import check_output_dir, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.processes import start_processes

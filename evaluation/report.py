@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ..convert.model_folder import RESULT_NAMES
-from ..hub.save import keep_record
+from ..hub.saving import keep_record
 from ..utils.figures import BACKGROUND_COLOR, COLORS, MARKERS, STYLE, save_figure
 
 MAX_CLASSES = 30  # in a readable confusion matrix

@@ -14,7 +14,7 @@ from ..data.labeled import LabeledImages
 from ..features.cache import CachedFeatures
 from ..utils.processes import start_processes
 from ..utils.records import Record
-from ..utils.versions import versions
+from ..utils.versions import installed_versions
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
@@ -148,7 +148,7 @@ def describe_run(
         "runtime": splits["train"].runtime,
         "processes": start_processes().num_processes,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "versions": versions(PACKAGES),
+        "versions": installed_versions(PACKAGES),
     }
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from ..configuration.configuration_vit import ViTConfig
 from ..configuration.sizes import size_name
-from ..modeling.complexity import Complexity, complexity
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel
+from ..modeling.operation_counts import Complexity, complexity
 from ..processing.image_processing_vit import VitrailImageProcessor
 
 LETTERS = {"tiny": "Ti", "small": "S", "medium": "M", "base": "B", "large": "L", "huge": "H", "giant": "g"}

@@ -10,7 +10,7 @@ from ..data.decoding import open_image
 from ..errors import UnreadableImageError, VitrailError, WorkerError
 from ..processing.augmentation import rng_of
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.multi_crop import MultiCropAugmentation, check_channels, multi_crop
+from ..processing.multi_crop import MultiCropAugmentation, check_channels, make_crops
 
 MAX_UNREADABLE = 100  # unreadable images in a row, before a run fails
 
@@ -87,7 +87,7 @@ class MultiCropImages(Dataset):
         entry = self.dataset[row]["image"]
         image = open_image(entry)
         try:
-            return multi_crop(image, self.augmentation, rng, mean=self.mean, std=self.std, num_channels=self.num_channels)
+            return make_crops(image, self.augmentation, rng, mean=self.mean, std=self.std, num_channels=self.num_channels)
         except VitrailError:  # a fault of the settings, not of this image
             raise
         except ValueError as error:  # decoded, but with channels or values that do not suit the model

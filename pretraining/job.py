@@ -17,14 +17,14 @@ from ..data.labeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..evaluation.results import PACKAGES, describe_model, public_name
-from ..hub.save import check_output_dir, save
+from ..hub.saving import check_output_dir, save
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
 from ..utils.processes import start_processes
 from ..utils.run_folder import RunFolder
 from ..utils.trainer import KeepLastCheckpoint, last_checkpoint
-from ..utils.versions import versions
+from ..utils.versions import installed_versions
 from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
 from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
@@ -217,7 +217,7 @@ def _make_record(
         knn=_last_evaluation(trainer, images),
         curves=[entry for entry in trainer.state.log_history if "loss" in entry or ACCURACY in entry],
         processes=args.world_size,
-        versions=versions(PACKAGES),
+        versions=installed_versions(PACKAGES),
         resumed_from=resumed_from,
         seconds=seconds,
     )

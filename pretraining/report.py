@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..convert.model_folder import PRETRAINING_NAMES
-from ..hub.save import keep_record
+from ..hub.saving import keep_record
 from ..utils.figures import BACKGROUND_COLOR, COLORS, STYLE, save_figure
 from .record import PretrainingRecord
 from .teacher_evaluation import ACCURACY

@@ -211,7 +211,7 @@ def draw_crops(augmentation: MultiCropAugmentation, width: int, height: int, rng
         )
 
 
-def multi_crop(
+def make_crops(
     image: Image.Image,
     augmentation: MultiCropAugmentation,
     rng: np.random.Generator,

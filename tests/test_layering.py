@@ -92,6 +92,12 @@ def test_no_room_holds_a_fifth_of_the_code():
     assert lines[largest] < sum(lines.values()) / 5, f"{largest}: {lines[largest]} of {sum(lines.values())} lines"
 
 
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_no_module_is_named_like_a_function_in_it(file):
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    assert file.stem not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("file", UPLOADED)
 def test_uploaded_files_stand_alone(file):
     assert imported_parts(Path(file)) == UPLOADED[file]

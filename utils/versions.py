@@ -7,6 +7,6 @@ from importlib.metadata import version
 from ..version import __version__
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of vitrail, Python and installed packages, by name."""
     return {"vitrail": __version__, "python": platform.python_version(), **{package: version(package) for package in packages}}

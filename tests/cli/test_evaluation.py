@@ -12,7 +12,7 @@ from transformers import pipeline
 from command_line import end_of
 from small_models import tiny_model
 from vitrail.evaluation.recipes import RECIPES
-from vitrail.hub.save import save
+from vitrail.hub.saving import save
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.utils import optional as packages
 

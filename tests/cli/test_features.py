@@ -12,7 +12,7 @@ from command_line import end_of
 from image_folders import PHOTOS, small_model, small_processor, write_broken, write_images
 from vitrail.cli.output import Result, as_command
 from vitrail.features.store import StoredFeatures
-from vitrail.hub.save import save
+from vitrail.hub.saving import save
 from vitrail.visualization.report.page import make_report
 from vitrail.visualization.similar import find_similar
 

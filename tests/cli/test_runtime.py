@@ -12,7 +12,7 @@ from command_line import end_of
 from image_folders import PHOTOS, small_model, small_processor, write_images
 from small_models import make_model
 from vitrail.features.store import StoredFeatures
-from vitrail.hub.save import save
+from vitrail.hub.saving import save
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 
 pytestmark = pytest.mark.usefixtures("one_thread")

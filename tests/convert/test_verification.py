@@ -115,7 +115,7 @@ def test_without_an_implementation_the_row_says_so(monkeypatch):
 
 
 def test_the_table_is_kept_with_the_model(sources, tmp_path):
-    from vitrail.hub.save import keep_verification
+    from vitrail.hub.saving import keep_verification
 
     source = sources / "dinov2_chunked_teacher_tiny"
     vitrail.convert_checkpoint(source, tmp_path / "model")

@@ -28,7 +28,7 @@ from vitrail.evaluation.linear_probe import merge_head, token_slice
 from vitrail.evaluation.probing import probe
 from vitrail.evaluation.recipes import RECIPES, Head, Recipe, recipe_heads
 from vitrail.features.cache import FeatureCache
-from vitrail.hub.save import save
+from vitrail.hub.saving import save
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 

@@ -14,8 +14,8 @@ from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.convert.verification import Check
 from vitrail.evaluation.report import accuracy_by_head, learning_curves, plot_confusion, write_report
 from vitrail.evaluation.results import public_name
-from vitrail.hub.push import stage
-from vitrail.hub.save import keep_verification, save
+from vitrail.hub.saving import keep_verification, save
+from vitrail.hub.upload import stage
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 

@@ -27,7 +27,7 @@ from vitrail.features import inference, store
 from vitrail.features.extraction import extract
 from vitrail.features.job import Job
 from vitrail.features.store import ChunkWriter, FeatureFolder, StoredFeatures
-from vitrail.hub.save import save
+from vitrail.hub.saving import save
 from vitrail.processing.resizing import keep_aspect
 
 

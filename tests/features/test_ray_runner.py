@@ -31,7 +31,7 @@ from vitrail.features.extraction import extract
 from vitrail.features.job import Job
 from vitrail.features.ray_runner import Pool, Share, choose_pool, run_on_ray
 from vitrail.features.store import StoredFeatures
-from vitrail.hub.save import save
+from vitrail.hub.saving import save
 from vitrail.runtime.workers import InferenceWorkers
 
 # Ray Data sets the options of its own that it has deprecated

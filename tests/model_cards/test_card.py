@@ -22,7 +22,7 @@ from vitrail.convert.report import Check, ConversionRecord, ConversionReport, Fi
 from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
 from vitrail.convert.sources.labels import imagenet_labels
 from vitrail.errors import VitrailError
-from vitrail.hub.save import keep_verification
+from vitrail.hub.saving import keep_verification
 from vitrail.model_cards.card import OPTIONAL, TEMPLATE, folder_card, official_card, render_model_card
 from vitrail.model_cards.citations import PAPERS
 from vitrail.model_cards.descriptions import counts, preprocessing

@@ -16,7 +16,7 @@ from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.pretraining.crops import MAX_UNREADABLE, MultiCropImages
 from vitrail.processing.augmentation import rng_of
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
-from vitrail.processing.multi_crop import CropAugmentation, MultiCropAugmentation, multi_crop
+from vitrail.processing.multi_crop import CropAugmentation, MultiCropAugmentation, make_crops
 
 pytestmark = pytest.mark.usefixtures("cache_of_datasets")
 
@@ -65,7 +65,7 @@ def test_an_item_has_the_crops_of_its_image(pictures):
     for row in range(6):
         item = crops[row]
         image = open_image(crops.dataset[row]["image"])
-        global_crops, local_crops = multi_crop(
+        global_crops, local_crops = make_crops(
             image, AUGMENTATION, rng_of(5, 2, row), mean=processor.image_mean, std=processor.image_std
         )
         assert equal(item, {"pixel_values": global_crops, "local_pixel_values": local_crops})
@@ -130,7 +130,7 @@ def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(pictures, war
         for row, other in ((1, 3), (2, 3), (5, 0)):
             processor = small_processor()
             image = open_image(crops.dataset[other]["image"])
-            expected, _ = multi_crop(image, AUGMENTATION, rng_of(0, epoch, row), mean=processor.image_mean, std=processor.image_std)
+            expected, _ = make_crops(image, AUGMENTATION, rng_of(0, epoch, row), mean=processor.image_mean, std=processor.image_std)
             assert torch.equal(items[row]["pixel_values"], expected)
         if epoch == 0:
             assert all(equal(items[row], intact[row]) for row in (0, 3, 4))

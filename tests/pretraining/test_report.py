@@ -13,7 +13,7 @@ from small_models import tiny_model
 from small_run import KNN, make_run, without_numbers
 from vitrail.convert.model_folder import hash_weights, read_pretraining
 from vitrail.errors import VitrailError
-from vitrail.hub.save import save
+from vitrail.hub.saving import save
 from vitrail.pretraining.record import PretrainingRecord
 from vitrail.pretraining.report import training_curves, write_report
 from vitrail.processing.image_processing_vit import VitrailImageProcessor

@@ -51,7 +51,7 @@ from vitrail.processing.multi_crop import (
     MultiCropAugmentation,
     draw_crops,
     make_crop,
-    multi_crop,
+    make_crops,
 )
 from vitrail.processing.presets import IMAGENET_MEAN, IMAGENET_STD
 
@@ -144,7 +144,7 @@ def drawn(monkeypatch, name, num_local_crops=0):
 
 
 def test_pixel_values_equal_torchvision_bit_for_bit(monkeypatch):
-    global_crops, local_crops = multi_crop(PHOTO, drawn(monkeypatch, "all steps", 1), None, **NORMALIZATION)
+    global_crops, local_crops = make_crops(PHOTO, drawn(monkeypatch, "all steps", 1), None, **NORMALIZATION)
     for view in (*global_crops, *local_crops):
         assert view.equal(GOLDEN["pixel_values"])
 
@@ -152,7 +152,7 @@ def test_pixel_values_equal_torchvision_bit_for_bit(monkeypatch):
 @pytest.mark.parametrize("name", ["jitter", "all steps, greyscale"])
 @pytest.mark.parametrize(("mode", "mean", "std"), [("RGB", IMAGENET_MEAN, IMAGENET_STD), ("L", (0.45,), (0.23,))])
 def test_pixel_values_have_the_channels_of_the_model(monkeypatch, name, mode, mean, std):
-    global_crops, _ = multi_crop(PHOTO, drawn(monkeypatch, name), None, mean=mean, std=std, num_channels=len(mean))
+    global_crops, _ = make_crops(PHOTO, drawn(monkeypatch, name), None, mean=mean, std=std, num_channels=len(mean))
     levels = np.atleast_3d(GOLDEN[f"{mode}/{name}"].numpy())
     assert global_crops.shape == (2, len(mean), 32, 32)
     np.testing.assert_allclose(global_crops[0].permute(1, 2, 0), (levels / 255 - mean) / std, atol=1e-6)
@@ -288,16 +288,16 @@ def test_draws_stay_what_they_are():
 
 
 def test_a_view_depends_on_seed_view_and_row_alone():
-    views = {numbers: multi_crop(PHOTO, SMALL, rng_of(*numbers), **NORMALIZATION) for numbers in [(0, 0, 0), (0, 0, 1), (0, 1, 0)]}
+    views = {numbers: make_crops(PHOTO, SMALL, rng_of(*numbers), **NORMALIZATION) for numbers in [(0, 0, 0), (0, 0, 1), (0, 1, 0)]}
     for numbers, (global_crops, local_crops) in views.items():
-        again = multi_crop(PHOTO, SMALL, rng_of(*numbers), **NORMALIZATION)
+        again = make_crops(PHOTO, SMALL, rng_of(*numbers), **NORMALIZATION)
         assert again[0].equal(global_crops)
         assert again[1].equal(local_crops)
     assert len({crops[0].sum().item() for crops in views.values()}) == 3
 
 
 def test_views_of_an_image_differ():
-    global_crops, local_crops = multi_crop(PHOTO, SMALL, rng_of(0, 0, 0), **NORMALIZATION)
+    global_crops, local_crops = make_crops(PHOTO, SMALL, rng_of(0, 0, 0), **NORMALIZATION)
     assert not global_crops[0].equal(global_crops[1])
     assert len({crop.sum().item() for crop in local_crops}) == 3
 
@@ -306,7 +306,7 @@ def test_views_of_an_image_differ():
 def test_shapes(num_local_crops, num_channels):
     augmentation = dataclasses.replace(DINO_AUGMENTATION, num_local_crops=num_local_crops)
     normalization = {"mean": [0.5] * num_channels, "std": [0.5] * num_channels}
-    crops = multi_crop(PHOTO, augmentation, rng_of(0, 0, 0), **normalization, num_channels=num_channels)
+    crops = make_crops(PHOTO, augmentation, rng_of(0, 0, 0), **normalization, num_channels=num_channels)
     assert [tuple(crop.shape) for crop in crops] == [
         (2, num_channels, 224, 224),
         (num_local_crops, num_channels, 96, 96),
@@ -318,10 +318,10 @@ def test_shapes(num_local_crops, num_channels):
 def test_an_image_smaller_than_the_views():
     digit = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
     for row in range(20):
-        global_crops, local_crops = multi_crop(digit, SMALL, rng_of(0, 0, row), **NORMALIZATION)
+        global_crops, local_crops = make_crops(digit, SMALL, rng_of(0, 0, row), **NORMALIZATION)
         assert global_crops.shape == (2, 3, 24, 24)
         assert local_crops.shape == (3, 3, 16, 16)
-    single = multi_crop(digit.resize((1, 1)), SMALL, rng_of(0, 0, 0), **NORMALIZATION)
+    single = make_crops(digit.resize((1, 1)), SMALL, rng_of(0, 0, 0), **NORMALIZATION)
     assert all(crop.isfinite().all() for crop in single)
 
 
@@ -330,8 +330,8 @@ def test_an_image_smaller_than_the_views():
 def test_images_of_any_mode(mode, num_channels):
     image = PHOTO.convert(mode)
     normalization = {"mean": [0.5] * num_channels, "std": [0.5] * num_channels, "num_channels": num_channels}
-    expected = multi_crop(image.convert("L" if num_channels == 1 else "RGB"), SMALL, rng_of(0, 0, 0), **normalization)
-    for crops, known in zip(multi_crop(image, SMALL, rng_of(0, 0, 0), **normalization), expected, strict=True):
+    expected = make_crops(image.convert("L" if num_channels == 1 else "RGB"), SMALL, rng_of(0, 0, 0), **normalization)
+    for crops, known in zip(make_crops(image, SMALL, rng_of(0, 0, 0), **normalization), expected, strict=True):
         assert crops.equal(known)
 
 
@@ -340,16 +340,16 @@ def test_images_of_any_mode(mode, num_channels):
 def test_16_bits_and_floats_are_rounded_to_8(factor, dtype, num_channels):
     levels = np.asarray(PHOTO.convert("L"))
     normalization = {"mean": [0.5] * num_channels, "std": [0.5] * num_channels, "num_channels": num_channels}
-    expected = multi_crop(Image.fromarray(levels), SMALL, rng_of(0, 0, 0), **normalization)
+    expected = make_crops(Image.fromarray(levels), SMALL, rng_of(0, 0, 0), **normalization)
     image = Image.fromarray((levels * np.float64(factor)).astype(dtype))
     assert image.mode in ("I;16", "I", "F")
-    for crops, known in zip(multi_crop(image, SMALL, rng_of(0, 0, 0), **normalization), expected, strict=True):
+    for crops, known in zip(make_crops(image, SMALL, rng_of(0, 0, 0), **normalization), expected, strict=True):
         assert crops.equal(known)
 
 
 def test_the_image_stays_as_it_is():
     image = PHOTO.copy()
-    multi_crop(image, SMALL, rng_of(0, 0, 0), **NORMALIZATION)
+    make_crops(image, SMALL, rng_of(0, 0, 0), **NORMALIZATION)
     assert image == PHOTO
 
 
@@ -447,10 +447,10 @@ def test_large_views_are_two_of_one_size():
 )
 def test_channels_that_do_not_fit(arguments, message):
     with pytest.raises(vitrail.VitrailError, match=message):
-        multi_crop(PHOTO, SMALL, rng_of(0, 0, 0), **arguments)
+        make_crops(PHOTO, SMALL, rng_of(0, 0, 0), **arguments)
 
 
 def test_images_that_do_not_fit():
     for image, message in [(Image.new("RGB", (0, 5)), "0 x 5 pixels"), (Image.new("F", (5, 5), 300), "values from 300 to 300")]:
         with pytest.raises(ValueError, match=message):
-            multi_crop(image, SMALL, rng_of(0, 0, 0), **NORMALIZATION)
+            make_crops(image, SMALL, rng_of(0, 0, 0), **NORMALIZATION)

@@ -32,7 +32,7 @@ from ..pictures import preprocess
 from ..similar import CHUNK, check_same_model
 from ..stored_images import map_images, thumbnail
 from .drawing import heat_uri, histogram, jpeg_uri
-from .patch_norms import OUTLIER, PatchNorms, patch_norms
+from .patch_norms import OUTLIER, PatchNorms, compute_patch_norms
 from .projection import project
 
 TEMPLATES = Path(__file__).parent
@@ -243,7 +243,7 @@ def _norm_facts(
     model: ViTPreTrainedModel, preprocessed: Mapping[int, tuple[torch.Tensor, Image.Image]], path_of: Mapping[int, str]
 ) -> dict[str, Any]:
     """Return the facts about the norms of patch tokens: the numbers, the histogram, and the maps with the largest norms."""
-    norms = patch_norms(model, [pixel_values for pixel_values, _ in preprocessed.values()])
+    norms = compute_patch_norms(model, [pixel_values for pixel_values, _ in preprocessed.values()])
     images = [(path_of[number], photo, one) for (number, (_, photo)), one in zip(preprocessed.items(), norms.maps, strict=True)]
     images.sort(key=lambda image: -image[2].max())
     return {

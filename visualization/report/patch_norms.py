@@ -57,7 +57,7 @@ class PatchNorms:
 
 
 @torch.inference_mode()
-def patch_norms(model: ViTPreTrainedModel, images: Sequence[torch.Tensor]) -> PatchNorms:
+def compute_patch_norms(model: ViTPreTrainedModel, images: Sequence[torch.Tensor]) -> PatchNorms:
     """Return the norms of patch tokens after the last block, before the final LayerNorm, which would equalize them.
 
     Args:

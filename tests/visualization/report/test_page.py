@@ -21,10 +21,10 @@ from vitrail.data import read_images
 from vitrail.errors import VitrailError
 from vitrail.features.extraction import extract
 from vitrail.features.store import StoredFeatures
-from vitrail.hub.save import save
+from vitrail.hub.saving import save
 from vitrail.visualization.report.drawing import heat_uri, histogram
 from vitrail.visualization.report.page import MAX_PARTITIONS, NUM_NEIGHBORS, make_report
-from vitrail.visualization.report.patch_norms import patch_norms
+from vitrail.visualization.report.patch_norms import compute_patch_norms
 from vitrail.visualization.report.projection import project
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -284,7 +284,7 @@ def test_norms_are_those_that_leave_the_last_block():
     left = []
     handle = model.layers[-1].register_forward_hook(lambda module, inputs, outputs: left.append(outputs[0]))
     images = [torch.randn(1, 3, 32, 32), torch.randn(1, 3, 16, 40)]
-    norms = patch_norms(model, images)
+    norms = compute_patch_norms(model, images)
     handle.remove()
     for tokens, shape, found in zip(left, [(4, 4), (2, 5)], norms.maps, strict=True):
         assert found.shape == shape
@@ -311,7 +311,7 @@ def test_outliers_are_found_where_they_are(tmp_path):
         num_workers=0,
         model_name=str(tmp_path / "model"),
     )
-    norms = patch_norms(model, [torch.randn(1, 3, 32, 32)])
+    norms = compute_patch_norms(model, [torch.randn(1, 3, 32, 32)])
     assert np.argwhere(norms.maps[0] > norms.threshold).tolist() == [[1, 2]]
     assert norms.share == 1 / 16
     report = make_report(tmp_path / "out")

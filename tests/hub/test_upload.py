@@ -17,7 +17,7 @@ from small_run import KNN, make_run
 from vitrail.convert.model_folder import hash_weights
 from vitrail.convert.verification import Check
 from vitrail.errors import UploadError, VitrailError
-from vitrail.hub.save import keep_verification
+from vitrail.hub.saving import keep_verification
 
 CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
 FILES = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
@@ -146,7 +146,7 @@ def test_what_is_no_folder_of_ours_is_converted_first(hub_server, tmp_path):
 
 
 def test_a_second_push_sends_only_what_changed_and_removes_what_is_no_more(hub_server, folder, monkeypatch):
-    monkeypatch.setattr("vitrail.hub.save.MAX_SHARD_SIZE", "100KB")
+    monkeypatch.setattr("vitrail.hub.saving.MAX_SHARD_SIZE", "100KB")
     vitrail.save(*small(), folder)
     shards = {name for name in os.listdir(folder) if name.startswith("model")}
     assert len(shards) > 2
@@ -155,7 +155,7 @@ def test_a_second_push_sends_only_what_changed_and_removes_what_is_no_more(hub_s
     loaded, _, _ = vitrail.load("user/name")
     assert torch.equal(loaded.classifier.weight, small()[0].classifier.weight)
 
-    monkeypatch.setattr("vitrail.hub.save.MAX_SHARD_SIZE", "5GB")
+    monkeypatch.setattr("vitrail.hub.saving.MAX_SHARD_SIZE", "5GB")
     vitrail.save(*small(seed=1), folder, code=False)
     hub_server.put("user/name", {"samples/cat.png": b"a picture of the user's"})
     vitrail.push(folder, "user/name", code=False)
@@ -294,7 +294,7 @@ def test_a_training_of_other_weights_is_left_out(hub_server, folder):
 def test_a_sharded_branch_becomes_one_file(hub_server, folder):
     """What is stale is looked for on the branch that is pushed to."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrail.hub.save.MAX_SHARD_SIZE", "100KB")
+        patch.setattr("vitrail.hub.saving.MAX_SHARD_SIZE", "100KB")
         vitrail.save(*small(), folder)
     vitrail.push(folder, "user/name", revision="draft")
     vitrail.save(*small(), folder)

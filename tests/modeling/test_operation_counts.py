@@ -4,8 +4,8 @@ import torch
 from small_models import tiny_config
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.configuration.sizes import SIZES
-from vitrail.modeling.complexity import complexity
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModel
+from vitrail.modeling.operation_counts import complexity
 
 SMALL = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 20, "num_labels": 3}
 

@@ -10,7 +10,7 @@ import vitrail
 from small_models import tiny_config
 from vitrail.convert.verification import Check
 from vitrail.errors import ConversionError, UnsupportedCheckpointError, VitrailError
-from vitrail.hub.save import keep_verification
+from vitrail.hub.saving import keep_verification
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 FILES |= {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}

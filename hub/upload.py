@@ -40,7 +40,7 @@ from ..model_cards.readme import is_rendered, may_be_rendered, write_card
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..version import __version__
 from .remote_code import add_code, remove_code
-from .save import save
+from .saving import save
 
 LAYOUTS = (ViTConfig.model_type, *(name for name, export in EXPORT_FORMATS.items() if export.library is not None))
 # Records of an evaluation or a training, which the card describes
