@@ -34,7 +34,7 @@ class UnsafeFileError(VitrailError):
 
 
 class UnsupportedCheckpointError(VitrailError):
-    """The file is valid, but no known family, or a model that is not supported."""
+    """The file is valid, but its family is unknown or its model is not supported."""
 
 
 class ConversionError(VitrailError):

@@ -1,1 +1,1 @@
-"""Measurements of the installed package. They are no part of it: run `python -m benchmarks` in the root of the checkout."""
+"""Measurements of the installed package. They are not part of the package: run `python -m benchmarks` in the root of the checkout."""

@@ -34,7 +34,7 @@ DEFAULT_FEATURES = ["pooled"]
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Which part of a dataset is read."""
+    """The part of a dataset to read."""
 
     split: Split = None
     image_column: ImageColumn = None
@@ -44,7 +44,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """How features are computed and stored."""
+    """Options for computing and storing features."""
 
     dtype: Annotated[str, typer.Option(help="Type of the stored features: float32 or float16.")] = "float32"
     batch_size: BatchSize = None

@@ -27,7 +27,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Result:
-    """What a command reports.
+    """The report of a command.
 
     record: the content of `--json`.
     lines: the same as text.

@@ -47,7 +47,7 @@ class FileRecord:
 
 @dataclass(kw_only=True)
 class ConversionRecord(Record):
-    """What conversion.json holds; without `source`, of a model that was not converted.
+    """The content of conversion.json. `source` is None for a model that was not converted.
 
     format: the family; `root`: the key of the file that held the weights.
     checkpoint: the name in the catalog.
@@ -110,7 +110,7 @@ def hash_later(files: Sequence[Path]) -> Callable[[], str]:
             unchanged = False
         if not unchanged:
             raise VitrailError(
-                f"{files[0]} is no longer what was loaded, so its SHA-256 is unknown. Load it again; if the report has to outlive "
+                f"{files[0]} has changed since it was loaded, so its SHA-256 is unknown. Load it again; if the report has to outlive "
                 "the file, read report.source.sha256 right after loading."
             )
         return digest

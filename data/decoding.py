@@ -66,14 +66,16 @@ def _open(name: str, file: str | bytes, decode: Decode) -> Image.Image:
         return decode(io.BytesIO(file) if isinstance(file, bytes) else file)
     except Image.UnidentifiedImageError as error:
         empty = not file if isinstance(file, bytes) else os.path.exists(file) and not os.path.getsize(file)
-        raise UnreadableImageError(name, "it is empty" if empty else "Pillow knows no such format") from error
+        raise UnreadableImageError(name, "it is empty" if empty else "Pillow does not recognize its format") from error
     except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            raise VitrailError(f"cannot read the image {name}: {error.strerror}; the machine is at fault, not the image") from error
+            raise VitrailError(
+                f"cannot read the image {name}: {error.strerror}; this is an error of the machine, not of the image"
+            ) from error
         raise UnreadableImageError(name, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "the file does not exist"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

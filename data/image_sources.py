@@ -139,7 +139,7 @@ def read_images(
     if found.kind == "archives":
         return TarCollection(found.listing.measured(), source=found.name, settings=settings)
 
-    from . import hf_datasets  # imports datasets, which files and archives do without
+    from . import hf_datasets  # imports datasets, not needed for files and archives
 
     if found.kind == "dataset":
         return hf_datasets.collect_dataset(source, settings)

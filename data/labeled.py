@@ -136,7 +136,7 @@ def _check_fraction(validation_fraction: float) -> None:
 
 
 def _has_classes(source: FoundSource) -> bool:
-    """Whether image files have labels: each of them in a list, or a folder for each class and no image beside these folders."""
+    """Whether image files have labels: each of them in a list, or a folder for each class and no image outside these folders."""
     return source.labels is not None and (source.is_list or None not in source.labels)
 
 

@@ -236,7 +236,7 @@ class _Decoder(Dataset):
         groups: dict[torch.Size, list[tuple[ImageEntry, torch.Tensor]]] = {}
         unreadable = []
         for entry in reading.entries:
-            without_content = replace(entry, content=None)  # whoever writes the features does not need the file
+            without_content = replace(entry, content=None)  # the writer of features does not need the content
             try:
                 pixel_values = self._pixel_values(entry)
             except UnreadableImageError as error:

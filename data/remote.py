@@ -145,7 +145,7 @@ def _answer(error: BaseException) -> OSError | None:
     status = _status(error)
     if status is not None:
         if status in MISSING:
-            return FileNotFoundError("there is no such file")
+            return FileNotFoundError("the file does not exist")
         refused = 400 <= status < 500 and status not in LATER and status != NOT_LOGGED_IN
         return PermissionError(f"its server refuses it ({status})") if refused else None
     return error if isinstance(error, ANSWERS) else None

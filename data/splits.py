@@ -70,7 +70,7 @@ def _load(source: FoundSource, revision: str | None) -> Mapping[str, datasets.Da
 
 
 def _has_metadata(source: FoundSource) -> bool:
-    """Whether labels lie beside images in a table that `datasets` reads."""
+    """Whether labels are in a table next to the images that `datasets` reads."""
     if not source.is_folder or is_url(source.location):
         return False
     return any(next(Path(source.location).glob(f"{depth}{name}"), None) for depth in ("", "*/") for name in METADATA)
@@ -109,7 +109,7 @@ def _image_splits(source: FoundSource, *, train_split: str | None, validation_sp
 
 
 def _class_folders(listing: Listing) -> datasets.Dataset:
-    """Return the images in the folders of classes, without those that lie beside the folders."""
+    """Return the images in the folders of classes, without images outside the folders."""
     labels = class_folders(listing.names)
     if labels is None:
         raise VitrailError(

@@ -18,7 +18,7 @@ from ..errors import VitrailError
 C_GRID = tuple((10 ** np.linspace(-6, 5, 45)).tolist())
 HELD_OUT = 10  # one in 10 training images is held out to select C
 MAX_ITERATIONS = 1000
-# The original's is 1e-12, which takes three times as long and moves no accuracy; scikit-learn's own, 1e-4, ends too early
+# The original's is 1e-12, which takes three times as long and changes no accuracy; scikit-learn's default, 1e-4, stops too early
 TOLERANCE = 1e-6
 NUM_RANKED = 5
 

@@ -12,7 +12,7 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from ..features.feature_types import reads_tokens
 
-# The same in facebookresearch/dino, eval_linear.py (eval_linear, LinearClassifier), and facebookresearch/dinov2, dinov2/eval/linear.py
+# Both facebookresearch/dino, eval_linear.py (eval_linear, LinearClassifier), and facebookresearch/dinov2, dinov2/eval/linear.py
 # (run_eval_linear, LinearClassifier, scale_lr)
 MOMENTUM = 0.9  # SGD(momentum=0.9, weight_decay=0)
 INITIAL_STD = 0.01  # weight.data.normal_(mean=0.0, std=0.01); bias.data.zero_()
@@ -95,7 +95,7 @@ def find_recipe(name: str) -> Recipe:
         VitrailError: there is no such recipe.
     """
     if name not in RECIPES:
-        raise VitrailError(f'there is no recipe "{name}": choose {", ".join(RECIPES)}')
+        raise VitrailError(f'There is no recipe "{name}": choose {", ".join(RECIPES)}')
     return RECIPES[name]
 
 

@@ -63,7 +63,7 @@ def learning_curves(results: Mapping[str, Any]) -> Figure:
                 axes.set_ylim(0, 101)
         loss_axes.set_title("Training loss (cross entropy)")
         accuracy_axes.set_title("Validation top-1 accuracy (%)")
-        others = f"; grey: the {len(names) - 1} others" if len(names) > 1 else ""
+        others = f"; gray: the {len(names) - 1} others" if len(names) > 1 else ""
         figure.supxlabel(f"blue: {names[best]}{others}", fontsize=9, color="#404040")
     return figure
 

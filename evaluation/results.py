@@ -43,7 +43,9 @@ class SkippedImage:
 
 @dataclass(kw_only=True)
 class EvaluationRecord(Record):
-    """What all evaluations record. Accuracies are from 0 to 1. `hub.save.keep_record` adds `weights_sha256` in a folder of a model.
+    """The fields that all evaluations record. Accuracies are from 0 to 1.
+
+    `hub.saving.keep_record` adds `weights_sha256` in a folder of a model.
 
     model: from `describe_model`.
     runtime: the precision and the engine that computed the features.

@@ -22,7 +22,6 @@ import datasets
 import numpy as np
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import WeakFileLock
 
 from ..data.image_sources import read_images
 from ..data.reader import TrainingViews
@@ -32,6 +31,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime
 from ..runtime.workers import InferenceWorkers
 from ..utils.processes import start_processes
+from ..utils.run_folder import RunFolder
 from .extraction import run_job
 from .feature_types import FeatureOutputs, FeatureType, classifier_features, vector_size
 from .job import Job
@@ -47,7 +47,7 @@ NOT_IN_KEY = ("vitrail", "model", "collection", "shard_size")  # settings that d
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """What a linear classifier reads of the images of a dataset.
+    """Features of a dataset's images, in the form that linear classifiers read.
 
     tokens: (V, N, T, D) float32, memory-mapped: V views of N images.
     labels: (N,) int64.
@@ -75,7 +75,7 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A folder of features, and how features are computed that it does not hold yet. None of the settings but `runtime` changes them.
+    """A folder of cached features, and the settings for computing missing ones. Of the settings, only `runtime` changes the features.
 
     batch_size: views that the model takes at a time, on each device.
     num_workers: processes that decode images; 0 to decode in this process.
@@ -173,8 +173,7 @@ class FeatureCache:
         main = processes.is_main_process
         # A finished folder is not locked, because it may be read-only
         finished = processes.num_processes == 1 and (folder / MANIFEST).exists() and not (folder / EXTRACTION).exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(folder / ".lock") if main and not finished else contextlib.nullcontext():
+        with RunFolder(folder, settings_name=MANIFEST).lock(wait=True) if main and not finished else contextlib.nullcontext():
             processes.wait_for_everyone()  # behind the lock, all of them see the same files
             if not (folder / MANIFEST).exists():
                 job.folder = FeatureFolder(folder / EXTRACTION)

@@ -175,7 +175,7 @@ def _check(manifest: Manifest, job: Job) -> None:
     if job.missing():
         raise VitrailError(
             f"{job.folder.path} lacks files that processes have finished: give all processes access to the same folder and to the same "
-            f"images in {source}. The same command goes on from there."
+            f"images in {source}. Then run the same command to resume."
         )
     if not manifest.rows:
         raise VitrailError(

@@ -57,7 +57,7 @@ def parse_features(names: Sequence[str], config: ViTConfig) -> tuple[FeatureType
     """
     feature_types = [_parse(name, config) for name in names]
     if not feature_types or len({kind.name for kind in feature_types}) < len(feature_types):
-        raise VitrailError(f"found the features {', '.join(names) or '(none)'}; name each kind once, among {', '.join(NAMES)}")
+        raise VitrailError(f"found the features {', '.join(names) or '(none)'}; name each type once, among {', '.join(NAMES)}")
     return tuple(feature_types)
 
 

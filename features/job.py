@@ -34,8 +34,8 @@ BATCH_SIZE_ON_CPU = 4  # of each worker; larger batches are no faster, because l
 CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
 MAX_WORKERS = 16
 TOO_MANY = (
-    "found {number} unreadable images, more than max_errors={maximum}. What is finished stays: with another max_errors the same command "
-    "goes on from there."
+    "found {number} unreadable images, more than max_errors={maximum}. Finished files are kept: run the same command with a larger "
+    "max_errors to resume."
 )
 
 
@@ -128,7 +128,7 @@ class Job:
             done = finished.get(partition, set())
             first = next(number for number in itertools.count() if number not in done)
             if partition not in ended or first * self.shard_size < ended[partition]:
-                start = max(first - 1, 0)  # the chunk before tells where the partition ends, if it ends there
+                start = max(first - 1, 0)  # the chunk before may record the end of the partition
                 pieces.append(
                     Piece(partition, start * self.shard_size, None, frozenset(number for number in done if number >= start))
                 )
@@ -204,13 +204,13 @@ class Job:
             yield
         except OSError as error:
             raise VitrailError(
-                f"cannot write into {self.folder.path}: {error.strerror or error}. What is finished stays: after that is fixed, the same "
-                "command goes on from there."
+                f"cannot write into {self.folder.path}: {error.strerror or error}. Finished files are kept: fix the cause and run the same "
+                "command to resume."
             ) from error
 
     @property
     def agreement(self) -> dict[str, Agreement]:
-        """How closely each column matches the float32 model, as far as this process has compiled and compared it."""
+        """How closely each column matches the float32 model, for the functions that this process has compiled and compared."""
         return dict(zip(self.columns, self.compiled.agreement, strict=False)) if self.compiled else {}
 
     def _as_stored(self, batch: Batch, features: Features) -> Features:

@@ -1,4 +1,4 @@
-"""Extraction on a Ray cluster: Ray Data gives pieces to a pool of actors, and the piece of an actor that dies to another."""
+"""Extraction on a Ray cluster: Ray Data gives pieces to a pool of actors, If an actor dies, another one repeats its piece."""
 
 import contextlib
 import copy
@@ -33,7 +33,7 @@ except ImportError as error:
 ATTEMPTS = 4  # at a piece whose actors die, or at starting an actor; Ray Data's own attempts at a piece have no end
 CONNECT_TIMEOUT = 20
 NO_LIMIT = -1
-AGAIN = "What is finished stays: the same command goes on from there."
+AGAIN = "Finished files are kept: run the same command to resume."
 
 
 def run_on_ray(

@@ -157,7 +157,7 @@ def trained_on(checkpoint: Checkpoint) -> str:
 
 @dataclass(frozen=True)
 class FamilyCard:
-    """What the cards state about a family of official checkpoints.
+    """The statements of the cards about a family of official checkpoints.
 
     heading: its heading in the index.
     reference, cases: what the tests of this package compare with, and on which models; `names`: the source of names and shapes.

@@ -35,7 +35,7 @@ class KNNEvaluation:
 
 @dataclass(kw_only=True)
 class PretrainingRecord(Record):
-    """How a teacher was trained. `hub.save.keep_record` adds `weights_sha256`, the hash of the teacher's weights.
+    """How a teacher was trained. `hub.saving.keep_record` adds `weights_sha256`, the hash of the teacher's weights.
 
     model: the checkpoint that the run started from; None for random weights.
     arguments: of `DINOTrainingArguments`, those that change the numbers.

@@ -4,7 +4,7 @@ This file is uploaded with a model, so it imports nothing from the package and r
 
 An image passes through one function after the other: `_read` opens files with `decode`, `convert_channels` gives it the channels of
 the model, `_resize_with_pil` or `_resize_with_torch` and `_center_crop` its size, and `_pixel_values` its scale. In between it is
-a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalisation.
+a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalization.
 """
 
 import functools
@@ -33,7 +33,7 @@ Group: TypeAlias = tuple[list[int], list[torch.Tensor]]
 Batch: TypeAlias = tuple[list[int], torch.Tensor]
 
 BACKENDS = ("pil", "torch")
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+DOWNLOAD_TIMEOUT = 30.0  # seconds
 SIZE_KEYS = ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 # The largest value that an array of each type can hold; bool arrays become uint8 levels of 0 and 255.
@@ -77,7 +77,7 @@ class VitrailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
 
 
 class VitrailImageProcessor(BaseImageProcessor):
-    """Resizes, crops, rescales and normalises images. The defaults are DINO's evaluation (arXiv:2104.14294, `eval_knn.py`).
+    """Resizes, crops, rescales and normalizes images. The defaults are DINO's evaluation (arXiv:2104.14294, `eval_knn.py`).
 
     Every setting can be passed to the constructor, to `from_pretrained` and to a call, and is saved in preprocessor_config.json:
 
@@ -89,7 +89,7 @@ class VitrailImageProcessor(BaseImageProcessor):
     - do_resize, size, resample: `{"shortest_edge": s}` keeps the aspect, with a bound if there is a "longest_edge";
       `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter number.
     - size_divisor: a patch size, int or (height, width). Each side becomes a multiple of it: the nearest, by resizing, or
-      with do_pad the next, by padding right and bottom with zeros after the normalisation, which are the mean colour.
+      with do_pad the next, by padding right and bottom with zeros after the normalization, which are the mean color.
     - do_center_crop, crop_size: a smaller image is padded with black.
     - jpeg_draft: libjpeg decodes JPEG files at 1/2, 1/4 or 1/8 of their size if both sides remain at least as large as the size
       to resize to and the shape of `pixel_values` is the same. This is much faster for large photographs; values differ by one or
@@ -101,7 +101,7 @@ class VitrailImageProcessor(BaseImageProcessor):
     A call takes one image, or lists of them: Pillow images of any mode, arrays and tensors of uint8, uint16, bool or float,
     (H, W), (H, W, C) or (C, H, W) or a batch with one more axis in front, paths, URLs and bytes. Modes I and I;16 hold 16-bit
     levels, mode F floats. The channel axis is the one that has num_channels entries; where both the first and the last
-    have, it is the last in arrays and the first in tensors, unless `input_data_format` says otherwise. The EXIF orientation
+    have, it is the last in arrays and the first in tensors, unless `input_data_format` is given. The EXIF orientation
     is applied to files, not to Pillow images.
 
     It returns `pixel_values`, float32 (B, C, H, W), or a list of (C, H, W) without `return_tensors`; (H, W, C) if
@@ -385,7 +385,7 @@ def _read(source: Any, settings: Settings) -> Image.Image | np.ndarray | torch.T
         return _decode(BytesIO(source), f"in {len(source)} bytes", settings)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         try:
-            content = httpx.get(source, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True).content
+            content = httpx.get(source, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True).raise_for_status().content
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ValueError(f"cannot read the image {source}: {error}") from error
         return _decode(BytesIO(content), source, settings)
@@ -407,7 +407,7 @@ def _decode(stream: BinaryIO, name: str, settings: Settings) -> Image.Image:
     try:
         return decode(stream, settings)
     except Image.UnidentifiedImageError as error:
-        reason = "Pillow knows no such format" if stream.seek(0, os.SEEK_END) else "it is empty"
+        reason = "Pillow does not recognize its format" if stream.seek(0, os.SEEK_END) else "it is empty"
         raise ValueError(f"cannot read the image {name}: {reason}") from error
     except DECODE_ERRORS as error:
         raise ValueError(f"cannot read the image {name}: {error}") from error

@@ -72,10 +72,10 @@ class MultiCropAugmentation:
     local_crop, num_local_crops: of the small views, and how many of them there are.
     ratio: bounds of the width / height of the part that is resized.
     flip_probability: of a mirror image.
-    jitter_probability, brightness, contrast, saturation, hue: of changed colours. The four are applied in random order, the first
+    jitter_probability, brightness, contrast, saturation, hue: of changed colors. The four are applied in random order, the first
         three with a factor from max(0, 1 - strength) to 1 + strength; the hue moves by up to that share of the circle, to either
         side. A strength of 0 leaves its operation out.
-    grayscale_probability: of an image without colours.
+    grayscale_probability: of an image without colors.
     blur_radius: bounds of the standard deviation, in pixels, of Pillow's GaussianBlur. How probable it is belongs to the crop.
     solarize_threshold: levels of at least this are inverted, as probable as the crop says.
 
@@ -246,7 +246,7 @@ def make_crops(
     mean_operand, std_operand = (np.array(numbers, np.float32)[:, None, None] for numbers in (mean, std))
     draws = draw_crops(augmentation, image.width, image.height, rng)
     for values, draw in zip((*global_crops.numpy(), *local_crops.numpy()), draws, strict=True):
-        levels = np.atleast_3d(np.asarray(make_crop(image, draw)))  # (H, W, C), or (H, W, 1) without colours
+        levels = np.atleast_3d(np.asarray(make_crop(image, draw)))  # (H, W, C), or (H, W, 1) without colors
         np.divide(np.ascontiguousarray(levels.transpose(2, 0, 1)), np.float32(255), out=values)
         np.subtract(values, mean_operand, out=values)
         np.divide(values, std_operand, out=values)

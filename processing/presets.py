@@ -20,7 +20,7 @@ BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC
 class Preset:
     """One row of PRESETS.
 
-    layout: "crop" resizes the shorter side to floor(image_size / crop_pct) and cuts the centre out; "squash" resizes to
+    layout: "crop" resizes the shorter side to floor(image_size / crop_pct) and crops the center; "squash" resizes to
         image_size and drops the aspect; "keep-aspect" resizes the shorter side to image_size, then both sides to the nearest
         multiples of the patch; "full-image" does only the latter.
     resample: Pillow's filter number.
@@ -50,7 +50,7 @@ PRESETS = {
     "timm": Preset("crop", BICUBIC, HALF, HALF, crop_pct=0.9),
     # The same, for the entries with ImageNet's mean and std, as vit_base_patch8_224.dino.
     "timm-imagenet": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.9),
-    # For dense features, with what DINO and DINOv2 normalise by.
+    # For dense features, with DINO's mean and std.
     "full-image": Preset("full-image", BICUBIC, IMAGENET_MEAN, IMAGENET_STD),
     "keep-aspect": Preset("keep-aspect", BICUBIC, IMAGENET_MEAN, IMAGENET_STD),
 }

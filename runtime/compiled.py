@@ -20,7 +20,7 @@ from .torch_engines import build_compiled, build_eager, in_precision
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs a module.
+    """An engine: builds a function that runs a module.
 
     build: compiles a module for inputs like an example.
     precisions: the supported precisions.

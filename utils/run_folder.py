@@ -24,7 +24,7 @@ class RunFolder:
     Args:
         path: the folder. It need not exist.
         settings_name: the file whose presence shows that a run has begun.
-        temporary_names: files and folders of the run that are worth nothing without that file.
+        temporary_names: files and folders of the run that are removed if that file is missing.
         ignored_settings: settings that may differ when a run continues.
     """
 
@@ -80,7 +80,7 @@ class RunFolder:
             has_results: whether the run continues from results in the folder. Without results any settings may begin.
 
         Raises:
-            VitrailError: the results in the folder are of other settings.
+            VitrailError: the folder holds results of other settings.
         """
         if has_results:
             self.check_settings(settings, read_json(self.settings_file) if self.settings_file.is_file() else {})

@@ -1,4 +1,4 @@
-"""What our Trainers share, and every hook of `transformers.Trainer` that is not public.
+"""The base of our Trainers, and every hook of `transformers.Trainer` that is not public.
 
 tests/test_transformers_hooks.py fails when a hook is gone from transformers.
 """

@@ -83,7 +83,7 @@ class Family:
 
     Writing:
         export_rules: the table to reverse when a model with this config is exported.
-        export: how the files are written; None where the family is no export format.
+        export: how the files are written; None if the family is not an export format.
 
     The catalog:
         catalog_format: the `format` of its rows.

@@ -202,7 +202,7 @@ class Rule:
 
 @dataclass
 class Coverage:
-    """What became of the keys of a checkpoint and the parameters of the model."""
+    """The fate of the keys of a checkpoint and the parameters of the model."""
 
     converted: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)

@@ -150,7 +150,7 @@ def test_what_cannot_be_done_is_one_message_and_exit_code_2(place, tmp_path, cap
     assert "no column of vectors 'mean'; expected one of pooled, cls_mean" in fail(
         capsys, "similar", model, out, PHOTOS[0], "--column", "mean", *sheet
     )
-    assert "there is no such file" in fail(capsys, "similar", model, out, tmp_path / "none.jpg", *sheet)
+    assert "the file does not exist" in fail(capsys, "similar", model, out, tmp_path / "none.jpg", *sheet)
     assert "unsupported extension '.txt'; expected .html" in fail(capsys, "report", out, "--output", tmp_path / "page.txt")
     assert "holds no features" in fail(capsys, "report", place / "images", *page)
     assert "whose weights have the SHA-256" in fail(capsys, "report", out, "--model", place / "other", *page)

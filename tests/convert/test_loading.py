@@ -206,7 +206,7 @@ def test_a_file_that_was_changed_after_loading_has_no_hash(change, folder):
     shutil.copyfile(file, moved)
     moved.replace(file)  # the file that was loaded stays as it is: it is mapped
     change(file)
-    with pytest.raises(VitrailError, match="is no longer what was loaded"):
+    with pytest.raises(VitrailError, match="has changed since it was loaded"):
         report.to_dict()
 
 

@@ -55,10 +55,10 @@ def test_images_open_from_bytes_or_files(tmp_path):
 
 BAD = [
     (b"", "it is empty"),
-    (b"<html>", "Pillow knows no such format"),
+    (b"<html>", "Pillow does not recognize its format"),
     (noise()[:1000], "truncated"),
     (png(1)[:-20], "truncated"),
-    (None, "no such file"),
+    (None, "the file does not exist"),
 ]
 
 
@@ -158,7 +158,9 @@ def test_images_of_a_web_server_in_a_process_that_was_forked(url):
     worker.join()
 
 
-@pytest.mark.parametrize(("status", "reason"), [(404, "no such file"), (410, "no such file"), (403, r"refuses it \(403\)")])
+@pytest.mark.parametrize(
+    ("status", "reason"), [(404, "the file does not exist"), (410, "the file does not exist"), (403, r"refuses it \(403\)")]
+)
 def test_what_a_web_server_does_not_give(url, http_server, status, reason):
     http_server.pages["/a.png"].status = status
     with pytest.raises(UnreadableImageError, match=reason) as caught:

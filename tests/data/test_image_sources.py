@@ -162,7 +162,7 @@ def test_files_that_have_gone_fail_when_they_are_opened(tmp_path):
     (tmp_path / "a.png").unlink()
     first, second = collection.read()
     assert open_entry(second).size == (4, 4)
-    with pytest.raises(UnreadableImageError, match=r"a\.png: there is no such file"):
+    with pytest.raises(UnreadableImageError, match=r"a\.png: the file does not exist"):
         open_entry(first)
 
 
@@ -243,7 +243,7 @@ def test_a_list_with_what_is_not_there(tmp_path):
     entries = list(read_images(tmp_path / "list.txt").read())
     assert [(entry.path, entry.problem) for entry in entries] == [("gone.png", None), ("/nowhere/b.jpg", None)]
     for entry in entries:
-        with pytest.raises(UnreadableImageError, match=f"{entry.path}: there is no such file"):
+        with pytest.raises(UnreadableImageError, match=f"{entry.path}: the file does not exist"):
             open_entry(entry)
 
 
@@ -529,7 +529,7 @@ def test_files_on_the_hub(hub, tmp_path):
         assert content(read_images(source)) == expected
     assert content(read_images("hf://datasets/user/animals@main/images/dog/")) == [("a.png", 1, None)]
     gone = ImageEntry(0, "c.png", location="hf://datasets/user/animals/images/c.png")
-    with pytest.raises(UnreadableImageError, match="there is no such file"):
+    with pytest.raises(UnreadableImageError, match="the file does not exist"):
         open_entry(gone)
 
 

@@ -310,7 +310,9 @@ def test_a_web_server_that_breaks_off(no_network, http_server, page, monkeypatch
         list(collection.read())
 
 
-@pytest.mark.parametrize(("status", "reason"), [(404, "cannot read .*no such file"), (500, "cannot reach .*500"), (403, "403")])
+@pytest.mark.parametrize(
+    ("status", "reason"), [(404, "cannot read .*the file does not exist"), (500, "cannot reach .*500"), (403, "403")]
+)
 def test_a_web_server_that_does_not_give_a_shard(no_network, impatient, http_server, page, status, reason):
     http_server.pages["/a.tar"] = page(b"", status=status)
     with pytest.raises(VitrailError, match=reason):

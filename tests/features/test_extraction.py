@@ -366,7 +366,7 @@ def test_a_second_run_on_the_same_folder_is_refused(pictures, tmp_path):
 
 def test_too_many_bad_images_end_the_run(pictures, tmp_path):
     with pytest.raises(
-        VitrailError, match=r"found 4 unreadable images, more than max_errors=3\. What is finished stays.* The last is broken/"
+        VitrailError, match=r"found 4 unreadable images, more than max_errors=3\. Finished files are kept.* The last is broken/"
     ):
         run(pictures[0], tmp_path / "out", max_errors=3)
     assert run(pictures[0], tmp_path / "out", max_errors=20).errors == 20
@@ -481,7 +481,7 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(model_dir, two_thousand, 
     )
     assert full.returncode == 2, full.stderr
     assert "cannot write into" in full.stderr
-    assert "the same command goes on from there" in full.stderr
+    assert "run the same command to resume" in full.stderr
     assert "Traceback" not in full.stderr
     assert not list((tmp_path / "out").rglob("*.part*"))
     assert not list((tmp_path / "out" / "data").iterdir())

@@ -157,7 +157,7 @@ def test_an_error_of_an_actor_is_that_of_the_run(cluster, pictures, tmp_path):
     job = begun_job(pictures, tmp_path / "out", max_errors=7)
     with pytest.raises(
         VitrailError,
-        match=r"^found 8 unreadable images, more than max_errors=7\. What is finished stays.* The last is broken/\S+: ",
+        match=r"^found 8 unreadable images, more than max_errors=7\. Finished files are kept.* The last is broken/\S+: ",
     ):
         run_on_ray(job, job.missing(), num_errors=4, concurrency=1)
     assert ray.is_initialized(), "a cluster of the caller's goes on"

@@ -163,7 +163,7 @@ def test_an_error_in_a_process_that_reads_ahead_is_one_sentence(pictures):
     with pytest.raises(VitrailError) as raised:
         next(batches)
     assert len(list(batches)) == 1  # so that the process ends at once
-    assert str(raised.value) == f"cannot read the image {path}: Pillow knows no such format"
+    assert str(raised.value) == f"cannot read the image {path}: Pillow does not recognize its format"
 
 
 def test_all_that_can_be_wrong_with_a_file_is_survived(pictures):

@@ -203,7 +203,11 @@ def test_every_container_gives_the_same_values(backend, tmp_path, monkeypatch):
     array = np.array(image)
     read_only = np.asarray(image)
     assert not read_only.flags.writeable
-    web = {"https://example.org/cat.png": httpx.Response(200, content=path.read_bytes())}
+    web = {
+        "https://example.org/cat.png": httpx.Response(
+            200, content=path.read_bytes(), request=httpx.Request("GET", "https://example.org/cat.png")
+        )
+    }
     monkeypatch.setattr(httpx, "get", lambda url, **_: web[url])
     image_processor = VitrailImageProcessor(backend=backend)
     expected = image_processor(image, return_tensors="pt")["pixel_values"]
@@ -423,7 +427,7 @@ def test_files_keep_what_a_mode_can_hold(tmp_path):
     [
         ("missing.jpg", None, "missing.jpg does not exist"),
         ("empty.jpg", b"", "empty.jpg: it is empty"),
-        ("text.jpg", b"no image", "text.jpg: Pillow knows no such format"),
+        ("text.jpg", b"no image", "text.jpg: Pillow does not recognize its format"),
         ("short.jpg", CHELSEA.read_bytes()[:9000], "short.jpg: .*truncated"),
         ("short.png", encoded(photograph())[:9000], "short.png: .*truncated"),
         ("short.qoi", b"qoif" + bytes(12), "short.qoi: "),
@@ -456,9 +460,11 @@ def test_urls_that_cannot_be_read_are_named(monkeypatch):
     monkeypatch.setattr(httpx, "get", refuse)
     with pytest.raises(ValueError, match=r"https://example.org/cat.png: connection refused"):
         VitrailImageProcessor()("https://example.org/cat.png")
-    monkeypatch.setattr(httpx, "get", lambda url, **_: httpx.Response(404, content=b"<html>"))
-    with pytest.raises(ValueError, match=r"https://example.org/cat.png: Pillow knows no such format"):
-        VitrailImageProcessor()("https://example.org/cat.png")
+    for status, message in ((404, "404 Not Found"), (200, "Pillow does not recognize its format")):
+        response = httpx.Response(status, content=b"<html>", request=httpx.Request("GET", "https://example.org/cat.png"))
+        monkeypatch.setattr(httpx, "get", lambda url, response=response, **_: response)
+        with pytest.raises(ValueError, match=f"https://example.org/cat.png: .*{message}"):
+            VitrailImageProcessor()("https://example.org/cat.png")
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------------

@@ -188,5 +188,5 @@ def test_columns_that_hold_no_vectors_are_refused(images, stored, tmp_path):
 
 
 def test_a_query_that_is_no_image_is_named(stored, tmp_path):
-    with pytest.raises(UnreadableImageError, match=r"none\.jpg: there is no such file"):
+    with pytest.raises(UnreadableImageError, match=r"none\.jpg: the file does not exist"):
         find_similar(small_model(), stored, tmp_path / "none.jpg")
