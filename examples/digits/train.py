@@ -15,13 +15,10 @@ import numpy as np
 import torch
 
 import vitrail
+from vitrail import FeatureCache, evaluate_knn, load_labeled_images, probe
 from vitrail.convert.export import to_format
 from vitrail.data.decoding import open_image
-from vitrail.data.labeled import load_labeled_images
 from vitrail.evaluation.knn import knn_classify
-from vitrail.evaluation.pooled_evaluation import evaluate_knn
-from vitrail.evaluation.probing import probe
-from vitrail.features.cache import FeatureCache
 from vitrail.pretraining.architectures import new_model
 
 HERE = Path(__file__).parent
