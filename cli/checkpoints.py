@@ -106,7 +106,7 @@ def info(model: Model) -> Result:
     (height, width), (patch_height, patch_width) = config.image_size, config.patch_size
     positions = config.position_embedding_type.replace("_", " ")
     rows = {
-        "model": f"{type(loaded).__name__}, from a {report.format} checkpoint",
+        "model": f"{type(loaded).__name__}, {str(loaded.dtype).removeprefix('torch.')}, from a {report.format} checkpoint",
         "size": f"{size_name(config) or 'unnamed'}: {config.num_hidden_layers} blocks, hidden size {config.hidden_size}, "
         f"{config.num_attention_heads} heads, {config.mlp_type} {config.intermediate_size}",
         "image": f"{height} x {width}, patches of {patch_height} x {patch_width}, {config.num_channels} channels",

@@ -36,9 +36,9 @@ def pytest_xdist_setupnodes(specs: list[object]) -> None:
 
 @dataclass
 class Page:
-    """What the server answers at one path.
+    """The response of the server at one path.
 
-    cut: close the connection after so many bytes of the body; `ranges`: answer Range requests, and `if_range`: only while the
+    cut: close the connection after this number of bytes of the body; `ranges`: answer Range requests, and `if_range`: only while the
     ETag or date that the client names is still the file's.
     """
 
@@ -52,7 +52,7 @@ class Page:
 
 
 class HttpServer:
-    """A server on this machine that answers `pages` and remembers `requests`."""
+    """A server on this machine that serves `pages` and records `requests`."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}

@@ -43,7 +43,7 @@ BUILT = {
 
 @pytest.fixture(autouse=True)
 def _local_folders_for_auto_backbone(monkeypatch):
-    """`AutoBackbone.from_pretrained` asks the Hub whether it has a repository of that name, even when it is given a folder."""
+    """`AutoBackbone.from_pretrained` queries the Hub for a repository of that name even when it receives a folder."""
     monkeypatch.setattr(auto_factory, "hf_api", lambda: types.SimpleNamespace(repo_exists=lambda name: True))
 
 
@@ -220,16 +220,16 @@ def test_importing_changes_nothing_for_other_models(tmp_path):
     ]
     ended = subprocess.run([sys.executable, "-c", BEFORE_AND_AFTER, *folders], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    answer = json.loads(ended.stdout.splitlines()[-1])
-    assert answer["changed"] == {}
+    output = json.loads(ended.stdout.splitlines()[-1])
+    assert output["changed"] == {}
     for folder, name in zip(folders, ("vit", "dinov2"), strict=True):
-        for found in answer["found"][folder]:
+        for found in output["found"][folder]:
             assert "'transformers." in found
-        assert f"transformers.models.{name}.configuration" in answer["found"][folder][0]
-        assert f"transformers.models.{name}.modeling" in answer["found"][folder][1]
+        assert f"transformers.models.{name}.configuration" in output["found"][folder][0]
+        assert f"transformers.models.{name}.modeling" in output["found"][folder][1]
 
 
-def test_a_transformers_vit_loads_beside_ours(tmp_path):
+def test_a_transformers_vit_loads_next_to_ours(tmp_path):
     transformers.ViTModel(transformers.ViTConfig(**SMALL)).save_pretrained(tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is transformers.ViTConfig
     assert type(AutoModel.from_pretrained(tmp_path)) is transformers.ViTModel

@@ -8,7 +8,7 @@ import pytest
 import vitrail
 
 ROOT = Path(vitrail.__file__).parent
-# Each part may import from those before it; the files of the root are parts of their own
+# Each package may import from the packages before it; a file of the root counts as a package
 ORDER = ["errors", "version", "utils", "configuration", "modeling", "processing", "runtime", "data", "convert", "features"]
 ORDER += ["model_cards", "visualization", "hub", "evaluation", "pretraining", "auto", "__init__", "cli", "__main__"]
 NOT_CODE = {"__pycache__", "py.typed"}
@@ -20,7 +20,7 @@ UPLOADED = {
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 
-def part_of(file: Path) -> str:
+def package_of(file: Path) -> str:
     return file.parts[0].removesuffix(".py")
 
 
@@ -54,7 +54,7 @@ def imported_modules(file: Path) -> set[str]:
 GRAPH = {module: imported_modules(file) for module, file in MODULES.items()}
 
 
-def imported_parts(file: Path) -> set[str]:
+def imported_packages(file: Path) -> set[str]:
     return {module.split(".")[0] or "__init__" for module in imported_modules(file)}
 
 
@@ -65,9 +65,9 @@ def test_every_name_at_the_top_has_its_place():
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_imports_go_one_way(file):
-    own = part_of(file)
-    for part in imported_parts(file) - {own}:
-        assert ORDER.index(part) < ORDER.index(own), f"{file} imports from {part}"
+    own = package_of(file)
+    for package in imported_packages(file) - {own}:
+        assert ORDER.index(package) < ORDER.index(own), f"{file} imports from {package}"
 
 
 def test_there_is_no_circle():
@@ -84,10 +84,10 @@ def test_there_is_no_circle():
         visit(module, ())
 
 
-def test_no_room_holds_a_fifth_of_the_code():
+def test_no_package_holds_a_fifth_of_the_code():
     lines: dict[str, int] = {}
     for file in FILES:
-        lines[part_of(file)] = lines.get(part_of(file), 0) + len((ROOT / file).read_text(encoding="utf-8").splitlines())
+        lines[package_of(file)] = lines.get(package_of(file), 0) + len((ROOT / file).read_text(encoding="utf-8").splitlines())
     largest = max(lines, key=lines.__getitem__)
     assert lines[largest] < sum(lines.values()) / 5, f"{largest}: {lines[largest]} of {sum(lines.values())} lines"
 
@@ -100,10 +100,10 @@ def test_no_module_is_named_like_a_function_in_it(file):
 
 @pytest.mark.parametrize("file", UPLOADED)
 def test_uploaded_files_stand_alone(file):
-    assert imported_parts(Path(file)) == UPLOADED[file]
+    assert imported_packages(Path(file)) == UPLOADED[file]
 
 
 def test_modeling_and_processing_do_not_know_each_other():
     for file in FILES:
-        if part_of(file) in ("modeling", "processing"):
-            assert not {"modeling", "processing"} - {part_of(file)} & imported_parts(file), file
+        if package_of(file) in ("modeling", "processing"):
+            assert not {"modeling", "processing"} - {package_of(file)} & imported_packages(file), file

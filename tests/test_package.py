@@ -10,7 +10,7 @@ import vitrail
 
 
 def test_the_tests_run_on_the_installed_package():
-    """Not on the checkout, which would hide a file that is missing in the wheel."""
+    """The checkout would hide a file that is missing in the wheel."""
     assert Path(vitrail.__file__).resolve().parent != paths.CHECKOUT
     assert Path(vitrail.__file__).parent.parent.name == "site-packages"
 
@@ -43,7 +43,7 @@ def test_torchvision_is_not_needed(tmp_path):
 
 
 def test_importing_takes_no_package_beyond_those_of_transformers(tmp_path):
-    """What only downloads, commands, cards or engines need is imported when they run."""
+    """Packages that only downloads, commands, cards or engines need are imported when these run."""
     program = (
         "import sys\n"
         "from transformers import AutoImageProcessor, AutoModel, PreTrainedModel\n"
@@ -57,7 +57,7 @@ def test_importing_takes_no_package_beyond_those_of_transformers(tmp_path):
 
 
 def test_what_only_some_commands_need_is_not_imported(tmp_path):
-    """Neither by the package nor by the command line, until a command asks for it."""
+    """Neither the package nor the command line imports them before a command needs them."""
     extra = ("datasets", "evaluate", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas", "pyarrow", "ray", "sklearn")
     program = f"import sys, vitrail.cli.app; print([name for name in {extra} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)

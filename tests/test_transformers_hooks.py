@@ -45,7 +45,7 @@ HOOKS = {
 
 
 def has(base: type, name: str) -> bool:
-    """Whether a class defines an attribute, or assigns it to its instances."""
+    """Return whether a class defines an attribute or assigns it to its instances."""
     assigned = re.compile(rf"\b(self|cls)\.{name}\b\s*(:[^=\n]+)?=[^=]")
     return hasattr(base, name) or any(assigned.search(inspect.getsource(kind)) for kind in base.__mro__ if kind is not object)
 
@@ -70,7 +70,7 @@ def test_a_hook_exists(base, name):
     assert has(base, name), f"transformers' {base.__name__} has no {name} any more"
 
 
-def test_a_missing_hook_is_noticed():
+def test_a_missing_hook_is_detected():
     assert not has(Trainer, "_no_such_hook")
     assert not has(BaseImageProcessor, "_checked")
 

@@ -45,7 +45,7 @@ def fail(capsys, *words):
     return error
 
 
-def test_convert_says_what_it_did(model_dir, capsys):
+def test_convert_reports(model_dir, capsys):
     run("convert", model_dir.parent / "dino_deitsmall16_pretrain.pth", model_dir.parent / "again")
     printed = capsys.readouterr().out
     assert "dino, 150 tensors converted" in printed

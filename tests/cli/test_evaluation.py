@@ -53,7 +53,7 @@ def _short(monkeypatch):
     monkeypatch.setitem(RECIPES, "dino", dataclasses.replace(RECIPES["dino"], epochs=2))
 
 
-def test_probe_writes_a_model_and_says_how_good_it_is(words, capsys, tmp_path):
+def test_probe_writes_a_model_and_reports_how_good_it_is(words, capsys, tmp_path):
     assert end_of("probe", *words, "--output", tmp_path / "model") == 0
     captured = capsys.readouterr()
     results = json.loads((tmp_path / "model" / "results.json").read_text())

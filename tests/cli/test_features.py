@@ -35,7 +35,7 @@ def fail(capsys, *words):
     return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_extract_says_what_it_did(place, tmp_path, capsys):
+def test_extract_reports(place, tmp_path, capsys):
     options = ["--features", "patches", "--dtype", "float16", "--keep-aspect", "--shard-size", 5, "--batch-size", 2]
     assert not end_of("extract", place / "model", place / "images", tmp_path / "out", *options)
     lines = capsys.readouterr().out.splitlines()
@@ -91,7 +91,7 @@ def test_json(place, tmp_path, capsys):
 
 
 def test_names_that_are_not_unicode_are_escaped(capsys):
-    """As text and as JSON, where the escape decodes to the same name."""
+    """Names are escaped as text and as JSON, where the escape decodes to the same name."""
     command = as_command(lambda: Result({"path": "\udce9.jpg"}, ["\udce9.jpg"]))
     command(json=False, traceback=False)
     assert capsys.readouterr().out == "\\udce9.jpg\n"
@@ -125,7 +125,7 @@ def test_report_writes_one_page(place, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_report_says_what_is_missing(place, tmp_path, capsys):
+def test_report_names_what_is_missing(place, tmp_path, capsys):
     words = ["extract", place / "model", place / "images", tmp_path / "out", "--num-workers", 0]
     assert not end_of(*words)
     (place / "model").rename(tmp_path / "moved")

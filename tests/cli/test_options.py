@@ -8,7 +8,7 @@ import typer
 from vitrail.cli.app import app
 
 COMMANDS = typer.main.get_command(app).commands
-# What may differ between commands, and why
+# Options that may differ between commands, with the reason
 EXCEPTIONS = {
     ("--output", "help"): "the kind of output differs: a model, features, a picture, a page, results",
     ("--output", "default"): "similar and report have a file name that is as good as any",

@@ -36,7 +36,7 @@ RECIPE = {
 
 @pytest.fixture
 def files(tmp_path):
-    """config.json and recipe.json, what all runs are told, and images."""
+    """Write config.json, recipe.json and images, the inputs of every run."""
     for name, content in (("config", CONFIG), ("recipe", RECIPE), ("short", RECIPE | {"epochs": 1, "batch_size": 6})):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     write_images(tmp_path / "pictures", 15, sizes=((24, 16),))
@@ -49,7 +49,7 @@ def words(files, *, data="digits", model=(), recipe="recipe"):
 
 
 def test_digits_from_scratch(files, capsys):
-    """To a folder that transformers and vitrail load, with a card; and a checkpoint in the original's layout, of the same weights."""
+    """The run writes a folder with a card that transformers and vitrail load, and an original-layout checkpoint of the same weights."""
     original = files / "run.pth"
     assert end_of(*words(files), "--original-checkpoint", original, "--seed", 3) == 0
     captured = capsys.readouterr()
@@ -71,9 +71,9 @@ def test_digits_from_scratch(files, capsys):
     auto = AutoModel.from_pretrained(files / "model").eval()
     converted, _, _ = vitrail.load(original, num_heads=2)
     with torch.no_grad():
-        answers = [network(pixel_values).pooler_output for network in (model.eval(), auto, converted.eval())]
-    assert torch.equal(answers[0], answers[1])
-    torch.testing.assert_close(answers[0], answers[2])
+        outputs = [network(pixel_values).pooler_output for network in (model.eval(), auto, converted.eval())]
+    assert torch.equal(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[0], outputs[2])
     assert AutoImageProcessor.from_pretrained(files / "model").to_dict() == image_processor.to_dict()
     card = (files / "model" / "README.md").read_text()
     assert "without labels with DINO" in card
@@ -201,7 +201,7 @@ def test_a_checkpoint_that_is_there_is_not_written_over(files, capsys):
 
 
 def test_a_model_for_which_the_original_has_no_place(files, capsys):
-    """Said before it is trained."""
+    """The command reports this before training starts."""
     (files / "config.json").write_text(json.dumps(CONFIG | {"num_register_tokens": 2}))
     error = error_of(capsys, *words(files, data=files / "pictures", recipe="short"), "--original-checkpoint", files / "run.pth")
     assert "register" in error

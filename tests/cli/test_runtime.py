@@ -29,7 +29,7 @@ def place(tmp_path_factory):
     return place
 
 
-def test_embed_and_classify_say_how_near_they_come(place, tmp_path, capsys):
+def test_embed_and_classify_report_how_near_they_come(place, tmp_path, capsys):
     plain, half = tmp_path / "plain.safetensors", tmp_path / "half.safetensors"
     assert not end_of("embed", place / "model", *PHOTOS, "--output", plain)
     assert "cosine" not in capsys.readouterr().out

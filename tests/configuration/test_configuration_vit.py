@@ -139,9 +139,9 @@ def test_every_field_survives_saving_and_loading(tmp_path):
         assert getattr(loaded, name) == value, name
     assert loaded.out_features == ["stage1", "stage3"]
     assert loaded.num_labels == 7
-    said = json.loads(loaded.to_json_string())
-    del said["auto_map"]  # of the code that lies beside it
-    assert said == json.loads(config.to_json_string())
+    written = json.loads(loaded.to_json_string())
+    del written["auto_map"]  # for the code file in the same folder
+    assert written == json.loads(config.to_json_string())
     assert ViTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 

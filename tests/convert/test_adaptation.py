@@ -1,4 +1,4 @@
-"""Another image size, number of channels or number of classes at loading: by the family's rule, and said in a warning."""
+"""Loading with another image size, number of channels or number of classes follows the family's rule and emits a warning."""
 
 import json
 
@@ -81,15 +81,15 @@ def test_resizing_at_loading_is_what_the_model_does_when_it_runs(rule, image_siz
 
 @pytest.mark.parametrize("variant", CASES)
 @torch.no_grad()
-def test_a_resized_model_of_timm_answers_as_timm_resizes_it(tmp_path, variant):
-    """timm's own `set_input_size` made these answers."""
+def test_a_resized_model_of_timm_matches_timms_own_resizing(tmp_path, variant):
+    """timm's own `set_input_size` made the reference outputs."""
     folder = timm(tmp_path, deterministic.weights(CASES[variant]["checkpoint"]), CASES[variant]["config"])
     model, processor, report = vitrail.load(folder, image_size=(56, 40))
     assert model.config.image_size == (56, 40)
     encoder, spec = getattr(model, "vit", model), INPUTS["56x40"]
     found = encoder(deterministic.pixel_values(spec)).last_hidden_state[:, spec["token_index"]]
-    answers = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
-    torch.testing.assert_close(found, answers[f"{variant}/56x40/last_hidden_state"], atol=2e-5, rtol=0)
+    outputs = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
+    torch.testing.assert_close(found, outputs[f"{variant}/56x40/last_hidden_state"], atol=2e-5, rtol=0)
     # a relative MLP works at any size as it is
     assert any("resized to 7x5" in warning for warning in report.warnings) == ("mlp" not in variant)
     assert processor(np.zeros((60, 80, 3), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 3, 56, 40)
@@ -129,7 +129,7 @@ def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest(tmp_path)
         ("timm", (384, 384), {"shortest_edge": 425}),  # 248 / 224 of it
         ("google", (384, 384), {"height": 384, "width": 384}),
         ("google", (384, 256), {"height": 384, "width": 256}),
-        ("dino", (448, 224), {"height": 448, "width": 224}),  # a rectangle is no centre crop
+        ("dino", (448, 224), {"height": 448, "width": 224}),  # a rectangle is not a center crop
     ],
 )
 def test_the_image_processor_goes_with_the_size(preset, image_size, size):
@@ -152,7 +152,7 @@ def test_a_processor_of_that_size_stays_as_it_is(length):
 # ------------------------------------------------------------------------------------------------------------------- channels
 
 
-def grey(num_channels):
+def gray(num_channels):
     image = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     return image.expand(-1, num_channels, -1, -1)
 
@@ -170,12 +170,12 @@ def grey(num_channels):
     ],
 )
 @torch.no_grad()
-def test_equal_channels_are_answered_as_before(tmp_path, num_channels, rule, named):
+def test_equal_channels_give_the_same_outputs_as_before(tmp_path, num_channels, rule, named):
     folder = timm(tmp_path, PLAIN)
-    colour, _, _ = vitrail.load(folder)
+    color, _, _ = vitrail.load(folder)
     model, processor, report = vitrail.load(folder, num_channels=num_channels, channel_rule=rule)
     assert model.config.num_channels == processor.num_channels == num_channels
-    torch.testing.assert_close(model(grey(num_channels)).logits, colour(grey(3)).logits, **CLOSE)
+    torch.testing.assert_close(model(gray(num_channels)).logits, color(gray(3)).logits, **CLOSE)
     assert any(f"from 3 to {num_channels} channels by the rule {named}" in warning for warning in report.warnings)
 
 
@@ -187,7 +187,7 @@ def test_repeat_takes_the_channels_in_turn_and_scales_them(tmp_path, num_channel
     torch.testing.assert_close(model.vit.embeddings.patch_embeddings.projection.weight.data, expected)
 
 
-def test_a_grey_model_becomes_one_of_colour(tmp_path):
+def test_a_gray_model_becomes_one_of_color(tmp_path):
     folder = timm(tmp_path, PLAIN | {PROJECTION: PLAIN[PROJECTION][:, :1].contiguous()})
     model, processor, _ = vitrail.load(folder, num_channels=3)
     expected = PLAIN[PROJECTION][:, :1].expand(-1, 3, -1, -1) / 3
@@ -236,7 +236,7 @@ def test_a_fresh_classifier_takes_the_place_of_the_old(tmp_path):
     assert (model.classifier.bias == 0).all()
     assert 0.01 < model.classifier.weight.std() < 0.03
     assert fresh(report) == ["the classifier for 1000 classes is untrained; it replaces one for 5"]
-    assert model.config.id2label[0] == "LABEL_0"  # nobody knows yet what the classes are
+    assert model.config.id2label[0] == "LABEL_0"  # the classes have no names yet
 
 
 def test_a_backbone_gets_a_fresh_classifier(tmp_path):
@@ -268,7 +268,7 @@ def test_a_classifier_has_classes(tmp_path, num_labels):
 
 
 @torch.no_grad()
-def test_everything_at_once(tmp_path):
+def test_everything_together(tmp_path):
     model, processor, report = vitrail.load(timm(tmp_path, PLAIN), image_size=(48, 40), num_channels=1, num_labels=2)
     pixel_values = processor(np.zeros((50, 60), np.uint8), return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (1, 1, 48, 40)

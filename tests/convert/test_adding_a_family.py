@@ -1,4 +1,4 @@
-"""A family is one file in convert/families, and four tables: everything else asks the Family object and never names a family.
+"""A family is one file in convert/families, and four tables: everything else uses the Family object and never names a family.
 
 The five places: the file with its line in registry.py, a row of processing/presets.py, the rows of catalog.json, the lineage and the
 family's card in model_cards/lineages.py, and the golden cases.

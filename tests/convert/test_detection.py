@@ -1,4 +1,4 @@
-"""What a file is, by names and shapes alone; and what is wrong with one, which every message says with its cause and a way out."""
+"""Files are detected by names and shapes alone. Every error message states what is wrong with a file, the cause and the remedy."""
 
 import json
 
@@ -79,7 +79,7 @@ def folder_of(tensors, config):
 
 TIMM = {"architecture": "vit_small_patch16_224"}
 
-# What is wrong, how such a file is written, the error, and what its message has to say: what was found, and a way out
+# The fault, how such a file is written, the error, and the required words of its message: what was found, and the remedy
 BAD = {
     "distillation token, timm": (
         folder_of(vit(dist_token=(1, 1, WIDTH)), TIMM),
@@ -146,7 +146,7 @@ BAD = {
         UnsupportedCheckpointError,
         ["not recognized as any of: vitrail, transformers, google, dinov2, dino, timm", "embeddings.cls_token", '"dinov3_vit"'],
     ),
-    "timm's names beside another config.json": (
+    "timm's names next to another config.json": (
         folder_of(vit(), {"model_type": "clip"}),
         UnsupportedCheckpointError,
         ["not recognized", "blocks.{0..1}.attn.qkv.weight", '"clip"'],
@@ -305,7 +305,7 @@ def test_what_the_model_cannot_represent_is_refused_whatever_the_format(tmp_path
         ({name: torch.from_numpy(array) for name, array in flax().items()}, "npz", "google"),
     ],
 )
-def test_names_and_container_tell_the_family(tensors, container, found):
+def test_names_and_container_determine_the_family(tensors, container, found):
     assert find_family(RawCheckpoint(tensors, container)).name == found
 
 
@@ -317,12 +317,12 @@ def test_names_and_container_tell_the_family(tensors, container, found):
         ({"architecture": "vit_base_patch16_224"}, "timm"),
     ],
 )
-def test_config_json_tells_the_family(config, found):
+def test_config_json_determines_the_family(config, found):
     assert find_family(RawCheckpoint(vit(), "torch", config=config)).name == found
 
 
 def test_a_given_format_goes_before_what_would_be_found(tmp_path):
-    """One and the same file: positions are interpolated as DINO does, or as timm does."""
+    """The format decides for one file whether positions are interpolated by DINO's rule or by timm's rule."""
     path = pth(vit())(tmp_path)
     for format, offset, antialias in (("auto", 0.1, False), ("dino", 0.1, False), ("timm", 0.0, True)):
         model, _, report = vitrail.load(path, format=format)

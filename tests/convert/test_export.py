@@ -15,7 +15,7 @@ from vitrail.convert.detection import open_checkpoint
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}  # a head 64 wide, as in published models
-# What sets a model of each format apart, as far as its layout can say it
+# Config fields that distinguish a model of each format, as far as its layout can express them
 MODELS = {
     "dino": {"position_interpolation_offset": 0.1},
     "dinov2": {"position_interpolation_offset": 0.1, "layer_scale_init_value": 0.5, "use_mask_token": True},
@@ -120,7 +120,7 @@ def test_the_originals_tensors_come_back_bit_for_bit(tmp_path, case):
 
 
 @pytest.mark.parametrize("to", ["dino", "dinov2"])
-def test_a_separate_classifier_is_written_beside_the_backbone(tmp_path, to):
+def test_a_separate_classifier_is_written_next_to_the_backbone(tmp_path, to):
     for parts in (
         {1: {}, 2: {"classifier_mean_patch": True}, 3: {"classifier_cls_layers": 3}}[n]
         for n in ((1, 2, 3) if to == "dino" else (1, 2))
@@ -159,7 +159,7 @@ assert "vitrail" not in sys.modules
 
 @pytest.fixture(scope="module")
 def answers_of_transformers(tmp_path_factory):
-    """For each model, our answer and that of transformers' class, from a process that has never heard of vitrail."""
+    """For each model, our output and the output of transformers' class, from a process without vitrail."""
     folder = tmp_path_factory.mktemp("transformers")
     pixel_values = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.save(pixel_values, folder / "pixel_values.pt")
@@ -175,18 +175,18 @@ def answers_of_transformers(tmp_path_factory):
             ours[name, num_labels] = model(pixel_values)[0]
     ended = subprocess.run([sys.executable, "-c", WITHOUT_VITRAIL], capture_output=True, text=True, cwd=folder)
     assert ended.returncode == 0, ended.stderr
-    return {key: (answer, torch.load(folder / f"{key[0]} {key[1]}.pt")) for key, answer in ours.items()}
+    return {key: (output, torch.load(folder / f"{key[0]} {key[1]}.pt")) for key, output in ours.items()}
 
 
 @pytest.mark.parametrize("key", FOR_TRANSFORMERS, ids=str)
 def test_transformers_reads_it_without_vitrail(answers_of_transformers, key):
-    """No name missing, none too much (asserted over there), and the same answer."""
+    """No key is missing or unexpected (asserted in the other process), and the outputs are the same."""
     ours, theirs = answers_of_transformers[key]
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
 
 
 def test_registers_go_to_timm_as_timm_has_them(tmp_path):
-    """timm's own DINOv2 files with registers keep positions for patches only, and [CLS]'s inside [CLS]: the answers stay."""
+    """timm's own DINOv2 files with registers keep positions for patches only, and [CLS]'s inside [CLS]: the outputs stay the same."""
     model, processor = random_model(MODELS["dinov2 with registers"])
     path, warnings = export(model, processor, tmp_path, "timm")
     tensors = load_file(path / "model.safetensors")
@@ -200,7 +200,7 @@ def test_registers_go_to_timm_as_timm_has_them(tmp_path):
         assert torch.equal(again(pixel_values)[0], model(pixel_values)[0])
 
 
-def test_another_rule_of_interpolation_is_said():
+def test_another_rule_of_interpolation_is_reported():
     model, processor = random_model(MODELS["dino"])
     from vitrail.convert.export import to_format
 
@@ -223,7 +223,7 @@ def test_another_rule_of_interpolation_is_said():
         ("dino", "onnxx", "Unsupported export format"),
     ],
 )
-def test_what_a_format_cannot_say_is_refused_before_anything_is_written(tmp_path, name, to, message):
+def test_what_a_format_cannot_express_is_refused_before_anything_is_written(tmp_path, name, to, message):
     model, processor = random_model(MODELS[name])
     with pytest.raises(UnsupportedCheckpointError, match=message):
         export(model, processor, tmp_path, to)
@@ -289,7 +289,7 @@ def test_a_strangers_classifier_file_is_not_written_over(tmp_path):
     assert not (tmp_path / "model.pth").exists()
 
 
-def test_another_preparation_of_images_is_said():
+def test_another_preparation_of_images_is_reported():
     from vitrail.convert.export import to_format
 
     model, processor = random_model(MODELS["dino"])

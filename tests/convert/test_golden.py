@@ -1,7 +1,7 @@
-"""Every golden case, loaded from files in the original containers, against what the original implementation answered.
+"""Every golden case, loaded from files in the original containers, against the outputs of the original implementation.
 
-Nothing tells `load` what a file is: it finds out. The cases of timm are loaded twice: as the folder that timm writes, and as the bare
-.safetensors file.
+`load` receives no format: it detects the format of each file. The cases of timm are loaded twice: as the folder that timm writes,
+and as the bare .safetensors file.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ MEDIUM = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8,
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 TINY = {"hidden_size": 128, "num_attention_heads": 2}
 
-# What the file of each case has to be recognised as: the family, and fields of the config
+# How the file of each case is detected: the family, and fields of the config
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dino_vits8": ("dino", DINO | SMALL | {"patch_size": (8, 8)}),
     "dino_vitb16": ("dino", DINO | BASE | {"patch_size": (16, 16)}),
@@ -65,15 +65,15 @@ HEADS = {
     "dino_vitb16": {"head": (1, True)},
     "dinov2_vits14": {"head1": (1, True), "head4": (4, True)},
 }
-LOGITS = {"head": "logits", "head1": "logits_head1", "head4": "logits_head4"}  # among the answers
+LOGITS = {"head": "logits", "head1": "logits_head1", "head4": "logits_head4"}  # among the reference outputs
 
 
 @dataclasses.dataclass
 class Golden:
-    """A case, the answers of the original, and the models: without a head file, or with each of the case's ("head", …)."""
+    """A case, the reference outputs, and the models: without a head file, or with each head of the case ("head", …)."""
 
     case: dict
-    answers: dict[str, torch.Tensor]
+    reference: dict[str, torch.Tensor]
     models: dict[str | None, vitrail.ViTPreTrainedModel]
     processor: vitrail.VitrailImageProcessor
     report: vitrail.ConversionReport
@@ -90,8 +90,8 @@ def golden(request, tmp_path_factory):
     case = deterministic.case(request.param)
     loaded = {head: vitrail.load(source, head=file) for head, (source, file) in write_files(case, folder).items()}
     _, processor, report = next(iter(loaded.values()))
-    answers = load_file(deterministic.GOLDEN / f"{request.param}.safetensors")
-    yield Golden(case, answers, {head: model for head, (model, _, _) in loaded.items()}, processor, report)
+    reference = load_file(deterministic.GOLDEN / f"{request.param}.safetensors")
+    yield Golden(case, reference, {head: model for head, (model, _, _) in loaded.items()}, processor, report)
     delete(folder)
 
 
@@ -121,7 +121,7 @@ def delete(folder: Path) -> None:
 
 
 def features_of(encoder: vitrail.ViTModel, pixel_values: torch.Tensor, token_index: list[int]) -> dict[str, torch.Tensor]:
-    """What the golden cases keep of an encoder's answers."""
+    """Returns the outputs of an encoder that the golden cases contain."""
     outputs = encoder(pixel_values)
     features = {"last_hidden_state": outputs.last_hidden_state[:, token_index], "pooled": outputs.pooler_output}
     if encoder.config.use_cls_token:
@@ -146,9 +146,9 @@ def test_every_array_equals_the_original(golden):
             else:
                 features["logits"] = features["pooled"]  # of timm's models without a classifier
         found |= {f"{size}/{name}": array for name, array in features.items()}
-    assert golden.answers.keys() <= found.keys()
-    for name, answer in golden.answers.items():
-        close(found[name], answer)
+    assert golden.reference.keys() <= found.keys()
+    for name, expected in golden.reference.items():
+        close(found[name], expected)
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def test_eager_attention_equals_the_original(golden):
     golden.encoder.set_attn_implementation("eager")
     outputs = golden.encoder(deterministic.pixel_values(spec))
     golden.encoder.set_attn_implementation("sdpa")
-    close(outputs.last_hidden_state[:, spec["token_index"]], golden.answers[f"{size}/last_hidden_state"])
+    close(outputs.last_hidden_state[:, spec["token_index"]], golden.reference[f"{size}/last_hidden_state"])
 
 
 def test_the_family_and_the_architecture_are_found(golden):
@@ -172,7 +172,7 @@ def test_the_family_and_the_architecture_are_found(golden):
     assert reads == HEADS.get(golden.case["name"], {None: (1, False)})
 
 
-def test_the_report_says_what_was_read(golden):
+def test_the_report_names_what_was_read(golden):
     report, case = golden.report, golden.case
     has_head_file = case["name"] in HEADS
     assert report.coverage == {"converted": len(case["checkpoint"]) + 2 * has_head_file, "ignored": []}
@@ -204,7 +204,7 @@ def test_a_bare_file_of_timm_needs_no_config(name, tmp_path):
     delete(tmp_path)
     assert report.format == "timm"
     size, spec = next(iter(case["inputs"].items()))
-    answers = load_file(deterministic.GOLDEN / f"{name}.safetensors")
+    reference = load_file(deterministic.GOLDEN / f"{name}.safetensors")
     outputs = getattr(model, "vit", model)(deterministic.pixel_values(spec))
-    close(outputs.last_hidden_state[:, spec["token_index"]], answers[f"{size}/last_hidden_state"])
-    close(outputs.pooler_output, answers[f"{size}/pooled"])
+    close(outputs.last_hidden_state[:, spec["token_index"]], reference[f"{size}/last_hidden_state"])
+    close(outputs.pooler_output, reference[f"{size}/pooled"])

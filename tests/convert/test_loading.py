@@ -1,4 +1,4 @@
-"""`load`: what it says when its arguments or a config make no model, where the weights lie then, and what it leaves for later."""
+"""`load`: its errors when the arguments or a config make no model, where the weights lie, and what it defers."""
 
 import hashlib
 import shutil
@@ -52,7 +52,7 @@ def test_an_activation_that_nobody_knows():
 
 
 def mapped_bytes(model):
-    """How many bytes of a model's parameters lie in pages of a file, as the kernel tells."""
+    """Return how many bytes of a model's parameters lie in pages of a file, according to the kernel."""
     regions = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, *_, inode, path = [*line.split(maxsplit=5), ""][:6]
@@ -107,7 +107,7 @@ def test_what_is_done_to_a_model_does_not_reach_the_file(folder):
 
 @pytest.mark.parametrize("replace", ["save", "save_pretrained", "save_file", "remove"])
 def test_a_model_outlives_its_file(replace, folder):
-    """Whoever writes safetensors makes a new file and renames it; the old one stays as long as it is mapped."""
+    """Writers of safetensors make a new file and rename it; the old file stays as long as it is mapped."""
     model, image_processor, _ = vitrail.load(folder)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     other = make_model(vitrail.ViTForImageClassification, "absolute")
@@ -160,8 +160,8 @@ def test_the_largest_numbers_are_finite(folder):
     vitrail.load(folder)  # though their sum is not
 
 
-def test_nothing_is_initialised(folder, monkeypatch):
-    """Neither by `load` nor by the Auto classes: on the device "meta", which has no numbers, at most."""
+def test_nothing_is_initialized(folder, monkeypatch):
+    """Neither `load` nor the Auto classes initialize weights, except on the device "meta", which holds no numbers."""
     model_class = vitrail.ViTForImageClassification
     drawn = []
     for module in (torch.nn.init, initialization):
@@ -199,7 +199,7 @@ def test_the_file_is_hashed_when_its_hash_is_asked_for_and_once(folder, tmp_path
 
 @pytest.mark.parametrize("change", [lambda file: file.write_bytes(file.read_bytes() + b" "), lambda file: file.unlink()])
 def test_a_file_that_was_changed_after_loading_has_no_hash(change, folder):
-    """Or the report would say that the model came from another file."""
+    """Otherwise the report would claim that the model came from another file."""
     file = folder / "model.safetensors"
     report = vitrail.load(folder)[2]
     moved = file.with_name("moved")

@@ -1,4 +1,4 @@
-"""Every row of the catalogue loads: its names and shapes, from a source that is not this package's rules, go through detection, config,
+"""Every row of the catalog loads: its names and shapes, from a source that is not this package's rules, go through detection, config,
 rules and model on the meta device, which costs no memory.
 
 Names and shapes of transformers' repositories come from transformers' own classes; of timm's from timm 1.0.31
@@ -60,7 +60,7 @@ def resized(case: str, sizes: dict[int, int], depth: int) -> Shapes:
 
 
 def sizes_of(architecture: dict[str, Any], case: dict[str, int]) -> dict[int, int]:
-    """What the lengths of a case's axes, by what they stand for, become."""
+    """Map the lengths of a case's axes, by their meaning, to new lengths."""
     width, mlp, heads = (architecture[name] for name in ("embed_dim", "mlp_dim", "heads"))
     grid = architecture["image_size"] // architecture["patch"]
     lengths = {"width": width, "qkv": 3 * width, "mlp": mlp, "gate and up": 2 * mlp, "heads": heads, "head": width // heads}
@@ -190,7 +190,7 @@ def test_the_family_is_found(published):
     assert published.family.name == FORMATS[published.row.format]
 
 
-def test_the_architecture_is_that_of_the_catalogue(published):
+def test_the_architecture_is_that_of_the_catalog(published):
     a, config = published.row.architecture, published.config
     expected = {
         "hidden_size": a["embed_dim"],
@@ -224,11 +224,13 @@ def test_the_architecture_is_that_of_the_catalogue(published):
     assert (config.layer_scale_init_value is not None) == a["layer_scale"]
 
 
-def test_the_catalogue_gives_the_config_of_the_file(published):
-    row, said = published.row, official_config(published.row).to_dict()
+def test_the_catalog_gives_the_config_of_the_file(published):
+    row, described = published.row, official_config(published.row).to_dict()
     config = published.config.to_dict()
-    assert (said.pop("layer_scale_init_value") is None) == (config.pop("layer_scale_init_value") is None)  # of fresh weights only
-    assert said == config, row.name
+    assert (described.pop("layer_scale_init_value") is None) == (
+        config.pop("layer_scale_init_value") is None
+    )  # of fresh weights only
+    assert described == config, row.name
 
 
 def test_every_name_finds_its_place(published):
@@ -251,16 +253,16 @@ def test_every_tensor_fits_the_model(published):
     assert converted == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def test_the_model_has_the_parameters_of_the_catalogue(published):
+def test_the_model_has_the_parameters_of_the_catalog(published):
     row = published.row
     head = (row.architecture["embed_dim"] + 1) * row.architecture["num_classes"] if has_zero_head(row) else 0
     assert sum(parameter.numel() for parameter in published.model.parameters()) == row.params - head
 
 
-def test_images_are_prepared_as_the_catalogue_says(published):
+def test_images_are_prepared_as_the_catalog_states(published):
     row, processor = published.row, published.image_processor
     if row.name.startswith("facebook-dino-"):
-        return  # these repositories say in preprocessor_config.json what no config.json tells
+        return  # the preprocessor_config.json of these repositories contains what their config.json lacks
     expected = row.preprocessing
     square = {"height": expected["crop_size"], "width": expected["crop_size"]}
     if expected["resize_mode"] == "shortest_edge":
@@ -274,7 +276,7 @@ def test_images_are_prepared_as_the_catalogue_says(published):
 
 
 @pytest.mark.parametrize("row", [row for row in checkpoints() if row.head_urls], ids=lambda row: row.name)
-def test_published_heads_read_what_the_catalogue_says(row):
+def test_published_heads_read_what_the_catalog_states(row):
     family = next(family for family in detect.FAMILIES if family.name == row.family)
     width, before = row.architecture["embed_dim"], "linear." if row.family == "dino" else ""
     for recipe in row.head_recipe.values():

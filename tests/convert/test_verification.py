@@ -42,7 +42,7 @@ def test_a_sound_model_passes(sources, name):
     assert checks["round trip" + checks_note(checks, "round trip")].passed
     assert any(check.name.startswith("features") and check.passed and check.difference <= 1e-5 for check in checks.values())
     assert any(check.name == "pixels" and check.passed for check in checks.values())
-    # transformers has another rule of interpolation than all three: said, and equal with its rule in our model
+    # transformers has another rule of interpolation than all three: reported, and equal with that rule in our model
     known = [check for check in checks.values() if check.note.startswith("known")]
     assert known
     assert all(check.difference > 1e-3 for check in known)
@@ -63,7 +63,7 @@ def test_a_changed_weight_fails_the_round_trip(sources):
     assert "blocks.2.mlp.fc1.weight" in check.note
 
 
-def test_another_answer_fails(sources, monkeypatch):
+def test_another_output_fails(sources, monkeypatch):
     """A model that pools, norms or attends otherwise than transformers' class does."""
     model, processor, _ = vitrail.load(sources / "dinov2_chunked_teacher_tiny")
     wrong = type(model._norm_tokens)(lambda self, hidden_states: self.layernorm(hidden_states) * 1.001, model)
@@ -102,7 +102,7 @@ def test_a_model_that_does_not_survive_saving_fails(sources, monkeypatch):
     assert check.passed is False
 
 
-def test_without_an_implementation_the_row_says_so(monkeypatch):
+def test_without_an_implementation_the_row_is_reported(monkeypatch):
     relative = {"position_embedding_type": "relative_mlp", "pooling": "avg", "use_cls_token": False, "layer_scale_init_value": 1.0}
     config = tiny_config(**relative)
     without_timm = dataclasses.replace(module.EXPORT_FORMATS["timm"], load_peer=lambda folder, exported: None)
@@ -167,7 +167,7 @@ def test_a_size_that_was_changed_on_purpose_is_known(sources):
 
 
 def test_another_source_is_not_taken_for_a_changed_size(sources, tmp_path):
-    """In a file of another width every tensor has another shape: that is no adaptation."""
+    """In a file of another width every tensor has another shape, which is not an adaptation."""
     source = sources / "dinov2_chunked_teacher_tiny"
     tensors = torch.load(source, weights_only=True)["teacher"]
     torch.save({"teacher": {name: torch.cat((tensor, tensor), -1) for name, tensor in tensors.items()}}, tmp_path / "wider.pth")

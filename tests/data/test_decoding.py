@@ -106,14 +106,14 @@ def test_decompression_bombs(monkeypatch):
         open_entry(ImageEntry(0, "bomb.png", content=png(1)))
 
 
-def test_what_is_no_file(tmp_path):
+def test_what_is_not_a_file(tmp_path):
     with pytest.raises(UnreadableImageError, match="Is a directory"):
         open_entry(ImageEntry(0, "a.png", location=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("number", "bad"), [(errno.EACCES, True), (errno.EIO, True), (errno.EMFILE, False), (errno.ESTALE, False)])
-def test_faults_of_the_machine_are_no_faults_of_the_image(monkeypatch, number, bad):
-    """Tests may run as root, who may read everything, so that the system's answers are given by hand."""
+def test_faults_of_the_machine_are_not_faults_of_the_image(monkeypatch, number, bad):
+    """Tests may run as root, who may read everything, so the system's replies are set by hand."""
 
     def refuse(path):
         raise OSError(number, "the system's words", path)
@@ -147,7 +147,7 @@ def _level_of(entry, queue):
 
 
 def test_images_of_a_web_server_in_a_process_that_was_forked(url):
-    """As workers of a DataLoader are, after this process has used the connections that fsspec keeps."""
+    """Workers of a DataLoader are forked like this, after this process has used the connections that fsspec keeps."""
     entry = ImageEntry(0, url, location=url)
     open_entry(entry)
     context = multiprocessing.get_context("fork")
@@ -170,7 +170,7 @@ def test_what_a_web_server_does_not_give(url, http_server, status, reason):
 
 
 @pytest.mark.parametrize(("status", "requests"), [(500, 3), (503, 3), (429, 3), (401, 1)])
-def test_a_web_server_that_is_ill_is_no_fault_of_the_image(url, http_server, status, requests):
+def test_a_web_server_that_is_ill_is_not_a_fault_of_the_image(url, http_server, status, requests):
     http_server.pages["/a.png"].status = status
     with pytest.raises(VitrailError, match=f"cannot reach {url}.*{status}") as caught:
         open_entry(ImageEntry(0, url, location=url))
@@ -178,7 +178,7 @@ def test_a_web_server_that_is_ill_is_no_fault_of_the_image(url, http_server, sta
     assert len(http_server.requests) == requests
 
 
-def test_a_connection_that_breaks_is_no_fault_of_the_image(url, http_server):
+def test_a_connection_that_breaks_is_not_a_fault_of_the_image(url, http_server):
     http_server.pages["/a.png"].cut = 20
     with pytest.raises(VitrailError, match="cannot reach") as caught:
         open_entry(ImageEntry(0, url, location=url))
@@ -186,14 +186,14 @@ def test_a_connection_that_breaks_is_no_fault_of_the_image(url, http_server):
     assert len(http_server.requests) == 3
 
 
-def test_a_store_that_is_down_is_no_fault_of_the_image(no_network, impatient):
+def test_a_store_that_is_down_is_not_a_fault_of_the_image(no_network, impatient):
     with pytest.raises(VitrailError, match=r"cannot reach http://127\.0\.0\.1:9/a\.png: .*repeat the command") as caught:
         open_entry(ImageEntry(0, "a.png", location="http://127.0.0.1:9/a.png"))
     assert not isinstance(caught.value, UnreadableImageError)
 
 
 def test_a_store_is_asked_again(url, http_server, monkeypatch):
-    """Twice without an answer, then with one."""
+    """The server fails twice and then responds."""
     page, waits = http_server.pages["/a.png"], []
     page.status = 503
 

@@ -1,4 +1,4 @@
-"""Real images: what the evaluations say of a small ViT, against scikit-learn on the very same features, and against random weights.
+"""Real images: the results of the evaluations for a small ViT, against scikit-learn on the very same features, and against random weights.
 
 Half of the digits train the ViT from scratch, and are what the evaluations learn from; accuracies are those on the other half.
 """
@@ -24,7 +24,7 @@ QUICK = dataclasses.replace(RECIPES["quick"], iterations=150)
 
 
 class Evaluations:
-    """Of one model, with its features in one cache."""
+    """Evaluations of one model, with its features in one cache."""
 
     def __init__(self, model, image_processor, data, folder):
         self.subject = (model, image_processor, data)
@@ -38,15 +38,15 @@ class Evaluations:
         return evaluate_knn(*self.subject, cache=self.cache)
 
     def features(self):
-        """Those of both halves, (N, P, D), and their labels."""
+        """Return the tokens of both splits, (N, P, D), and their labels."""
         model, image_processor, data = self.subject
-        halves = [self.cache.features(model, image_processor, half) for half in (data.train, data.validation)]
-        return [np.array(half.tokens[0]) for half in halves], [half.labels for half in halves]
+        splits = [self.cache.features(model, image_processor, split) for split in (data.train, data.validation)]
+        return [np.array(split.tokens[0]) for split in splits], [split.labels for split in splits]
 
     def pooled(self):
         model, image_processor, data = self.subject
-        halves = [self.cache.features(model, image_processor, half) for half in (data.train, data.validation)]
-        return [pooled_vectors(half, model.config.pooling) for half in halves], [half.labels for half in halves]
+        splits = [self.cache.features(model, image_processor, split) for split in (data.train, data.validation)]
+        return [pooled_vectors(split, model.config.pooling) for split in splits], [split.labels for split in splits]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,9 @@ def test_logistic_regression_reaches_scikit_learns_and_beats_random_weights(trai
     assert results["accuracy"] >= LogisticRegression(max_iter=1000).fit(train, train_labels).score(validation, labels) - POINT
     assert [row["C"] for row in results["by_C"]] == sorted(C_GRID)
     (train, validation), (train_labels, labels) = random.pooled()
-    fitted = fit_logistic(train, train_labels, grid=C_GRID[::6])  # the whole grid takes long where features say little
+    fitted = fit_logistic(
+        train, train_labels, grid=C_GRID[::6]
+    )  # the whole grid takes long where features separate the classes poorly
     assert results["accuracy"] - (fitted.classify(validation)[:, 0] == labels).mean() > MARGINS["logistic regression"]
 
 

@@ -32,7 +32,7 @@ def png(level):
 
 
 def write(folder, names):
-    """An image of each name, of the grey levels 1, 2, …"""
+    """An image of each name, of the gray levels 1, 2, …"""
     for level, name in enumerate(names, start=1):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write(folder, names):
 
 
 def content(collection):
-    """(path, grey level, label) of every image; checks what holds for any collection."""
+    """(path, gray level, label) of every image; checks what holds for any collection."""
     collection = pickle.loads(pickle.dumps(collection))  # noqa: S301 - as it travels to workers
     assert json.loads(json.dumps(collection.settings)) == collection.settings
     if collection.random_access:
@@ -58,8 +58,8 @@ def content(collection):
     for start in (0, 1):
         assert collection.find(list(ids)[start::2]) == dict(list(ids.items())[start::2])
     assert collection.num_rows in (None, len(found))
-    kinds = {type(label) for _, _, label in found if label is not None}
-    assert kinds <= {{"string": str, "int64": int, None: None}[collection.label_type]}
+    label_types = {type(label) for _, _, label in found if label is not None}
+    assert label_types <= {{"string": str, "int64": int, None: None}[collection.label_type]}
     return found
 
 
@@ -72,7 +72,7 @@ def test_numbers_of_rows():
 
 
 def test_a_folder(tmp_path):
-    """Sorted by path, in all folders; hidden ones and what is no image left out; and no label where an image lies at the top."""
+    """Images are sorted by path, over all folders. Hidden files and other files are skipped. An image at the top has no label."""
     names = ["b.png", "a/ü.JPG", "a/b/c.webp", "a/日本.png", "B.bmp", "c::d.png"]
     write(tmp_path, names)
     write(tmp_path, [".hidden.png", ".git/a.png", "a/.b/c.png"])
@@ -122,7 +122,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert [row[0] for row in content(read_images(tmp_path / "photos"))] == ["cat/1.png", "dog/1.png", "dog/inner/2.png"]
 
 
-def test_names_that_are_no_text(tmp_path):
+def test_names_that_are_not_text(tmp_path):
     """Linux lets a name be any bytes; results are UTF-8, which these are not."""
     folder = os.fsencode(tmp_path) + b"/\xff"
     os.mkdir(folder)
@@ -342,7 +342,7 @@ def test_a_folder_of_parquet_files_is_streamed(tmp_path, inner):
 
 
 def test_parquet_files(tmp_path, memory):
-    """Bytes that nobody has declared to be images."""
+    """The bytes are not declared to be images."""
     for name, levels in (("a", [1, 2]), ("b", [3])):
         pq.write_table(table(levels, label=[n * 10 for n in levels]), tmp_path / f"{name}.parquet")
         with memory.open(f"/bucket/{name}.parquet", "wb") as file:
@@ -458,7 +458,7 @@ def test_damaged_parquet_files(tmp_path):
 
 
 def test_a_parquet_file_that_is_damaged_within(tmp_path):
-    """It stops reading, because the rows before the damage are not the same each time."""
+    """The damage ends the reading, because the rows before it are not the same each time."""
     rows = {"image": [{"bytes": bytes(2000) + png(n), "path": None} for n in range(60)]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=20, compression="zstd", use_dictionary=False)
     column = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0)
@@ -533,7 +533,7 @@ def test_files_on_the_hub(hub, tmp_path):
         open_entry(gone)
 
 
-def test_what_the_hub_has_not(hub, impatient):
+def test_what_is_missing_on_the_hub(hub, impatient):
     with pytest.raises(SourceNotFoundError, match="neither a file or folder user/nothing nor such a dataset on the Hub"):
         read_images("user/nothing")
     with pytest.raises(SourceNotFoundError, match=r"found no file .*/photos/of/cats"):
@@ -547,11 +547,11 @@ def test_a_hub_that_is_down(no_network, impatient):
         read_images("user/animals")
 
 
-# What is the same everywhere, and what is refused
+# Behavior common to all sources, and refusals
 
 
 def test_fingerprints(tmp_path):
-    """They follow from what the rows are, and not from where they are."""
+    """Fingerprints depend on the content of the rows, not on their location."""
     names = ["a/1.png", "b/2.png"]
     (tmp_path / "list.txt").write_text("here/a/1.png\n")
     here, there = write(tmp_path / "here", names), write(tmp_path / "there", names)
@@ -575,7 +575,7 @@ def seen(source):
 
 
 def test_fingerprints_and_rows_are_the_same_in_another_process(tmp_path):
-    """Which does not import datasets for files; that takes a second, in every worker."""
+    """The other process does not import datasets for files: the import takes a second in every worker."""
     write(tmp_path / "folder", [f"{n % 7}/{n}.png" for n in range(50)])
     (tmp_path / "list.txt").write_text("b.png\t1\na.png\t2\n")
     write_dataset(tmp_path / "parquet")

@@ -28,7 +28,7 @@ def png(level):
 
 
 def write_images(folder, classes):
-    """classes: names to grey levels."""
+    """classes: names to gray levels."""
     for name, levels in classes.items():
         for level in levels:
             file = folder / name / f"{level:03d}.png"
@@ -38,7 +38,7 @@ def write_images(folder, classes):
 
 
 def content(half, names):
-    """(grey level, name of the class) of every row."""
+    """(gray level, name of the class) of every row."""
     return [(open_image(row["image"]).getpixel((0, 0)), names[row["label"]]) for row in half]
 
 
@@ -49,7 +49,7 @@ def both(images):
 # Where images come from
 
 
-def test_digits_are_those_of_scikit_learn_in_two_balanced_halves():
+def test_digits_are_those_of_scikit_learn_in_two_balanced_splits():
     images = load_labeled_images("digits")
     digits = load_digits()
     assert images.label_names == tuple("0123456789")
@@ -85,7 +85,7 @@ def test_named_split_folders(tmp_path):
 
 
 def test_a_folder_of_class_folders(tmp_path):
-    """Also where a class is called train, as among vehicles; only images count, at any depth."""
+    """A class may be called train, for example among vehicles. Only images count, at any depth."""
     write_images(tmp_path, {"bus": range(10), "train": range(20, 40), "train/night": [50]})
     (tmp_path / "bus" / ".hidden.png").write_bytes(png(200))
     (tmp_path / "bus" / "notes.txt").write_text("not an image")
@@ -143,7 +143,7 @@ def test_parquet_of_datasets_keeps_its_label_names(tmp_path):
 
 
 def test_plain_parquet(tmp_path):
-    """Bytes that nobody has declared to be images; integers that do not begin at 0."""
+    """The bytes are not declared to be images, and the integers do not begin at 0."""
     pq.write_table(table([1, 2], label=[7, 10]), tmp_path / "a.parquet")
     pq.write_table(table([3, 4], label=[10, 7]), tmp_path / "b.parquet")
     images = load_labeled_images(tmp_path / "*.parquet", validation_fraction=0.5)
@@ -183,11 +183,11 @@ def test_a_dataset_of_the_hub(monkeypatch):
 
     def load_dataset(*args, **kwargs):
         calls.append((args, kwargs))
-        halves = {"train": [1, 2], "validation": [3], "test": [4]}
+        splits = {"train": [1, 2], "validation": [3], "test": [4]}
         return datasets.DatasetDict(
             {
                 split: datasets.Dataset.from_dict({"img": [png(n) for n in ns], "fine": [0] * len(ns), "n": ns}, features=features)
-                for split, ns in halves.items()
+                for split, ns in splits.items()
             }
         )
 
@@ -259,7 +259,7 @@ def test_datasets_in_memory_and_on_disk(tmp_path):
 
 
 def test_an_image_folder_with_a_table_of_labels(tmp_path):
-    """Which `datasets` reads."""
+    """`datasets` reads the table."""
     write_images(tmp_path, {"": [1, 2, 3, 4]})
     rows = [{"file_name": f"{level:03d}.png", "label": "odd" if level % 2 else "even"} for level in (1, 2, 3, 4)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -267,7 +267,7 @@ def test_an_image_folder_with_a_table_of_labels(tmp_path):
     assert sorted(train + validation) == [(1, "odd"), (2, "even"), (3, "odd"), (4, "even")]
 
 
-# What is refused
+# Refusals
 
 
 def test_what_is_not_there(tmp_path, monkeypatch):
@@ -308,7 +308,7 @@ def test_a_file_of_another_kind(tmp_path):
         load_labeled_images(tmp_path / "images.zip")
 
 
-def test_folders_that_are_no_collection(tmp_path):
+def test_folders_that_are_not_a_collection(tmp_path):
     write_images(tmp_path, {"": [1, 2]})
     with pytest.raises(VitrailError, match="holds no folders"):
         load_labeled_images(tmp_path)

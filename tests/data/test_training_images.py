@@ -30,7 +30,7 @@ def flat_folder(folder, number=6):
 
 
 def test_a_folder_for_each_class_has_labels(tmp_path):
-    """Of which some are measured on, and not trained on."""
+    """Some images are for validation only."""
     names = write_images(tmp_path, 30)
     images = load_training_images(tmp_path, validation_fraction=0.2, seed=3)
     expected = load_labeled_images(tmp_path, validation_fraction=0.2, seed=3)
@@ -54,7 +54,7 @@ def test_split_folders_are_kept_apart(tmp_path):
 
 
 def test_a_folder_of_images_has_no_labels(tmp_path):
-    """Those in folders below are read too; what is no image or hidden is not."""
+    """Images in subfolders are read too; hidden files and other files are not."""
     files = flat_folder(tmp_path)
     more = [str(tmp_path / "more" / name) for name in write_images(tmp_path / "more", 3)]
     (tmp_path / "notes.txt").write_text("no image")
@@ -68,7 +68,7 @@ def test_a_folder_of_images_has_no_labels(tmp_path):
 
 
 def test_a_hidden_file_does_not_take_the_labels_away(tmp_path):
-    """As some systems leave beside the folders."""
+    """Some systems leave such files next to the folders."""
     write_images(tmp_path, 30)
     (tmp_path / "._cover.jpg").write_bytes(b"of another system")
     (tmp_path / "folder.png").mkdir()
@@ -76,8 +76,8 @@ def test_a_hidden_file_does_not_take_the_labels_away(tmp_path):
     assert len(load_training_images(tmp_path).labeled.label_names) == 4
 
 
-def test_one_folder_is_no_class(tmp_path):
-    """And all of its images are trained on."""
+def test_one_folder_is_not_a_class(tmp_path):
+    """All images of the folder are for training."""
     write_images(tmp_path, 12)
     for name in ("chelsea", "coffee"):
         for path in (tmp_path / name).iterdir():
@@ -139,8 +139,8 @@ def test_labels_that_are_ambiguous_are_none_unless_one_is_named(tmp_path):
     assert load_training_images(path).labeled is None
     assert len(load_training_images(path).train) == 10
     assert load_training_images(path, label_column="target").labeled.label_names == ("0", "1", "2")
-    with pytest.raises(VitrailError, match="no column 'colour'"):
-        load_training_images(path, label_column="colour")
+    with pytest.raises(VitrailError, match="no column 'color'"):
+        load_training_images(path, label_column="color")
 
 
 def test_a_column_of_images_can_be_named(tmp_path):
@@ -152,7 +152,7 @@ def test_a_column_of_images_can_be_named(tmp_path):
         load_training_images(tmp_path / "images.parquet")
 
 
-def test_the_fingerprint_tells_one_collection_from_another(tmp_path):
+def test_the_fingerprint_distinguishes_collections(tmp_path):
     flat_folder(tmp_path)
     first, again = load_training_images(tmp_path), load_training_images(tmp_path)
     assert first.fingerprint == again.fingerprint

@@ -32,14 +32,14 @@ def tar(members, mode="w", form=tarfile.DEFAULT_FORMAT):
 
 
 def samples(levels, extension="cls"):
-    """An image of each grey level, with twice the level as its label."""
+    """An image of each gray level, with twice the level as its label."""
     return {
         name: content for n in levels for name, content in ((f"{n:03d}.png", png(n)), (f"{n:03d}.{extension}", b"%d" % (2 * n)))
     }
 
 
 def content(collection):
-    """(partition, row, path, grey level or problem, label) of every entry; checks what holds for any collection."""
+    """(partition, row, path, gray level or problem, label) of every entry; checks what holds for any collection."""
     collection = pickle.loads(pickle.dumps(collection))  # noqa: S301 - as it travels to workers
     found = []
     for partition in range(collection.num_partitions):
@@ -85,7 +85,7 @@ def test_samples_are_those_that_datasets_finds(tmp_path, monkeypatch):
 
 
 def test_the_image_of_a_sample(tmp_path):
-    """The one without more dots comes before a.seg.png; what is no image and hidden files are passed over."""
+    """The file with fewer dots comes before a.seg.png. Hidden files and other files are skipped."""
     members = {"a.seg.png": png(1), "a.JPG": png(2), "a.txt": b"x", "b.txt": b"no image", "._c.png": b"", "c.left.png": png(3)}
     (tmp_path / "a.tar").write_bytes(tar({**members, "folder.d/.png": png(4), "folder.d/d.png": png(5)}))
     assert [row[2:4] for row in content(read_images(tmp_path))] == [
@@ -111,7 +111,7 @@ def test_long_and_foreign_names(tmp_path, form):
     assert [row[2] for row in content(read_images(tmp_path))] == [f"a.tar/{name}" for name in names]
 
 
-def test_names_that_are_no_text(tmp_path):
+def test_names_that_are_not_text(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"\udcff.png": png(1)}, form=tarfile.GNU_FORMAT))
     ((_, _, path, level, _),) = content(read_images(tmp_path))
     assert (path, level) == ("a.tar/\\xff.png", 1)
@@ -144,7 +144,7 @@ def test_a_label_of_another_kind_than_the_first(tmp_path):
 
 @pytest.mark.parametrize("label", [b"\xff\xfe", b"{", b"[1]", b"9" * 30])
 def test_labels_that_cannot_be_read(tmp_path, label):
-    """The first that can be read says of which type they are."""
+    """The first readable label determines the type of all labels."""
     (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.json": label, "b.png": png(2), "b.json": b'{"kind": 3}'}))
     collection = read_images(tmp_path, label_column="json.kind")
     labels = [(row[3], row[4]) for row in content(collection)]
@@ -169,7 +169,7 @@ def test_labels_too_large_for_the_column(tmp_path):
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_archives_that_are_cut_short_anywhere(tmp_path, mode):
-    """What was whole is there, and the last entry says why there is no more; whether in a header, in an image, or between them."""
+    """Whole entries are kept and the last entry names the reason for the end, in a header, in an image or between the two."""
     whole = tar(samples(range(4)), mode)
     (tmp_path / "0.tar").write_bytes(tar(samples([9])))
     numbers = set()
@@ -222,7 +222,7 @@ def test_archives_that_have_gone(tmp_path):
 
 
 def test_reading_does_not_hold_the_archive(tmp_path):
-    """Only one image of it at a time is in memory, and no list of its members."""
+    """Memory holds one image of the archive at a time, and no list of its members."""
     noise = np.random.default_rng(0).bytes(1 << 18)
     (tmp_path / "a.tar").write_bytes(tar({f"{n}.png": noise for n in range(16)} | {f"{n}.txt": b"" for n in range(4000)}))
     collection = read_images(tmp_path)
@@ -280,8 +280,8 @@ def test_shards_on_a_web_server(no_network, http_server, page):
     assert [row[2] for row in content(read_images(f"{http_server.url}/s/00.tar?signature=a*b"))] == expected[:2]
 
 
-def test_a_shard_that_is_larger_than_what_is_asked_for_at_once(no_network, http_server, page):
-    """Of a server that knows no ranges, and answers with all of it."""
+def test_a_shard_that_is_larger_than_what_is_requested_together(no_network, http_server, page):
+    """The server ignores ranges and returns the whole file."""
     noise = np.random.default_rng(0).bytes(6 << 20)
     http_server.pages["/a.tar"] = page(tar({"a.png": png(1), "b.bin": noise, "c.png": png(3)}), ranges=False)
     collection = read_images(f"{http_server.url}/a.tar")
@@ -289,7 +289,7 @@ def test_a_shard_that_is_larger_than_what_is_asked_for_at_once(no_network, http_
 
 
 def test_a_web_server_that_breaks_off(no_network, http_server, page, monkeypatch):
-    """It is asked again; what it does not give at the third time is no end of the archive."""
+    """The request is repeated. A third failure does not count as the end of the archive."""
     whole = page(tar(samples(range(5))), ranges=False)
     http_server.pages["/a.tar"] = whole
     collection = read_images(f"{http_server.url}/a.tar")

@@ -1,4 +1,4 @@
-"""The generated parts of README and docs/, and what README promises of its own size."""
+"""The generated parts of README and docs/, and the size that README promises for itself."""
 
 import re
 
@@ -12,7 +12,7 @@ GENERATOR = load_generator()
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_generated_parts_are_current(page):
-    """If not: make docs."""
+    """Run `make docs` if this fails."""
     text = page.read_text(encoding="utf-8")
     assert GENERATOR.generate(text) == text
 
@@ -23,7 +23,7 @@ def test_every_generated_part_is_on_a_page():
 
 
 def test_shown_outputs_are_current(no_network, one_thread):
-    """Every command and Python block prints what the pages show, up to its numbers. If not: make docs."""
+    """Every command and Python block prints what the pages show, up to its numbers. Run `make docs` if this fails."""
     pages = [page.read_text(encoding="utf-8") for page in GENERATOR.RUN]
     assert GENERATOR.with_outputs(pages) == pages
 
@@ -36,7 +36,7 @@ def test_readme_is_short():
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_links_lead_to_files(name):
-    """Those in docs/ are checked by `mkdocs build --strict`."""
+    """`mkdocs build --strict` checks the links in docs/."""
     targets = re.findall(r"\]\(([^)#]+)", (paths.CHECKOUT / name).read_text(encoding="utf-8"))
     assert len(targets) > 2
     assert all((paths.CHECKOUT / target).exists() for target in targets if "://" not in target)

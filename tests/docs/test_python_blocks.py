@@ -41,7 +41,7 @@ def write_dino_files(folder):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """What the pages call photo.jpg, photos/, images/, dino-vits8/ and so on."""
+    """Create the files that the pages call photo.jpg, photos/, images/, dino-vits8/ and so on."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("photo.jpg", "another.png", "a.jpg", "b.jpg"):
         with Image.open(paths.EXAMPLES / "chelsea.jpg") as image:

@@ -87,7 +87,7 @@ def test_one_update_is_that_of_torch(random_model, rows, tmp_path, monkeypatch):
 def test_it_learns_and_goes_on_after_an_interruption(random_model, rows, tmp_path, monkeypatch):
     train, validation = rows
     again = copy.deepcopy(random_model)
-    train.seed = None  # a crop of so few pixels says little
+    train.seed = None  # a crop of this few pixels carries little information
     settings = FineTuning(learning_rate=2e-2, layer_decay=1.0, batch_size=50)
     options = {"epochs": 12, "settings": settings, "device_batch_size": 25, "progress": False}
     trainer = finetune(random_model, train, validation, output_dir=tmp_path / "whole", **options)

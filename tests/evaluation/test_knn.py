@@ -10,7 +10,7 @@ from vitrail.evaluation.knn import NUM_NEIGHBORS, TEMPERATURE, knn_classify
 
 
 @pytest.fixture(scope="module")
-def halves():
+def splits():
     """Features and labels of the even digits of the collection, to learn from, and of the odd ones."""
     digits = load_digits()
     features = (digits.data * np.linspace(0.5, 2, len(digits.data))[:, None]).astype(np.float32)  # of different lengths
@@ -25,8 +25,8 @@ def votes_of_scikit_learn(train_features, train_labels, features, *, k, temperat
 
 
 @pytest.mark.parametrize("temperature", [TEMPERATURE, 1.0])
-def test_the_votes_are_those_of_scikit_learn(halves, temperature):
-    train_features, train_labels, features, labels = halves
+def test_the_votes_are_those_of_scikit_learn(splits, temperature):
+    train_features, train_labels, features, labels = splits
     ranked = knn_classify(train_features, train_labels, features, num_classes=10, temperature=temperature)
     assert tuple(ranked) == NUM_NEIGHBORS == (10, 20, 100, 200)
     for k, classes in ranked.items():
@@ -39,7 +39,7 @@ def test_the_votes_are_those_of_scikit_learn(halves, temperature):
         assert 0.85 < accuracy < 1
 
 
-def test_a_near_neighbour_outweighs_two_far_ones():
+def test_a_near_neighbor_outweighs_two_far_ones():
     angles = np.radians([5, 40, 40])
     bank = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     query = np.array([[3.0, 0.0]])
@@ -51,8 +51,8 @@ def test_a_near_neighbour_outweighs_two_far_ones():
 
 
 @pytest.mark.parametrize(("query_chunk", "bank_chunk"), [(100, 10_000), (10_000, 37), (64, 150), (1, 899)])
-def test_chunks_change_nothing(halves, query_chunk, bank_chunk):
-    train_features, train_labels, features, _ = halves
+def test_chunks_change_nothing(splits, query_chunk, bank_chunk):
+    train_features, train_labels, features, _ = splits
     features = features[:200]
     whole = knn_classify(train_features, train_labels, features, num_classes=10)
     chunked = knn_classify(train_features, train_labels, features, num_classes=10, query_chunk=query_chunk, bank_chunk=bank_chunk)
@@ -60,8 +60,8 @@ def test_chunks_change_nothing(halves, query_chunk, bank_chunk):
         np.testing.assert_array_equal(chunked[k], ranked)
 
 
-def test_memory_is_bounded_by_the_chunks(halves):
-    train_features, train_labels, features, _ = halves
+def test_memory_is_bounded_by_the_chunks(splits):
+    train_features, train_labels, features, _ = splits
     sizes = []
 
     class Measured(TorchDispatchMode):
@@ -77,8 +77,8 @@ def test_memory_is_bounded_by_the_chunks(halves):
     assert 50 * 100 <= max(sizes) <= 100 * features.shape[1]  # a chunk of cosines, or of features
 
 
-def test_memory_maps_and_tensors(halves, tmp_path):
-    train_features, train_labels, features, _ = halves
+def test_memory_maps_and_tensors(splits, tmp_path):
+    train_features, train_labels, features, _ = splits
     np.save(tmp_path / "bank.npy", train_features)
     mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
     expected = knn_classify(train_features, train_labels, features, num_classes=10)
@@ -87,20 +87,20 @@ def test_memory_maps_and_tensors(halves, tmp_path):
         assert all(np.array_equal(ranked[k], expected[k]) for k in expected)
 
 
-def test_a_low_temperature_does_not_overflow(halves):
-    train_features, train_labels, features, _ = halves
+def test_a_low_temperature_does_not_overflow(splits):
+    train_features, train_labels, features, _ = splits
     ranked = knn_classify(train_features, train_labels, features, num_classes=10, num_neighbors=(1, 20), temperature=1e-4)
     assert (ranked[1][:, 0] == ranked[20][:, 0]).mean() > 0.99
 
 
-def test_more_neighbours_than_images(halves):
-    train_features, train_labels, features, _ = halves
+def test_more_neighbors_than_images(splits):
+    train_features, train_labels, features, _ = splits
     assert tuple(knn_classify(train_features[:50], train_labels[:50], features, num_classes=10)) == (10, 20)
     with pytest.raises(VitrailError, match="found 5 training images for k = 10, 20, 100, 200"):
         knn_classify(train_features[:5], train_labels[:5], features, num_classes=10)
 
 
-def test_features_of_two_models(halves):
-    train_features, train_labels, features, _ = halves
+def test_features_of_two_models(splits):
+    train_features, train_labels, features, _ = splits
     with pytest.raises(VitrailError, match=r"\(899, 64\) for training and \(898, 32\)"):
         knn_classify(train_features, train_labels, features[:, :32], num_classes=10)

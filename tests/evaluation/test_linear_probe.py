@@ -25,8 +25,8 @@ def make_rows(num_rows, num_views, seed):
     """Features of classes that overlap."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(NUM_LABELS, size=num_rows)
-    centres = np.random.default_rng(0).normal(size=(NUM_LABELS, NUM_CLS_LAYERS + 1, TOKEN_SIZE))
-    tokens = 0.5 * centres[labels] + rng.normal(size=(num_views, num_rows, NUM_CLS_LAYERS + 1, TOKEN_SIZE))
+    centers = np.random.default_rng(0).normal(size=(NUM_LABELS, NUM_CLS_LAYERS + 1, TOKEN_SIZE))
+    tokens = 0.5 * centers[labels] + rng.normal(size=(num_views, num_rows, NUM_CLS_LAYERS + 1, TOKEN_SIZE))
     return tokens.astype(np.float32), labels
 
 
@@ -52,7 +52,7 @@ def weights_of(trainer):
 
 
 def read_by(head, tokens):
-    """What a head reads of (…, P, D) features: the last [CLS] tokens, then the mean patch."""
+    """Return what a head reads from (…, P, D) features: the last [CLS] tokens, then the mean patch."""
     cls_tokens = tokens[..., NUM_CLS_LAYERS - head.num_cls_layers : NUM_CLS_LAYERS, :]
     chosen = np.concatenate((cls_tokens, tokens[..., -1:, :]), axis=-2) if head.mean_patch else cls_tokens
     return torch.from_numpy(chosen.reshape(*chosen.shape[:-2], -1))

@@ -20,15 +20,15 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def halves():
+def splits():
     digits = load_digits()
     features = (digits.data / 16).astype(np.float32)
     return features[::2], digits.target[::2], features[1::2], digits.target[1::2]
 
 
 @pytest.fixture(scope="module")
-def probe(halves):
-    return fit_logistic(halves[0], halves[1], grid=SHORT_GRID)
+def probe(splits):
+    return fit_logistic(splits[0], splits[1], grid=SHORT_GRID)
 
 
 def test_the_grid_is_the_published_one():
@@ -39,8 +39,8 @@ def test_the_grid_is_the_published_one():
     np.testing.assert_allclose(np.diff(np.log10(C_GRID)), 0.25)
 
 
-def test_the_whole_grid_reaches_scikit_learn(halves):
-    features, labels, others, other_labels = halves
+def test_the_whole_grid_reaches_scikit_learn(splits):
+    features, labels, others, other_labels = splits
     rows = np.arange(len(labels)) % 3 == 0  # fewer images, for speed
     probe = fit_logistic(features[rows], labels[rows])
     assert tuple(probe.scores) == C_GRID
@@ -52,9 +52,9 @@ def test_the_whole_grid_reaches_scikit_learn(halves):
     assert probe.unconverged == ()
 
 
-def test_the_weights_minimise_the_penalised_loss(halves, probe):
-    """C times the summed cross entropy plus half of the squared weights, over all training images; bias unpenalised."""
-    features, labels = halves[0].astype(np.float64), halves[1]
+def test_the_weights_minimize_the_penalized_loss(splits, probe):
+    """C times the summed cross entropy plus half of the squared weights, over all training images; bias unpenalized."""
+    features, labels = splits[0].astype(np.float64), splits[1]
     targets = np.eye(10)[labels]
 
     def loss(parameters):
@@ -73,8 +73,8 @@ def test_the_weights_minimise_the_penalised_loss(halves, probe):
     assert loss(found)[0] == pytest.approx(best.fun, rel=1e-6)
 
 
-def test_scores_are_of_images_that_were_not_learnt():
-    """Labels at random: learnt by heart they would give 1, held out they give chance."""
+def test_scores_are_of_images_that_were_not_learned():
+    """Labels at random: learned by heart they would give 1, held out they give chance."""
     rng = np.random.default_rng(0)
     features, labels = rng.normal(size=(600, 700)), rng.integers(2, size=600)
     probe = fit_logistic(features, labels, grid=(1.0,))
@@ -102,7 +102,7 @@ def test_a_tenth_chooses():
     assert held_out[0] != held_out[2]
 
 
-def test_of_equal_scores_the_smallest_c(halves):
+def test_of_equal_scores_the_smallest_c(splits):
     """Two classes that are far apart: every C is right."""
     features = np.concatenate([np.zeros((50, 1)), np.ones((50, 1))]) + 0.0
     probe = fit_logistic(features, np.repeat([0, 1], 50), grid=(100.0, 1.0, 10.0))
@@ -110,16 +110,16 @@ def test_of_equal_scores_the_smallest_c(halves):
     assert probe.C == 1.0
 
 
-def test_every_fit_is_independent_of_where_it_began(halves):
-    features, labels = halves[:2]
+def test_every_fit_is_independent_of_where_it_began(splits):
+    features, labels = splits[:2]
     together = fit_logistic(features, labels, grid=SHORT_GRID).scores
     alone = {strength: fit_logistic(features, labels, grid=(strength,)).scores[strength] for strength in SHORT_GRID}
     assert together == pytest.approx(alone, abs=0.012)  # an image of the 89
 
 
-def test_classes_come_by_their_own_numbers(halves):
-    """Also where a number does not occur in train, and with two classes, of which scikit-learn keeps one row of weights."""
-    features, labels, others, other_labels = halves
+def test_classes_come_by_their_own_numbers(splits):
+    """This holds for a number that does not occur in train, and for two classes, where scikit-learn keeps one row of weights."""
+    features, labels, others, other_labels = splits
     odd = (labels % 2 == 1, other_labels % 2 == 1)
     ranked = fit_logistic(features[odd[0]], labels[odd[0]], grid=(1.0,)).classify(others[odd[1]])
     assert set(ranked.ravel()) == {1, 3, 5, 7, 9}
@@ -130,9 +130,9 @@ def test_classes_come_by_their_own_numbers(halves):
     assert (ranked[:, 0] == other_labels[two[1]]).mean() > 0.9
 
 
-def test_fits_that_end_early_are_named(halves, monkeypatch):
+def test_fits_that_end_early_are_named(splits, monkeypatch):
     monkeypatch.setattr(logistic, "MAX_ITERATIONS", 3)
-    assert fit_logistic(halves[0], halves[1], grid=(1e-2, 1.0)).unconverged == (1e-2, 1.0)
+    assert fit_logistic(splits[0], splits[1], grid=(1e-2, 1.0)).unconverged == (1e-2, 1.0)
 
 
 @pytest.mark.parametrize("labels", [[4] * 20, [4]])

@@ -20,7 +20,7 @@ def offline(no_network, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def answers():
+def outputs():
     """Scores (N, K), and true classes (N,) of which some are rare and one never occurs."""
     rng = np.random.default_rng(0)
     references = rng.choice(CLASSES - 1, size=300, p=[0.5, 0.3, 0.1, 0.05, 0.03, 0.02])
@@ -28,7 +28,7 @@ def answers():
 
 
 def mean_recall(references, predictions):
-    """By scikit-learn, over the classes that occur."""
+    """Return the recall of scikit-learn, averaged over the classes that occur."""
     return sklearn_metrics.recall_score(references, predictions, labels=np.unique(references), average="macro")
 
 
@@ -37,15 +37,15 @@ def ranked(scores):
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_top_k_accuracy_is_that_of_scikit_learn(answers, k):
-    scores, references = answers
+def test_top_k_accuracy_is_that_of_scikit_learn(outputs, k):
+    scores, references = outputs
     result = TopKAccuracy(k).compute(predictions=ranked(scores)[:, :5], references=references)
     expected = sklearn_metrics.top_k_accuracy_score(references, scores, k=k, labels=range(CLASSES))
     assert result == {"accuracy" if k == 1 else f"top_{k}_accuracy": pytest.approx(expected)}
 
 
-def test_accuracy_of_classes(answers):
-    scores, references = answers
+def test_accuracy_of_classes(outputs):
+    scores, references = outputs
     result = TopKAccuracy().compute(predictions=scores.argmax(axis=1), references=references)
     assert result == {"accuracy": pytest.approx(sklearn_metrics.accuracy_score(references, scores.argmax(axis=1)))}
 
@@ -60,8 +60,8 @@ def test_top_5_of_three_classes_is_everything():
 
 
 @pytest.mark.parametrize("width", [None, 5])
-def test_mean_per_class_accuracy_is_that_of_scikit_learn(answers, width):
-    scores, references = answers
+def test_mean_per_class_accuracy_is_that_of_scikit_learn(outputs, width):
+    scores, references = outputs
     predictions = ranked(scores)[:, 0] if width is None else ranked(scores)[:, :width]
     result = MeanPerClassAccuracy().compute(predictions=predictions, references=references)
     expected = mean_recall(references, scores.argmax(axis=1))
@@ -69,23 +69,23 @@ def test_mean_per_class_accuracy_is_that_of_scikit_learn(answers, width):
     assert abs(expected - sklearn_metrics.accuracy_score(references, scores.argmax(axis=1))) > 0.01  # they do differ here
 
 
-def test_batches_add_up(answers):
-    scores, references = answers
+def test_batches_add_up(outputs):
+    scores, references = outputs
     metric = TopKAccuracy(5)
     for rows in np.array_split(np.arange(len(references)), 3):
         metric.add_batch(predictions=ranked(scores)[rows, :5], references=references[rows])
     assert metric.compute() == TopKAccuracy(5).compute(predictions=ranked(scores)[:, :5], references=references)
 
 
-def test_metrics_combine(answers):
-    scores, references = answers
+def test_metrics_combine(outputs):
+    scores, references = outputs
     combined = evaluate.combine([TopKAccuracy(), TopKAccuracy(5), MeanPerClassAccuracy()])
     result = combined.compute(predictions=ranked(scores)[:, :5], references=references)
     assert set(result) == {"accuracy", "top_5_accuracy", "mean_per_class_accuracy"}
 
 
-def test_confusion_matrix_is_that_of_scikit_learn(answers):
-    scores, references = answers
+def test_confusion_matrix_is_that_of_scikit_learn(outputs):
+    scores, references = outputs
     matrix = confusion_matrix(scores.argmax(axis=1), references, CLASSES)
     expected = sklearn_metrics.confusion_matrix(references, scores.argmax(axis=1), labels=range(CLASSES))
     np.testing.assert_array_equal(matrix, expected)
@@ -94,14 +94,14 @@ def test_confusion_matrix_is_that_of_scikit_learn(answers):
 
 @pytest.fixture(scope="module")
 def classifier():
-    """A model of 8 x 8 grey pixels whose classes have names that are no numbers, and its image processor."""
+    """A model of 8 x 8 gray pixels whose classes have names that are not numbers, and its image processor."""
     torch.manual_seed(0)
     config = vitrail.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4,
         num_channels=1, id2label={n: f"digit {n}" for n in range(10)}, label2id={f"digit {n}": n for n in range(10)},
     )  # fmt: skip
     model = vitrail.ViTForImageClassification(config).eval()
-    torch.nn.init.normal_(model.classifier.weight)  # else it answers the same to every image
+    torch.nn.init.normal_(model.classifier.weight)  # otherwise the output is the same for every image
     return model, vitrail.make_image_processor("google", image_size=8, num_channels=1)
 
 
@@ -132,7 +132,7 @@ def test_evaluator_of_a_folder(classifier, digits, tmp_path):
 
 
 def test_evaluator_of_a_pipeline(classifier, digits, monkeypatch):
-    """evaluate 0.4.6 compares whatever is no folder with a class that transformers 5 no longer has."""
+    """evaluate 0.4.6 compares anything but a folder with a class that transformers 5 no longer has."""
     monkeypatch.setattr(transformers, "TFPreTrainedModel", type("TFPreTrainedModel", (), {}), raising=False)
     model, image_processor = classifier
     result = evaluate.evaluator("image-classification").compute(

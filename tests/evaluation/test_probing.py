@@ -40,7 +40,7 @@ SMALL = {
     "image_size": 8,
     "patch_size": 4,
 }
-NAMES = ("red", "green", "blue", "grey")
+NAMES = ("red", "green", "blue", "gray")
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (120, 120, 120)])
 # Few heads and updates; the last batch of an epoch has less rows than the others
 PLAIN = Recipe("plain", "this test", (0.01, 0.1), ((1, False), (2, True)), batch_size=16, epochs=4, augmented=False)
@@ -48,7 +48,7 @@ AUGMENTED = dataclasses.replace(PLAIN, name="augmented", augmented=True, resampl
 
 
 def noisy_colors(count, seed):
-    """Images of four colours, which differ in size, as PNG bytes."""
+    """Images of four colors, which differ in size, as PNG bytes."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(NAMES)
     images = []
@@ -73,11 +73,11 @@ def with_unreadable_image(half, row):
 def make_data(train=None, validation=None):
     train = train or noisy_colors(41, seed=1)
     validation = validation or noisy_colors(21, seed=2)
-    return LabeledImages(train, validation, NAMES, "colours", f"{train._fingerprint}-{validation._fingerprint}")
+    return LabeledImages(train, validation, NAMES, "colors", f"{train._fingerprint}-{validation._fingerprint}")
 
 
 @pytest.fixture(scope="module")
-def colours():
+def colors():
     return make_data()
 
 
@@ -93,11 +93,11 @@ def image_processor():
 
 
 @pytest.fixture(scope="module")
-def run(model, image_processor, colours, tmp_path_factory):
+def run(model, image_processor, colors, tmp_path_factory):
     """Runs a probe, with features in a cache that all tests share."""
     cache_dir = tmp_path_factory.mktemp("cache")
 
-    def call(output_dir, *, data=colours, recipe=PLAIN, reading=MappingProxyType({}), **options):
+    def call(output_dir, *, data=colors, recipe=PLAIN, reading=MappingProxyType({}), **options):
         cache = FeatureCache(cache_dir, progress=False, **reading)
         return probe(model, image_processor, data, recipe=recipe, output_dir=output_dir, cache=cache, **options)
 
@@ -111,11 +111,11 @@ def finished(run, tmp_path_factory):
 
 
 def same_results(one, other):
-    """All that does not say when, and in how many pieces, a run was made."""
+    """Return the results without the fields that depend on when, and in how many pieces, a run was made."""
     return all(json.dumps(one[name]) == json.dumps(other[name]) for name in one.keys() - {"seconds", "resumed_from", "processes"})
 
 
-def test_the_folder_is_a_model_with_the_names_of_the_classes(finished, image_processor, colours):
+def test_the_folder_is_a_model_with_the_names_of_the_classes(finished, image_processor, colors):
     folder, results = finished
     assert {path.name for path in folder.iterdir()} >= {
         "model.safetensors",
@@ -126,15 +126,15 @@ def test_the_folder_is_a_model_with_the_names_of_the_classes(finished, image_pro
     }
     assert not folder.with_name("model.run").exists()
     classifier = pipeline("image-classification", model=str(folder))
-    pictures = [Image.open(io.BytesIO(entry["bytes"])) for entry in colours.validation["image"][:]]
-    predicted = [answer[0]["label"] for answer in classifier(pictures)]
-    truth = [NAMES[label] for label in colours.validation["label"][:]]
+    pictures = [Image.open(io.BytesIO(entry["bytes"])) for entry in colors.validation["image"][:]]
+    predicted = [output[0]["label"] for output in classifier(pictures)]
+    truth = [NAMES[label] for label in colors.validation["label"][:]]
     assert np.mean([one == other for one, other in zip(predicted, truth, strict=True)]) == pytest.approx(results["accuracy"])
     assert results["accuracy"] > 0.8
     assert AutoImageProcessor.from_pretrained(folder).to_dict() == image_processor.to_dict()
 
 
-def test_the_merged_model_gives_the_logits_of_the_head(finished, model, image_processor, colours):
+def test_the_merged_model_gives_the_logits_of_the_head(finished, model, image_processor, colors):
     folder, results = finished
     merged = AutoModelForImageClassification.from_pretrained(folder)
     best = results["best_head"]
@@ -142,7 +142,7 @@ def test_the_merged_model_gives_the_logits_of_the_head(finished, model, image_pr
         best["num_cls_layers"],
         best["mean_patch"],
     )
-    pictures = [Image.open(io.BytesIO(entry["bytes"])) for entry in colours.validation["image"][:]]
+    pictures = [Image.open(io.BytesIO(entry["bytes"])) for entry in colors.validation["image"][:]]
     pixel_values = image_processor(pictures, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         features = classifier_tokens(model, pixel_values, num_cls_layers=3)
@@ -153,15 +153,15 @@ def test_the_merged_model_gives_the_logits_of_the_head(finished, model, image_pr
             assert torch.equal(merged.vit.state_dict()[name], tensor), name
 
 
-def test_results_say_everything(finished, colours):
+def test_results_contain_everything(finished, colors):
     folder, results = finished
     written = json.loads((folder / "results.json").read_text())
     assert written.pop("weights_sha256") == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert written == json.loads(json.dumps(results))
     assert written["recipe"] == json.loads(json.dumps(dataclasses.asdict(PLAIN))) | {"views": 0, "seed": 0}
     assert written["data"] == {
-        "source": "colours",
-        "fingerprint": colours.fingerprint,
+        "source": "colors",
+        "fingerprint": colors.fingerprint,
         "train_images": 41,
         "validation_images": 21,
         "labels": list(NAMES),
@@ -196,7 +196,7 @@ def test_the_same_call_gives_the_same_bytes(run, finished, tmp_path):
 
 
 def test_images_and_cached_views_of_every_epoch_are_the_same(run, tmp_path):
-    """Without views each epoch draws anew; with as many views as epochs the same draws come from the cache."""
+    """Without views each epoch draws again; with as many views as epochs the same draws come from the cache."""
     on_images = run(tmp_path / "images", recipe=AUGMENTED, reading={"batch_size": 5})
     cached = run(tmp_path / "views", recipe=AUGMENTED, views=4)
     for one, other in zip(on_images["curves"], cached["curves"], strict=True):
@@ -205,8 +205,8 @@ def test_images_and_cached_views_of_every_epoch_are_the_same(run, tmp_path):
     assert np.abs(np.subtract(few["curves"][-1]["losses"], cached["curves"][-1]["losses"])).max() > 1e-4
 
 
-def test_unreadable_images_are_left_out_and_reported(run, colours, tmp_path):
-    data = make_data(with_unreadable_image(colours.train, 7), with_unreadable_image(colours.validation, 3))
+def test_unreadable_images_are_left_out_and_reported(run, colors, tmp_path):
+    data = make_data(with_unreadable_image(colors.train, 7), with_unreadable_image(colors.validation, 3))
     results = run(tmp_path / "model", data=data, recipe=AUGMENTED)
     assert (results["data"]["train_images"], results["data"]["validation_images"]) == (40, 20)
     assert [(image["split"], image["row"], image["path"]) for image in results["unreadable_images"]] == [
@@ -228,14 +228,14 @@ def test_a_second_run_into_the_same_output_is_refused(run, tmp_path):
     assert not (tmp_path / "model.run").exists()
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, colours, tmp_path):
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, colors, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(VitrailError, match="is a file; expected a folder"):
         run(tmp_path / "file")
     with pytest.raises(VitrailError, match="files that do not belong to a model"):
         run(tmp_path)
     with pytest.raises(VitrailError, match="has one class, 'red'"):
-        run(tmp_path / "model", data=dataclasses.replace(make_data(colours.train, colours.validation), label_names=("red",)))
+        run(tmp_path / "model", data=dataclasses.replace(make_data(colors.train, colors.validation), label_names=("red",)))
     with pytest.raises(VitrailError, match="leave out views=3"):
         run(tmp_path / "model", views=3)
     with pytest.raises(VitrailError, match="no recipe"):

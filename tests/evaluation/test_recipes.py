@@ -14,7 +14,7 @@ VIT_S = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536
 
 
 def original_learning_rates(base, *, steps, step_of_update):
-    """What CosineAnnealingLR gives each update, stepped where `step_of_update` grows."""
+    """Return the learning rate of CosineAnnealingLR for each update, stepped where `step_of_update` grows."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=base, momentum=0.9, weight_decay=0)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0)

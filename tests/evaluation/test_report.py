@@ -1,4 +1,4 @@
-"""Files beside the model: results.json, the pictures, and what the card says of them."""
+"""Files next to the model: results.json, the pictures, and the parts of the card about them."""
 
 import json
 import math
@@ -159,7 +159,7 @@ def test_the_card_has_the_results(folder):
     write_report(folder, make_results(), CONFUSION)
     card = ModelCard.load(folder / "README.md")
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert values == {"accuracy": 0.75, "mean_per_class_accuracy": 0.625}  # top-5 of three classes says nothing
+    assert values == {"accuracy": 0.75, "mean_per_class_accuracy": 0.625}  # top-5 of three classes is meaningless
     assert {result.dataset_name for result in card.data.eval_results} == {"a|b"}
     assert "on the 20 validation images of" in card.text
     assert {result.dataset_type for result in card.data.eval_results} == {"imagefolder"}
@@ -170,11 +170,11 @@ def test_the_card_has_the_results(folder):
     assert "| top-1 accuracy | 75.0 % |" in card.text
     assert "![Confusion matrix](confusion.png)" in card.text
     assert "fine-tuned" not in card.text
-    keep_verification(folder, [Check("weights", "source", passed=True, difference=0.0)])  # which renders the card anew
+    keep_verification(folder, [Check("weights", "source", passed=True, difference=0.0)])  # renders the card again
     assert ModelCard.load(folder / "README.md").data.eval_results == card.data.eval_results
 
 
-def test_the_card_says_that_a_model_was_fine_tuned(folder):
+def test_the_card_reports_that_a_model_was_fine_tuned(folder):
     write_report(folder, make_results(fine_tuning={"epochs": 7, "source": "a paper"}), CONFUSION)
     assert "Then the whole model was fine-tuned for 7 epochs (a paper)." in ModelCard.load(folder / "README.md").text
 
@@ -199,13 +199,13 @@ def test_results_go_to_the_hub_with_the_model_and_go_away_with_it(folder, tmp_pa
     assert ModelCard.load(folder / "README.md").data.eval_results is None
 
 
-def test_names_of_other_scripts_are_no_error(tmp_path):
+def test_names_of_other_scripts_are_not_an_error(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         plot_confusion(CONFUSION, ["猫", "犬", "鳥"]).savefig(tmp_path / "picture.png")
 
 
-def test_names_of_sources_do_not_say_where_they_lie(tmp_path):
+def test_names_of_sources_do_not_reveal_their_location(tmp_path):
     assert public_name("digits") == "digits"
     assert public_name("ylecun/mnist") == "ylecun/mnist"
     assert public_name(str(tmp_path)) == tmp_path.name

@@ -1,4 +1,4 @@
-"""The checkpoint on board: it is what its card says."""
+"""The bundled checkpoint matches its card."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def test_the_recipe_is_the_one_that_was_run():
     assert [row["seed"] for row in RESULTS["trained"]] == [row["seed"] for row in RESULTS["random"]] == [0, 1, 2]
 
 
-def test_the_card_says_what_was_measured(loaded):
+def test_the_card_reports_what_was_measured(loaded):
     script = runpy.run_path(str(DIGITS / "train.py"))
     text = (DIGITS / "README.md").read_text(encoding="utf-8")
     cpu = re.search(r"one thread on an (.+), whose cores", text)[1]

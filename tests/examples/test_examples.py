@@ -21,7 +21,7 @@ PHOTO = EXAMPLES / "chelsea.jpg"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
-# What lies on the Hub beside the weights
+# Files on the Hub next to the weights
 DINO_VITS8 = {
     "config.json": {
         "architectures": ["ViTModel"],
@@ -199,7 +199,7 @@ def published(script, source):
 
 
 def write_golden(name, folder):
-    """A golden case as timm's folder on the Hub, and timm's answers."""
+    """A golden case as timm's folder on the Hub, and timm's outputs."""
     case = deterministic.case(name)
     deterministic.write_checkpoint(case, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(case["config"]))
@@ -257,7 +257,7 @@ def test_timm_vit_relpos_base_patch16_clsgap_224_sw_in1k(folder, run_example, ht
 
 
 def theirs(model_class, folder, **options):
-    """What transformers' own image processor and model answer."""
+    """Return the outputs of transformers' own image processor and model."""
     model = model_class.from_pretrained(folder, **options)
     image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     with torch.inference_mode(), Image.open(PHOTO) as image:

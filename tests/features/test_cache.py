@@ -29,7 +29,7 @@ from vitrail.processing.presets import make_image_processor
 ROWS = 13
 FILES = ("tokens.npy", "labels.npy", "rows.npy", "manifest.json")
 
-# Extracts what `prepared` has saved, two images at a time; says in a file how many batches this process ran, or is killed at one
+# Extracts what `prepared` has saved, two images at a time; writes to a file how many batches this process ran, or is killed at one
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
@@ -259,7 +259,7 @@ def test_killed_and_repeated_computes_what_is_missing(extraction, prepared):
 
 
 def test_interrupted_at_each_change_of_the_folder(extraction, monkeypatch):
-    """Before each renaming and removal, of chunks, of their records, and of the finished files."""
+    """The process ends before each renaming and removal of chunks, of their records and of the finished files."""
     whole = uninterrupted(extraction)
     recomputed = []
     for place in itertools.count():
@@ -291,7 +291,7 @@ def test_interrupted_at_each_change_of_the_folder(extraction, monkeypatch):
 
 def test_two_processes_give_the_bytes_of_one(extraction, prepared):
     (prepared / "script.py").write_text(SCRIPT)
-    # What `accelerate launch` runs, which by itself starts one process where there are no GPUs
+    # Script for `accelerate launch`. The launcher by itself starts one process where there are no GPUs
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([sys.executable, "-m", *launch, "script.py", prepared, "0"], cwd=prepared, check=True)
     assert contents(extraction.folder) == uninterrupted(extraction)

@@ -28,7 +28,7 @@ def drafts():
 
 
 def pooled(image_processor):
-    """Of each file by itself."""
+    """Return the features of each file, computed alone."""
     with torch.no_grad():
         return np.concatenate([small_model()(**image_processor(file, return_tensors="pt")).pooler_output for file in FILES])
 

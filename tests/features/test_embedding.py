@@ -110,7 +110,7 @@ def test_the_model_is_put_into_evaluation_mode(files):
 
 @pytest.mark.parametrize("kind", ["paths", "bytes", "files", "decoded", "numpy", "paths in numpy", "torch"])
 def test_columns_of_any_kind_of_images(kind, images, files):
-    """datasets' own formats, where a batch may be of one size or of two, and columns that it does not know to be images."""
+    """datasets' own formats, where a batch may have one size or two, and columns without the type of an image."""
     content = [Path(file).read_bytes() for file in files]
     dataset = {
         "paths": datasets.Dataset.from_dict({"image": files}),
@@ -153,7 +153,7 @@ def test_single_rows_are_refused(images):
             dataset.map(embedder())
 
 
-def test_names_of_features_are_checked_at_once():
+def test_names_of_features_are_checked_immediately():
     with pytest.raises(VitrailError, match="write one of pooled"):
         embedder(features=["pooler"])
 
@@ -191,7 +191,7 @@ def test_bad_images_of_a_stream_are_named_when_they_come_as_files(broken, files)
     assert raised.value.path == broken[0]
 
 
-def test_images_that_are_no_images(files):
+def test_images_that_are_not_images(files):
     with pytest.raises(UnreadableImageError, match="in row 1 of its batch: the row holds no image"):
         image_dataset([files[0], None]).map(embedder(), batched=True)
     deep = io.BytesIO()
@@ -221,7 +221,7 @@ print(mapped._fingerprint, mapped.cache_files[0]["filename"])
 
 @pytest.fixture
 def on_disk(images, tmp_path):
-    """What has a cache: a data set that lies in files."""
+    """A data set in files has a cache."""
     images.to_parquet(tmp_path / "images.parquet")
     return str(tmp_path / "images.parquet")
 
@@ -280,7 +280,7 @@ def test_the_cache_knows_an_equal_model(on_disk, files, tmp_path, monkeypatch):
 
 
 def used(model):
-    """The same model after it has run: what it keeps of positions at another size must not count."""
+    """A model that has run before has the same fingerprint: its cached positions at another size must not count."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         model(torch.zeros(1, 3, 64, 48))
@@ -288,7 +288,7 @@ def used(model):
 
 
 def test_two_processes(images, files):
-    """Also after this process has used torch's threads, which do not come along when it forks."""
+    """Two processes work even after this process has used torch's threads, which do not survive a fork."""
     embed = embedder(features=["pooled", "patches"])
     torch.rand(1 << 22).exp().sum()
     one = images.map(embed, batched=True, batch_size=3)

@@ -40,7 +40,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tars(pictures, tmp_path_factory):
-    """The same files as WebDataset shards of 20."""
+    """Return the files of `pictures` as WebDataset shards of 20."""
     folder, good, bad = pictures
     output = tmp_path_factory.mktemp("tars")
     names = sorted(good + bad)
@@ -69,8 +69,8 @@ def rows_by_path(folder, column="pooled"):
 def test_rows_are_what_the_model_gives_for_each_image(pictures, tmp_path):
     folder, good, bad = pictures
     model, image_processor = small_model(), small_processor()
-    kinds = ["pooled", "mean", "cls+mean", "patches", "layers=0,1"]
-    done = run(folder, tmp_path / "out", model, image_processor, features=kinds, shard_size=16, batch_size=4)
+    feature_types = ["pooled", "mean", "cls+mean", "patches", "layers=0,1"]
+    done = run(folder, tmp_path / "out", model, image_processor, features=feature_types, shard_size=16, batch_size=4)
     assert (done.rows, done.errors, done.images) == (30, 20, 50)
 
     table = pq.read_table(tmp_path / "out" / "data").to_pydict()
@@ -209,7 +209,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(pictures, tars,
 
 @pytest.mark.parametrize("lost", [[0], [1], [3], [0, 2], [1, 3]])
 def test_lost_files_of_an_archive_are_made_again(tars, tmp_path, lost):
-    """Wherever they lie; and the manifest says the same."""
+    """The location of the files does not matter, and the manifest is the same."""
     run(tars, tmp_path / "out", shard_size=5)
     whole = files_of(tmp_path / "out")
     for number in lost:
@@ -219,7 +219,7 @@ def test_lost_files_of_an_archive_are_made_again(tars, tmp_path, lost):
 
 
 def test_the_end_of_an_archive_is_found_again(tars, tmp_path, monkeypatch):
-    """Where a run ends between the last file and the note that it is the last."""
+    """A run may end between the last file and the note that this file is the last."""
     run(tars, tmp_path / "out", shard_size=6)
     whole = files_of(tmp_path / "out")
 
@@ -237,7 +237,7 @@ def test_the_end_of_an_archive_is_found_again(tars, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["folder", "tars"])
 def test_a_run_may_end_at_any_renaming(pictures, tars, tmp_path, monkeypatch, kind):
-    """As a file appears, and just before."""
+    """The run ends when a file appears, and just before."""
     source = pictures[0] if kind == "folder" else tars
     run(source, tmp_path / "whole", shard_size=10)
     whole = files_of(tmp_path / "whole")
@@ -264,7 +264,7 @@ def test_a_run_may_end_at_any_renaming(pictures, tars, tmp_path, monkeypatch, ki
 
 
 def test_files_that_have_turned_bad_leave_no_rows(tmp_path):
-    """Where the run ended between a file and its record."""
+    """The run ended between a file and its record."""
     names = write_images(tmp_path / "pictures", 6)
     job = Job(small_model(), small_processor(), read_images(tmp_path / "pictures"), tmp_path / "out", shard_size=2)
     (tmp_path / "out").mkdir()
@@ -404,7 +404,7 @@ def test_a_collection_without_a_good_image_is_an_error(tmp_path):
     assert len(pq.read_table(tmp_path / "out" / "errors.parquet")) == len(broken_files())
 
 
-# The command, in processes of its own
+# The command, in separate processes
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,16 @@ from vitrail.modeling.modeling_vit import ViTModel
 
 
 def computed(model, *names):
-    kinds = parse_features(names, model.config)
+    feature_types = parse_features(names, model.config)
     pixel_values = make_images(model.config)
     with torch.no_grad():
-        return kinds, compute_features(model, pixel_values, kinds), pixel_values
+        return feature_types, compute_features(model, pixel_values, feature_types), pixel_values
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_the_model_gives(name):
     model = make_model(ViTModel, name)
-    kinds, features, pixel_values = computed(model, "pooled", "mean", "patches")
+    feature_types, features, pixel_values = computed(model, "pooled", "mean", "patches")
     with torch.no_grad():
         outputs = model(pixel_values)
     patches = outputs.last_hidden_state[:, model.config.num_prefix_tokens :]
@@ -25,7 +25,7 @@ def test_what_the_model_gives(name):
     torch.testing.assert_close(features["mean"], patches.mean(dim=1))
     assert features["patches"].shape[1:3] == outputs.patch_grid
     torch.testing.assert_close(features["patches"].flatten(1, 2), patches)
-    for kind in kinds[:2]:
+    for kind in feature_types[:2]:
         assert features[kind.column].shape == (2, vector_size(kind, model.config))
 
 
@@ -33,14 +33,14 @@ def test_what_the_model_gives(name):
 def test_cls_and_layers(name):
     """`get_intermediate_layers` is checked against DINOv2's own."""
     model = make_model(ViTModel, name)
-    kinds, features, pixel_values = computed(model, "cls", "cls+mean", "layers=0,-1")
+    feature_types, features, pixel_values = computed(model, "cls", "cls+mean", "layers=0,-1")
     with torch.no_grad():
         (_, first), (patches, last) = model.get_intermediate_layers(pixel_values, n=[0, 2], return_class_token=True)
     torch.testing.assert_close(features["cls"], last)
     torch.testing.assert_close(features["cls_mean"], torch.cat((last, patches.mean(dim=1)), dim=1))
     torch.testing.assert_close(features["layers"], torch.stack((first, last), dim=1))
-    assert [kind.is_vector for kind in kinds] == [True, True, False]
-    assert vector_size(kinds[1], model.config) == features["cls_mean"].shape[1]
+    assert [kind.is_vector for kind in feature_types] == [True, True, False]
+    assert vector_size(feature_types[1], model.config) == features["cls_mean"].shape[1]
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if make_config(name).use_cls_token])

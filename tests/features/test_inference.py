@@ -91,7 +91,7 @@ def extract(vit, reader, *, num_rows, chunk_size=100, done=None):
 
 
 def read_by_classifier(model, pixel_values):
-    """What reaches the last linear layer of a model."""
+    """Return the inputs of the last linear layer of a model."""
     read = []
     handle = model.classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     with torch.no_grad():

@@ -52,7 +52,7 @@ def classifier_folder(classifier, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(files):
-    """What the model answers to one image at a time."""
+    """Return the outputs of the model for one image at a time."""
     model, image_processor = small_model(), small_processor()
     with torch.no_grad():
         return [model(**image_processor(file, return_tensors="pt")) for file in files]
@@ -64,10 +64,10 @@ def close(found, outputs, name, tolerance=1e-5):
         torch.testing.assert_close(torch.as_tensor(features), output[name], atol=tolerance, rtol=tolerance)
 
 
-def same_answers(found, wanted, tolerance=1e-5):
-    for answers, others in zip(found, wanted, strict=True):
-        assert [answer["label"] for answer in answers] == [answer["label"] for answer in others]
-        assert [answer["score"] for answer in answers] == pytest.approx([answer["score"] for answer in others], abs=tolerance)
+def same_outputs(found, wanted, tolerance=1e-5):
+    for outputs, others in zip(found, wanted, strict=True):
+        assert [output["label"] for output in outputs] == [output["label"] for output in others]
+        assert [output["score"] for output in outputs] == pytest.approx([output["score"] for output in others], abs=tolerance)
 
 
 # --------------------------------------------------------------------------------------------------------------- features
@@ -147,7 +147,7 @@ def test_every_model_has_a_pooled_output(name):
 
 
 def test_features_of_a_classifier(classifier, classifier_folder, files):
-    """The folder gives its encoder; the object answers with logits, and says that it pools nothing."""
+    """The folder gives its encoder. The object returns logits, and an error states that it does not pool."""
     model, image_processor = classifier
     with torch.no_grad():
         pixel_values = image_processor(files, return_tensors="pt")["pixel_values"]
@@ -170,12 +170,12 @@ def test_classes_are_those_of_transformers_own_pipeline(batch_size, classifier, 
     assert type(theirs.model) is transformers.ViTForImageClassification
     assert type(theirs.image_processor).__module__.startswith("transformers.")
     wanted = [theirs(file) for file in files]
-    assert len({answers[0]["label"] for answers in wanted}) > 1  # or every answer would be right
+    assert len({outputs[0]["label"] for outputs in wanted}) > 1  # otherwise every output would be right
     model, image_processor = classifier
     for kind in ({"model": classifier_folder}, {"model": model, "image_processor": image_processor}):
         classify = pipeline(CLASSES, **kind, batch_size=batch_size)
         assert type(classify.model) is ViTForImageClassification
-        same_answers(classify(files), wanted)
+        same_outputs(classify(files), wanted)
 
 
 def test_classes_of_streams_and_data_sets(classifier, classifier_folder, files):
@@ -186,7 +186,7 @@ def test_classes_of_streams_and_data_sets(classifier, classifier_folder, files):
     classify = pipeline(CLASSES, model=classifier_folder, batch_size=3, top_k=1)
     dataset = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
     for source in ((file for file in files), KeyDataset(dataset, "image"), (row["image"] for row in dataset.to_iterable_dataset())):
-        same_answers(list(classify(source)), best)
+        same_outputs(list(classify(source)), best)
 
 
 @pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
@@ -196,9 +196,9 @@ def test_scores(function, classifier, classifier_folder, files):
         logits = model(**image_processor(files[0], return_tensors="pt")).logits[0]
     scores = {"softmax": logits.softmax(dim=0), "sigmoid": logits.sigmoid(), "none": logits}[function]
     wanted = [{"label": LABELS[index], "score": scores[index].item()} for index in scores.argsort(descending=True).tolist()]
-    same_answers([pipeline(CLASSES, model=classifier_folder, function_to_apply=function)(files[0])], [wanted])
+    same_outputs([pipeline(CLASSES, model=classifier_folder, function_to_apply=function)(files[0])], [wanted])
     half = pipeline(CLASSES, model=classifier_folder, dtype=torch.bfloat16, device=torch.device("cpu"), top_k=1)
-    same_answers([half(files[0], function_to_apply=function)], [wanted[:1]], tolerance=0.1)
+    same_outputs([half(files[0], function_to_apply=function)], [wanted[:1]], tolerance=0.1)
 
 
 # ------------------------------------------------------------------------------------------------------------ remote code
@@ -209,19 +209,19 @@ sys.modules["vitrail"] = None  # an import of it raises
 import torch
 from transformers import pipeline
 
-encoder, classifier, answers, *files = sys.argv[1:]
+encoder, classifier, outputs, *files = sys.argv[1:]
 extract = pipeline("image-feature-extraction", model=encoder, trust_remote_code=True, batch_size=4)
 classify = pipeline("image-classification", model=classifier, trust_remote_code=True, batch_size=4)
 assert type(extract.model).__module__.startswith("transformers_modules.")
-torch.save((extract(files, pool=True, return_tensors=True), classify(files)), answers)
+torch.save((extract(files, pool=True, return_tensors=True), classify(files)), outputs)
 """
 
 
 def test_folders_where_vitrail_is_not_installed(encoder_folder, classifier_folder, files, expected, tmp_path):
-    command = [sys.executable, "-c", WITHOUT_VITRAIL, encoder_folder, classifier_folder, str(tmp_path / "answers.pt"), *files]
+    command = [sys.executable, "-c", WITHOUT_VITRAIL, encoder_folder, classifier_folder, str(tmp_path / "outputs.pt"), *files]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    features, answers = torch.load(tmp_path / "answers.pt")
+    features, outputs = torch.load(tmp_path / "outputs.pt")
     close(features, expected, "pooler_output")
-    same_answers(answers, pipeline(CLASSES, model=classifier_folder)(files))
+    same_outputs(outputs, pipeline(CLASSES, model=classifier_folder)(files))

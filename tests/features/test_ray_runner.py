@@ -1,4 +1,4 @@
-"""`vitrail.features.ray_runner`: a Ray cluster gives the rows of one process, whatever dies in it."""
+"""`vitrail.features.ray_runner`: a Ray cluster gives the rows of one process, even when its processes die."""
 
 import contextlib
 import importlib
@@ -34,13 +34,13 @@ from vitrail.features.store import StoredFeatures
 from vitrail.hub.saving import save
 from vitrail.runtime.workers import InferenceWorkers
 
-# Ray Data sets the options of its own that it has deprecated
+# Ray Data sets options that Ray Data itself has deprecated
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
 
 @pytest.fixture(scope="module")
 def ray_environment():
-    """What keeps a Ray of these tests to itself; a folder for its files, of a name short enough for its sockets."""
+    """Settings that isolate the Ray of these tests; its files are in a folder with a name short enough for its sockets."""
     folder = tempfile.mkdtemp(prefix="ray-")
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -96,7 +96,7 @@ def assert_same_rows(one, other):
 
 
 def actors():
-    """Process ids of the actors of this process's Ray, by what Ray says that they do."""
+    """Process ids of the actors of this process's Ray, by the task that Ray reports."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -171,7 +171,7 @@ def test_bad_images_of_all_actors_count_together(cluster, pictures, tmp_path):
         run_on_ray(job, job.missing(), concurrency=1)
 
 
-# What an actor says, in this process
+# The messages of an actor, in this process
 
 
 def share_of(job, mark):
@@ -214,7 +214,7 @@ def test_a_machine_without_the_package_is_named():
     assert 'has no package no_such_package: pip install "vitrail[ray]==1.2.3" on all of them' in actor({"index": 0})["error"]
 
 
-def test_an_actor_has_as_many_lanes_as_cores(pictures, tmp_path, monkeypatch):
+def test_an_actor_has_as_many_workers_as_cores(pictures, tmp_path, monkeypatch):
     job = begun_job(pictures, tmp_path / "out")
     (tmp_path / "mark").mkdir()
     share = replace(share_of(job, tmp_path / "mark"), pool=Pool(1, 3, 0))
@@ -232,7 +232,7 @@ def test_an_actor_has_as_many_lanes_as_cores(pictures, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
-def test_an_address_without_a_cluster_is_said_at_once(pictures, tmp_path, monkeypatch, address):
+def test_an_address_without_a_cluster_is_reported_immediately(pictures, tmp_path, monkeypatch, address):
     job = begun_job(pictures, tmp_path / "out")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", pytest.fail)
@@ -277,7 +277,7 @@ def test_a_cluster_without_room_is_an_error():
         choose_pool([{"memory": 1e9}], concurrency=None, num_pieces=1)
 
 
-# The command, in a process of its own
+# The command, in a separate process
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds Ray's processes in /proc")
@@ -296,7 +296,7 @@ def test_ctrl_c_ends_the_command_and_its_ray_and_the_rest_is_done_later(cluster,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "RAY_TMPDIR": ray_folder},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may have been told to ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore the signal
     )
     while process.poll() is None and len(list((tmp_path / "out").glob(".progress/chunk-*"))) < 3:
         time.sleep(0.05)

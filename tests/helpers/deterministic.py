@@ -40,7 +40,7 @@ def pixel_values(spec: dict) -> torch.Tensor:
 
 
 def case(name: str) -> dict:
-    """What a golden case says about itself."""
+    """Return the description of a golden case."""
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 

@@ -14,7 +14,7 @@ from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
 @pytest.fixture(scope="session")
 def digits():
-    """1797 real digits, in two halves."""
+    """1797 real digits, in two splits of equal size."""
     return load_labeled_images("digits")
 
 
@@ -61,7 +61,7 @@ class Digits(Dataset):
 
 @pytest.fixture(scope="session")
 def trained_model(digits, digits_processor, tmp_path_factory):
-    """The same ViT after a few seconds of supervised training on one half of the digits."""
+    """A small ViT after a few seconds of supervised training on one split of the digits."""
     model = make_random_model()
     args = TrainingArguments(
         output_dir=str(tmp_path_factory.mktemp("digits")),

@@ -16,7 +16,7 @@ from vitrail.pretraining.trainer import DINOTrainer, make_dino_model
 
 CASE = json.loads((deterministic.GOLDEN / "training_dino.json").read_text(encoding="utf-8"))
 SETTINGS = CASE["parameters"]
-ANSWERS = load_file(deterministic.GOLDEN / "training_dino.safetensors")
+REFERENCE = load_file(deterministic.GOLDEN / "training_dino.safetensors")
 BATCH, UPDATES = SETTINGS["batch"], SETTINGS["epochs"] * SETTINGS["iterations_per_epoch"]
 HELD_OUT = {"seed": 4999, "shape": [2, 3, SETTINGS["image_size"], SETTINGS["image_size"]], "scale": 2.0}
 

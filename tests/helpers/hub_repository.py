@@ -1,4 +1,4 @@
-"""What lies on the Hub of the tests: repositories, their commits, the files in them."""
+"""Contents of the Hub of the tests: repositories, their commits, the files in them."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class File:
         return self.sha256 if self.lfs else self.blob_id
 
     def entry(self, path: str) -> dict[str, Any]:
-        """The file in a list of files; the two kinds of lists call some things by different names."""
+        """The file in a list of files; the two kinds of lists use different names for some fields."""
         size = {"size": len(self.content)}
         lfs = {"lfs": {"oid": self.sha256, "sha256": self.sha256, "pointerSize": len(self.pointer), **size}} if self.lfs else {}
         return {"type": "file", "path": path, "rfilename": path, "oid": self.blob_id, "blobId": self.blob_id, **size, **lfs}

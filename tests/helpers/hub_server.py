@@ -1,7 +1,7 @@
 """A Hugging Face Hub in memory, for tests: it speaks the protocol of the real client (huggingface_hub) on this machine.
 
-Models only. Files lie in Git, or in Git LFS when they are large or weights; Xet storage is not offered, and the client has to be told
-so (HF_HUB_DISABLE_XET), because it does not ask. Status codes, headers and messages are those of huggingface.co.
+Models only. Files lie in Git, or in Git LFS when they are large or weights; Xet storage is not offered, and the client has to be configured
+accordingly (HF_HUB_DISABLE_XET), because it does not detect this. Status codes, headers and messages are those of huggingface.co.
 """
 
 import base64
@@ -32,9 +32,9 @@ class Answer:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests whose method and path (a regular expression) are these.
+    """A fault of the next `times` requests whose method and path (a regular expression) are these.
 
-    status: the answer; without it the connection breaks `after` so many bytes of the body, of the request if it has one.
+    status: the status of the response. Without it the connection breaks after `after` bytes of the body, of the request if it has a body.
     """
 
     method: str
@@ -49,7 +49,7 @@ PARTS_OF_A_PATH = {"repo": "[^/]+/[^/]+", "path": ".+"}
 
 
 def route(method: str, *templates: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a method of HubServer the answer to a request: `{repo}`, `{revision}`, … in the path become its arguments."""
+    """Route requests to a method of HubServer: `{repo}`, `{revision}`, … in the path become its arguments."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         for template in templates:
@@ -111,8 +111,8 @@ class Handler(BaseHTTPRequestHandler):
 class HubServer(LocalServer):
     """The Hub.
 
-    users: the name that goes with a token. `part_size`: an LFS object of more bytes is sent in parts of so many.
-    requests: all that were made; `unknown`: those that no route answers. `faults`: what is to go wrong.
+    users: the name that goes with a token. `part_size`: an LFS object of more bytes is sent in parts of this size.
+    requests: all that were made; `unknown`: requests without a route. `faults`: the faults to produce.
     card_errors, card_warnings: what the Hub finds wrong with the metadata of a README.md.
     """
 
@@ -145,7 +145,7 @@ class HubServer(LocalServer):
         return repository.add(f"refs/heads/{revision}", commit).sha
 
     def environment(self, token: str | None = None) -> dict[str, str]:
-        """What a process needs in its environment to use this Hub, with a home folder of its own and nothing in its cache."""
+        """Return the environment of a process that uses this Hub, with a separate home folder and an empty cache."""
         self.homes += 1
         home = self.folder / f"home-{self.homes}"
         return {
@@ -191,7 +191,7 @@ class HubServer(LocalServer):
     # Who may do what
 
     def user(self, request: Request) -> str | None:
-        """The name of who asks, or None for somebody who is not logged in."""
+        """Return the name of the user, or None for a request without a login."""
         if "authorization" not in request.headers:
             return None
         token = request.headers["authorization"].removeprefix("Bearer ")
@@ -206,7 +206,7 @@ class HubServer(LocalServer):
         return user
 
     def repository(self, request: Request, repo: str, *, write: bool = False) -> Repository:
-        """What cannot be seen does not exist; only somebody who is logged in is told so with 404. Everybody may open a pull request."""
+        """An invisible repository does not exist: users who are logged in receive 404. Everybody may open a pull request."""
         repository = self.repositories.get(repo)
         hidden = repository is None or (repository.private and self.user(request) != repository.owner)
         user = self.logged_in(request, code="RepoNotFound") if hidden or write else self.user(request)
@@ -237,7 +237,7 @@ class HubServer(LocalServer):
         answer = {"url": f"{self.url}/{repo}", "name": repo}
         if repo in self.repositories:
             return json_answer({"error": "You already created this model repo", **answer}, 409)
-        # Older clients say the first
+        # Older clients send the first
         private = wanted.get("private", False) or wanted.get("visibility") == "private"
         self.repositories[repo] = Repository(repo, private=private)
         return answer

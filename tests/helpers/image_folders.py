@@ -41,7 +41,7 @@ def write_images(folder, number, *, sizes=((64, 48),), seed=0):
 
 
 def bomb():
-    """A PNG that says it has 60000 x 60000 pixels."""
+    """A PNG whose header declares 60000 x 60000 pixels."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -57,7 +57,7 @@ def _saved(image, kind):
 
 
 def broken_files():
-    """What files may hold that is no image, by name."""
+    """Contents of files that are not images, by name."""
     photo = Image.open(PHOTOS[0]).convert("RGB").resize((80, 60))
     jpeg, png = _saved(photo, "JPEG"), _saved(photo, "PNG")
     return {

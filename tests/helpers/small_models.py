@@ -82,7 +82,7 @@ def make_config(name, **fields):
 
 
 def randomize(model, seed=0):
-    """Fresh weights hide mistakes: norms are identities, LayerScale next to nothing. These have something to say everywhere."""
+    """Fresh weights hide mistakes: norms are identities, LayerScale next to nothing. These weights make every parameter matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -106,7 +106,7 @@ def make_model(model_class, name, **fields):
 
 
 def make_images(config, batch_size=2, grid=None, seed=0):
-    """Images of the config's size, or of as many patches as `grid` says."""
+    """Images of the config's size, or of as many patches as `grid` specifies."""
     size = [length * patch for length, patch in zip(grid or config.patch_grid, config.patch_size, strict=True)]
     return torch.randn(batch_size, config.num_channels, *size, generator=torch.Generator().manual_seed(seed))
 
@@ -119,7 +119,7 @@ def make_mask(config, batch_size=2):
 
 
 def main_output(output):
-    """What a model was run for: the first tensors of its output."""
+    """Return the main tensors of a model's output."""
     if "feature_maps" in output:
         return output["feature_maps"][-1]
     return next(output[key] for key in ("logits", "reconstruction", "last_hidden_state") if key in output)

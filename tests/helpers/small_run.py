@@ -1,4 +1,4 @@
-"""What a run of DINO says of itself, made up: what pretraining.json holds, but for the hash of the weights."""
+"""An invented record of a DINO run: the content of pretraining.json without the hash of the weights."""
 
 import math
 
@@ -47,7 +47,7 @@ def make_run(*, knn=None, model=None, **fields):
 
 
 def without_numbers(run, name):
-    """The same run, in whose curves a value is not finite at the second point that has it."""
+    """Return the run with a value in its curves that is not finite at the second point."""
     points = [point for point in run["curves"] if name in point]
     points[1][name] = math.nan
     return run

@@ -1,4 +1,4 @@
-"""The Hub of the tests behaves as huggingface.co does, as far as its own client can tell."""
+"""The Hub of the tests behaves like huggingface.co for the official client."""
 
 import hashlib
 import json
@@ -113,7 +113,7 @@ def test_a_folder_becomes_one_commit(api, hub_server, folder):
     assert listed == {name: (len(content), sha256 if content == WEIGHTS else None) for name, content in FILES.items()}
     siblings = {file.rfilename: file for file in api.model_info("user/name", files_metadata=True).siblings}
     assert siblings["model.safetensors"].lfs.sha256 == sha256
-    # What `git hash-object` says of the file, and of the pointer file that Git LFS specifies
+    # The output of `git hash-object` for the file, and for the pointer file that Git LFS specifies
     assert siblings["config.json"].blob_id == "9e26dfeeb6e641a33dae4961196235bdb965b21b"
     assert siblings["model.safetensors"].blob_id == "feedf8840b916e37f1f4f03075e345637fa518c4"
     assert {entry.path for entry in api.list_repo_tree("user/name")} == {".gitattributes", "code", *FILES} - {"code/model.py"}
@@ -192,7 +192,7 @@ def test_weights_that_did_not_arrive_cannot_be_committed(api, hub_server):
     addition = CommitOperationAdd("model.safetensors", WEIGHTS)
     address = f"{hub_server.url}/lfs/user/name/{addition.upload_info.sha256.hex()}"
     assert get_session().put(address, content=WEIGHTS[:-1]).status_code == 400
-    addition._upload_mode, addition._is_uploaded = "lfs", True  # as far as the client knows
+    addition._upload_mode, addition._is_uploaded = "lfs", True  # the state that the client assumes
     with pytest.raises(HfHubHTTPError, match="an LFS pointer pointed to a file that does not exist"):
         api.create_commit("user/name", [addition], commit_message="without weights")
 

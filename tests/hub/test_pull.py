@@ -1,4 +1,4 @@
-"""Models come from the Hub: by their name, at any revision, from the cache the second time; and what is said when they do not."""
+"""Models load from the Hub by name, at any revision, from the cache the second time. Failures have clear messages."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PIXEL_VALUES = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
 
 @pytest.fixture
 def make_files(tmp_path):
-    """Makes what a classifier looks like on the Hub, and what it answers."""
+    """Return a function that makes the files of a classifier on the Hub, and its expected outputs."""
 
     def make(seed=0):
         torch.manual_seed(seed)
@@ -38,16 +38,16 @@ def logits(model):
         return model(PIXEL_VALUES).logits
 
 
-def assert_same(answer, expected):
-    """To rounding: transformers maps files into memory, where tensors are aligned otherwise, and that may change the order of sums."""
-    torch.testing.assert_close(answer, expected, atol=1e-5, rtol=0)
+def assert_same(output, expected):
+    """The tolerance covers rounding: transformers maps files into memory, and another alignment may change the order of sums."""
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
 
 
 def fetched(hub_server):
     return {request.path.rpartition("/")[2] for request in hub_server.asked("GET", "/resolve/")}
 
 
-# What comes -----------------------------------------------------------------------------------------------------------
+# Successful pulls -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_revision(hub_server, make_files):
@@ -100,7 +100,7 @@ def test_a_private_repository(hub_server, make_files, monkeypatch):
     assert_same(logits(vitrail.load("user/name")[0]), expected)
 
 
-# What does not come ---------------------------------------------------------------------------------------------------
+# Failing pulls ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_refusals(name, token, error, message, hub_of_refusals, monkeypatch):
 
 
 def test_a_token_of_the_caller(hub_of_refusals):
-    """And a cache folder, as transformers takes them."""
+    """A token and a cache folder are accepted like in transformers."""
     with pytest.raises(SourceNotFoundError):
         vitrail.load("user/private", token="hf_other")
     vitrail.load("user/private", token="hf_of_the_test", cache_dir=hub_of_refusals.folder / "elsewhere")
@@ -189,7 +189,7 @@ def python(*words, environment, folder):
 
 
 def test_offline_after_one_pull(hub_server, make_files, tmp_path):
-    """Of a private repository, with the token in HF_TOKEN: the environment is read when the client is imported."""
+    """The repository is private and the token is in HF_TOKEN: the environment is read when the client is imported."""
     files, expected = make_files()
     hub_server.put("user/name", files)
     hub_server.repositories["user/name"].private = True
@@ -212,8 +212,8 @@ def test_offline_after_one_pull(hub_server, make_files, tmp_path):
     arguments = [tmp_path / "pixel_values.pt", tmp_path / "logits.pt"]
     after = python("-c", OFFLINE, *arguments, environment={**environment, "HF_HUB_OFFLINE": "1"}, folder=tmp_path)
     assert after.returncode == 0, after.stderr
-    for answer in torch.load(tmp_path / "logits.pt"):
-        assert_same(answer, expected)
+    for output in torch.load(tmp_path / "logits.pt"):
+        assert_same(output, expected)
     assert hub_server.requests == []
 
 

@@ -51,7 +51,7 @@ from transformers import pipeline
 
 root = Path(sys.argv[1])
 photo = Image.open(root / "photo.png")
-answers = {}
+outputs = {}
 for folder in sorted(path for path in root.iterdir() if path.is_dir()):
     trusted = {"trust_remote_code": True}
     processors = {backend: AutoImageProcessor.from_pretrained(folder, backend=backend, **trusted) for backend in ("pil", "torch")}
@@ -61,7 +61,7 @@ for folder in sorted(path for path in root.iterdir() if path.is_dir()):
     for made in (AutoConfig.from_pretrained(folder, **trusted), model, classifier, *processors.values()):
         assert type(made).__module__.startswith("transformers_modules."), type(made)
     with torch.no_grad():
-        answers[folder.name] = {
+        outputs[folder.name] = {
             **pixel_values,
             "pooled": model(pixel_values["pil"]).pooler_output,
             "logits": classifier(pixel_values["pil"]).logits,
@@ -69,12 +69,12 @@ for folder in sorted(path for path in root.iterdir() if path.is_dir()):
     classifier.save_pretrained(root / "again" / folder.name)
     again = AutoModelForImageClassification.from_pretrained(root / "again" / folder.name, **trusted).eval()
     with torch.no_grad():
-        assert torch.equal(again(pixel_values["pil"]).logits, answers[folder.name]["logits"])
+        assert torch.equal(again(pixel_values["pil"]).logits, outputs[folder.name]["logits"])
 painter = AutoModelForMaskedImageModeling.from_pretrained(root / "registers", **trusted)
 assert type(painter).__name__ == "ViTForMaskedImageModeling"
 best = pipeline("image-classification", model=str(root / "two-layers"), **trusted)(photo)[0]
-answers["pipeline"] = torch.tensor([int(best["label"].removeprefix("LABEL_"))])
-torch.save(answers, root / "answers.pt")
+outputs["pipeline"] = torch.tensor([int(best["label"].removeprefix("LABEL_"))])
+torch.save(outputs, root / "outputs.pt")
 """
 
 
@@ -115,7 +115,7 @@ def test_transformers_finds_every_file_that_the_code_needs(tmp_path):
         assert get_relative_import_files(tmp_path / "model" / name) == []
 
 
-def test_without_vitrail_the_answers_are_identical(tmp_path, photo):
+def test_without_vitrail_the_outputs_are_identical(tmp_path, photo):
     """A process that cannot import the package: the model, the classifier and both backends of the image processor."""
     photo.save(tmp_path / "photo.png")
     expected = {}
@@ -130,11 +130,11 @@ def test_without_vitrail_the_answers_are_identical(tmp_path, photo):
     command = [sys.executable, "-c", WITHOUT_VITRAIL, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    found = torch.load(tmp_path / "answers.pt")
+    found = torch.load(tmp_path / "outputs.pt")
     assert found.pop("pipeline").item() == expected["two-layers"]["logits"].argmax().item()
     assert found.keys() == expected.keys()
-    for name, answers in expected.items():
-        for key, value in answers.items():
+    for name, outputs in expected.items():
+        for key, value in outputs.items():
             assert torch.equal(found[name][key], value), (name, key)
 
 
@@ -184,7 +184,7 @@ def test_a_model_of_transformers_is_saved_as_ever(tmp_path):
 
 
 def test_other_models_in_the_same_folder_are_left_alone(tmp_path):
-    """Our image processor beside a model of transformers, and our model beside an image processor of theirs."""
+    """Our image processor next to a model of transformers, and our model next to an image processor of transformers."""
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
     model, image_processor = small()
@@ -200,7 +200,7 @@ def test_other_models_in_the_same_folder_are_left_alone(tmp_path):
 
 
 def test_code_false_leaves_nothing_of_it(tmp_path):
-    """Nor does a folder keep what was in it, or what the loaded config said."""
+    """A folder keeps neither its earlier content nor the entries of the loaded config."""
     vitrail.save(*small(), tmp_path / "model")
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
     image_processor = AutoImageProcessor.from_pretrained(tmp_path / "model")

@@ -114,7 +114,7 @@ def test_conversion_keeps_its_report(tmp_path):
 
 
 def test_a_folder_of_another_kind_is_not_written_over(tmp_path):
-    """Not even the source itself: `vitrail convert MODEL MODEL` would destroy it."""
+    """This includes the source: `vitrail convert MODEL MODEL` would destroy it."""
     vitrail.save(*small(), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"model_type": "vit"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
@@ -143,7 +143,7 @@ def test_the_size_and_hash_of_a_sharded_source_are_of_its_shards(tmp_path):
     assert report.source.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_a_folder_that_is_interrupted_is_no_mixture(tmp_path, monkeypatch):
+def test_a_folder_that_is_interrupted_is_not_a_mixture(tmp_path, monkeypatch):
     """Weights of one model with the config of another would load, and be wrong."""
     vitrail.save(*small(), tmp_path / "model")
     replace = Path.replace
@@ -175,7 +175,7 @@ def test_results_of_somebody_else_stay(tmp_path):
 
 
 def test_what_a_training_left_goes_with_the_weights(tmp_path):
-    """But not what somebody else has called so; nor the other kind of record, if that is not of vitrail."""
+    """Files of the same name from elsewhere do not go along, nor does another record that vitrail did not write."""
     names = ["pretraining.json", "pretraining.png", "results.json", "curves.png"]
     vitrail.save(*small(), tmp_path / "model")
     for name in names:
@@ -194,7 +194,7 @@ def test_a_folder_by_another_name(tmp_path, monkeypatch):
     assert "\n# model\n" in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_a_report_of_another_program_is_no_origin(tmp_path):
+def test_a_report_of_another_program_is_not_an_origin(tmp_path):
     model, processor = small()
     vitrail.save(model, processor, tmp_path / "model")
     for content in ("{bad", "[]", '{"weights_sha256": 1}'):
@@ -203,7 +203,7 @@ def test_a_report_of_another_program_is_no_origin(tmp_path):
 
 
 def test_an_edited_card_stays(tmp_path):
-    """One that was only rendered is rendered anew, for instance when verify has numbers."""
+    """A card that was only rendered is rendered again, for instance when verify has numbers."""
     vitrail.save(*small(), tmp_path / "model")
     card = tmp_path / "model" / "README.md"
     rendered = card.read_text()
@@ -223,7 +223,7 @@ def test_an_edited_card_stays(tmp_path):
 
 
 def test_the_origin_goes_along_as_long_as_the_weights_are_the_same(tmp_path):
-    """From the file to a folder, to a second one; but not from weights that somebody has changed."""
+    """The origin goes from the file to a folder and to a second folder, but is dropped when the weights have changed."""
     model, processor = small()
     vitrail.save(model, processor, tmp_path / "first")
     vitrail.export_model(tmp_path / "first", tmp_path / "original.pth", to="dino")

@@ -34,8 +34,8 @@ model = AutoModel.from_pretrained("user/name", trust_remote_code=True).eval()
 classifier = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True).eval()
 image_processor = AutoImageProcessor.from_pretrained("user/name", trust_remote_code=True)
 with torch.no_grad():
-    answers = model(pixel_values).pooler_output, classifier(pixel_values).logits
-torch.save((answers, {name: value for name, value in image_processor.to_dict().items() if name != "auto_map"}), sys.argv[2])
+    outputs = model(pixel_values).pooler_output, classifier(pixel_values).logits
+torch.save((outputs, {name: value for name, value in image_processor.to_dict().items() if name != "auto_map"}), sys.argv[2])
 
 exported = AutoModelForImageClassification.from_pretrained("user/exported").eval()
 assert type(exported).__module__.startswith("transformers.models."), type(exported)
@@ -83,7 +83,7 @@ def test_what_was_pushed_loads_without_vitrail_in_another_process(hub_server, fo
     vitrail.push(folder, "user/exported", to="transformers")
     pixel_values = torch.randn(2, 3, 40, 32)
     torch.save(pixel_values, tmp_path / "pixels.pt")
-    paths = [str(tmp_path / name) for name in ("pixels.pt", "answers.pt", "exported.pt")]
+    paths = [str(tmp_path / name) for name in ("pixels.pt", "outputs.pt", "exported.pt")]
     environment = os.environ | hub_server.environment("hf_of_the_test")
     command = [sys.executable, "-c", WITHOUT_VITRAIL, *paths]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
@@ -131,7 +131,7 @@ def test_pushed_in_the_layout_of_timm(hub_server, folder, tmp_path):
         torch.testing.assert_close(theirs(pixel_values), model(pixel_values).logits, rtol=0, atol=1e-5)
 
 
-def test_what_is_no_folder_of_ours_is_converted_first(hub_server, tmp_path):
+def test_what_is_not_a_folder_of_ours_is_converted_first(hub_server, tmp_path):
     model, _ = small(vitrail.ViTModel)
     vitrail.save(*small(vitrail.ViTModel), tmp_path / "model")
     vitrail.export_model(tmp_path / "model", tmp_path / "original.pth", to="dino")
@@ -237,7 +237,7 @@ def test_what_is_of_other_weights_is_left_out(hub_server, folder):
 
 
 def keep_training(folder):
-    """As a run of `vitrail pretrain` leaves its folder, but for the picture."""
+    """Write the files that a run of `vitrail pretrain` leaves in its folder, except for the picture."""
     run = make_run(knn=KNN) | {"weights_sha256": hash_weights(folder)}
     (folder / "pretraining.json").write_text(json.dumps(run))
     (folder / "pretraining.png").write_bytes(b"a picture")
@@ -261,7 +261,7 @@ def test_what_a_training_left_is_pushed_and_goes_with_its_weights(hub_server, fo
     assert b"DINO" not in files["README.md"].partition(b"## Training")[2].partition(b"\n## ")[0]
 
 
-def test_an_edited_card_on_the_hub_keeps_what_it_tells_of(hub_server, folder):
+def test_an_edited_card_on_the_hub_keeps_what_it_describes(hub_server, folder):
     vitrail.save(*small(vitrail.ViTModel), folder)
     keep_training(folder)
     vitrail.push(folder, "user/name")
@@ -272,7 +272,7 @@ def test_an_edited_card_on_the_hub_keeps_what_it_tells_of(hub_server, folder):
 
 
 @pytest.mark.parametrize("to", ["transformers", "timm"])
-def test_an_export_tells_of_the_training_in_words(hub_server, folder, to):
+def test_an_export_describes_the_training_in_words(hub_server, folder, to):
     vitrail.save(*small(vitrail.ViTModel), folder)
     keep_training(folder)
     vitrail.push(folder, "user/name", to=to)
@@ -292,7 +292,7 @@ def test_a_training_of_other_weights_is_left_out(hub_server, folder):
 
 
 def test_a_sharded_branch_becomes_one_file(hub_server, folder):
-    """What is stale is looked for on the branch that is pushed to."""
+    """Stale files are searched on the branch of the push."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitrail.hub.saving.MAX_SHARD_SIZE", "100KB")
         vitrail.save(*small(), folder)
@@ -412,7 +412,7 @@ def test_private_means_private(hub_server, folder):
         ("hf_of_the_test", "user/missing", {"create_pr": True}, "does not exist, or your token has no access"),
     ],
 )
-def test_refusals_say_what_to_do(hub_server, folder, token, repo_id, options, message):
+def test_refusals_name_the_remedy(hub_server, folder, token, repo_id, options, message):
     with pytest.raises(UploadError, match=message):
         vitrail.push(folder, repo_id, token=token, **options)
 
@@ -424,7 +424,7 @@ def test_nobody_is_logged_in(hub_server, folder, monkeypatch):
 
 
 def test_the_hub_finds_fault_with_the_card(hub_server, folder):
-    """Before the weights are sent."""
+    """The error comes before the weights are sent."""
     hub_server.card_errors = ['"license" must be one of [apache-2.0, …]']
     with pytest.raises(UploadError, match=r'rejected the files.*"license" must be'):
         vitrail.push(folder, "user/name")

@@ -122,7 +122,7 @@ def test_sizes_are_those_that_timm_publishes(name, params, macs, with_attention)
     assert with_attention in (None, found[2])
 
 
-def test_a_model_that_is_evaluated_at_another_size_says_what_both_cost():
+def test_a_model_that_is_evaluated_at_another_size_reports_both_costs():
     architecture = rows(section(official_card(find_checkpoint("facebook/dinov2-small")), "Architecture"))
     assert architecture["Tokens"] == ["1,370: [CLS], 37 x 37 patches"]
     assert architecture["GMACs at 518 x 518"][0].startswith("29.5 ")
@@ -130,7 +130,7 @@ def test_a_model_that_is_evaluated_at_another_size_says_what_both_cost():
     assert "(1, 257, 384): [CLS], 16 x 16 patches" in code_blocks(official_card(find_checkpoint("facebook/dinov2-small")))[0]
 
 
-def test_the_same_weights_in_another_format_say_what_differs():
+def test_the_same_weights_in_another_format_report_what_differs():
     text = section(official_card(find_checkpoint("facebook/dino-vits8")), "Model description")
     table = rows(text)
     assert table["Epsilon of LayerNorm"] == ["1e-12", "1e-6"]
@@ -150,14 +150,14 @@ def test_google_and_the_hub_differ_in_gelu_epsilon_and_interpolation():
     assert len(table) == 2 + 3
 
 
-def test_a_card_of_the_catalogue_claims_no_run_of_the_weights():
+def test_a_card_of_the_catalog_claims_no_run_of_the_weights():
     verified = section(official_card(find_checkpoint("dino-vits16")), "Verification")
     assert "tests do not run published weights" in verified
     assert "vitrail verify model/ --against dino-vits16" in verified
     assert not rows(verified)
 
 
-def test_published_heads_are_told_by_the_name_that_loads_them():
+def test_published_heads_are_reported_by_the_name_that_loads_them():
     usage = section(official_card(find_checkpoint("dinov2-vits14")), "Usage")
     assert '`head="linear_1layer"` reads [CLS] and the mean patch' in usage
     assert '`head="linear_4layer"` reads [CLS] of the last 4 blocks and the mean patch' in usage
@@ -171,7 +171,7 @@ def test_a_class_token_that_is_not_pooled_is_pointed_out():
     assert "do not use [CLS] as the feature" not in official_card(find_checkpoint("timm/vit_relpos_base_patch16_224.sw_in1k")).text
 
 
-def test_a_head_of_zeros_is_no_classifier():
+def test_a_head_of_zeros_is_not_a_classifier():
     card = official_card(find_checkpoint("imagenet21k/ViT-B_16"))
     assert card.data.pipeline_tag == "image-feature-extraction"
     assert rows(section(card, "Architecture"))["Parameters"] == [
@@ -218,7 +218,7 @@ def test_citations_name_every_author():
 # ------------------------------------------------------------------------------------------------------------ converted models
 
 
-def test_a_converted_checkpoint_has_the_facts_of_the_catalogue():
+def test_a_converted_checkpoint_has_the_facts_of_the_catalog():
     card = converted("dino-vits16")
     assert card.data.to_dict() == {
         "license": "apache-2.0",
@@ -256,7 +256,7 @@ def test_nothing_is_guessed_about_a_model_of_unknown_origin():
 
 
 @pytest.mark.parametrize("checks", [None, [], [Check("a", "b", 0.0, True)]])
-def test_a_model_that_was_not_converted_says_nothing_of_a_conversion(checks):
+def test_a_model_that_was_not_converted_does_not_mention_a_conversion(checks):
     record = None if checks is None else ConversionRecord(verification=checks)
     card = render_model_card(vitrail.ViTConfig(), vitrail.make_image_processor("dino"), record, classifies=True, name="mine")
     assert "## Conversion" not in card.text
@@ -301,7 +301,7 @@ def test_results_are_not_claimed_for_a_model_that_was_changed(change):
     assert card.data.license == "apache-2.0"  # which a change does not take away
 
 
-def test_the_published_head_is_no_change():
+def test_the_published_head_is_not_a_change():
     head = FileRecord("head.pth", find_checkpoint("dino-vits16").head_urls["linear"], None, 3, "11")
     fields = {"id2label": dict(enumerate(imagenet_labels(1000))), "classifier_cls_layers": 4}
     card = converted("dino-vits16", fields=fields, classifies=True, report={"head": head})
@@ -376,7 +376,7 @@ def test_exports_are_loaded_by_their_own_library(format, library):
         ("/a/b", "local-dir:/a/b"),
     ],
 )
-def test_timm_is_told_a_hub_id_from_a_folder(name, expected):
+def test_timm_receives_a_hub_id_or_a_folder(name, expected):
     config, processor = official_config(find_checkpoint("dino-vits16")), vitrail.make_image_processor("dino")
     card = render_model_card(config, processor, None, classifies=False, name=name, format="timm")
     assert f'timm.create_model("{expected}", pretrained=True)' in code_blocks(card)[0]
@@ -427,8 +427,8 @@ def test_a_name_cannot_break_the_code(name, layout):
     assert (f"local-dir:{name}" if layout == "timm" else name) in strings
 
 
-def test_images_that_the_patch_does_not_divide_are_no_hindrance():
-    """Nor is a preparation that keeps an image's own size: the card then says nothing of the number of tokens."""
+def test_images_that_the_patch_does_not_divide_are_not_a_hindrance():
+    """A preparation that keeps the size of each image also works: the card then omits the number of tokens."""
     for processor in (
         vitrail.make_image_processor("dino", image_size=230),
         vitrail.make_image_processor("full-image", patch_size=16),
@@ -449,7 +449,7 @@ def test_names_of_other_people_cannot_break_the_tables():
 
 
 def shuffled(value):
-    """The same content, in another order of keys."""
+    """The content is the same in another order of keys."""
     if isinstance(value, dict):
         return {key: shuffled(value[key]) for key in reversed(list(value))}
     return [shuffled(item) for item in value] if isinstance(value, list) else value
@@ -486,8 +486,8 @@ def test_a_folder_has_a_card(tmp_path):
     assert {step: [value] for step, value in preprocessing(processor).items()}.items() <= steps.items()
 
 
-def test_a_card_says_nothing_of_other_weights(tmp_path):
-    """Whoever changes the weights in a folder changes what is true of them: origin, checks, published results."""
+def test_a_card_does_not_mention_other_weights(tmp_path):
+    """Origin, checks and published results no longer apply when the weights in a folder change."""
     deterministic.write_checkpoint(deterministic.dino_vits16(), tmp_path / "dino.pth")
     model, processor, report = vitrail.load(tmp_path / "dino.pth")
     report.catalog_name = "dino-vits16"
@@ -530,7 +530,7 @@ def test_titles_are_plain_text():
     assert "\n# &lt;script&gt;alert(1)&lt;script&gt;\n" in card.text
 
 
-def test_a_classifier_is_told_from_an_encoder(tmp_path):
+def test_a_classifier_is_distinguished_from_an_encoder(tmp_path):
     for model_class, tag in (
         (vitrail.ViTModel, "image-feature-extraction"),
         (vitrail.ViTForImageClassification, "image-classification"),
@@ -593,7 +593,7 @@ def trained(**options):
     )
 
 
-def test_training_from_scratch_is_told():
+def test_training_from_scratch_is_reported():
     card = trained()
     text = section(card, "Training")
     assert text.startswith(
@@ -612,7 +612,7 @@ def test_training_from_scratch_is_told():
     assert card.text.count("caron2021emerging") == 1
 
 
-def test_the_accuracy_of_neighbours_is_told():
+def test_the_accuracy_of_neighbors_is_reported():
     text = section(trained(pretraining=make_run(knn=KNN)), "Training")
     assert (
         "A weighted k-NN vote (k = 20) of 800 labeled training images classifies 81.2 % of 200 validation images correctly."
@@ -620,13 +620,13 @@ def test_the_accuracy_of_neighbours_is_told():
 
 
 def test_the_time_of_a_resumed_run_and_its_processes():
-    """The time is of the last part alone, and says nothing."""
+    """The time covers the last part alone, so the card omits it."""
     text = section(trained(pretraining=make_run(resumed_from="checkpoint-10", processes=4)), "Training")
     assert "1:02:03" not in text
     assert "1,234 updates, with 4 processes, in bfloat16" in " ".join(text.split())
 
 
-def test_an_export_has_no_curves_beside_it():
+def test_an_export_has_no_curves_next_to_it():
     text = section(trained(format="transformers"), "Training")
     assert "without labels with DINO" in text
     assert "pretraining.png" not in text
@@ -692,8 +692,8 @@ def test_names_in_a_run_cannot_break_the_card():
     assert "<b>" not in text
 
 
-def test_training_is_told_of_the_weights_that_it_made(tmp_path):
-    """Not of those that somebody puts in their place; nor is a file of that name by somebody else read."""
+def test_training_is_reported_of_the_weights_that_it_made(tmp_path):
+    """Weights that replace them get no such report, and a file of that name from elsewhere is not read."""
     model = vitrail.ViTModel(CONFIG)
     vitrail.save(model, PROCESSOR, tmp_path / "model")
     run = make_run() | {"weights_sha256": hash_weights(tmp_path / "model")}

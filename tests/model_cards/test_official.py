@@ -65,7 +65,7 @@ def test_the_card_is_what_the_template_gives_now(row):
     assert text == str(official_card(row)).rstrip("\n") + "\n", RENDER
 
 
-def test_the_index_is_what_the_catalogue_gives_now():
+def test_the_index_is_what_the_catalog_gives_now():
     assert (FOLDER / "README.md").read_text(encoding="utf-8") == render.index(), RENDER
 
 
@@ -120,7 +120,7 @@ def test_the_metadata_is_of_the_form_that_the_hub_wants(row, metadata):
                 check("metric", metric)
 
 
-def test_the_results_are_those_of_the_catalogue_with_their_source(row, metadata):
+def test_the_results_are_those_of_the_catalog_with_their_source(row, metadata):
     found = [
         (metric["value"], result["source"]["url"])
         for model in metadata.get("model-index", [])
@@ -154,7 +154,7 @@ def test_the_text_is_whole(row, text):
     assert text.count("\n# ") == 1
     assert f"\n# {row.hub_id or row.name}\n" in text
     assert not re.search(r"\{\{|\{%|%\}|\bNone\b|\bnan\b|\n\n\n|[ \t]\n|—", text)
-    assert "not stated*" not in text  # which asks the owner of a converted model to add something
+    assert "not stated*" not in text  # this text asks the owner of a converted model for an addition
     assert "Measured" not in text  # nothing of ours among the publisher's
 
 

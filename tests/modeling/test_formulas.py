@@ -27,9 +27,9 @@ def test_the_list_covers_every_field_and_every_choice():
 
 
 def layer_norm(tokens, weights, name, eps):
-    centred = tokens - tokens.mean(-1, keepdim=True)
-    variance = centred.square().mean(-1, keepdim=True)
-    return centred / (variance + eps).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    centered = tokens - tokens.mean(-1, keepdim=True)
+    variance = centered.square().mean(-1, keepdim=True)
+    return centered / (variance + eps).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
 def linear(tokens, weights, name):
@@ -38,7 +38,7 @@ def linear(tokens, weights, name):
 
 
 def relative_bias(config, weights, name):
-    """One pair of patches after the other."""
+    """Compute the bias of each pair of patches separately."""
     height, width = config.patch_grid
     prefix, num_patches = config.num_prefix_tokens, height * width
     num_tokens = prefix + num_patches
@@ -179,7 +179,7 @@ def test_no_operation_changes_what_a_hook_holds():
 @torch.no_grad()
 @pytest.mark.parametrize("observe", ["output of fc1", "input of the activation", "activation", "every module", "wrapped fc1"])
 def test_gelu_overwrites_nothing_that_is_observed(observe):
-    """Each way of observing alone: GELU runs in place only where nobody else can hold its input."""
+    """Each way of observing alone: GELU runs in place only where nothing else can hold its input."""
     model = make_model(ViTModel, "absolute")
     mlp, held = model.layers[0].mlp, []
 

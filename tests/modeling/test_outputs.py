@@ -93,7 +93,7 @@ def test_hidden_states_can_be_selected(model_class, selection, kept):
 
 @every_class
 @every_config
-def test_an_image_gets_the_same_answer_alone_and_in_a_batch(name, model_class):
+def test_an_image_gets_the_same_output_alone_and_in_a_batch(name, model_class):
     model = make_model(model_class, name)
     images = make_images(model.config, batch_size=3)
     batched = run(model, images)

@@ -70,16 +70,16 @@ def interpolation_matrix(length, new_length, *, mode, offset=0.0, antialias=Fals
     matrix = torch.zeros(new_length, length, dtype=torch.float64)
     scale = length / (new_length + offset)
     for new in range(new_length):
-        centre = new * (length - 1) / max(new_length - 1, 1) if align_corners else (new + 0.5) * scale - 0.5
+        center = new * (length - 1) / max(new_length - 1, 1) if align_corners else (new + 0.5) * scale - 0.5
         if antialias:
             stretch = max(scale, 1.0)
             kernel = triangle if mode == "bilinear" else lambda x: cubic(x, -0.5)
-            weights = [kernel((old - centre) / stretch) for old in range(length)]
+            weights = [kernel((old - center) / stretch) for old in range(length)]
             matrix[new] = torch.tensor(weights, dtype=torch.float64) / sum(weights)
             continue
         kernel = triangle if mode == "bilinear" else lambda x: cubic(x, -0.75)
-        for old in range(math.floor(centre) - 1, math.floor(centre) + 3):
-            matrix[new, min(max(old, 0), length - 1)] += kernel(old - centre)
+        for old in range(math.floor(center) - 1, math.floor(center) + 3):
+            matrix[new, min(max(old, 0), length - 1)] += kernel(old - center)
     return matrix
 
 
@@ -307,8 +307,8 @@ def positions_of(model):
     return next(p for name, p in model.named_parameters() if "position" in name)
 
 
-def fresh_answer(model, grid=GRID):
-    """What a new model with the same weights, which has nothing to remember, answers."""
+def fresh_output(model, grid=GRID):
+    """Return the output of a new model with the same weights and an empty cache."""
     twin = type(model)(model.config).to(model.dtype).eval()
     twin.load_state_dict(model.state_dict())
     return run(twin, grid)
@@ -371,7 +371,7 @@ def test_a_hook_that_changes_the_bias_in_place_changes_one_call_only(kind, conte
 
 @every_kind
 @torch.no_grad()
-def test_an_in_place_change_is_noticed(kind, computed):
+def test_an_in_place_change_is_detected(kind, computed):
     model = make_model(**KINDS[kind])
     before = run(model, GRID)
     for name, parameter in model.named_parameters():
@@ -381,7 +381,7 @@ def test_an_in_place_change_is_noticed(kind, computed):
     after = run(model, GRID)
     assert computed == [GRID] * MODULES[kind]
     assert not torch.allclose(after, before)
-    assert torch.equal(after, fresh_answer(model))
+    assert torch.equal(after, fresh_output(model))
 
 
 def assign_data(model):
@@ -446,13 +446,13 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 @every_kind
 @torch.no_grad()
-def test_other_weights_are_noticed(kind, change):
+def test_other_weights_are_detected(kind, change):
     model = make_model(**KINDS[kind])
     before = run(model, GRID)
     change(model)
     after = run(model, GRID)
     assert not torch.equal(after, before)
-    assert torch.equal(after, fresh_answer(model))
+    assert torch.equal(after, fresh_output(model))
 
 
 @every_kind
@@ -477,7 +477,7 @@ def test_evaluation_after_training_sees_the_trained_positions(kind, optimizer, t
     torch.manual_seed(0)
     model = make_model(**KINDS[kind])
     step = OPTIMIZERS[optimizer](model.parameters())
-    answers = [run(model, GRID)]
+    outputs = [run(model, GRID)]
     for _ in range(2):
         model.train()
         for _ in range(2):
@@ -485,20 +485,20 @@ def test_evaluation_after_training_sees_the_trained_positions(kind, optimizer, t
             model(make_images(training_grid)).last_hidden_state[..., :3].square().sum().backward()
             step.step()
         model.eval()
-        answers.append(run(model, GRID))
-        assert torch.equal(answers[-1], fresh_answer(model))
-        assert not torch.allclose(answers[-1], answers[-2])
+        outputs.append(run(model, GRID))
+        assert torch.equal(outputs[-1], fresh_output(model))
+        assert not torch.allclose(outputs[-1], outputs[-2])
 
 
 @every_kind
-def test_training_without_a_change_of_mode_is_noticed_too(kind):
+def test_training_without_a_change_of_mode_is_detected_too(kind):
     torch.manual_seed(0)
     model = make_model(**KINDS[kind])
     step = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     run(model, GRID)
     model(make_images((4, 6))).last_hidden_state[..., :3].square().sum().backward()
     step.step()
-    assert torch.equal(run(model, GRID), fresh_answer(model))
+    assert torch.equal(run(model, GRID), fresh_output(model))
 
 
 @every_kind
@@ -512,9 +512,9 @@ def test_a_teacher_that_follows_by_data_is_not_stale(kind):
     fresh = ViTModel(teacher.config).train()
     fresh.load_state_dict(teacher.state_dict())
     torch.manual_seed(0)  # for the dropout in the relative MLP
-    answer = run(teacher, GRID)
+    output = run(teacher, GRID)
     torch.manual_seed(0)
-    assert torch.equal(answer, run(fresh, GRID))
+    assert torch.equal(output, run(fresh, GRID))
 
 
 @torch.no_grad()
@@ -524,7 +524,7 @@ def test_autocast_has_its_own_positions():
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype=dtype):
             under_autocast = run(model, GRID)
-            assert torch.equal(under_autocast, fresh_answer(model))
+            assert torch.equal(under_autocast, fresh_output(model))
     assert torch.equal(run(model, GRID), expected)
 
 
@@ -533,7 +533,7 @@ def test_two_sizes_in_turn():
     for kind in KINDS.values():
         model = make_model(**kind)
         for grid in ((3, 5), (5, 3), (3, 5), (4, 6), (3, 5), (2, 2)):
-            assert torch.equal(run(model, grid), fresh_answer(model, grid))
+            assert torch.equal(run(model, grid), fresh_output(model, grid))
 
 
 @every_relative_kind
@@ -587,10 +587,10 @@ def test_threads_that_share_a_model_get_each_their_own_size():
             trace, instructions = cut_in_after(number)
             sys.settrace(trace)
             try:
-                answer = get((3, 5))
+                output = get((3, 5))
             finally:
                 sys.settrace(before)
-            assert answer == [3, 5]
+            assert output == [3, 5]
             assert get((3, 5)) == [3, 5]
             if next(instructions) <= number:  # the call was over before
                 break

@@ -1,4 +1,4 @@
-"""Saving, loading, copying: what transformers' own common tests ask of a model."""
+"""Saving, loading, copying: the requirements of transformers' own common tests."""
 
 import copy
 import itertools
@@ -29,7 +29,7 @@ def test_saved_and_loaded_is_the_same(name, model_class, tmp_path):
 
 @pytest.mark.parametrize("name", ["registers", "relative_mlp"])
 @pytest.mark.parametrize(("saved", "loaded"), list(itertools.permutations(HEADS, 2)))
-def test_every_class_loads_every_folder_and_says_what_it_misses(name, saved, loaded, tmp_path):
+def test_every_class_loads_every_folder_and_reports_what_it_misses(name, saved, loaded, tmp_path):
     model = make_model(saved, name, use_mask_token=True)
     model.save_pretrained(tmp_path)
     other, info = loaded.from_pretrained(tmp_path, output_loading_info=True)
@@ -42,7 +42,7 @@ def test_every_class_loads_every_folder_and_says_what_it_misses(name, saved, loa
         assert torch.equal(encoders[1].state_dict()[key], value), key
 
 
-def test_masked_image_modeling_makes_the_mask_token_and_says_so(tmp_path):
+def test_masked_image_modeling_makes_the_mask_token_and_it_is_reported(tmp_path):
     config = make_config("absolute")
     ViTModel(config).save_pretrained(tmp_path)
     model, info = ViTForMaskedImageModeling.from_pretrained(tmp_path, output_loading_info=True)

@@ -22,7 +22,7 @@ def write(tmp_path):
 
 
 def test_a_name_is_the_original_architecture():
-    """Which the catalogue describes for the published checkpoint."""
+    """The catalog describes this architecture for the published checkpoint."""
     from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
 
     model, image_processor = new_model("vit_small_patch16", image_size=224, seed=0)

@@ -7,7 +7,7 @@ import torch
 
 import deterministic
 import vitrail
-from golden_training import ANSWERS, CASE, HELD_OUT, SETTINGS, golden_trainer
+from golden_training import CASE, HELD_OUT, REFERENCE, SETTINGS, golden_trainer
 from small_models import tiny_model
 from vitrail.convert.sources.files import read_checkpoint
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
@@ -38,11 +38,11 @@ def test_names_in_the_order_of_the_original(run, checkpoint):
     }
     assert set(checkpoint) == {"student", "teacher", "optimizer", "epoch", "args", "dino_loss"}
     assert checkpoint["epoch"] == SETTINGS["epochs"]
-    torch.testing.assert_close(checkpoint["dino_loss"]["center"], ANSWERS["centers"][-1:], rtol=0, atol=1e-4)
+    torch.testing.assert_close(checkpoint["dino_loss"]["center"], REFERENCE["centers"][-1:], rtol=0, atol=1e-4)
 
 
 def original_groups(parameters):
-    """As facebookresearch/dino, utils.get_params_groups, over parameters by the original's names."""
+    """Port of utils.get_params_groups of facebookresearch/dino, for parameters with the original's names."""
     learning = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     plain = [name for name, parameter in learning.items() if name.endswith(".bias") or parameter.ndim == 1]
     return [[name for name in learning if name not in plain], plain]
@@ -100,7 +100,7 @@ def test_vitrail_reads_it_back(run, branch):
     assert report.root == branch
     with torch.no_grad():
         features = model(deterministic.pixel_values(HELD_OUT)).pooler_output
-    torch.testing.assert_close(features, ANSWERS[f"{branch}_cls"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(features, REFERENCE[f"{branch}_cls"], rtol=0, atol=1e-4)
 
 
 def test_what_stands_there_stays(run):

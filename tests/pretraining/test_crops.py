@@ -1,4 +1,4 @@
-"""Images as a run reads them: the same crops for the same seed, epoch and row, in whatever process, and others otherwise."""
+"""Images as a run reads them: the same crops for the same seed, epoch and row in every process, and other crops otherwise."""
 
 import logging
 
@@ -33,7 +33,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def warnings_of_crops():
-    """What the user is told."""
+    """Collect the warnings that the user receives."""
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
@@ -87,7 +87,7 @@ def test_seed_epoch_and_row_each_matter(pictures):
     assert equal(crops[0], first)
 
 
-def test_the_normalisation_is_the_image_processors(pictures):
+def test_the_normalization_is_the_image_processors(pictures):
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     plain = crops_of(pictures, processor=small_processor(do_normalize=False))[0]["pixel_values"]
     assert 0 <= plain.min() < plain.max() <= 1
@@ -117,7 +117,7 @@ def test_processes_that_read_ahead_draw_the_same_and_see_the_epoch(pictures, per
 
 
 def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(pictures, warnings_of_crops):
-    """With the crops of the row that was asked for; the user is told of each once."""
+    """The crops use the random draws of the requested row, and each image causes one warning."""
     crops = crops_of(pictures)
     intact = [crops[row] for row in range(6)]
     images = [row["image"]["path"] for row in crops.dataset]
@@ -136,8 +136,8 @@ def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(pictures, war
             assert all(equal(items[row], intact[row]) for row in (0, 3, 4))
     assert len(warnings_of_crops) == 3
     for row in (1, 2, 5):
-        (told,) = [warning for warning in warnings_of_crops if images[row] in warning]
-        assert told.startswith("unreadable image, replaced by the next one: cannot read the image")
+        (message,) = [warning for warning in warnings_of_crops if images[row] in warning]
+        assert message.startswith("unreadable image, replaced by the next one: cannot read the image")
 
 
 def test_strict_refuses_it(pictures):
@@ -152,7 +152,7 @@ def test_strict_refuses_it(pictures):
 
 
 def test_an_error_in_a_process_that_reads_ahead_is_one_sentence(pictures):
-    """Not the traceback that torch makes the message of."""
+    """The message omits the traceback that torch puts into it."""
     crops = crops_of(pictures, strict=True)
     path = crops.dataset[4]["image"]["path"]
     with open(path, "wb") as file:
@@ -162,12 +162,12 @@ def test_an_error_in_a_process_that_reads_ahead_is_one_sentence(pictures):
         next(batches)
     with pytest.raises(VitrailError) as raised:
         next(batches)
-    assert len(list(batches)) == 1  # so that the process ends at once
+    assert len(list(batches)) == 1  # so that the process ends immediately
     assert str(raised.value) == f"cannot read the image {path}: Pillow does not recognize its format"
 
 
 def test_all_that_can_be_wrong_with_a_file_is_survived(pictures):
-    """The broken ones are a folder of their own, the first by its name."""
+    """The broken images are in a separate folder, the first by name."""
     write_broken(pictures)
     crops = crops_of(pictures)
     assert all(crops[row]["pixel_values"].isfinite().all() for row in range(len(crops)))
@@ -196,7 +196,7 @@ def test_one_good_image_among_bad_ones_is_enough(tmp_path):
 
 
 def test_an_image_of_values_that_do_not_fit_is_a_bad_one(tmp_path):
-    """It decodes, but floats are from 0 to 1."""
+    """The image decodes, but floats must be from 0 to 1."""
     Image.fromarray(np.full((20, 20), 7.0, np.float32)).save(tmp_path / "0.tif")
     Image.new("RGB", (20, 20), "red").save(tmp_path / "1.png")
     images = load_training_images(tmp_path).train
@@ -206,7 +206,7 @@ def test_an_image_of_values_that_do_not_fit_is_a_bad_one(tmp_path):
         MultiCropImages(images, small_processor(), AUGMENTATION, strict=True)[0]
 
 
-def test_other_numbers_of_channels_are_refused_at_once(tmp_path):
+def test_other_numbers_of_channels_are_refused_immediately(tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "1.png")
     processor = VitrailImageProcessor(num_channels=4, image_mean=[0.5] * 4, image_std=[0.5] * 4)
     with pytest.raises(VitrailError, match="found num_channels=4"):

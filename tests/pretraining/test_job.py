@@ -44,7 +44,7 @@ RECIPE = dataclasses.replace(
 )
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])
 
-# What a process of its own runs; it kills itself when the given checkpoint is complete
+# Script of a separate process; it kills itself when the given checkpoint is complete
 SCRIPT = """
 import os, signal, sys
 here = os.path.dirname(sys.argv[1])
@@ -99,7 +99,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(prepared):
-    """A run that nobody interrupts."""
+    """A run without interruption."""
     return run(prepared, "whole", original_checkpoint=prepared / "whole.pth")
 
 
@@ -136,7 +136,7 @@ def test_loss_and_entropies_are_logged_and_possible(whole):
 
 
 def test_the_teacher_is_measured_by_k_nn(prepared, whole):
-    """Of three colours that nobody could take for one another."""
+    """The images have three clearly different colors."""
     assert whole["knn"] == {"k": 20, "accuracy": 1.0, "train_images": 27, "validation_images": 9}
     assert [point["epoch"] for point in whole["curves"] if "eval_knn_accuracy" in point] == [1.0, 2.0, 3.0]
     seldom = run(prepared, "seldom", evaluate_every=2)
@@ -267,7 +267,7 @@ def test_a_training_that_diverges_leaves_nothing(prepared):
     assert not (prepared / "diverged").exists()
 
 
-def test_labelled_images_that_cannot_be_read_measure_nothing(prepared):
+def test_labeled_images_that_cannot_be_read_measure_nothing(prepared):
     write_images(prepared / "half", 24, labeled=True)
     held_out = load_training_images(prepared / "half", validation_fraction=0.25).labeled.validation
     for row in held_out:
@@ -282,13 +282,13 @@ def test_a_model_of_which_nothing_is_known(prepared):
     assert "from weights of unknown origin" in (prepared / "given" / "README.md").read_text()
 
 
-def test_mixed_precision_is_told(prepared):
+def test_mixed_precision_is_reported(prepared):
     recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"bf16": True})
     assert run(prepared, "mixed", "unlabeled", recipe=recipe, epochs=1)["precision"] == "bfloat16"
 
 
 def test_on_from_a_classifier_that_reads_several_blocks(prepared):
-    """What is measured is what the encoder pools, of another width than what the classifier reads."""
+    """The evaluation uses the pooled output of the encoder, whose width differs from the input of the classifier."""
     torch.manual_seed(0)
     config = tiny_config(**SMALL, classifier_cls_layers=2, classifier_mean_patch=True, num_labels=5)
     images = load_training_images(prepared / "images", validation_fraction=0.25)

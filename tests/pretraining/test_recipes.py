@@ -76,7 +76,7 @@ def test_the_recipe_is_that_of_the_source():
         assert find_recipe(name) is known
 
 
-def test_a_file_changes_what_it_says(write):
+def test_a_file_changes_what_it_names(write):
     name = write(
         recipe="dino",
         batch_size=64,
@@ -154,12 +154,12 @@ def test_crops_are_fitted_to_patches(patch, sizes):
     )
 
 
-def test_patches_that_are_no_squares_are_refused():
+def test_patches_that_are_not_squares_are_refused():
     with pytest.raises(VitrailError, match="patches are 4x8 pixels"):
         fit_to_patches(DINO_AUGMENTATION, (4, 8))
 
 
-def test_of_a_crop_only_what_differs_is_said(tmp_path):
+def test_of_a_crop_only_what_differs_is_reported(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(
         json.dumps({"recipe": "dino", "augmentation": {"local_crop": {"size": 48}, "global_crops": [{}, {"scale": [0.5, 1]}]}})
@@ -187,7 +187,7 @@ def test_mistakes_in_the_augmentation_name_the_file(changes, message, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["max_steps", "seed", "learning_rate"])
-def test_what_the_run_decides_is_no_argument_of_a_recipe(name, tmp_path):
+def test_what_the_run_decides_is_not_an_argument_of_a_recipe(name, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"recipe": "dino", "arguments": {name: 1}}))
     with pytest.raises(VitrailError, match=f"has unknown fields: {name}"):

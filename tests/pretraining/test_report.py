@@ -1,4 +1,4 @@
-"""Files beside the teacher: pretraining.json, its curves, and what the card says of them."""
+"""Files next to the teacher: pretraining.json, its curves, and the parts of the card about them."""
 
 import json
 import math
@@ -92,8 +92,8 @@ def test_the_card_has_the_training(folder):
     assert "![Training curves](pretraining.png)" in text
 
 
-def test_an_accuracy_that_is_not_known_is_not_told(folder):
-    """Where no labeled image could be read."""
+def test_an_accuracy_that_is_not_known_is_not_reported(folder):
+    """The accuracy is unknown when no labeled image is readable."""
     write_report(folder, record(make_run(knn=KNN | {"accuracy": math.nan})))
     assert read_pretraining(folder)["knn"]["accuracy"] is None
     text = ModelCard.load(folder / "README.md").text

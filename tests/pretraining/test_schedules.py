@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from golden_training import ANSWERS, SETTINGS, UPDATES
+from golden_training import REFERENCE, SETTINGS, UPDATES
 from vitrail.pretraining.schedules import CosineSchedule, LinearWarmup
 
 
@@ -19,7 +19,7 @@ def values(schedule, number):
 
 
 @pytest.mark.parametrize(
-    ("answer", "schedule"),
+    ("output", "schedule"),
     [
         (
             "lr",
@@ -34,8 +34,8 @@ def values(schedule, number):
         ("momentum", CosineSchedule(SETTINGS["momentum"], 1.0, UPDATES)),
     ],
 )
-def test_schedules_of_the_golden_case(answer, schedule):
-    np.testing.assert_allclose(values(schedule, UPDATES), ANSWERS[answer].double(), rtol=1e-6)
+def test_schedules_of_the_golden_case(output, schedule):
+    np.testing.assert_allclose(values(schedule, UPDATES), REFERENCE[output].double(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("num_updates", "warmup"), [(1000, 100), (17, 5), (17, 2), (17, 0), (1, 0)])
@@ -55,7 +55,7 @@ def test_marks_of_a_warmup():
 
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_after_the_run_a_cosine_stays(warmup):
-    """A scheduler of torch asks for one value more than there are updates."""
+    """A scheduler of torch reads one more value than there are updates."""
     schedule = CosineSchedule(0.5, 0.1, 10, warmup=warmup)
     assert schedule(9) > 0.1
     assert schedule(10) == pytest.approx(0.1)

@@ -12,7 +12,17 @@ from transformers import TrainerCallback
 
 import deterministic
 import paths
-from golden_training import ANSWERS, BATCH, HELD_OUT, SETTINGS, UPDATES, GoldenCrops, golden_arguments, golden_model, golden_trainer
+from golden_training import (
+    BATCH,
+    HELD_OUT,
+    REFERENCE,
+    SETTINGS,
+    UPDATES,
+    GoldenCrops,
+    golden_arguments,
+    golden_model,
+    golden_trainer,
+)
 from vitrail.errors import VitrailError
 from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient, make_dino_model
 
@@ -32,7 +42,7 @@ if trainer.is_world_process_zero():
 
 
 class Centers(TrainerCallback):
-    """The centre after each update."""
+    """The center after each update."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -52,8 +62,8 @@ def check_networks(model):
         network = getattr(model, name).eval()
         with torch.no_grad():
             features, outputs = network.features(pixel_values), network(pixel_values)
-        torch.testing.assert_close(features, ANSWERS[f"{name}_cls"], rtol=0, atol=TOLERANCE)
-        torch.testing.assert_close(outputs, ANSWERS[f"{name}_head"], rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(features, REFERENCE[f"{name}_cls"], rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(outputs, REFERENCE[f"{name}_head"], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +84,10 @@ def test_the_original_loop(changes, tmp_path):
     trainer.train()
     log = trainer.state.log_history
     assert trainer.state.global_step == UPDATES
-    torch.testing.assert_close(logged(log, "loss"), ANSWERS["losses"], rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(torch.cat(centers.centers), ANSWERS["centers"], rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(logged(log, "learning_rate"), ANSWERS["lr"], rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(logged(log, "teacher_momentum"), ANSWERS["momentum"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(logged(log, "loss"), REFERENCE["losses"], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(torch.cat(centers.centers), REFERENCE["centers"], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(logged(log, "learning_rate"), REFERENCE["lr"], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(logged(log, "teacher_momentum"), REFERENCE["momentum"], rtol=1e-6, atol=0)
     check_networks(trainer.model)
 
 
@@ -87,10 +97,10 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launch, "script.py", folders, str(tmp_path)], cwd=tmp_path, check=True)
     trained = torch.load(tmp_path / "trained.pth", weights_only=True)
-    torch.testing.assert_close(logged(trained["log"], "loss"), ANSWERS["losses"], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(logged(trained["log"], "loss"), REFERENCE["losses"], rtol=0, atol=TOLERANCE)
     model = golden_model(golden_arguments(tmp_path))
     model.load_state_dict(trained["model"])
-    torch.testing.assert_close(model.loss.center, ANSWERS["centers"][-1:], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(model.loss.center, REFERENCE["centers"][-1:], rtol=0, atol=TOLERANCE)
     check_networks(model)
 
 
@@ -120,7 +130,7 @@ def test_weight_decay_grows_and_is_for_matrices_alone(tmp_path):
     trainer.add_callback(Decays())
     trainer.train()
     decaying, others = zip(*decays, strict=True)
-    torch.testing.assert_close(torch.tensor(decaying), ANSWERS["weight_decay"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(decaying), REFERENCE["weight_decay"], rtol=1e-6, atol=0)
     assert set(others) == {0.0}
     assert {parameter.ndim for parameter in trainer.optimizer.param_groups[1]["params"]} == {1}
     assert len(trainer.optimizer.param_groups[1]["params"]) == 1 + 2 * 8 + 2 + 3  # patches, blocks, norm, head: biases and vectors
@@ -156,8 +166,8 @@ def test_bfloat16_is_near(tmp_path):
     trainer = golden_trainer(tmp_path, bf16=True)
     trainer.train()
     losses = logged(trainer.state.log_history, "loss")
-    torch.testing.assert_close(losses, ANSWERS["losses"], rtol=0, atol=0.1)
-    assert (losses - ANSWERS["losses"]).abs().max() > 1e-4
+    torch.testing.assert_close(losses, REFERENCE["losses"], rtol=0, atol=0.1)
+    assert (losses - REFERENCE["losses"]).abs().max() > 1e-4
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
 
@@ -254,7 +264,7 @@ def test_the_loss_of_crops_that_are_not_trained_on(tmp_path):
     trainer = golden_trainer(tmp_path, per_device_eval_batch_size=BATCH, **first_temperature)
     first = torch.utils.data.Subset(GoldenCrops(), range(BATCH))
     begin = trainer.evaluate(first)["eval_loss"]
-    assert begin == pytest.approx(ANSWERS["losses"][0].item(), abs=TOLERANCE)
+    assert begin == pytest.approx(REFERENCE["losses"][0].item(), abs=TOLERANCE)
     assert trainer.model.loss.gathered is None
     trainer.model.train()
     trainer.train()
@@ -270,7 +280,7 @@ def test_without_local_crops(tmp_path):
 
 
 @pytest.mark.parametrize("logging_steps", [1, 2])
-def test_a_loss_that_is_no_number_ends_the_run(logging_steps, tmp_path):
+def test_a_loss_that_is_not_a_number_ends_the_run(logging_steps, tmp_path):
     trainer = golden_trainer(tmp_path, logging_steps=logging_steps)
     with torch.no_grad():
         trainer.model.student.head.mlp[0].bias[0] = math.nan
@@ -285,7 +295,7 @@ def test_weight_decay_may_begin_at_nothing(tmp_path):
 
 
 def test_schedules_go_on_after_an_update_that_was_skipped(tmp_path):
-    """As float16 skips those whose gradients are not finite: the Trainer then leaves the scheduler where it is."""
+    """float16 skips updates whose gradients are not finite, and the Trainer then does not step the scheduler."""
     trainer = golden_trainer(tmp_path)
     skip = 2
 
@@ -299,7 +309,7 @@ def test_schedules_go_on_after_an_update_that_was_skipped(tmp_path):
         trainer.train()
     finally:
         trainer.accelerator.__class__.optimizer_step_was_skipped = kept
-    expected = ANSWERS["lr"].tolist()
+    expected = REFERENCE["lr"].tolist()
     assert logged(trainer.state.log_history, "learning_rate").tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 

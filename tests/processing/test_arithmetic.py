@@ -14,7 +14,7 @@ from vitrail.processing.presets import PRESETS, make_image_processor
 IMAGES = paths.IMAGES
 LEVELS = {"do_rescale": False, "do_normalize": False}
 
-# What each layout makes of an image of 600x400, by hand: the (width, height) to resize to, and the box to cut out
+# The result of each layout for an image of 600x400, by hand: the (width, height) to resize to, and the box to cut out
 COFFEE = IMAGES / "coffee.jpg"
 CROP_OF_256, CROP_OF_248 = ((384, 256), (80, 16, 304, 240)), ((372, 248), (74, 12, 298, 236))
 PLANS = {
@@ -58,7 +58,7 @@ def test_pil_backend_of_one_channel():
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (97, 400)])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_torch_backend_rescales_and_normalises_at_once(preset, size):
+def test_torch_backend_rescales_and_normalizes_together(preset, size):
     image_processor = make_image_processor(preset, patch_size=16, backend="torch")
     levels = image_processor(photograph(size), return_tensors="pt", **LEVELS)["pixel_values"]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (PRESETS[preset].image_mean, PRESETS[preset].image_std))
@@ -69,8 +69,8 @@ def test_torch_backend_rescales_and_normalises_at_once(preset, size):
 
 @pytest.mark.parametrize("resample", [2, 3])
 @pytest.mark.parametrize("size", [(224, 224), (330, 248), (640, 100), (700, 500), (33, 481)])
-def test_torch_resizes_both_axes_at_once_as_one_after_the_other(size, resample):
-    """What the speed of the torch backend rests on: to the bit, so to the width and then to the height."""
+def test_torch_resizes_both_axes_together_as_one_after_the_other(size, resample):
+    """The speed of the torch backend relies on this: bit for bit, resizing goes to the width and then to the height."""
     image, mode = photograph((640, 480)), {2: "bilinear", 3: "bicubic"}[resample]
     levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     for target in ((480, size[0]), size[::-1]):

@@ -38,7 +38,7 @@ def test_area_aspect_and_place_are_distributed_as_defined():
     assert np.abs(correlation).max() < 0.08
 
 
-def test_parts_that_do_not_fit_are_drawn_anew():
+def test_parts_that_do_not_fit_are_drawn_again():
     """An aspect r fits a square at the area a where |log r| <= -log a: the large areas are the rarer."""
     width, height = sizes(boxes(4000, SIDE, SIDE))
     areas = np.linspace(0.08, 1, 100_001)
@@ -65,7 +65,7 @@ def test_every_place_is_as_likely():
         (100, 90, (0, 0, 100, 90)),
     ],
 )
-def test_what_never_fits_becomes_the_centre(width, height, box):
+def test_what_never_fits_becomes_the_center(width, height, box):
     drawn = boxes(3, width, height, scale=(2, 2))
     assert {tuple(row) for row in drawn.tolist()} == {box}
 
@@ -114,14 +114,14 @@ def test_a_view_is_the_crop_resized_mirrored_half_of_the_time(resample):
     assert stats.binomtest(sum(mirrored), len(mirrored)).pvalue > 0.01
 
 
-def test_the_image_processor_converts_colours():
-    """A palette is no scale of colours: resized as it is, its numbers would mix."""
+def test_the_image_processor_converts_colors():
+    """The indices of a palette are not levels of color: resizing them directly would mix them."""
     image = Image.open(PHOTO).convert("P")
     processor = vitrail.make_image_processor("dino", image_size=32)
     views = [training_view(mode, processor, rng_of(0, 0, 0)) for mode in (image, image.convert("RGB"))]
     assert views[0].equal(views[1])
-    grey = vitrail.make_image_processor("dino", image_size=32, num_channels=1)
-    assert training_view(image, grey, rng_of(0, 0, 0)).shape == (1, 32, 32)
+    gray = vitrail.make_image_processor("dino", image_size=32, num_channels=1)
+    assert training_view(image, gray, rng_of(0, 0, 0)).shape == (1, 32, 32)
 
 
 @pytest.mark.parametrize(

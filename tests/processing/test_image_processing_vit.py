@@ -74,7 +74,7 @@ def test_pil_backend_equals_torchvision_bit_for_bit(case):
 
 
 def assert_near_pillow(found, expected):
-    """What is promised of the torch backend: 2 levels at most, and under 1 % of the values differ at all."""
+    """Check the promise of the torch backend: values differ by 2 levels at most, and under 1 % of them differ at all."""
     difference = (found - expected).abs()
     assert difference.max() <= 2
     assert (difference > 0).float().mean() < 0.01
@@ -130,7 +130,7 @@ def test_squash_agrees_with_transformers(path):
     image = photograph(path)
     theirs = ViTImageProcessorPil()(image, return_tensors="np")["pixel_values"]
     ours = make_image_processor("google-hub")(image, return_tensors="np")["pixel_values"]
-    # The same levels, then another order of float32 operations.
+    # The levels are equal; the float32 operations after them have another order.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_center_crop_starts_where_torchvision_starts(height, top, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_padding_is_the_mean_colour(backend):
+def test_padding_is_the_mean_color(backend):
     options = {"backend": backend, "do_resize": False, "do_center_crop": False}
     image = photograph(size=(30, 20))
     padded = pixel_values(image, size_divisor=16, do_pad=True, **options)
@@ -240,29 +240,29 @@ def test_every_container_gives_the_same_values(backend, tmp_path, monkeypatch):
 def test_eight_bit_modes_become_rgb():
     """Each mode made from RGB and back: exactly where the mode keeps all, within its own rounding where not."""
     rgb = photograph(size=(90, 60))
-    grey = rgb.convert("L")
+    gray = rgb.convert("L")
     palette = rgb.quantize(200)
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     transparent = palette.copy()
     transparent.info["transparency"] = bytes(range(200))
     with_alpha = rgb.copy()
     with_alpha.putalpha(51)
-    colours = np.array(palette.getpalette()).reshape(-1, 3)[np.array(palette)]
+    colors = np.array(palette.getpalette()).reshape(-1, 3)[np.array(palette)]
     cases = [
         (rgb, np.array(rgb), 0),
         (with_alpha, np.array(rgb), 0),
-        (with_alpha.convert("RGBa"), np.array(rgb), 3),  # 51 levels of alpha leave 52 of colour
+        (with_alpha.convert("RGBa"), np.array(rgb), 3),  # 51 levels of alpha leave 52 of color
         (rgb.convert("CMYK"), np.array(rgb), 0),
         (rgb.convert("YCbCr"), np.array(rgb), 3),
         (rgb.convert("HSV"), np.array(rgb), 4),
         (ImageCms.profileToProfile(rgb, srgb, lab, outputMode="LAB"), np.array(rgb), 5),
-        (grey, np.array(grey)[..., None].repeat(3, 2), 0),
-        (grey.convert("LA"), np.array(grey)[..., None].repeat(3, 2), 0),
-        (grey.convert("LA").convert("La"), np.array(grey)[..., None].repeat(3, 2), 0),
-        (grey.point(lambda level: 255 * (level > 99), "1"), (np.array(grey)[..., None].repeat(3, 2) > 99) * 255, 0),
-        (palette, colours, 0),
-        (transparent, colours, 0),
-        (palette.convert("PA"), colours, 0),
+        (gray, np.array(gray)[..., None].repeat(3, 2), 0),
+        (gray.convert("LA"), np.array(gray)[..., None].repeat(3, 2), 0),
+        (gray.convert("LA").convert("La"), np.array(gray)[..., None].repeat(3, 2), 0),
+        (gray.point(lambda level: 255 * (level > 99), "1"), (np.array(gray)[..., None].repeat(3, 2) > 99) * 255, 0),
+        (palette, colors, 0),
+        (transparent, colors, 0),
+        (palette.convert("PA"), colors, 0),
     ]
     for image, expected, tolerance in cases:
         found = pixel_values(image, **{**AS_IS, "do_rescale": False}).permute(1, 2, 0).numpy()
@@ -340,14 +340,14 @@ def test_any_number_of_channels_is_processed_one_by_one(dtype, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_four_channels_are_not_alpha(backend):
-    """Pillow would multiply the colours by a fourth channel before it resizes."""
+    """Pillow would multiply the colors by a fourth channel before it resizes."""
     image = photograph(size=(60, 40))
     image.putalpha(Image.linear_gradient("L").resize((60, 40)))
     options = {"backend": backend, "size": {"height": 20, "width": 30}, "do_center_crop": False, **LEVELS}
-    colours = pixel_values(image.convert("RGB"), **options)
+    colors = pixel_values(image.convert("RGB"), **options)
     for four in (image, np.array(image)):
         found = pixel_values(four, num_channels=4, **options)
-        assert torch.equal(found[:3], colours)
+        assert torch.equal(found[:3], colors)
 
 
 def test_grayscale_models():
@@ -627,10 +627,10 @@ def test_a_call_overrides_and_leaves_no_trace():
 def test_loading_overrides(tmp_path):
     VitrailImageProcessor().save_pretrained(tmp_path)
     loaded, unused = VitrailImageProcessor.from_pretrained(
-        tmp_path, backend="torch", size={"shortest_edge": 300}, colour="blue", return_unused_kwargs=True
+        tmp_path, backend="torch", size={"shortest_edge": 300}, color="blue", return_unused_kwargs=True
     )
     assert (loaded.backend, loaded.size, loaded.crop_size) == ("torch", {"shortest_edge": 300}, {"height": 224, "width": 224})
-    assert unused["colour"] == "blue"
+    assert unused["color"] == "blue"
     by_auto_class = VitrailImageProcessorTorch.from_pretrained(tmp_path)
     assert type(by_auto_class) is VitrailImageProcessor
     assert by_auto_class.to_dict() == VitrailImageProcessor(backend="torch").to_dict()

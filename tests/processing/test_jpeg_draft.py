@@ -34,7 +34,7 @@ def decoded_size(data, **settings):
     return VitrailImageProcessor(jpeg_draft=True, **settings).decode(io.BytesIO(data)).size
 
 
-def test_it_is_off_and_says_so(tmp_path):
+def test_it_is_off_and_is_reported(tmp_path):
     data, image_processor = jpeg((1600, 1200)), VitrailImageProcessor()
     assert image_processor.decode(io.BytesIO(data)).size == (1600, 1200)
     expected = image_processor(Image.open(io.BytesIO(data)), return_tensors="pt")["pixel_values"]
@@ -119,7 +119,7 @@ def test_paths_bytes_and_urls_are_read_alike(backend, tmp_path, monkeypatch):
     expected = image_processor(drafted, return_tensors="pt")["pixel_values"]
     for source in (path, str(path), data, "https://example.org/photo.jpg"):
         assert torch.equal(image_processor(source, return_tensors="pt")["pixel_values"], expected)
-    # It is the same picture: in grey levels
+    # It is the same picture: in gray levels
     settings = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
     difference = image_processor(path, **settings)["pixel_values"] - image_processor(Image.open(path), **settings)["pixel_values"]
     assert difference.abs().mean() < 1

@@ -69,10 +69,10 @@ DRAWS = {
     "resized down": CropDraw((3, 0, 128, 94), 32),
     "of its size": CropDraw((40, 20, 72, 52), 32),
     "mirrored": CropDraw((30, 10, 61, 45), 32, mirrored=True),
-    "greyscale": CropDraw((20, 0, 128, 90), 32, grayscale=True),
+    "grayscale": CropDraw((20, 0, 128, 90), 32, grayscale=True),
     "blurred a little": CropDraw((20, 0, 128, 90), 32, blur_radius=0.1),
     "blurred": CropDraw((20, 0, 128, 90), 32, blur_radius=1.937),
-    "greyscale, blurred": CropDraw((20, 0, 128, 90), 32, grayscale=True, blur_radius=0.871),
+    "grayscale, blurred": CropDraw((20, 0, 128, 90), 32, grayscale=True, blur_radius=0.871),
     "solarized": CropDraw((20, 0, 128, 90), 32, solarize_threshold=128),
     "solarized above 60": CropDraw((20, 0, 128, 90), 32, solarize_threshold=60),
     "jitter": CropDraw(
@@ -86,7 +86,7 @@ DRAWS = {
         blur_radius=0.533,
         solarize_threshold=128,
     ),
-    "all steps, greyscale": CropDraw(
+    "all steps, grayscale": CropDraw(
         (9, 7, 120, 91),
         32,
         mirrored=True,
@@ -109,7 +109,7 @@ NORMALIZATION = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("name", "factor"), [(name, factor) for name, factors in FACTORS.items() for factor in factors])
-def test_changes_of_colour_equal_torchvision_bit_for_bit(mode, name, factor):
+def test_changes_of_color_equal_torchvision_bit_for_bit(mode, name, factor):
     changed = JITTER[name](PHOTO.convert(mode).crop(PART), factor)
     assert changed.mode == mode
     np.testing.assert_array_equal(np.asarray(changed), GOLDEN[f"{mode}/{name}/{factor}"])
@@ -117,13 +117,13 @@ def test_changes_of_colour_equal_torchvision_bit_for_bit(mode, name, factor):
 
 @pytest.mark.parametrize("factor", [0.0, -0.0971, 0.4])
 def test_every_hue_saturation_and_value_comes_back_as_by_pillow(monkeypatch, factor):
-    """Over all 2**24 colours of HSV, of which an image in RGB reaches only some."""
+    """Over all 2**24 colors of HSV, of which an image in RGB reaches only some."""
     monkeypatch.setattr(Image.Image, "convert", lambda image, mode: image)
-    colours = np.stack(np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 3), axis=-1).reshape(4096, 4096, 3)
-    changed = adjust_hue(Image.fromarray(colours), factor)
+    colors = np.stack(np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 3), axis=-1).reshape(4096, 4096, 3)
+    changed = adjust_hue(Image.fromarray(colors), factor)
     monkeypatch.undo()
-    colours[..., 0] += np.array(int(factor * 255)).astype(np.uint8)  # overflows as torchvision's
-    assert changed.tobytes() == Image.frombytes("HSV", (4096, 4096), colours.tobytes()).convert("RGB").tobytes()
+    colors[..., 0] += np.array(int(factor * 255)).astype(np.uint8)  # overflows as torchvision's
+    assert changed.tobytes() == Image.frombytes("HSV", (4096, 4096), colors.tobytes()).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -149,7 +149,7 @@ def test_pixel_values_equal_torchvision_bit_for_bit(monkeypatch):
         assert view.equal(GOLDEN["pixel_values"])
 
 
-@pytest.mark.parametrize("name", ["jitter", "all steps, greyscale"])
+@pytest.mark.parametrize("name", ["jitter", "all steps, grayscale"])
 @pytest.mark.parametrize(("mode", "mean", "std"), [("RGB", IMAGENET_MEAN, IMAGENET_STD), ("L", (0.45,), (0.23,))])
 def test_pixel_values_have_the_channels_of_the_model(monkeypatch, name, mode, mean, std):
     global_crops, _ = make_crops(PHOTO, drawn(monkeypatch, name), None, mean=mean, std=std, num_channels=len(mean))
@@ -162,7 +162,7 @@ def test_pixel_values_have_the_channels_of_the_model(monkeypatch, name, mode, me
 
 
 def draws_of(count, augmentation=DINO_AUGMENTATION, side=2000):
-    """Of each kind of view, the draws of so many images: two lists of the large views, and one of the small ones."""
+    """Return the draws of this number of images for each kind of view: two lists for large views and one for small views."""
     rng = np.random.default_rng(0)
     images = [list(draw_crops(augmentation, side, side, rng)) for _ in range(count)]
     return [draws[0] for draws in images], [draws[1] for draws in images], [draw for draws in images for draw in draws[2:]]
@@ -375,7 +375,7 @@ def test_what_json_leaves_out_is_the_default():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"colour": 1}, "found colour in a MultiCropAugmentation; it has global_crops, "),
+        ({"tint": 1}, "found tint in a MultiCropAugmentation; it has global_crops, "),
         ({"local_crop": {"size": 96, "scale": [0.05, 0.4], "blur": 1}}, "found blur in a CropAugmentation; it has size, "),
         ({"local_crop": {"size": 96}}, "missing 1 required positional argument: 'scale'"),
         ({"local_crop": 96}, "found 96 in place of a CropAugmentation"),

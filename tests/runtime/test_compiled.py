@@ -70,7 +70,7 @@ def test_without_a_precision_it_is_that_of_the_weights(dtype):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
-def test_another_precision_runs_a_copy_and_says_how_near_it_comes(precision, dtype):
+def test_another_precision_runs_a_copy_and_reports_how_near_it_comes(precision, dtype):
     vit = small_model()
     programs = CompiledModel(outputs_of(vit), Runtime(precision), batch_size=2)
     outputs = programs(images())

@@ -23,7 +23,7 @@ BUILDERS = {"onnxruntime": build_onnxruntime, "openvino": build_openvino}
 
 
 class Pooled(torch.nn.Module):
-    """What the model pools, and the mean of its patches."""
+    """Returns the pooled output of the model and the mean of its patches."""
 
     def __init__(self, vit):
         super().__init__()
@@ -48,28 +48,28 @@ def photos():
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
-def program(request, module):
+def compiled(request, module):
     """Built for two callers, at a size that is not the model's."""
     example = make_images(module.vit.config, batch_size=1, grid=(3, 5))
     return BUILDERS[request.param](module, example, precision="float32", calibration=None, num_streams=2)
 
 
 @torch.inference_mode()
-def test_engines_agree_with_torch(module, program):
+def test_engines_agree_with_torch(module, compiled):
     for batch_size in (1, 3):
         images = make_images(module.vit.config, batch_size=batch_size, grid=(3, 5), seed=batch_size)
-        torch.testing.assert_close(program(images), module(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(compiled(images), module(images), atol=1e-5, rtol=1e-5)
         apart = images.transpose(2, 3).contiguous().transpose(2, 3)  # in another order in memory
-        torch.testing.assert_close(program(apart), module(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(compiled(apart), module(images), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
-def test_several_threads_call_a_program_at_once(module, program):
+def test_several_threads_call_a_compiled_model_together(module, compiled):
     batches = [make_images(module.vit.config, batch_size=1 + seed % 3, grid=(3, 5), seed=seed) for seed in range(24)]
     expected = [module(batch) for batch in batches]
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(program, batches))  # all are kept: none is written over by a later one
-    torch.testing.assert_close(answers, expected, atol=1e-5, rtol=1e-5)
+        outputs = list(pool.map(compiled, batches))  # all are kept: a later output does not overwrite an earlier one
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_int8_is_near_float32_and_quiet(build, photos, capfd, caplog):
     model = tiny_model(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=3072, image_size=64)
     module = Pooled(randomize(model))
     handlers = list(logging.getLogger().handlers)
-    program = build(module, photos[:1], precision="int8", calibration=photos[:6], num_streams=1)
+    compiled = build(module, photos[:1], precision="int8", calibration=photos[:6], num_streams=1)
     assert logging.getLogger().handlers == handlers
     assert (*capfd.readouterr(), [record for record in caplog.records if record.levelno > logging.INFO]) == ("", "", [])
-    for answer, expected in zip(program(photos[6:]), module(photos[6:]), strict=True):
-        cosines = torch.nn.functional.cosine_similarity(answer, expected)
+    for output, expected in zip(compiled(photos[6:]), module(photos[6:]), strict=True):
+        cosines = torch.nn.functional.cosine_similarity(output, expected)
         assert cosines.min() > 0.995
-        assert (answer - expected).abs().max() > 1e-3  # it does compute in fewer bits
+        assert (output - expected).abs().max() > 1e-3  # int8 does compute in fewer bits
 
 
 def test_what_the_processor_has_no_instructions_for(module, monkeypatch):
@@ -107,7 +107,7 @@ def test_what_the_processor_has_no_instructions_for(module, monkeypatch):
 
 
 def test_nothing_is_reported_over_the_network(tmp_path):
-    """In a process where nobody has imported pytest, in which nncf is silent."""
+    """nncf is silent when pytest is imported, so this runs in a process without pytest."""
     program = """
 import sys
 asked = []

@@ -18,7 +18,7 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 class Everything(torch.nn.Module):
-    """All that a classifier computes."""
+    """Returns every output of a classifier."""
 
     def __init__(self, model):
         super().__init__()
@@ -44,12 +44,12 @@ def check(module, graph, path, grids):
         for batch_size in (1, 3):
             images = make_images(module.model.config, batch_size=batch_size, grid=grid, seed=batch_size)
             expected = module(images)
-            for engine, answers in (
+            for engine, outputs in (
                 ("onnxruntime", session.run(None, {"pixel_values": images.numpy()})),
                 ("OpenVINO", list(compiled(images.numpy()).values())),
             ):
-                answers = tuple(map(torch.from_numpy, answers))
-                torch.testing.assert_close(answers, expected, **TOLERANCE, msg=lambda text, engine=engine: f"{engine}: {text}")
+                outputs = tuple(map(torch.from_numpy, outputs))
+                torch.testing.assert_close(outputs, expected, **TOLERANCE, msg=lambda text, engine=engine: f"{engine}: {text}")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def graph():
     return trace(make_module("absolute"), (None, 3, 16, 24), ("tokens", "pooled", "logits"))
 
 
-def test_onnx_has_gelu_as_one_operation_and_says_nothing_of_this_machine(graph, tmp_path):
+def test_onnx_has_gelu_as_one_operation_and_no_mention_of_this_machine(graph, tmp_path):
     path = tmp_path / "model.onnx"
     write_onnx(graph, path)
     model = onnx.load(path)
@@ -105,8 +105,8 @@ def test_onnx_has_gelu_as_one_operation_and_says_nothing_of_this_machine(graph, 
 
 def test_openvino_has_gelu_and_attention_as_one_operation_each(graph):
     model = to_openvino(graph)
-    kinds = [node.get_type_name() for node in model.get_ops()]
-    assert (kinds.count("Gelu"), kinds.count("ScaledDotProductAttention")) == (1, 1)
+    node_types = [node.get_type_name() for node in model.get_ops()]
+    assert (node_types.count("Gelu"), node_types.count("ScaledDotProductAttention")) == (1, 1)
     assert model.input("pixel_values").partial_shape.to_string() == "[?,3,16,24]"
     assert [model.output(name).partial_shape.to_string() for name in graph.output_names] == ["[?,25,32]", "[?,32]", "[?,5]"]
 
@@ -131,9 +131,9 @@ def test_tracing_leaves_the_module_as_it_was_and_shares_its_weights():
     module.to(torch.bfloat16)
     images = make_images(module.model.config)
     with torch.no_grad():
-        answers = trace(module, images.shape).program.module()(images)
+        outputs = trace(module, images.shape).program.module()(images)
         assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
-        torch.testing.assert_close(answers, module.float().eval()(images), **TOLERANCE)
+        torch.testing.assert_close(outputs, module.float().eval()(images), **TOLERANCE)
 
 
 def test_large_weights_go_into_a_second_file(graph, tmp_path, monkeypatch):

@@ -66,16 +66,16 @@ def test_a_folder_that_its_engine_and_transformers_read(classifier, to, files, r
 
 
 @pytest.mark.parametrize(("to", "run"), [("onnx", run_onnx), ("openvino", run_openvino)])
-def test_the_answers_of_the_original_implementation(to, run, tmp_path):
+def test_the_outputs_of_the_original_implementation(to, run, tmp_path):
     """DINOv2's own code, its positions for 37x37 patches: here for 8x8."""
     case = deterministic.case("dinov2_swiglu_tiny")
     deterministic.write_checkpoint(case, tmp_path / "dinov2.pth")
     vitrail.export_model(tmp_path / "dinov2.pth", tmp_path / "out", to=to, image_size=112)
     (inputs,) = case["inputs"].values()
     last_hidden_state, pooler_output = run(tmp_path / "out", deterministic.pixel_values(inputs).numpy())
-    answers = load_file(deterministic.GOLDEN / "dinov2_swiglu_tiny.safetensors")
-    np.testing.assert_allclose(last_hidden_state[:, inputs["token_index"]], answers["112x112/last_hidden_state"], atol=2e-5)
-    np.testing.assert_allclose(pooler_output, answers["112x112/cls"], atol=2e-5)
+    outputs = load_file(deterministic.GOLDEN / "dinov2_swiglu_tiny.safetensors")
+    np.testing.assert_allclose(last_hidden_state[:, inputs["token_index"]], outputs["112x112/last_hidden_state"], atol=2e-5)
+    np.testing.assert_allclose(pooler_output, outputs["112x112/cls"], atol=2e-5)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["image_size"] == [112, 112]
 
@@ -117,7 +117,7 @@ def with_another_activation(graph: Graph, path):
     write_onnx(trace(named_outputs(model, *graphs.OUTPUT_NAMES[type(model)]), graph.shape, graph.output_names), path)
 
 
-def test_a_graph_that_answers_otherwise_is_refused(classifier, tmp_path, monkeypatch):
+def test_a_graph_with_other_outputs_is_refused(classifier, tmp_path, monkeypatch):
     wrong = dataclasses.replace(graphs.GRAPH_FORMATS["onnx"], write=with_another_activation)
     monkeypatch.setitem(graphs.GRAPH_FORMATS, "onnx", wrong)
     with pytest.raises(
@@ -128,14 +128,14 @@ def test_a_graph_that_answers_otherwise_is_refused(classifier, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_answers_that_are_not_numbers_are_refused_and_zeros_are_not():
-    """Zeros are what a fresh classifier may answer."""
+def test_outputs_that_are_not_numbers_are_refused_and_zeros_are_not():
+    """Zeros are a valid output of a fresh classifier."""
     model = make_model(vitrail.ViTForImageClassification, "absolute")
     torch.nn.init.zeros_(model.classifier.weight)
     torch.nn.init.zeros_(model.classifier.bias)
 
-    def compare(answer):
-        logits = np.full((1, 5), answer, np.float32)
+    def compare(output):
+        logits = np.full((1, 5), output, np.float32)
         return graphs.compare(
             named_outputs(model, *graphs.OUTPUT_NAMES[type(model)]),
             lambda pixel_values: [logits],

@@ -46,7 +46,7 @@ def test_a_classifier_gives_logits():
     assert set(fast.report.agreement) == {"logits"}
 
 
-def test_the_report_says_what_was_compared_on_what():
+def test_the_report_names_what_was_compared_on_what():
     report = vitrail.optimize(small_model(), precision="bfloat16", example_size=(32, 48)).report
     assert (report.precision, report.engine, report.image_size, report.num_images) == ("bfloat16", "eager", (32, 48), 2)
     assert report.cosine == min(agreement.cosine for agreement in report.agreement.values()) < 1
@@ -58,7 +58,7 @@ def test_the_report_says_what_was_compared_on_what():
     assert "2 images of 32x48" in str(report)
 
 
-def test_examples_tell_the_size():
+def test_examples_determine_the_size():
     report = vitrail.optimize(small_model(), precision="float16", examples=images(20, 64, 40)).report
     assert (report.image_size, report.num_images) == ((64, 40), 8)
 

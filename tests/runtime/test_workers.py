@@ -25,7 +25,7 @@ def test_results_come_in_the_order_of_the_items(two_threads):
     assert list(InferenceWorkers(CPU).run(slow_if_even, range(20))) == [number * number for number in range(20)]
 
 
-def test_lanes_run_side_by_side_with_one_thread_each(two_threads):
+def test_workers_run_side_by_side_with_one_thread_each(two_threads):
     both = threading.Barrier(2, timeout=10)
 
     def meet(item):
@@ -45,7 +45,7 @@ def test_an_accelerator_has_one_lane_and_torch_keeps_its_threads(two_threads):
 
 
 def test_items_are_taken_only_a_few_ahead(two_threads):
-    """So that memory does not grow with the number of items."""
+    """This keeps memory independent of the number of items."""
     taken = []
     go = threading.Event()
 
@@ -61,7 +61,7 @@ def test_items_are_taken_only_a_few_ahead(two_threads):
     results.close()
 
 
-def test_an_error_arrives_and_ends_the_lanes(two_threads):
+def test_an_error_arrives_and_ends_the_workers(two_threads):
     def fail(item):
         raise ValueError(f"item {item}")
 

@@ -54,6 +54,6 @@ def test_another_version_names_the_file_the_version_and_the_remedy(version: obje
         ({"first": {"name": "a"}, "others": "b"}, "run.json: others is of type str; expected a list"),
     ],
 )
-def test_a_damaged_record_says_where(content: dict, message: str) -> None:
+def test_a_damaged_record_names_the_place(content: dict, message: str) -> None:
     with pytest.raises(CorruptFileError, match=message):
         Run.from_dict(content, "run.json")

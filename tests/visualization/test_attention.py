@@ -147,7 +147,7 @@ def test_images_of_several_sizes():
     np.testing.assert_allclose(maps[2], alone, atol=1e-6)
 
 
-def test_each_image_is_shown_once_beside_its_blocks():
+def test_each_image_is_shown_once_next_to_its_blocks():
     model, processor = small_model()
     _, picture = plot_attention(model, processor, [PHOTO, IMAGES / "coffee.jpg"], layers=(0, 1, 2))
     cells = np.asarray(picture)[6:, 6:].reshape(6, -1, 5, 166, 3)  # rows of a photo and four heads, 160 pixels wide

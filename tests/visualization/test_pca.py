@@ -40,7 +40,7 @@ def test_components_equal_those_of_scikit_learn(shape):
     np.testing.assert_allclose(principal_components(tokens, 3), sklearn_scores(tokens, 3), atol=1e-9)
 
 
-def test_what_varies_by_rounding_alone_is_no_component():
+def test_what_varies_by_rounding_alone_is_not_a_component():
     line = random(50, 1) * random(1, 20, seed=1) + 100
     scores = principal_components(line + 1e-6 * random(50, 20, seed=2), 3)
     assert scores[:, 0].std() > 1
@@ -141,7 +141,7 @@ def test_images_of_several_sizes_share_their_colors():
     assert sheet.width > 2 * 160
 
 
-def test_the_sheet_shows_each_image_beside_its_colors():
+def test_the_sheet_shows_each_image_next_to_its_colors():
     model, processor = small_model()
     (colors,), _, sheet = plot_pca(model, processor, PHOTOS[:1], foreground=False)
     picture = np.asarray(sheet)[-6 - 160 : -6, -6 - 160 : -6].astype(float) / 255  # the last cell: 4x4 patches of 40 pixels

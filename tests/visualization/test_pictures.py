@@ -49,8 +49,8 @@ def test_at_size_of_settings_that_no_preset_has():
     assert (prepared(only_crop) == prepared(vitrail.VitrailImageProcessor(size={"shortest_edge": 32}, crop_size=32))).all()
     without_crop = vitrail.VitrailImageProcessor(size={"shortest_edge": 224}, do_center_crop=False)
     assert prepared(at_size(without_crop, (16, 16), 320)).shape == (3, 320, 480)
-    unnormalised = at_size(vitrail.VitrailImageProcessor(do_normalize=False, resample=2), (16, 16), 32)
-    assert (unnormalised.do_normalize, unnormalised.resample) == (False, 2)
+    unnormalized = at_size(vitrail.VitrailImageProcessor(do_normalize=False, resample=2), (16, 16), 32)
+    assert (unnormalized.do_normalize, unnormalized.resample) == (False, 2)
 
 
 def test_a_size_that_patches_do_not_divide_is_refused_with_those_that_they_do():

@@ -187,6 +187,6 @@ def test_columns_that_hold_no_vectors_are_refused(images, stored, tmp_path):
         find_similar(small_model(), tensors, PHOTOS[0])
 
 
-def test_a_query_that_is_no_image_is_named(stored, tmp_path):
+def test_a_query_that_is_not_an_image_is_named(stored, tmp_path):
     with pytest.raises(UnreadableImageError, match=r"none\.jpg: the file does not exist"):
         find_similar(small_model(), stored, tmp_path / "none.jpg")

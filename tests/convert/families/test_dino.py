@@ -1,4 +1,4 @@
-"""What is particular to DINO's files: training checkpoints, linear heads; and everything that can be wrong with a .pth file."""
+"""DINO's own file formats, training checkpoints and linear heads, and everything that can be wrong with a .pth file."""
 
 import argparse
 import os
@@ -44,7 +44,7 @@ def tiny(depth=2, hidden_size=64):
 
 
 def training_checkpoint(student, teacher):
-    """What DINO's main_dino.py saves: wrapped names, projection heads, optimizer with numpy numbers, and the arguments."""
+    """Return what DINO's main_dino.py saves: wrapped names, projection heads, optimizer with numpy numbers, and the arguments."""
     projection = {"head.mlp.0.weight": torch.zeros(8, 64), "head.last_layer.weight_g": torch.ones(16, 1)}
     projection |= {"head.mlp.0.bias": torch.zeros(8), "head.last_layer.weight_v": torch.zeros(16, 8)}
     return {
@@ -82,7 +82,7 @@ def test_teacher_is_the_default(tmp_path):
     assert vitrail.load(tmp_path / "checkpoint.pth")[2].root == "teacher"
 
 
-def test_the_head_of_another_width_reads_what_its_width_says(tmp_path):
+def test_the_head_of_another_width_reads_what_its_width_states(tmp_path):
     torch.save(tiny(depth=4), tmp_path / "backbone.pth")
     for parts, fields in {1: (1, False), 2: (1, True), 3: (3, False), 4: (4, False)}.items():
         weight = torch.arange(10 * parts * 64.0).view(10, parts * 64)

@@ -1,4 +1,4 @@
-"""What is particular to DINOv2's files: chunks, training runs, linear heads of four widths, and evaluations with many of them."""
+"""DINOv2's own file formats: chunks, training runs, linear heads of four widths, and evaluations with many of them."""
 
 import re
 
@@ -83,7 +83,7 @@ def test_a_shard_of_a_distributed_run_is_refused(tmp_path, name):
 
 
 class Shard:
-    """What FSDP's local state dicts hold is pickled so; a real one needs a process group."""
+    """Stand-in for the tensors of FSDP's local state dicts, pickled like them. A real tensor needs a process group."""
 
     def __reduce__(self):
         return ShardedTensor, ()
@@ -116,7 +116,7 @@ READS = {1: (1, False), 2: (1, True), 4: (4, False), 5: (4, True)}  # by the wid
 
 
 @pytest.mark.parametrize("parts", READS)
-def test_a_head_reads_what_its_width_says(backbone, tmp_path, parts):
+def test_a_head_reads_what_its_width_states(backbone, tmp_path, parts):
     torch.manual_seed(0)
     head = {"weight": torch.randn(7, parts * WIDTH), "bias": torch.randn(7)}
     model, _, report = vitrail.load(backbone, head=save(head, tmp_path / "head.pth"))
@@ -140,7 +140,7 @@ def test_a_head_of_no_such_width_is_refused(backbone, tmp_path):
 
 
 def evaluation(prefix="module."):
-    """What eval/linear.py saves: a classifier for each setting and learning rate, wrapped for distributed training, and an optimizer."""
+    """Checkpoint of eval/linear.py: a classifier for each setting and learning rate, wrapped for distributed training, and an optimizer."""
     tensors = {}
     for number, (blocks, avgpool) in enumerate([(1, False), (1, True), (4, False), (4, True)], start=1):
         name = f"{prefix}classifiers_dict.classifier_{blocks}_blocks_avgpool_{avgpool}_lr_0_00100.linear"

@@ -1,4 +1,4 @@
-"""What is particular to Google's .npz files: two numberings, flax's prefixes, kernels by head, heads of zeros, the tanh layer."""
+"""Google's .npz files: two numberings, flax's prefixes, kernels by head, heads of zeros, the tanh layer."""
 
 import numpy as np
 import pytest
@@ -116,7 +116,7 @@ def test_patches_are_projected_as_flax_does(published):
     torch.testing.assert_close(found, torch.from_numpy(expected).flatten(1, 2), atol=1e-5, rtol=1e-5)
 
 
-def test_a_head_of_zeros_is_dropped_with_a_notice(tmp_path):
+def test_a_head_of_zeros_is_dropped_with_a_warning(tmp_path):
     model, _, report = vitrail.load(save(tiny(head="zeros", pre_logits=True), tmp_path / "in21k.npz"))
     assert isinstance(model, vitrail.ViTModel)
     assert [warning for warning in report.warnings if "zeros" in warning and "no classifier" in warning]

@@ -1,6 +1,6 @@
-"""What is particular to timm's files: where pooling and the last norm stand, positions of every kind, config.json.
+"""timm's own file formats: where pooling and the last norm stand, positions of every kind, config.json.
 
-The answers are timm's own: small models of each kind, in tests/golden/timm_variants.
+The outputs are timm's own: small models of each kind, in tests/golden/timm_variants.
 """
 
 import json
@@ -17,7 +17,7 @@ from vitrail.errors import UnsupportedCheckpointError
 
 VARIANTS = deterministic.case("timm_variants")
 CASES, INPUTS = VARIANTS["cases"], VARIANTS["inputs"]
-ANSWERS = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
+REFERENCE = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
 TOLERANCE = 2e-5
 
 FIELDS = {
@@ -54,7 +54,7 @@ FIELDS = {
 
 
 def write_folder(path, tensors, config=None):
-    """What lies on the Hub: model.safetensors and config.json."""
+    """Write the files of a Hub repository: model.safetensors and config.json."""
     save_file(tensors, path / "model.safetensors")
     if config is not None:
         (path / "config.json").write_text(json.dumps(config))
@@ -62,7 +62,7 @@ def write_folder(path, tensors, config=None):
 
 
 CONTAINERS = ("folder", "bare .safetensors", "bare .pth")
-# That norms stand behind the layers is told by the architecture in config.json alone
+# Only the architecture in config.json determines that norms follow the layers
 NEEDS_CONFIG = ("absolute, rpn",)
 
 
@@ -71,7 +71,7 @@ NEEDS_CONFIG = ("absolute, rpn",)
     [(variant, container) for variant in CASES for container in CONTAINERS if container == "folder" or variant not in NEEDS_CONFIG],
 )
 @torch.no_grad()
-def test_every_kind_answers_as_timm_does(variant, container, tmp_path):
+def test_every_kind_matches_timm(variant, container, tmp_path):
     case = CASES[variant]
     tensors = deterministic.weights(case["checkpoint"])
     if container == "folder":
@@ -86,7 +86,7 @@ def test_every_kind_answers_as_timm_does(variant, container, tmp_path):
     encoder = getattr(model, "vit", model)
     assert {name: getattr(encoder.config, name) for name in FIELDS[variant]} == FIELDS[variant]
     is_absolute = variant.startswith("absolute")
-    # The relative MLP's weights do not tell the size; every other kind's do
+    # The relative MLP's weights do not determine the size; the weights of every other kind do
     assert encoder.config.image_size == ((224, 224) if variant.startswith("mlp") else (32, 32))
     assert encoder.config.position_interpolation_antialias == is_absolute
     for size, spec in INPUTS.items():
@@ -94,7 +94,7 @@ def test_every_kind_answers_as_timm_does(variant, container, tmp_path):
         found = {"last_hidden_state": outputs.last_hidden_state[:, spec["token_index"]], "pooled": outputs.pooler_output}
         found["logits"] = model(pixel_values).logits if model is not encoder else outputs.pooler_output
         for name, array in found.items():
-            torch.testing.assert_close(array, ANSWERS[f"{variant}/{size}/{name}"], atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(array, REFERENCE[f"{variant}/{size}/{name}"], atol=TOLERANCE, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- config.json
@@ -116,7 +116,7 @@ RELATIVE = deterministic.weights(CASES["mlp"]["checkpoint"])
     ],
 )
 @torch.no_grad()
-def test_pooling_is_what_config_json_says(tmp_path, tensors, config, expected):
+def test_pooling_is_what_config_json_states(tmp_path, tensors, config, expected):
     model, _, _ = vitrail.load(write_folder(tmp_path, tensors, {"architecture": "vit", **config}))
     assert (model.config.pooling, model.config.norm_before_pooling) == expected
     outputs = model.vit(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
@@ -140,7 +140,7 @@ def test_pooling_is_what_config_json_says(tmp_path, tensors, config, expected):
         ({"architecture": "vit_small_patch16_224"}, "num_attention_heads", 2),
     ],
 )
-def test_what_no_shape_tells_stands_in_config_json(tmp_path, config, field, value):
+def test_what_no_shape_determines_stands_in_config_json(tmp_path, config, field, value):
     assert getattr(vitrail.load(write_folder(tmp_path, PLAIN, config))[0].config, field) == value
 
 
@@ -231,9 +231,9 @@ def test_preprocessing_that_is_not_known_is_refused(tmp_path, changes):
         processor_of(tmp_path, CFG | changes)
 
 
-def test_a_model_of_grey_images_takes_the_average_of_colour_statistics(tmp_path):
-    grey = PLAIN | {"patch_embed.proj.weight": PLAIN["patch_embed.proj.weight"].sum(dim=1, keepdim=True)}
-    processor = processor_of(tmp_path, CFG, grey)
+def test_a_model_of_gray_images_takes_the_average_of_color_statistics(tmp_path):
+    gray = PLAIN | {"patch_embed.proj.weight": PLAIN["patch_embed.proj.weight"].sum(dim=1, keepdim=True)}
+    processor = processor_of(tmp_path, CFG, gray)
     pixel_values = processor(np.full((40, 40), 255, np.uint8), return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (1, 1, 32, 32)
     torch.testing.assert_close(
@@ -242,7 +242,7 @@ def test_a_model_of_grey_images_takes_the_average_of_colour_statistics(tmp_path)
 
 
 @pytest.mark.parametrize(("img_size", "cls_position"), [((16, 72), True), ((40, 56), False), ((24, 48), True)])
-def test_a_rectangle_is_what_config_json_says(tmp_path, img_size, cls_position):
+def test_a_rectangle_is_what_config_json_states(tmp_path, img_size, cls_position):
     """2 x 9 + 1 positions, 5 x 7 (+ 1 would be a square), 3 x 6 + 1: counts that could be read as something else."""
     grid = img_size[0] // 8, img_size[1] // 8
     tensors = dict(PLAIN)

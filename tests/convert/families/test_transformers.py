@@ -25,7 +25,7 @@ SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "i
 VIT, DINOV2 = SMALL | {"intermediate_size": 40}, SMALL | {"mlp_ratio": 2, "layerscale_value": 0.5}
 LABELS = {"id2label": {0: "cat", 1: "dog", 2: "bird"}, "label2id": {"cat": 0, "dog": 1, "bird": 2}}
 
-# What stands before the encoder's names in files of models with a head
+# Prefixes of the encoder's names in files of models with a head
 PREFIXES = {
     "vit": "vit.",
     "vit_mae": "vit.",
@@ -74,7 +74,7 @@ HEADS = ("classifier.", "decoder.")  # what no prefix stands before
 
 
 def write(folder, model, layout="hub", prefix="as saved", container="safetensors"):
-    """What `save_pretrained` writes; with today's names, with or without the prefix, or as a pickle instead."""
+    """Write the files of `save_pretrained`; with today's names, with or without the prefix, or as a pickle instead."""
     folder.mkdir(exist_ok=True)
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -93,7 +93,7 @@ def write(folder, model, layout="hub", prefix="as saved", container="safetensors
     return folder
 
 
-def answers(theirs, pixel_values):
+def outputs_of(theirs, pixel_values):
     """last_hidden_state, and pooler_output or logits where there are, of transformers' model."""
     arguments = {}
     if theirs.config.model_type == "vit_mae":  # without masking, and this noise leaves the patches in their order
@@ -117,7 +117,7 @@ def answers(theirs, pixel_values):
 @torch.no_grad()
 def compare(ours, theirs, size):
     pixel_values = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    expected = answers(theirs, pixel_values)
+    expected = outputs_of(theirs, pixel_values)
     outputs = getattr(ours, "vit", ours)(pixel_values)
     for name, array in expected.items():
         found = ours(pixel_values).logits if name == "logits" else getattr(outputs, name)
@@ -142,7 +142,7 @@ SIZES = [(32, 32), (48, 24)]  # the native one, and a rectangular one
         ("module", "without", "safetensors"),
     ],
 )
-def test_every_model_answers_as_transformers_does(theirs, tmp_path, layout, prefix, container):
+def test_every_model_matches_transformers(theirs, tmp_path, layout, prefix, container):
     ours, _, report = vitrail.load(write(tmp_path, theirs, layout, prefix, container))
     assert report.format == "transformers"
     assert isinstance(ours, vitrail.ViTForImageClassification if hasattr(theirs, "classifier") else vitrail.ViTModel)
@@ -173,7 +173,7 @@ def tensors_of(folder):
 )
 def test_models_of_published_size(tmp_path, make):
     torch.manual_seed(0)
-    theirs = make().eval()  # initialised as transformers does: activations of a deep random network would grow
+    theirs = make().eval()  # initialized as transformers does: activations of a deep random network would grow
     theirs.save_pretrained(tmp_path)
     ours, _, _ = vitrail.load(tmp_path)
     for size in ((224, 224), (112, 336)):
@@ -189,7 +189,7 @@ def test_weights_in_several_files(tmp_path):
 
 @pytest.mark.parametrize("layout", ["hub", "module"])
 def test_deit_without_distillation_is_a_vit(tmp_path, layout):
-    """As facebook/deit-base-patch16-224 is; transformers' own DeiT class always has a distillation token."""
+    """facebook/deit-base-patch16-224 is such a model. transformers' own DeiT class always has a distillation token."""
     theirs = with_random_weights(MODELS["vit, classifier"]())
     write(tmp_path, theirs, layout)
     tensors = {name.replace("vit.", "deit."): tensor for name, tensor in tensors_of(tmp_path).items()}
@@ -294,7 +294,7 @@ def test_a_pooler_that_was_never_trained_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_a_pooler_beside_a_classifier_is_dropped(tmp_path, trained):
+def test_a_pooler_next_to_a_classifier_is_dropped(tmp_path, trained):
     """Older files hold both, and transformers' classifier reads [CLS] itself."""
     theirs = with_random_weights(MODELS["vit, classifier"]())
     write(tmp_path, theirs)
@@ -327,7 +327,7 @@ HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 SQUARE = {"height": 224, "width": 224}
 FLAGS = {"do_resize": True, "do_normalize": True}
 
-# What lies on the Hub, and transformers' processor for it as it is written today
+# Files on the Hub, and transformers' processor for each as it is written today
 PROCESSORS = {
     "google/vit-base-patch16-224, 2021": (
         {**FLAGS, "feature_extractor_type": "ViTFeatureExtractor", **HALF, "resample": 2, "size": 224},
@@ -357,7 +357,7 @@ PROCESSORS = {
         | {"do_center_crop": True},
         lambda: DeiTImageProcessorPil(size={"height": 256, "width": 256}, crop_size=SQUARE, resample=3, **IMAGENET),
     ),
-    "no normalisation": (
+    "no normalization": (
         {"do_resize": True, "do_normalize": False, "feature_extractor_type": "ViTFeatureExtractor", "resample": 2, "size": 224}
         | {"image_mean": None, "image_std": None},
         lambda: ViTImageProcessorPil(size=SQUARE, resample=2, do_normalize=False),

@@ -127,7 +127,7 @@ def test_row_is_sound(row):
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.head_recipe], ids=lambda row: row.name)
-def test_heads_read_what_the_recipe_says(row):
+def test_heads_read_what_the_recipe_states(row):
     for recipe in row.head_recipe.values():
         assert recipe["in_features"] == row.architecture["embed_dim"] * (recipe["n_last_blocks"] + recipe["avgpool"])
 
@@ -167,7 +167,7 @@ def test_the_config_of_a_row_has_its_parameters(row):
     assert model.num_parameters() == row.params - head_of_zeros
 
 
-def test_only_heads_that_are_published_as_zeros_are_no_classifiers():
+def test_only_heads_that_are_published_as_zeros_are_not_classifiers():
     without = {row.name for row in ROWS if row.architecture["num_classes"] and not row.has_classifier}
     assert without == {row.name for row in ROWS if "head is zero" in (row.notes or "")}
     assert len(without) == 5

@@ -45,7 +45,7 @@ def write(kind: str, tensors: dict, path: Path) -> None:
 KINDS = ["torch zip", "torch pickle", "npz", "safetensors"]
 
 
-# What is read ---------------------------------------------------------------------------------------------------------
+# Accepted files ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.npz", "model.safetensors", "ViT-B_16", "checkpoint.pth.tar"])
@@ -70,7 +70,7 @@ def test_nested_torch_files_stay_nested(tensors, tmp_path):
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])  # before and since numpy 2
 @pytest.mark.parametrize("zipped", [True, False])
 def test_dino_training_checkpoint(module, zipped, tensors, tmp_path, monkeypatch):
-    """As main_dino.py saves it: the schedules put numpy scalars into the optimizer, and the arguments are a Namespace."""
+    """main_dino.py saves such files: the schedules put numpy scalars into the optimizer, and the arguments are a Namespace."""
     scalar = np.float64(0).__reduce__()[0]
     path = tmp_path / "dino_deitsmall8_pretrain_full_checkpoint.pth"
     lr = np.linspace(0, 1, 7)[3]
@@ -80,7 +80,7 @@ def test_dino_training_checkpoint(module, zipped, tensors, tmp_path, monkeypatch
         "args": argparse.Namespace(arch="vit_small", patch_size=8, local_crops_scale=(0.05, 0.4)),
     }
     with monkeypatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy 2 warns of its own old name
+        warnings.simplefilter("ignore")  # numpy 2 warns about an old name in numpy itself
         patch.setattr(scalar, "__module__", module)
         torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     assert f"{module}\nscalar".encode() in path.read_bytes()
@@ -170,11 +170,11 @@ def test_find_weights_prefers_safetensors(tmp_path):
         assert find_weights(tmp_path) == tmp_path / name
 
 
-# What is refused because it is dangerous ------------------------------------------------------------------------------
+# Dangerous files are refused ------------------------------------------------------------------------------
 
 
 class Payload:
-    """Pickled, it asks the reader to create a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -230,7 +230,7 @@ def test_object_arrays_are_not_unpickled(tmp_path):
     assert not trace.exists()
 
 
-# What is refused because it is damaged, or something else -------------------------------------------------------------
+# Damaged files and other formats are refused -------------------------------------------------------------
 
 
 def test_nothing_there(tmp_path):
@@ -244,7 +244,7 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_truncation_is_noticed_wherever_it_falls(kind, tensors, tmp_path):
+def test_truncation_is_detected_wherever_it_falls(kind, tensors, tmp_path):
     write(kind, tensors, tmp_path / "whole")
     whole = (tmp_path / "whole").read_bytes()
     for length in {16, *range(50, len(whole) - 1, len(whole) // 60), len(whole) - 1}:

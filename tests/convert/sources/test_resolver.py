@@ -110,14 +110,14 @@ def test_a_body_without_length(http_server, page):
     assert len(http_server.requests) == 2
 
 
-def test_a_damaged_cache_is_noticed(http_server, page):
+def test_a_damaged_cache_is_detected(http_server, page):
     http_server.pages["/w.pth"] = page(BODY)
     path = download(f"{http_server.url}/w.pth")
     path.write_bytes(BODY[:-1])
     assert download(f"{http_server.url}/w.pth").read_bytes() == BODY
 
 
-def test_a_full_disk_is_told(http_server, page, monkeypatch):
+def test_a_full_disk_is_reported(http_server, page, monkeypatch):
     class Full:
         def __init__(self, *_):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -128,7 +128,7 @@ def test_a_full_disk_is_told(http_server, page, monkeypatch):
         download(f"{http_server.url}/w.pth")
 
 
-def test_two_at_once_download_once(http_server, page):
+def test_two_together_download_once(http_server, page):
     http_server.pages["/w.pth"] = page(BODY)
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(download, [f"{http_server.url}/w.pth"] * 4))
@@ -152,7 +152,7 @@ def test_refusals(status, message, http_server, page):
         download(f"{http_server.url}/w.pth")
 
 
-def test_a_page_is_no_file(http_server, page):
+def test_a_page_is_not_a_file(http_server, page):
     http_server.pages["/w.pth"] = page(b"<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})
     with pytest.raises(DownloadError, match="returns an HTML page"):
         download(f"{http_server.url}/w.pth")
@@ -189,7 +189,7 @@ def test_progress_is_for_terminals(progress, terminal, shown, http_server, page,
 def test_what_is_on_the_disk_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    Path("dino-vits8").write_bytes(b"mine")  # also a name of the catalogue
+    Path("dino-vits8").write_bytes(b"mine")  # also a name of the catalog
     Path("user/name").mkdir(parents=True)  # also a Hub id
     for source, path in {"dino-vits8": "dino-vits8", "user/name": "user/name", "~/dino-vits8": tmp_path / "dino-vits8"}.items():
         resolved = resolve(source)
@@ -217,7 +217,7 @@ def test_where_it_would_be_fetched_from(source, url):
     assert str(raised.value).startswith(url)
 
 
-def test_catalogue_name_and_its_url(http_server, page, monkeypatch):
+def test_catalog_name_and_its_url(http_server, page, monkeypatch):
     http_server.pages["/w.pth"] = page(BODY)
     row = dataclasses.replace(find_checkpoint("dino-vits8"), url=f"{http_server.url}/w.pth")
     monkeypatch.setattr(sources, "find_checkpoint", {"dino-vits8": row}.get)
@@ -266,7 +266,7 @@ def test_hub_repository(hub, http_server, tmp_path, capsys):
     assert (resolved.name, resolved.hub_id, resolved.url, resolved.checkpoint) == ("user/name", "user/name", None, None)
     asked_of_it = [request for request in http_server.requests if "user/name" in request.path]
     assert {request.headers["authorization"] for request in asked_of_it} == {"Bearer hf_of_the_test"}
-    assert capsys.readouterr().err == ""  # stderr is no terminal here
+    assert capsys.readouterr().err == ""  # stderr is not a terminal here
 
     asked = len(http_server.requests)
     assert resolve(f"{http_server.url}/user/name") == resolved  # the address of the page
@@ -291,7 +291,7 @@ def test_other_layouts_on_the_hub(weights, hub, tmp_path):
 @pytest.mark.parametrize(
     "source", ["timm/vit_small_patch16_224.dino", "vit_small_patch16_224.dino", "timm-vit_small_patch16_224.dino"]
 )
-def test_catalogue_row_on_the_hub(source, hub):
+def test_catalog_row_on_the_hub(source, hub):
     hub("timm/vit_small_patch16_224.dino", SAFETENSORS)
     resolved = resolve(source)
     assert resolved.checkpoint is find_checkpoint("timm-vit_small_patch16_224.dino")

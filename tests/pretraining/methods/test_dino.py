@@ -168,7 +168,7 @@ def test_prototypes_of_length_1_do_not_change_it():
     assert parameters_without_gradient(model.student) == {"head.last_layer.weight_g"}
 
 
-def test_the_loss_is_of_what_both_say():
+def test_the_loss_is_of_the_outputs_of_both():
     """The views of a batch arrive at the loss view after view."""
     model = make_dino().eval()
     crops = make_crops(model.student.backbone.config)
@@ -178,13 +178,13 @@ def test_the_loss_is_of_what_both_say():
     with torch.no_grad():
         found = model(**crops)
         views = [*crops["pixel_values"].unbind(1), *crops["local_pixel_values"].unbind(1)]
-        answers = [model.student.head(model.student.backbone(view).pooler_output) for view in views]
+        outputs = [model.student.head(model.student.backbone(view).pooler_output) for view in views]
         targets = [model.teacher.head(model.teacher.backbone(view).pooler_output) for view in views[:2]]
         targets = [torch.softmax((target - model.loss.center) / 0.07, dim=-1) for target in targets]
         losses = [
-            nn.functional.cross_entropy(answer / 0.1, target)
+            nn.functional.cross_entropy(output / 0.1, target)
             for seen, target in enumerate(targets)
-            for view, answer in enumerate(answers)
+            for view, output in enumerate(outputs)
             if view != seen
         ]
     assert len(losses) == 6
@@ -226,7 +226,7 @@ def test_both_begin_as_the_backbone_which_stays_as_it_is():
 
 
 def test_the_teacher_stays_in_evaluation():
-    """Stochastic depth makes the student's answers differ, not the teacher's."""
+    """Stochastic depth changes the student's outputs, not the teacher's."""
     model = make_dino(drop_path_rate=0.5).train()
     assert all(module.training for module in model.student.modules())
     assert not any(module.training for module in model.teacher.modules())
@@ -277,7 +277,7 @@ def test_the_teacher_is_a_moving_average_of_the_student():
 
 @pytest.mark.parametrize("grid", ["its own", "another"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_the_teacher_keeps_for_a_size_is_made_anew(name, grid):
+def test_what_the_teacher_keeps_for_a_size_is_made_again(name, grid):
     """Interpolated positions, and biases of relative ones, are kept in evaluation as long as parameters stay."""
     model = make_dino(name).train()
     config = model.student.backbone.config
@@ -286,12 +286,12 @@ def test_what_the_teacher_keeps_for_a_size_is_made_anew(name, grid):
     images = make_images(config, grid=size)
     randomize(model.student, seed=5)
     with torch.no_grad():
-        answers = [model.teacher(images)]
+        outputs = [model.teacher(images)]
         for _ in range(2):
             model(**crops)
             model.update_teacher(0.5)
-            answers.append(model.teacher(images))
+            outputs.append(model.teacher(images))
             fresh = DINONetwork(ViTModel(make_config(name)), copy.deepcopy(model.teacher.head)).eval()
             fresh.load_state_dict(model.teacher.state_dict())
-            torch.testing.assert_close(answers[-1], fresh(images), rtol=1e-5, atol=1e-6)
-    assert not any(torch.allclose(before, after, atol=1e-3) for before, after in itertools.pairwise(answers))
+            torch.testing.assert_close(outputs[-1], fresh(images), rtol=1e-5, atol=1e-6)
+    assert not any(torch.allclose(before, after, atol=1e-3) for before, after in itertools.pairwise(outputs))

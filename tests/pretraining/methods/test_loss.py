@@ -23,9 +23,9 @@ def entropy(probabilities):
 def formula(student, teacher, center, *, student_temperature, teacher_temperature):
     """H(P_t(x), P_s(x')) over all pairs of different views, arXiv:2104.14294, equation 3; (V, B, K) and (2, B, K)."""
     targets = softmax((teacher - center) / teacher_temperature)
-    answers = np.log(softmax(student / student_temperature))
+    log_probabilities = np.log(softmax(student / student_temperature))
     losses = [
-        -(targets[seen, image] * answers[view, image]).sum()
+        -(targets[seen, image] * log_probabilities[view, image]).sum()
         for image in range(student.shape[1])
         for seen in range(2)
         for view in range(len(student))
@@ -64,9 +64,9 @@ def test_gradients_reach_the_student_alone():
     assert teacher.grad is None
     assert not any(sign.requires_grad for sign in vars(signs).values())
     targets = torch.softmax(teacher.detach() / 0.04, dim=-1).chunk(2)
-    # of 2 * 3 - 2 pairs and B images, the gradient of a cross entropy: (answer - target) / temperature
-    answers = torch.softmax(student.detach() / 0.1, dim=-1).chunk(3)
-    expected = [answers[0] - targets[1], answers[1] - targets[0], 2 * answers[2] - targets[0] - targets[1]]
+    # of 2 * 3 - 2 pairs and B images, the gradient of a cross entropy: (probability - target) / temperature
+    probabilities = torch.softmax(student.detach() / 0.1, dim=-1).chunk(3)
+    expected = [probabilities[0] - targets[1], probabilities[1] - targets[0], 2 * probabilities[2] - targets[0] - targets[1]]
     torch.testing.assert_close(student.grad, torch.cat(expected) / (0.1 * 4 * B), rtol=1e-4, atol=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_half_precision_is_computed_in_float32():
     assert value == DINOLoss(K)(student.float(), teacher.float(), teacher_temperature=0.04)[0]
 
 
-def test_the_centre_follows_the_mean_of_the_teacher():
+def test_the_center_follows_the_mean_of_the_teacher():
     loss = DINOLoss(K, center_momentum=0.8)
     center = np.zeros(K)
     for seed in range(3):
@@ -92,7 +92,7 @@ def test_the_centre_follows_the_mean_of_the_teacher():
 
 
 def test_several_passes_are_gathered_as_one_batch():
-    """Also where the last one is smaller."""
+    """This also holds when the last pass is smaller."""
     passes = [outputs(2, seed=seed, batch_size=size) for seed, size in enumerate((5, 5, 2))]
     divided, whole = DINOLoss(K), DINOLoss(K)
     for student, teacher in passes:
@@ -116,7 +116,7 @@ def test_nothing_is_gathered_in_evaluation():
     torch.testing.assert_close(loss.center, 0.1 * teacher.mean(dim=0, keepdim=True))
 
 
-def test_an_update_begins_anew():
+def test_an_update_begins_again():
     student, teacher = map(as_rows, outputs(2))
     loss = DINOLoss(K, center_momentum=0.0)
     for shift in (100, 0):
@@ -125,7 +125,7 @@ def test_an_update_begins_anew():
     torch.testing.assert_close(loss.center, teacher.mean(dim=0, keepdim=True))
 
 
-def test_only_the_centre_is_kept_in_checkpoints():
+def test_only_the_center_is_kept_in_checkpoints():
     loss = DINOLoss(K)
     loss(*map(as_rows, outputs(2)), teacher_temperature=0.04)
     assert loss.state_dict().keys() == {"center"}

@@ -92,7 +92,7 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
-def test_the_head_of_the_page_says_what_the_features_are(place, report):
+def test_the_head_of_the_page_names_the_features(place, report):
     text, stored = Page(report.html).text, StoredFeatures(place / "out")
     assert "Features of 66 images" in text
     assert "unreadable images 21" in text
@@ -219,7 +219,7 @@ def copy(place, tmp_path):
     return tmp_path
 
 
-def test_without_the_model_the_page_says_so(copy):
+def test_without_the_model_is_reported(copy):
     shutil.move(copy / "model", copy / "moved")
     report = make_report(copy / "out")
     page = Page(report.html)
@@ -231,7 +231,7 @@ def test_without_the_model_the_page_says_so(copy):
     assert (given.warnings, "Not available" in given.html) == ([], False)
 
 
-def test_another_model_is_refused_or_said(copy):
+def test_another_model_is_refused_or_reported(copy):
     saved(copy / "other", initializer_range=0.1)
     with pytest.raises(VitrailError, match="whose weights have the SHA-256"):
         make_report(copy / "out", model=str(copy / "other"))
@@ -240,7 +240,7 @@ def test_another_model_is_refused_or_said(copy):
     assert "whose weights have the SHA-256" in make_report(copy / "out").warnings[0]
 
 
-def test_without_the_images_the_page_says_so(copy):
+def test_without_the_images_is_reported(copy):
     first = StoredFeatures(copy / "out").paths()[0]
     (copy / "images" / first).unlink()
     report = make_report(copy / "out")
@@ -325,7 +325,7 @@ def test_outliers_are_found_where_they_are(tmp_path):
     assert np.unravel_index(levels.argmax(), levels.shape) == (1, 2)
 
 
-def test_a_model_without_outliers_is_told(report):
+def test_a_model_without_outliers_is_reported(report):
     text = Page(report.html).text
     assert "No outliers No patch token has a norm above 3 times the median." in text
     assert "512 tokens of 32 images" in text
@@ -366,9 +366,9 @@ def test_few_vectors_are_placed_by_their_principal_components():
 
 def test_many_vectors_are_placed_by_their_neighborhoods():
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 16))
+    centers = rng.normal(size=(4, 16))
     groups = np.arange(120) % 4
-    vectors = (centres[groups] + 0.1 * rng.normal(size=(120, 16))).astype(np.float32)
+    vectors = (centers[groups] + 0.1 * rng.normal(size=(120, 16))).astype(np.float32)
     positions, method = project(vectors)
     again, _ = project(vectors)
     assert method == "t-SNE"
@@ -398,7 +398,7 @@ def browse(tmp_path, url, *switches):
     return ended.stdout, [line for line in ended.stderr.splitlines() if "CONSOLE" in line]
 
 
-# What a visitor does: looks at a point, chooses it, walks to its first neighbor, goes on by keyboard, picks a label, wants pictures
+# The actions of a visitor: looks at a point, chooses it, walks to its first neighbor, goes on by keyboard, picks a label, wants pictures
 VISIT = """
 const point = document.querySelectorAll(".point")[3];
 point.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
@@ -446,7 +446,7 @@ def test_the_page_works_in_a_browser(report, tmp_path):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 def test_a_visitor_can_look_choose_and_walk(report, tmp_path):
-    """By a script that the page's own policy would refuse."""
+    """The visitor is a script that the page's own policy would refuse."""
     data = Page(report.html).data
     without_policy = re.sub(r"<meta http-equiv[^>]*>", "", report.html)
     visited = without_policy.replace("</body>", f"<script>{VISIT}</script></body>")
