@@ -60,7 +60,8 @@ def classify(model: Model, image: ImageFile, runtime_options: RuntimeOptions, to
     loaded, image_processor, _ = load_model(model)
     if not isinstance(loaded, ViTForImageClassification):
         raise VitrailError(
-            f"{model} has no classifier: convert the backbone again with --head FILE, train one with `vitrail probe`, or choose a model that has one."
+            f"{model} has no classifier: convert the backbone again with --head FILE, train one with `vitrail probe`, or choose a model "
+            "that has one."
         )
     runner = _optimized(loaded, image_processor, [image], runtime=runtime, batch_size=1)
     labels = classify_image(runner, image_processor, image, top=top)
