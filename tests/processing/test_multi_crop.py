@@ -69,10 +69,10 @@ DRAWS = {
     "resized down": CropDraw((3, 0, 128, 94), 32),
     "of its size": CropDraw((40, 20, 72, 52), 32),
     "mirrored": CropDraw((30, 10, 61, 45), 32, mirrored=True),
-    "grayscale": CropDraw((20, 0, 128, 90), 32, grayscale=True),
+    "greyscale": CropDraw((20, 0, 128, 90), 32, grayscale=True),
     "blurred a little": CropDraw((20, 0, 128, 90), 32, blur_radius=0.1),
     "blurred": CropDraw((20, 0, 128, 90), 32, blur_radius=1.937),
-    "grayscale, blurred": CropDraw((20, 0, 128, 90), 32, grayscale=True, blur_radius=0.871),
+    "greyscale, blurred": CropDraw((20, 0, 128, 90), 32, grayscale=True, blur_radius=0.871),
     "solarized": CropDraw((20, 0, 128, 90), 32, solarize_threshold=128),
     "solarized above 60": CropDraw((20, 0, 128, 90), 32, solarize_threshold=60),
     "jitter": CropDraw(
@@ -86,7 +86,7 @@ DRAWS = {
         blur_radius=0.533,
         solarize_threshold=128,
     ),
-    "all steps, grayscale": CropDraw(
+    "all steps, greyscale": CropDraw(
         (9, 7, 120, 91),
         32,
         mirrored=True,
@@ -149,7 +149,7 @@ def test_pixel_values_equal_torchvision_bit_for_bit(monkeypatch):
         assert view.equal(GOLDEN["pixel_values"])
 
 
-@pytest.mark.parametrize("name", ["jitter", "all steps, grayscale"])
+@pytest.mark.parametrize("name", ["jitter", "all steps, greyscale"])
 @pytest.mark.parametrize(("mode", "mean", "std"), [("RGB", IMAGENET_MEAN, IMAGENET_STD), ("L", (0.45,), (0.23,))])
 def test_pixel_values_have_the_channels_of_the_model(monkeypatch, name, mode, mean, std):
     global_crops, _ = make_crops(PHOTO, drawn(monkeypatch, name), None, mean=mean, std=std, num_channels=len(mean))
