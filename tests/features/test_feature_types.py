@@ -76,8 +76,8 @@ def test_layers_of_a_model_without_cls_are_mean_patches(name):
         (["layers"], "found the features 'layers'"),
         (["layers=one"], "layers=one; write indices"),
         (["layers=3"], "blocks 0 to 2, or -3 to -1"),
-        (["cls", "cls"], "name each kind once"),
-        ([], "name each kind once"),
+        (["cls", "cls"], "name each type once"),
+        ([], "name each type once"),
     ],
 )
 def test_mistakes(names, message):

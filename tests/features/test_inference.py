@@ -190,7 +190,7 @@ def test_unreadable_images_are_left_out_and_listed(vit, image_processor, num_wor
     np.testing.assert_array_equal(rows, [1, 5])
     assert [values.shape for values in tokens] == [(1, 3, 32)] * 2
     assert [(image.entry.row, image.entry.path) for image in unreadable] == [(row, f"{row}.png") for row in (0, 2, 3, 4)]
-    for image, word in zip(unreadable, ("empty", "truncated", "no such format", "-5"), strict=True):
+    for image, word in zip(unreadable, ("empty", "truncated", "does not recognize its format", "-5"), strict=True):
         assert word in image.reason
 
 

@@ -205,7 +205,7 @@ def test_offline_after_one_pull(hub_server, make_files, tmp_path):
 
     pulled = python(*info, environment=environment, folder=tmp_path)
     assert (pulled.returncode, pulled.stderr) == (0, "")
-    assert "ViTForImageClassification, from a vitrail checkpoint" in pulled.stdout
+    assert "ViTForImageClassification, float32, from a vitrail checkpoint" in pulled.stdout
 
     hub_server.requests.clear()
     torch.save(PIXEL_VALUES, tmp_path / "pixel_values.pt")

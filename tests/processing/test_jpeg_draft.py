@@ -112,7 +112,7 @@ def test_paths_bytes_and_urls_are_read_alike(backend, tmp_path, monkeypatch):
     data = jpeg((1600, 1200), quality=95)
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
-    monkeypatch.setattr(httpx, "get", lambda url, **_: httpx.Response(200, content=data))
+    monkeypatch.setattr(httpx, "get", lambda url, **_: httpx.Response(200, content=data, request=httpx.Request("GET", url)))
     drafted = Image.open(path)
     drafted.draft(None, (400, 300))
     image_processor = VitrailImageProcessor(jpeg_draft=True, backend=backend)
