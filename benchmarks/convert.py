@@ -1,8 +1,8 @@
 """How much memory and time it takes to convert ViT-L/16: .safetensors in timm's and transformers' layout, and Google's .npz.
 
 The files hold random float32 weights, 1.2 GB each, and lie in the system's temporary folder. `vitrail.convert_checkpoint` runs in a
-process of its own, whose peak of resident memory the kernel tells; pages of a memory-mapped file count too. What Python and the
-libraries take is measured before: `ratio` is (peak - baseline) / size, `ratio_with_libraries` is peak / size.
+separate process, and the kernel reports the peak of its resident memory, in which pages of a memory-mapped file count too. The memory of
+Python and the libraries is measured before: `ratio` is (peak - baseline) / size, `ratio_with_libraries` is peak / size.
 """
 
 import json

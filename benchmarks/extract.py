@@ -30,7 +30,7 @@ NUMBER = 240
 REPEATS = 3
 BATCH_SIZE = 8
 WORKERS = 2
-ENGINES, TIMES = ("compile", "openvino"), 8  # in bfloat16, on so many copies of each image
+ENGINES, TIMES = ("compile", "openvino"), 8  # in bfloat16; number of copies of each image
 FARTHEST = {"float32": 0.01, "bfloat16": 0.1}  # from our features in float32, in terms of their mean norm
 
 

@@ -34,7 +34,7 @@ ARCHITECTURES = (
 )
 PIXELS = 224
 BATCH_SIZES = (1, 8)
-REPEATS, SECONDS = 31, 15.0  # rounds of each case, or what fits into so many seconds
+REPEATS, SECONDS = 31, 15.0  # most rounds of each case, and the seconds that they may take
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")

@@ -11,10 +11,10 @@ from ..hub.saving import check_output_dir
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import NUM_CALIBRATION, Runtime
-from ..utils.atomic import write_text
+from ..utils.atomic import to_json, write_text
 from ..utils.optional import check_packages
 from .options import Data, DataOptions, FeatureOptions, Model, ResultsFile, RuntimeOptions, given
-from .output import Result, agreement_lines, check_not_itself, check_output, load_model, to_json
+from .output import Result, agreement_lines, check_not_itself, check_output, load_model
 
 if TYPE_CHECKING:
     from ..data.labeled import LabeledImages

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import json as json_module
 import sys
 import traceback as traceback_module
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import Agreement
+from ..utils.atomic import to_json
 from .options import Json, Traceback, expand_groups, set_signature
 
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
@@ -70,12 +70,6 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
     ]
     set_signature(command, function, [*inspect.signature(expanded).parameters.values(), *own])
     return command
-
-
-def to_json(record: Mapping[str, Any]) -> str:
-    """Return a record as JSON text; NaN and infinite values, which JSON does not have, become null."""
-    finite = json_module.loads(json_module.dumps(record), parse_constant=lambda name: None)
-    return json_module.dumps(finite, indent=2, ensure_ascii=False)
 
 
 def warn(*messages: str) -> None:

@@ -65,31 +65,33 @@ def read_report(folder: Path, weights_sha256: str | None = None) -> ConversionRe
 
 def read_results(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
     """Return a folder's results.json, like `read_report`; None also for a file of another program."""
-    return _read_ours(folder, RESULTS_NAME, weights_sha256)
+    return _read_current(folder, RESULTS_NAME, weights_sha256)
 
 
 def read_pretraining(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
     """Return a folder's pretraining.json, like `read_results`."""
-    return _read_ours(folder, PRETRAINING_NAME, weights_sha256)
+    return _read_current(folder, PRETRAINING_NAME, weights_sha256)
 
 
 def own_records(folder: Path) -> tuple[str, ...]:
     """Return the names of files that an evaluation or a training by vitrail wrote into a folder."""
     groups = ((RESULTS_NAME, RESULT_NAMES), (PRETRAINING_NAME, PRETRAINING_NAMES))
-    return tuple(name for record, names in groups if _is_ours(folder / record) for name in names)
+    return tuple(name for record, names in groups if _read_ours(folder / record) is not None for name in names)
 
 
-def _read_ours(folder: Path, name: str, weights_sha256: str | None) -> dict[str, Any] | None:
-    if not _is_ours(folder / name):
+def _read_current(folder: Path, name: str, weights_sha256: str | None) -> dict[str, Any] | None:
+    """Return a record of vitrail that describes the weights in the folder, or None."""
+    content = _read_ours(folder / name)
+    if content is None:
         return None
-    content = read_json(folder / name)
     check_format_version(content, folder / name)
     return content if content["weights_sha256"] == (weights_sha256 or hash_weights(folder)) else None
 
 
-def _is_ours(path: Path) -> bool:
-    """Return True for a record that vitrail wrote."""
+def _read_ours(path: Path) -> dict[str, Any] | None:
+    """Return a record that vitrail wrote; None where there is none, or the file is of another program."""
     try:
-        return {"task", "weights_sha256"} <= read_json(path).keys()
+        content = read_json(path)
     except (FileNotFoundError, CorruptFileError):
-        return False
+        return None
+    return content if {"task", "weights_sha256"} <= content.keys() else None

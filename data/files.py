@@ -200,7 +200,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def leads_back(folder: str) -> bool:
-    """Whether a folder is a link to one of its own parents, which would be walked endlessly."""
+    """Return whether a folder is a link to one of its parents; following it would not end."""
     if not os.path.islink(folder):
         return False
     target, here = (os.path.join(os.path.realpath(path), "") for path in (folder, os.path.dirname(folder)))

@@ -23,7 +23,7 @@ class LabeledImages:
     """The train and validation splits of a labeled collection.
 
     train, validation: with the columns "image", {"bytes", "path"} for `open_image`, and "label", int (a ClassLabel). The
-        `_fingerprint` of each is a digest of its own rows, stable between processes.
+        `_fingerprint` of each is a digest of its rows, the same in every process.
     label_names: in the order of the class indices.
     source: as the user gave it.
     fingerprint: of both splits. It differs if a row, a label, a name or a file differs, and is stable between processes. A file is

@@ -33,7 +33,7 @@ from ..runtime.workers import InferenceWorkers
 from ..utils.processes import start_processes
 from ..utils.run_folder import RunFolder
 from .extraction import run_job
-from .feature_types import FeatureOutputs, FeatureType, classifier_features, vector_size
+from .feature_types import FeatureType, classifier_features, feature_outputs, vector_size
 from .job import Job
 from .manifest import CacheManifest, UnreadableImage
 from .store import FeatureFolder, StoredFeatures
@@ -101,7 +101,7 @@ class FeatureCache:
         key = (vit, tuple(feature_types), num_streams)
         if key not in self._compiled:
             self._compiled[key] = CompiledModel(
-                FeatureOutputs(vit, feature_types).eval(),
+                feature_outputs(vit, feature_types).eval(),
                 self.runtime,
                 batch_size=self.batch_size,
                 calibration=self.calibration,

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTModel
+from ..runtime.outputs import TupleOutputs
 
 VECTORS = ("pooled", "cls", "mean", "cls+mean")  # one vector for each image
 NAMES = (*VECTORS, "patches", "layers=I,J,…")
@@ -121,16 +121,13 @@ def compute_features(vit: ViTModel, pixel_values: torch.Tensor, feature_types: S
     return {kind.column: compute[kind.name](kind) for kind in feature_types}
 
 
-class FeatureOutputs(nn.Module):
-    """`compute_features` as a module that any engine can run, from (B, C, H, W) to a tuple of features in the order of their types."""
+def feature_outputs(vit: ViTModel, feature_types: Sequence[FeatureType]) -> TupleOutputs:
+    """Wrap an encoder so that it returns a tuple of features in the order of their types; any engine can run it."""
 
-    def __init__(self, vit: ViTModel, feature_types: Sequence[FeatureType]) -> None:
-        super().__init__()
-        self.vit = vit
-        self.feature_types = tuple(feature_types)
+    def compute(vit: ViTModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(compute_features(vit, pixel_values, feature_types).values())
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(compute_features(self.vit, pixel_values, self.feature_types).values())
+    return TupleOutputs(vit, compute, *(feature_type.column for feature_type in feature_types))
 
 
 def vector_size(feature_type: FeatureType, config: ViTConfig) -> int:

@@ -23,7 +23,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime, precision_of
 from ..runtime.workers import InferenceWorkers
 from ..version import __version__
-from .feature_types import FeatureOutputs, parse_features, vector_size
+from .feature_types import feature_outputs, parse_features, vector_size
 from .inference import Features, run_model
 from .store import ChunkWriter, Column, FeatureFolder, schema_of
 
@@ -154,7 +154,7 @@ class Job:
         batch_size = self.batch_size or (BATCH_SIZE_ON_CPU if device.type == "cpu" else BATCH_SIZE)
         if self.compiled is None:
             self.compiled = CompiledModel(
-                FeatureOutputs(self.vit, self.feature_types),
+                feature_outputs(self.vit, self.feature_types),
                 self.runtime,
                 batch_size=batch_size,
                 calibration=self.calibration,

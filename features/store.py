@@ -11,7 +11,6 @@ stays.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import uuid
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 from ..data.entries import ImageEntry, row_id
 from ..data.reader import Chunk, UnreadableEntry
 from ..errors import VitrailError
-from ..utils.atomic import TEMPORARY_MARK, replaced, synchronize, write_text
+from ..utils.atomic import TEMPORARY_MARK, replaced, synchronize, write_json, write_text
 from ..utils.hashing import sha256
 from ..utils.records import Record
 from ..utils.run_folder import LOCK_NAME, RunFolder
@@ -76,7 +75,6 @@ class FeatureFolder:
 
         Raises VitrailError if other features, or other things, are in the folder.
         """
-        settings = json.loads(json.dumps(settings))
         manifest = Manifest(settings=settings)
         if (self.path / MANIFEST).is_file():
             manifest = self.manifest()
@@ -125,7 +123,7 @@ class FeatureFolder:
 
     def write(self, path: Path, record: Record) -> None:
         """Write a record; several processes may write the same."""
-        write_text(path, json.dumps(record.to_dict(), indent=1) + "\n", temporary_dir=self.progress)
+        write_json(path, record.to_dict(), temporary_dir=self.progress)
 
     def settle(self, *, finished: bool) -> Manifest:
         """Update the manifest and errors.parquet from the records; return the manifest."""

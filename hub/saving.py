@@ -1,7 +1,5 @@
 """Saving a model as a folder for `AutoModel` and `AutoImageProcessor`: complete, or not at all."""
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +23,7 @@ from ..model_cards.card import folder_card
 from ..model_cards.readme import may_be_rendered, write_card
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..utils.atomic import temporary_folder, write_text
+from ..utils.atomic import temporary_folder, to_json, write_text
 from .remote_code import remove_code
 
 MAX_SHARD_SIZE = "5GB"  # the Hub recommends no larger files
@@ -109,18 +107,8 @@ def keep_record(folder: Path, name: str, record: Mapping[str, Any]) -> None:
         record: a dictionary with "task"; NaN and inf become null.
     """
     weights_sha256 = hash_weights(folder)
-    kept = _finite(record) | {"weights_sha256": weights_sha256}
-    write_text(folder / name, json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / name, to_json({**record, "weights_sha256": weights_sha256}) + "\n")
     _render_card(folder, weights_sha256)
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with None for NaN and inf, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _render_card(folder: Path, weights_sha256: str) -> None:

@@ -14,7 +14,7 @@ from ..data.image_sources import read_images
 from ..data.labeled import LabeledImages
 from ..data.reader import Batch, ImageReader, Piece, UnreadableEntry
 from ..evaluation.knn import knn_classify
-from ..features.feature_types import FeatureOutputs, FeatureType
+from ..features.feature_types import FeatureType, feature_outputs
 from ..features.inference import run_model
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -84,7 +84,7 @@ class TeacherKNN(TrainerCallback):
         teacher: ViTModel = self.trainer.teacher.eval()
         workers = InferenceWorkers(teacher.device)
         compiled = CompiledModel(
-            FeatureOutputs(teacher, [FeatureType("pooled")]),
+            feature_outputs(teacher, [FeatureType("pooled")]),
             DEFAULT_RUNTIME,
             batch_size=self.batch_size,
             num_streams=workers.number,

@@ -82,6 +82,12 @@ def write_text(path: Path, text: str, *, temporary_dir: Path | None = None) -> N
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
+def to_json(content: Any) -> str:
+    """Return JSON text, indented; NaN and infinite values, which JSON does not have, become null."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    return json.dumps(finite, indent=2, ensure_ascii=False)
+
+
 def write_json(path: Path, content: Any, *, temporary_dir: Path | None = None) -> None:
     """Write a JSON file, indented."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", temporary_dir=temporary_dir)

@@ -19,29 +19,28 @@ class _Rate(ProgressColumn):
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int | None, *, done: int = 0, wanted: bool = True) -> Iterator[Callable[[int], None]]:
+def progress_bar(description: str, total: int | None, *, wanted: bool = True) -> Iterator[Callable[[int], None]]:
     """Show on stderr how many images are done, the rate, and the time left. Yield the function that advances by a number.
 
     Args:
         description: of the job.
         total: number of images; None if it is unknown.
-        done: number of images that were done before.
         wanted: whether anything is shown.
     """
     console = Console(stderr=True)
     wanted = wanted and not are_progress_bars_disabled()
     if wanted and not console.is_terminal:
-        yield _lines(console, description, total, done)
+        yield _lines(console, description, total)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not wanted, speed_estimate_period=SECONDS_OF_SPEED) as bar:
-        task = bar.add_task(description, total=total, completed=done)
+        task = bar.add_task(description, total=total)
         yield lambda number: bar.advance(task, number)
 
 
-def _lines(console: Console, description: str, total: int | None, done: int) -> Callable[[int], None]:
+def _lines(console: Console, description: str, total: int | None) -> Callable[[int], None]:
     started = last = time.monotonic()
-    before = done
+    done = 0
 
     def advance(number: int) -> None:
         nonlocal done, last
@@ -49,7 +48,7 @@ def _lines(console: Console, description: str, total: int | None, done: int) -> 
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            rate = (done - before) / (now - started)
+            rate = done / (now - started)
             left = "" if total is None else f" of {total}, {(total - done) / rate / 60:.0f} minutes left"
             console.print(f"{description}: {done}{left}, {rate:.1f} images/s", soft_wrap=True, highlight=False)
 

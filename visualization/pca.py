@@ -35,7 +35,7 @@ def plot_pca(
         as the model receives it, next to its colors. The background is black.
 
     Raises:
-        VitrailError: there is no image.
+        VitrailError: the list of images is empty.
         ValueError: an image cannot be read, or the patch size does not divide its size.
     """
     if not len(images):

@@ -92,7 +92,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
     """Read a torch, .npz or safetensors file, or all shards of an index, onto the CPU.
 
     Raises:
-        SourceNotFoundError: there is no file.
+        SourceNotFoundError: the file does not exist.
         CorruptFileError: the file is damaged or holds no weights.
         UnsafeFileError: reading the file would execute code.
         UnsupportedCheckpointError: the file has another format.

@@ -13,7 +13,7 @@ from small_models import classifier_tokens, make_images, make_model
 from vitrail.data import read_images
 from vitrail.data.reader import Batch, ChunkEnd, ImageReader, Piece, TrainingViews, UnreadableEntry
 from vitrail.errors import VitrailError
-from vitrail.features.feature_types import FeatureOutputs, classifier_features
+from vitrail.features.feature_types import classifier_features, feature_outputs
 from vitrail.features.inference import run_model
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.augmentation import rng_of, training_view
@@ -71,7 +71,9 @@ def pixel_values_of(reader, row):
 
 def extract(vit, reader, *, num_rows, chunk_size=100, done=None):
     """For each chunk its rows, in order, their tokens (N, V, T, D), and its unreadable images."""
-    compiled = CompiledModel(FeatureOutputs(vit, classifier_features(vit.config, 2)), DEFAULT_RUNTIME, batch_size=reader.batch_size)
+    compiled = CompiledModel(
+        feature_outputs(vit, classifier_features(vit.config, 2)), DEFAULT_RUNTIME, batch_size=reader.batch_size
+    )
     workers = InferenceWorkers(torch.device("cpu"))
     chunks, rows, tokens, unreadable = [], [], [], []
     for item, features in run_model(compiled, reader, [Piece(0, 0, num_rows)], chunk_size=chunk_size, workers=workers):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitrail.configuration.configuration_vit import ViTConfig
-from vitrail.features.feature_types import FeatureOutputs, classifier_features, join_tokens
+from vitrail.features.feature_types import classifier_features, feature_outputs, join_tokens
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 TINY = {
@@ -140,4 +140,4 @@ def gradients(model):
 
 def classifier_tokens(vit, pixel_values, *, num_cls_layers):
     """The features that a linear classifier reads of images, (B, T, D), float32."""
-    return join_tokens(FeatureOutputs(vit, classifier_features(vit.config, num_cls_layers))(pixel_values)).float()
+    return join_tokens(feature_outputs(vit, classifier_features(vit.config, num_cls_layers))(pixel_values)).float()

@@ -9,7 +9,7 @@ from torch import nn
 from image_folders import small_model
 from small_models import IMPORT_OF_THE_COMPILER
 from vitrail.errors import VitrailError
-from vitrail.features.feature_types import FeatureOutputs, compute_features, parse_features
+from vitrail.features.feature_types import compute_features, feature_outputs, parse_features
 from vitrail.runtime import compiled as module
 from vitrail.runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Engine, Runtime
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def outputs_of(vit, *names):
-    return FeatureOutputs(vit, parse_features(names or ("cls", "patches"), vit.config)).eval()
+    return feature_outputs(vit, parse_features(names or ("cls", "patches"), vit.config)).eval()
 
 
 def images(number=3, size=32, seed=0):
