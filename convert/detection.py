@@ -9,10 +9,10 @@ import torch
 
 from ..errors import UnsupportedCheckpointError
 from ..utils.atomic import read_json
+from ..utils.weight_files import WEIGHT_FILES, find_weights, read_checkpoint
 from .families.family import Family, RawCheckpoint
 from .families.registry import FAMILIES
 from .families.rules import group_names
-from .sources.files import WEIGHT_FILES, find_weights, read_checkpoint
 
 BRANCHES = ("teacher", "student")
 ROOTS = ("state_dict", "model")

@@ -1,1 +1,1 @@
-"""Sources of weights: local paths, URLs, the Hub and the catalog of official checkpoints; downloads and safe reading of files."""
+"""Sources of weights: local paths, URLs, the Hub and the catalog of official checkpoints."""

@@ -16,9 +16,9 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ...errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
+from ...utils.downloads import download, https_url
 from ...version import __version__
 from .catalog import Checkpoint, checkpoint_names, checkpoints, find_checkpoint
-from .downloads import download, https_url
 
 # A name with one of these suffixes is a missing file, not a Hub repository: no request is made
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".npz", ".safetensors", ".json", ".tar")

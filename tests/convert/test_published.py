@@ -22,9 +22,9 @@ from vitrail.convert.families.family import Family, RawCheckpoint
 from vitrail.convert.families.rules import Coverage
 from vitrail.convert.loading import convert_family
 from vitrail.convert.sources.catalog import Checkpoint, checkpoints, official_config
-from vitrail.convert.sources.files import CheckpointFile
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
+from vitrail.utils.weight_files import CheckpointFile
 
 Shapes = dict[str, list[int]]
 

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 import paths
 import vitrail
-from vitrail.convert.sources.files import read_checkpoint
 from vitrail.data.labeled import load_labeled_images
 from vitrail.evaluation.pooled_evaluation import evaluate_knn
 from vitrail.features.cache import FeatureCache
 from vitrail.pretraining.recipes import find_recipe
 from vitrail.utils.atomic import read_json
+from vitrail.utils.weight_files import read_checkpoint
 
 DIGITS = paths.EXAMPLES / "digits"
 CHECKPOINT = DIGITS / "dino_vit_digits.pth"

@@ -9,10 +9,10 @@ import deterministic
 import vitrail
 from golden_training import CASE, HELD_OUT, REFERENCE, SETTINGS, golden_trainer
 from small_models import tiny_model
-from vitrail.convert.sources.files import read_checkpoint
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
 from vitrail.pretraining.checkpoints import check_original_layout, original_names, save_original_checkpoint
 from vitrail.pretraining.recipes import RECIPES
+from vitrail.utils.weight_files import read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from vitrail.convert.sources import downloads as download_module
 from vitrail.convert.sources import resolver as sources
 from vitrail.convert.sources.catalog import checkpoints, find_checkpoint
-from vitrail.convert.sources.downloads import download
 from vitrail.convert.sources.resolver import resolve
 from vitrail.errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError
+from vitrail.utils import downloads as download_module
+from vitrail.utils.downloads import download
 from vitrail.utils.hashing import sha256
 
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -15,8 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from vitrail.convert.sources.files import find_weights, read_checkpoint
 from vitrail.errors import CorruptFileError, SourceNotFoundError, UnsafeFileError, UnsupportedCheckpointError
+from vitrail.utils.weight_files import find_weights, read_checkpoint
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
 
-from ...errors import DownloadError, SourceNotFoundError
-from ...utils.atomic import write_json
-from ...version import __version__
+from ..errors import DownloadError, SourceNotFoundError
+from ..version import __version__
+from .atomic import write_json
 
 CHUNK = 1 << 20  # bytes
 

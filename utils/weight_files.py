@@ -23,7 +23,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ...errors import CorruptFileError, SourceNotFoundError, UnsafeFileError, UnsupportedCheckpointError, VitrailError
+from ..errors import CorruptFileError, SourceNotFoundError, UnsafeFileError, UnsupportedCheckpointError, VitrailError
 
 # Names of weights in a folder on the Hub, in order of preference
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
