@@ -7,13 +7,18 @@ the remedy.
 
 import re
 
-# A URL: its scheme, user and password, address, and query without the punctuation that ends a sentence
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#'\"<>]*@)?([^\s?'\"<>]*)(\?[^\s'\"<>]*?(?=[.,;:)\]]*(?:['\"<>\s]|$)))?")
+# A URL: scheme, user and password, address, query. In fsspec, "::" joins two URLs
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)([^\s/?#'\"<>]*@)?((?:(?!::\w{1,32}://)[^\s?'\"<>])*)(\?[^\s'\"<>]*)?")
 
 
 def public_text(text: str) -> str:
     """Return text that can be shown and published: its URLs lose user, password and query, which may be secrets."""
-    return _URL.sub(r"\1\3", text)
+
+    def without_secrets(url: re.Match[str]) -> str:
+        query = url[4] or ""
+        return url[1] + url[3] + query[len(query.rstrip(".,;:)]")) :]  # punctuation at the end belongs to the sentence
+
+    return _URL.sub(without_secrets, text)
 
 
 class VitrailError(ValueError):
@@ -64,7 +69,7 @@ class UnreadableImageError(VitrailError):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that the exception can be pickled
         self.path = path
-        self.reason = reason
+        self.reason = public_text(reason)
 
     def _message(self) -> str:
         return f"cannot read the image {self.path}: {self.reason}"

@@ -90,13 +90,23 @@ def test_json(place, tmp_path, capsys):
     assert reported == {"output": str(page), "images": 12, "bytes": page.stat().st_size, "warnings": []}
 
 
-def test_names_that_are_not_unicode_are_escaped(capsys):
+@pytest.mark.parametrize("name", ["\udce9", "\x1b[2J", "\r", "\x85", "\u202e"])
+def test_names_that_would_control_a_terminal_are_escaped(name, capsys):
     """Names are escaped as text and as JSON, where the escape decodes to the same name."""
-    command = as_command(lambda: Result({"path": "\udce9.jpg"}, ["\udce9.jpg"]))
+    command = as_command(lambda: Result({"path": f"{name}.jpg"}, [f"é {name}.jpg"]))
     command(json=False, traceback=False)
-    assert capsys.readouterr().out == "\\udce9.jpg\n"
+    assert capsys.readouterr().out == f"é \\u{ord(name[0]):04x}{name[1:]}.jpg\n"
     command(json=True, traceback=False)
-    assert json.loads(capsys.readouterr().out) == {"path": "\udce9.jpg"}
+    assert json.loads(capsys.readouterr().out) == {"path": f"{name}.jpg"}
+
+
+def test_secrets_of_urls_are_not_printed(capsys):
+    url = "https://me:SECRET@example.org/a.jpg?X-Amz-Signature=SECRET"
+    command = as_command(lambda: Result({"path": url, "b": 1}, [f"read {url}, and more"]))
+    command(json=False, traceback=False)
+    assert capsys.readouterr().out == "read https://example.org/a.jpg, and more\n"
+    command(json=True, traceback=False)
+    assert json.loads(capsys.readouterr().out) == {"path": "https://example.org/a.jpg", "b": 1}
 
 
 def test_similar_prints_the_nearest_and_draws_them(place, tmp_path, capsys):

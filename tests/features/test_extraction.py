@@ -382,6 +382,15 @@ def test_a_finished_folder_is_not_touched_by_the_same_command(pictures, tmp_path
     assert not (tmp_path / "out" / ".progress").exists()
 
 
+def test_secrets_of_a_url_are_not_written(pictures, tmp_path):
+    collection = read_images(pictures[0])
+    collection.settings["source"] = "https://me:SECRET@example.org/images.tar?signature=SECRET"
+    run(collection, tmp_path / "out")
+    written = b"".join(file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
+    assert b"https://example.org/images.tar" in written
+    assert b"SECRET" not in written
+
+
 def test_a_folder_that_has_moved_is_the_same(tmp_path):
     write_images(tmp_path / "before", 5)
     run(tmp_path / "before", tmp_path / "out")
