@@ -28,15 +28,14 @@ from ..convert.model_folder import (
     RESULT_NAMES,
     WEIGHTS,
     is_model_folder,
-    read_pretraining,
     read_report,
-    read_results,
     weight_files,
 )
 from ..convert.report import ConversionRecord
 from ..errors import UploadError, VitrailError
 from ..model_cards.card import folder_card, render_model_card
 from ..model_cards.readme import is_rendered, may_be_rendered, write_card
+from ..model_cards.records import read_pretraining, read_results
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..version import __version__
 from .remote_code import add_code, remove_code

@@ -17,19 +17,18 @@ from ..data.labeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..evaluation.results import PACKAGES, describe_model, public_name
-from ..hub.saving import check_output_dir, save
+from ..hub.saving import folder_of_run, save
+from ..model_cards.records import KNNEvaluation, PretrainingRecord, RecipeSource, TrainingData
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
 from ..utils.processes import start_processes
-from ..utils.run_folder import RunFolder
 from ..utils.trainer import KeepLastCheckpoint, last_checkpoint
 from ..utils.versions import installed_versions
 from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
 from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
 from .recipes import PretrainingRecipe, find_recipe, fit_to_patches
-from .record import KNNEvaluation, PretrainingRecord, RecipeSource, TrainingData
 from .report import write_report
 from .teacher_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, TeacherKNN
 from .trainer import DINOTrainer
@@ -57,6 +56,7 @@ def pretrain(
     progress: bool = True,
     report: ConversionReport | None = None,
     from_scratch: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a model with DINO on images without labels, and write the teacher as a folder.
 
@@ -79,9 +79,10 @@ def pretrain(
         original_checkpoint: a .pth file to write as well, in the layout of the original's full checkpoints.
         report: from `vitrail.load`.
         from_scratch: whether the model has random weights; for the record.
+        overwrite: replace a trained model in `output_dir`.
 
     Returns:
-        The content of pretraining.json, without the hash of the weights; see `vitrail.pretraining.record.PretrainingRecord`.
+        The content of pretraining.json, without the hash of the weights; see `vitrail.model_cards.records.PretrainingRecord`.
 
     Raises:
         VitrailError: there are fewer images than a batch has, the folder holds other files, its run has other settings or is in progress,
@@ -95,7 +96,7 @@ def pretrain(
         augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_size),
     )
     output_dir = Path(output_dir)
-    check_output_dir(output_dir)
+    run_folder = folder_of_run(output_dir, overwrite=overwrite)
     if original_checkpoint is not None:
         check_new(Path(original_checkpoint))
         check_original_layout(vit, image_processor)
@@ -106,7 +107,6 @@ def pretrain(
         )
     processes = start_processes()
     initial_model = None if from_scratch else describe_model(report) or UNKNOWN
-    run_folder = RunFolder(output_dir.with_name(f"{output_dir.name}.run"))
     args = training_arguments(
         run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
     )
@@ -142,7 +142,7 @@ def pretrain(
             seconds=round(time.monotonic() - started, 1),
         )
         if processes.is_main_process:
-            save(trainer.teacher, image_processor, output_dir, report=report)
+            save(trainer.teacher, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
                 save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
