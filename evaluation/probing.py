@@ -23,9 +23,9 @@ from ..features.feature_types import classifier_features, join_tokens
 from ..hub.saving import folder_of_run, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..utils.checkpoint_files import last_checkpoint
 from ..utils.processes import start_processes
 from ..utils.run_folder import RunFolder
-from ..utils.trainer import last_checkpoint
 from .fine_tuning import FineTuner, finetune
 from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies, merge_head
 from .metrics import confusion_matrix

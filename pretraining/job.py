@@ -22,8 +22,9 @@ from ..model_cards.records import KNNEvaluation, PretrainingRecord, RecipeSource
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
+from ..utils.checkpoint_files import last_checkpoint
 from ..utils.processes import start_processes
-from ..utils.trainer import KeepLastCheckpoint, last_checkpoint
+from ..utils.trainer import KeepLastCheckpoint
 from ..utils.versions import installed_versions
 from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
 from .checkpoints import check_original_layout, save_original_checkpoint
