@@ -19,6 +19,9 @@ class TrainingOptions:
     """How training runs and what it writes."""
 
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.", min=1, show_default="from the recipe")] = None
+    total_batch_size: Annotated[
+        int | None, typer.Option(help="Number of images per update, over all devices.", min=1, show_default="from the recipe")
+    ] = None
     batch_size: BatchSize = None
     num_workers: NumWorkers = None
     evaluate_every: Annotated[
@@ -82,6 +85,7 @@ def pretrain(
         output_dir=output,
         recipe=chosen,
         epochs=options.epochs,
+        batch_size=options.total_batch_size,
         seed=data_options.seed,
         device_batch_size=options.batch_size,
         num_workers=options.num_workers or 0,

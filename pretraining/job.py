@@ -23,6 +23,7 @@ from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
 from ..utils.checkpoint_files import last_checkpoint
+from ..utils.folders import check_writable
 from ..utils.processes import start_processes
 from ..utils.trainer import KeepLastCheckpoint
 from ..utils.versions import installed_versions
@@ -48,6 +49,7 @@ def pretrain(
     output_dir: str | os.PathLike,
     recipe: str | PretrainingRecipe = "dino",
     epochs: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     device_batch_size: int | None = None,
     num_workers: int = 0,
@@ -70,7 +72,7 @@ def pretrain(
         image_processor: of the model. The crops are normalized with its mean and standard deviation.
         images: to train on. Labels, if there are any, are only used to evaluate the teacher.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
-        epochs: replaces the number in the recipe.
+        epochs, batch_size: replace the numbers in the recipe. The batch of an update is that of all devices.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
         device_batch_size: images per device and forward pass, with all their crops; gradients are accumulated up to the recipe's batch.
             None runs the whole batch in one pass.
@@ -94,17 +96,19 @@ def pretrain(
     recipe = dataclasses.replace(
         recipe,
         epochs=recipe.epochs if epochs is None else epochs,
+        batch_size=recipe.batch_size if batch_size is None else batch_size,
         augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_size),
     )
     output_dir = Path(output_dir)
     run_folder = folder_of_run(output_dir, overwrite=overwrite)
     if original_checkpoint is not None:
         check_new(Path(original_checkpoint))
+        check_writable(Path(original_checkpoint))
         check_original_layout(vit, image_processor)
     if len(images.train) < recipe.batch_size:
         raise VitrailError(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
-            f"{recipe.batch_size}: give a recipe (.json) with a smaller batch_size."
+            f"{recipe.batch_size}: lower it with --total-batch-size (batch_size=)."
         )
     processes = start_processes()
     initial_model = None if from_scratch else describe_model(report) or UNKNOWN
@@ -169,8 +173,8 @@ def training_arguments(
     share, rest = divmod(recipe.batch_size, processes.num_processes)
     if rest:
         raise VitrailError(
-            f"A batch of {recipe.batch_size} images cannot be divided evenly among {processes.num_processes} processes: give a recipe "
-            "(.json) with another batch_size, or start another number of processes."
+            f"A batch of {recipe.batch_size} images cannot be divided evenly among {processes.num_processes} processes: change it with "
+            "--total-batch-size (batch_size=), or start another number of processes."
         )
     per_pass = max(number for number in range(1, min(device_batch_size or share, share) + 1) if share % number == 0)
     return DINOTrainingArguments(

@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import http.client
-import json
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,9 +15,10 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
 
-from ..errors import DownloadError, SourceNotFoundError
+from ..errors import DownloadError, SourceNotFoundError, VitrailError
 from ..version import __version__
 from .atomic import write_json
+from .records import Record
 
 CHUNK = 1 << 20  # bytes
 
@@ -55,12 +56,23 @@ def https_url(url: str) -> str:
     return url
 
 
+@dataclass(kw_only=True)
+class DownloadRecord(Record):
+    """The content of NAME.json; `sha256` once the download is complete."""
+
+    url: str | None = None
+    size: int | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    sha256: str | None = None
+
+
 def _read_record(path: Path) -> dict[str, Any]:
-    """Return the record of a download: url, size, etag, last_modified, and sha256 once it is complete."""
+    """Return the record of a download; an empty one where it is damaged, so that the file is downloaded again."""
     try:
-        return json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+        return asdict(DownloadRecord.read(path.with_name(f"{path.name}.json")))
+    except (FileNotFoundError, VitrailError):
+        return asdict(DownloadRecord())
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:

@@ -71,7 +71,8 @@ class RunFolder:
             VitrailError: the folder holds results of other settings.
         """
         if has_results:
-            self.check_settings(settings, read_json(self.settings_file) if self.settings_file.is_file() else {})
+            remedy = f"remove the folder {self.path} to start over"
+            self.check_settings(settings, read_json(self.settings_file, remedy=remedy) if self.settings_file.is_file() else {})
         write_json(self.settings_file, settings)
 
     def check_settings(self, settings: Mapping[str, Any], begun_with: Mapping[str, Any]) -> None:
