@@ -61,6 +61,7 @@ Revision = Annotated[str | None, typer.Option(help="Revision of the Hub reposito
 Code = Annotated[
     bool, typer.Option("--code/--no-code", help="Include the code that loads the model where vitrail is not installed.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a trained model in the output folder.")]
 
 # Images
 ImageFiles = Annotated[list[Path], typer.Argument(help="Image files.")]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..configuration.configuration_vit import ViTConfig
-from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError
+from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.downloads import discard
@@ -74,7 +74,7 @@ def load(
     family = find_family(raw, format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
     report.catalog_name = resolved.checkpoint.name if resolved.checkpoint else None
-    report.stored = _stored_record(raw)
+    report.stored = _stored_record(raw, report.warnings)
     if raw.left_out:
         report.warnings.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
     if raw.config is None and family.assumption is not None and raw.root not in BRANCHES:
@@ -210,11 +210,14 @@ def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
     return SourceFile(name, resolved.url, resolved.hub_id, size, hash_later(raw.files))
 
 
-def _stored_record(raw: RawCheckpoint) -> ConversionRecord | None:
-    """Return the conversion.json in the folder of the weights; a damaged file, or another program's, is none."""
+def _stored_record(raw: RawCheckpoint, warnings: list[str]) -> ConversionRecord | None:
+    """Return the conversion.json in the folder of the weights; None where there is none. One that cannot be read is a warning."""
     try:
         return ConversionRecord.read(raw.files[0].with_name(REPORT_NAME))
-    except (FileNotFoundError, CorruptFileError):
+    except FileNotFoundError:
+        return None
+    except VitrailError as error:  # the weights are sound, whatever is wrong with their history
+        warnings.append(f"the origin of the weights is unknown: {error}")
         return None
 
 

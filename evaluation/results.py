@@ -13,23 +13,13 @@ from ..convert.report import ConversionReport
 from ..data.labeled import LabeledImages
 from ..errors import public_text
 from ..features.cache import CachedFeatures
+from ..model_cards.records import EvaluationData
 from ..utils.processes import start_processes
 from ..utils.records import Record
 from ..utils.versions import installed_versions
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
-
-
-@dataclass(kw_only=True)
-class EvaluationData:
-    """The images of an evaluation. The source is a Hub id, or the name of a folder or file without its path."""
-
-    source: str
-    fingerprint: str
-    train_images: int
-    validation_images: int
-    labels: list[str]
 
 
 @dataclass(kw_only=True)

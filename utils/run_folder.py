@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..errors import VitrailError
 from .atomic import read_json, write_json
+from .locks import acquire
 
 SETTINGS_NAME = "run.json"
 LOCK_NAME = ".lock"
@@ -53,18 +52,7 @@ class RunFolder:
             VitrailError: another run holds the lock.
         """
         created = not self.path.exists() or self.lock_file.exists()  # by this run, or by one that was killed
-        lock = FileLock(self.lock_file)
-        while not lock.is_locked:
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                with contextlib.suppress(FileNotFoundError):  # the run that held the lock has removed the folder
-                    lock.acquire(timeout=-1 if wait else 0)
-            except Timeout as error:
-                raise VitrailError(
-                    f"{self.path} is in use by another run: wait until it ends, or choose another output folder."
-                ) from error
-            if lock.is_locked and not self.lock_file.exists():  # removed after it was opened
-                lock.release()
+        lock = acquire(self.lock_file, wait=wait, in_use=self.path)
         try:
             yield
         finally:
@@ -83,7 +71,8 @@ class RunFolder:
             VitrailError: the folder holds results of other settings.
         """
         if has_results:
-            self.check_settings(settings, read_json(self.settings_file) if self.settings_file.is_file() else {})
+            remedy = f"remove the folder {self.path} to start over"
+            self.check_settings(settings, read_json(self.settings_file, remedy=remedy) if self.settings_file.is_file() else {})
         write_json(self.settings_file, settings)
 
     def check_settings(self, settings: Mapping[str, Any], begun_with: Mapping[str, Any]) -> None:

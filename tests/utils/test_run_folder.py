@@ -77,6 +77,13 @@ def test_results_of_unknown_settings_are_refused(folder):
         folder.begin({"seed": None}, has_results=True)
 
 
+def test_damaged_settings_name_the_folder_to_remove(folder):
+    folder.path.mkdir(parents=True)
+    folder.settings_file.write_text("{")
+    with pytest.raises(VitrailError, match=f"run.json is not valid JSON .*: remove the folder {folder.path} to start over"):
+        folder.begin({"seed": 0}, has_results=True)
+
+
 def test_ignored_settings_may_differ(tmp_path):
     folder = RunFolder(tmp_path, ignored_settings=["version"])
     folder.check_settings({"version": 2, "seed": 0}, {"version": 1, "seed": 0})
