@@ -97,9 +97,9 @@ class FeatureCache:
     _compiled: dict[Any, CompiledModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def compile(self, vit: ViTModel, feature_types: Sequence[FeatureType], *, num_streams: int = 1) -> CompiledModel:
-        """Return the model compiled for its features and for calls from `num_streams` threads; compiled once."""
+        """Return the model compiled for its features and for calls from `num_streams` threads; compiled again if its weights change."""
         key = (vit, tuple(feature_types), num_streams)
-        if key not in self._compiled:
+        if key not in self._compiled or not self._compiled[key].is_current:
             self._compiled[key] = CompiledModel(
                 feature_outputs(vit, feature_types).eval(),
                 self.runtime,

@@ -1,5 +1,6 @@
 """How features are kept: found again by what they are of, resumed after an interruption, the same from any number of processes."""
 
+import copy
 import io
 import itertools
 import shutil
@@ -25,6 +26,7 @@ from vitrail.features import cache
 from vitrail.features.cache import FeatureCache
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.presets import make_image_processor
+from vitrail.runtime.compiled import ENGINES, Engine, Runtime
 
 ROWS = 13
 FILES = ("tokens.npy", "labels.npy", "rows.npy", "manifest.json")
@@ -312,3 +314,20 @@ def test_another_process_waits_for_the_same_features(extraction):
         assert not (extraction.folder / "extraction").exists()
     waiting.join()
     contents(extraction.folder)
+
+
+@pytest.mark.parametrize("runtime", [Runtime(), Runtime("float64"), Runtime("float32", "openvino")], ids=str)
+def test_weights_that_change_in_place_change_the_features(extraction, runtime, monkeypatch):
+    """A cache is kept while a model is trained; `.data` changes weights without any counter that notices."""
+    copies = Engine(lambda module, example, **options: copy.deepcopy(module), ("float32",), fixed_size=True)
+    monkeypatch.setitem(ENGINES, "openvino", copies)  # as an engine that compiles, in no time
+    feature_cache = FeatureCache(extraction.cache_dir, batch_size=4, runtime=runtime, progress=False)
+    arguments = (extraction.model, extraction.image_processor, extraction.dataset)
+    before = feature_cache.features(*arguments, num_cls_layers=2)
+    for parameter in extraction.model.parameters():
+        parameter.data.mul_(-0.5)
+    after = feature_cache.features(*arguments, num_cls_layers=2)
+    expected = FeatureCache(extraction.cache_dir.with_name("other"), batch_size=4, progress=False).features(*arguments, num_cls_layers=2)
+    assert before.key != after.key
+    np.testing.assert_allclose(after.tokens, expected.tokens, atol=0.05)
+    assert np.abs(after.tokens - before.tokens).max() > 0.5
