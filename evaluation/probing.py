@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from ..convert.report import ConversionReport

@@ -196,7 +196,9 @@ def test_a_new_image_size_of_changed_weights_is_refused(built):
 
 
 def test_the_engine_cannot_run_the_precision_of_the_weights():
-    with pytest.raises(VitrailError, match=r"weights are float16, which engine onnxruntime does not .*float32 or int8 \(--precision"):
+    with pytest.raises(
+        VitrailError, match=r"weights are float16, which engine onnxruntime does not .*float32 or int8 \(--precision"
+    ):
         CompiledModel(outputs_of(small_model().half()), Runtime(engine="onnxruntime"), batch_size=1)
 
 
