@@ -54,10 +54,12 @@ class CacheManifest(Record):
 
     settings: everything that determines the features.
     num_cls_layers: see `vitrail.features.cache.CachedFeatures`.
+    sha256: the SHA-256 of each array, by its file name.
     """
 
     settings: dict[str, Any]
     num_cls_layers: int
+    sha256: dict[str, str]
     unreadable: list[UnreadableImage]
 
 
