@@ -99,9 +99,9 @@ def verify(
     return Result(record, lines, exit_code=0 if passed else 1)
 
 
-def info(model: Model) -> Result:
+def info(model: Model, options: CheckpointOptions) -> Result:
     """Show the architecture, the size and the preprocessing of a model."""
-    loaded, image_processor, report = load_model(model)
+    loaded, image_processor, report = load_model(model, **asdict(options))
     config = loaded.config
     counts = complexity(loaded)
     (height, width), (patch_height, patch_width) = config.image_size, config.patch_size

@@ -8,6 +8,7 @@ a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 v
 """
 
 import functools
+import math
 import os
 import struct
 import zlib
@@ -323,7 +324,7 @@ def _validate_values(settings: Settings) -> None:
     num_channels, rescale_factor = settings.num_channels, settings.rescale_factor
     if not isinstance(num_channels, int) or num_channels < 1:
         raise ValueError(f"found num_channels={num_channels!r}; write the number of channels of the model, for example 3")
-    if settings.do_rescale and (rescale_factor is None or rescale_factor <= 0):
+    if settings.do_rescale and not (rescale_factor is not None and 0 < rescale_factor < math.inf):
         raise ValueError(f"found rescale_factor={rescale_factor}; write 1 / 255, or do_rescale=False")
     if settings.do_normalize:
         for name, values in (("image_mean", settings.image_mean), ("image_std", settings.image_std)):
@@ -331,7 +332,9 @@ def _validate_values(settings: Settings) -> None:
                 raise ValueError(
                     f"found {name}={values} with num_channels={num_channels}; write {num_channels} numbers, or do_normalize=False"
                 )
-        if 0 in settings.image_std:
+        if not all(math.isfinite(value) for value in settings.image_mean):
+            raise ValueError(f"found image_mean={settings.image_mean}; write finite numbers")
+        if not all(0 < value < math.inf for value in settings.image_std):
             raise ValueError(f"found image_std={settings.image_std}; write numbers above 0")
 
 

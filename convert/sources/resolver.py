@@ -68,7 +68,7 @@ def resolve(
         UnsupportedCheckpointError: a Hub repository holds no weights in the Hub's layout.
     """
     text = os.fspath(source)
-    path = Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves an unknown user's name as it is
+    path = Path(os.path.expanduser(text))  # Path.expanduser raises for an unknown user
     if text and os.path.exists(path):  # unlike Path.exists, false for what is too long to be a path
         return ResolvedSource(path=path, name=os.path.basename(os.path.abspath(path)))
     if left := interrupted(path):
