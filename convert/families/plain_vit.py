@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from .family import RawCheckpoint
 from .rules import Rule
@@ -48,6 +49,14 @@ def attention_heads(hidden_size: int, num_heads: int | None) -> int:
             f"{head_width}. Set num_heads= (on the command line: --num-heads)."
         )
     return hidden_size // head_width
+
+
+def heads_warnings(config: ViTConfig) -> list[str]:
+    """Return a warning where the number of heads, which a state dict does not hold, is not the one that readers assume."""
+    head_width = OTHER_HEAD_WIDTHS.get(config.hidden_size, PUBLISHED_HEAD_WIDTH)
+    if config.num_attention_heads * head_width == config.hidden_size:
+        return []
+    return [f"the file does not hold the number of attention heads: load it with num_heads={config.num_attention_heads}"]
 
 
 def square_grid(num_patches: int, name: str) -> int:
