@@ -106,6 +106,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "vitrail"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]  # noqa: RUF012  # transformers' own form; what Trainer.evaluate leaves out of the predictions
     after_save = None  # a function of the folder, called by save_pretrained; a class attribute, which vitrail sets to add its code
 
     hidden_size: int = 768
