@@ -11,7 +11,7 @@ from ..hub.saving import check_output_dir
 from ..utils.optional import check_packages
 from .evaluation import PACKAGES
 from .options import BatchSize, Data, DataOptions, NumWorkers, Strict
-from .output import Result, check_not_itself, check_output, load_model
+from .output import Result, check_not_itself, check_output, load_model, warn
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def pretrain(
         model, image_processor = new_model(arch, image_size=size, seed=data_options.seed)
         report = None
     images = load_training_images(data, labels=labels, **data_options.arguments())
+    warn(*images.warnings)
     run = job.pretrain(
         model,
         image_processor,

@@ -16,6 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from .worker_errors import clear_worker_errors
+
 TRAINER_HOOKS = ("_get_train_sampler", "_clip_grad_norm", "_get_grad_norm", "_prepare_inputs")
 TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_train_batch_size")
 ARGUMENTS_ATTRIBUTES = ("_n_gpu",)
@@ -61,7 +63,8 @@ class BaseTrainer(Trainer):
     def train_or_resume(self) -> int | None:
         """Train from the last checkpoint in the output folder, or from the beginning. Return the number of updates before it."""
         checkpoint = last_checkpoint(Path(self.args.output_dir))
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with clear_worker_errors():
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         return None if checkpoint is None else checkpoint_update(checkpoint)
 
     def show_progress(self, description: str | None) -> None:

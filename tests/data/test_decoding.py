@@ -112,15 +112,16 @@ def test_what_is_not_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "bad"), [(errno.EACCES, True), (errno.EIO, True), (errno.EMFILE, False), (errno.ESTALE, False)])
-def test_faults_of_the_machine_are_not_faults_of_the_image(monkeypatch, number, bad):
+def test_faults_of_the_machine_are_not_faults_of_the_image(tmp_path, monkeypatch, number, bad):
     """Tests may run as root, who may read everything, so the system's replies are set by hand."""
 
     def refuse(path):
         raise OSError(number, "the system's words", path)
 
+    (tmp_path / "a.png").write_bytes(png(1))
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(VitrailError, match=r"a\.png: the system's words") as caught:
-        open_entry(ImageEntry(0, "a.png", location="/somewhere/a.png"))
+        open_entry(ImageEntry(0, "a.png", location=str(tmp_path / "a.png")))
     assert isinstance(caught.value, UnreadableImageError) == bad
 
 
