@@ -90,7 +90,8 @@ def extract(
         revision=source_options.data_revision,
         allow_external=source_options.allow_external,
     )
-    warn(*collection.warnings)
+    if start_processes().is_main_process:
+        warn(*collection.warnings)
     loaded, image_processor, _ = load_model(model)
     if keep_aspect:
         image_processor = make_keep_aspect(image_processor, loaded.config.patch_size)
@@ -128,7 +129,7 @@ def similar(
     model: Model,
     folder: Features,
     query: ImageFile,
-    output: Annotated[Path | None, typer.Option(help="Contact sheet to write: .png, .jpg or .webp.", show_default="none")] = None,
+    output: Annotated[Path | None, typer.Option(help="Contact sheet to write: .png, .jpg or .webp.")] = None,
     top: Top = 15,
     column: Annotated[str | None, typer.Option(help="Column of vectors to compare, if there are several.")] = None,
     allow_external: AllowExternal = False,
@@ -139,12 +140,16 @@ def similar(
         check_output(output, PICTURES)
     from ..features.store import StoredFeatures
     from ..visualization import similar as job
+    from ..visualization.stored_images import is_local
 
     stored = StoredFeatures(folder)
     loaded, _, _ = load_model(model)
     ids, cosines, sheet = job.find_similar(loaded, stored, query, top=top, column=column, allow_external=allow_external)
     if output is not None:
         save_picture(sheet, output)
+        source = stored.manifest.settings["collection"]["source"]
+        if not (allow_external or is_local(source)):
+            warn(f"the images are at {source}: --allow-external reads them for the contact sheet.")
     paths = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
     found = [
         {"id": number, "path": paths[number], "cosine": cosine}

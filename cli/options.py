@@ -91,7 +91,7 @@ KeepAspect = Annotated[
 # Running a model
 Precision = Annotated[
     str | None,
-    typer.Option(help="Precision: float32, bfloat16, float16 or int8.", show_default="dtype of the weights", metavar="P"),
+    typer.Option(help="Precision: float32, bfloat16, float16, int8 or float64.", show_default="dtype of the weights", metavar="P"),
 ]
 Engine = Annotated[str, typer.Option(help="Engine that runs the model: eager, compile, onnxruntime or openvino.", metavar="E")]
 BatchSize = Annotated[

@@ -151,7 +151,9 @@ def list_pattern(pattern: str) -> Listing:
         elif is_url(one) or (os.path.lexists(one) and not os.path.isdir(one)):
             files[one] = None
         else:
-            raise SourceNotFoundError(f"found no file {one}; give an existing file, a pattern of files, or a folder")
+            raise SourceNotFoundError(
+                f"found no file {one}; give an existing file, a pattern of files, a folder, or a dataset on the Hub as user/name"
+            )
     if not files:
         raise SourceNotFoundError(f"found no file at {pattern}; give an existing file, a pattern of files, or a folder")
     return _listing((MAGIC.split(pattern)[0] if several else pattern).rpartition("/")[0], files)

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,15 +36,14 @@ def walk(*folders: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def match(pattern: str) -> Iterator[str]:
-    """Yield the files that an absolute pattern with *, ?, [] and ** matches; a file may be yielded twice."""
-    parts = pattern.split(os.sep)
-    if ANY_FOLDERS not in parts:
-        yield from (file for file in glob.glob(pattern) if not os.path.isdir(file))
-        return
-    index = parts.index(ANY_FOLDERS)
-    rest = parts[index + 1 :] or ["*"]
-    for folder, _ in walk(*glob.glob(os.sep.join([*parts[:index], ""]))):
-        yield from match(os.path.join(glob.escape(folder), *rest))
+    """Yield the files that an absolute pattern with *, ?, [] and ** matches. The folders that ** stands for are read once."""
+    *outer, last = re.split(rf"/{re.escape(ANY_FOLDERS)}(?=/|$)", pattern)
+    found = [""]
+    for part in outer:
+        roots = [root for folder in found for root in glob.glob(f"{glob.escape(folder)}{part}/")]
+        found = [folder.rstrip("/") for folder, _ in walk(*roots)]
+    for folder in found:
+        yield from (file for file in glob.glob(glob.escape(folder) + (last or "/*")) if not os.path.isdir(file))
 
 
 def _refuse(error: OSError) -> None:

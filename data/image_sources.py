@@ -220,4 +220,5 @@ def _classify(listing: Listing, name: str, location: str, *, is_folder: bool) ->
 
 def _by_suffix(names: Iterable[str]) -> dict[str, int]:
     """Return the number of files of each suffix, the most frequent first."""
-    return dict(Counter(suffix_of(name) or "no extension" for name in names).most_common())
+    counted = Counter(suffix_of(name) or "no extension" for name in names)
+    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))

@@ -107,7 +107,7 @@ class Job:
             "config": config_fields(self.vit),
             "image_processor": json.loads(self.image_processor.to_json_string()),
             "collection": self.collection.settings,
-            "images": self.collection.fingerprint,
+            "images": {"number": self.collection.num_rows, "digest": self.collection.fingerprint},
             "views": None if self.views is None else asdict(self.views),
             "features": list(self.features),
             "dtype": self.dtype,

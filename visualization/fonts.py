@@ -26,7 +26,7 @@ def caption_font(caption: str, size: int) -> tuple[str, Font]:
 
     Characters that no font has are escaped: é becomes \\xe9.
     """
-    if caption.isascii():
+    if caption.replace("…", "").isascii():
         return caption, _default(size)
     for name in CANDIDATES:
         font = _installed(name, size)

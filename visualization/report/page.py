@@ -137,18 +137,16 @@ def _load_model(stored: StoredFeatures, given: str | None, allow_external: bool)
     name = stored.manifest.settings["model"]
     if not (given or name):
         return None, "the norms of patch tokens need the model, which was not recorded with the features: pass it with --model."
+    shown = public_name(name)
     if not (given or allow_external or os.path.exists(name)):
-        return (
-            None,
-            f"the norms of patch tokens need the model, {public_name(name)}, which is not on this machine: pass it with --model.",
-        )
+        reason = "which is not on this machine: pass it with --model, or fetch it with --allow-external."
+        return None, f"the norms of patch tokens need the model, {shown}, {reason}"
     try:
         model, _, _ = load(given or name)
         check_same_model(model, stored)
     except (ValueError, OSError, StrictDataclassError) as error:
         if given is not None:
             raise
-        shown = public_name(name)
         reason = " ".join(str(error).split()).replace(name, shown)
         return None, f"the norms of patch tokens need the model, {shown}: {reason} If the model has moved, pass it with --model."
     return model, None
