@@ -63,8 +63,14 @@ class OutputMismatchError(VitrailError):
     """The outputs of an exported graph differ from the outputs of the model."""
 
 
+class StoreUnreachableError(VitrailError):
+    """A store of images did not respond, after several tries."""
+
+
 class UnreadableImageError(VitrailError):
-    """An image that cannot be decoded. `path` is its file, `reason` the cause."""
+    """An image that cannot be decoded. `path` is its file, `reason` the cause; `retry`: whether it may be readable later."""
+
+    retry = False
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that the exception can be pickled

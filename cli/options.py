@@ -86,6 +86,12 @@ TrainSplit = Annotated[str | None, typer.Option(help="Training split, if the spl
 ValidationSplit = Annotated[str | None, typer.Option(help="Validation split, if the split names do not determine it.")]
 ValidationFraction = Annotated[float, typer.Option(help="Fraction of each class to hold out if there is no validation split.")]
 DataRevision = Annotated[str | None, typer.Option(help="Revision of the Hub dataset: a branch, tag or commit.")]
+AllowExternal = Annotated[
+    bool,
+    typer.Option(
+        "--allow-external", help="Read files and URLs outside of a dataset that its rows, or the manifest of features, name."
+    ),
+]
 KeepAspect = Annotated[
     bool, typer.Option("--keep-aspect", help="Keep the aspect ratio of each image instead of cropping or squashing.")
 ]
@@ -158,6 +164,7 @@ class DataOptions:
     validation_split: ValidationSplit = None
     validation_fraction: ValidationFraction = 0.2
     data_revision: DataRevision = None
+    allow_external: AllowExternal = False
     seed: Seed = 0
 
     def arguments(self) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from ..utils.records import Record
 
 @dataclass(kw_only=True)
 class UnreadableRow:
-    """An image without features: its id, its path, and the reason."""
+    """An image without features: its id, its path, and the reason; `retry`: whether a repeated run tries it again."""
 
     id: int
     path: str
     reason: str
+    retry: bool = False
 
 
 @dataclass(kw_only=True)

@@ -62,7 +62,7 @@ def test_extract_reports(place, tmp_path, capsys):
         (["MODEL", "IMAGES", "OUT", "--max-errors", "3"], "more than max_errors=3"),
         (["MODEL", "NOWHERE", "OUT"], "NOWHERE"),
         (["NOWHERE", "IMAGES", "OUT"], "NOWHERE"),
-        (["MODEL", "IMAGES", "FILE"], "FILE is a file; expected the name of a folder."),
+        (["MODEL", "IMAGES", "FILE"], "cannot write into FILE: it is not a folder."),
         (["MODEL", "IMAGES", "IMAGES"], "IMAGES holds other things: choose a new or empty output folder."),
     ],
 )
@@ -135,6 +135,13 @@ def test_report_writes_one_page(place, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_similar_writes_no_picture_unless_it_is_asked_to(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert not end_of("similar", place / "model", place / "out", PHOTOS[0], "--top", 1)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_report_names_what_is_missing(place, tmp_path, capsys):
     words = ["extract", place / "model", place / "images", tmp_path / "out", "--num-workers", 0]
     assert not end_of(*words)
@@ -142,7 +149,7 @@ def test_report_names_what_is_missing(place, tmp_path, capsys):
     capsys.readouterr()
     try:
         assert not end_of("report", tmp_path / "out", "--output", tmp_path / "page.html")
-        assert f"warning: the norms of patch tokens need the model, {place / 'model'}: " in capsys.readouterr().err
+        assert "warning: the norms of patch tokens need the model, model, which is not on this machine" in capsys.readouterr().err
         assert not end_of("report", tmp_path / "out", "--output", tmp_path / "page.html", "--model", tmp_path / "moved")
         assert capsys.readouterr().out.count("\n") == 1
     finally:

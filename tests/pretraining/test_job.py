@@ -143,7 +143,7 @@ def run_until_killed(folder, checkpoint):
 def test_killed_it_goes_on(prepared, whole):
     assert forked.exit_code(__file__, "run_until_killed", prepared, 3) == -signal.SIGKILL
     assert not (prepared / "model").exists()
-    with pytest.raises(VitrailError, match=r"begun with different settings \(seed\): repeat the run"):
+    with pytest.raises(VitrailError, match=r"begun with different settings \(seed was 0, is 1\): repeat the run"):
         run(prepared, seed=1)
     with pytest.raises(VitrailError, match=r"begun with different settings \(config, image processor\)"):
         run(prepared, num_attention_heads=4, layer_norm_eps=1e-5, image_size=32)
