@@ -72,6 +72,7 @@ _DAMAGE = (
     LookupError,
     OSError,
     RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
     pickle.UnpicklingError,
