@@ -2,10 +2,9 @@
 
 import io
 import itertools
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,46 +17,40 @@ import torch
 from huggingface_hub.utils import WeakFileLock
 from PIL import Image
 
+import forked
 from small_models import make_model, randomize
 from vitrail.data.reader import TrainingViews
 from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.features import cache
 from vitrail.features.cache import FeatureCache
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
+from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.processing.presets import make_image_processor
 
 ROWS = 13
 FILES = ("tokens.npy", "labels.npy", "rows.npy", "manifest.json")
 
-# Extracts what `prepared` has saved, two images at a time; writes to a file how many batches this process ran, or is killed at one
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-import datasets, torch
-from vitrail.features import cache
-from vitrail.modeling.modeling_vit import ViTModel
-from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
-folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-torch.set_num_threads(1)
-model = ViTModel.from_pretrained(folder / "model")
-batches = []
+def extract_prepared(folder, kill_at=0):
+    """Extracts what `prepared` has saved; writes to a file how many batches this process ran, or is killed at one."""
+    torch.set_num_threads(1)
+    model = ViTModel.from_pretrained(folder / "model")
+    batches = []
 
-def count(module, inputs):
-    batches.append(len(inputs[0]))
-    if len(batches) == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def count(module, inputs):
+        batches.append(len(inputs[0]))
+        if len(batches) == kill_at:
+            signal.raise_signal(signal.SIGKILL)
 
-model.register_forward_pre_hook(count)
-cache.CHUNK = 4
-cache.FeatureCache(folder / "features", batch_size=2).features(
-    model,
-    VitrailImageProcessor.from_pretrained(folder / "model"),
-    datasets.load_from_disk(folder / "data"),
-    num_cls_layers=2,
-)
-(folder / f"batches-{os.environ.get('RANK')}").write_text(str(batches))
-"""
+    model.register_forward_pre_hook(count)
+    cache.CHUNK = 4
+    FeatureCache(folder / "features", batch_size=2).features(
+        model,
+        VitrailImageProcessor.from_pretrained(folder / "model"),
+        datasets.load_from_disk(folder / "data"),
+        num_cls_layers=2,
+    )
+    (folder / f"batches-{os.environ.get('RANK')}").write_text(str(batches))
 
 
 def make_dataset(*, first=0, label=0, unreadable=()):
@@ -247,8 +240,7 @@ def test_no_image_at_all(extraction):
 
 
 def test_killed_and_repeated_computes_what_is_missing(extraction, prepared):
-    killed = subprocess.run([sys.executable, "-c", SCRIPT, prepared, "6"], cwd=prepared, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert forked.exit_code(__file__, "extract_prepared", prepared, 6) == -signal.SIGKILL
     done = list((extraction.folder / "extraction" / "data").iterdir())
     assert len(done) in (1, 2)  # files of 4 rows; the model runs ahead of the writer
     # as if killed while it wrote
@@ -290,10 +282,7 @@ def test_interrupted_at_each_change_of_the_folder(extraction, monkeypatch):
 
 
 def test_two_processes_give_the_bytes_of_one(extraction, prepared):
-    (prepared / "script.py").write_text(SCRIPT)
-    # Script for `accelerate launch`. The launcher by itself starts one process where there are no GPUs
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([sys.executable, "-m", *launch, "script.py", prepared, "0"], cwd=prepared, check=True)
+    forked.run_two(__file__, "extract_prepared", prepared)
     assert contents(extraction.folder) == uninterrupted(extraction)
     assert (prepared / "batches-0").read_text() == "[2, 2, 2, 2]"  # rows 0 to 3 and 8 to 11
     assert (prepared / "batches-1").read_text() == "[2, 2, 1]"

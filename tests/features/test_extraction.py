@@ -20,6 +20,8 @@ import pytest
 import torch
 from filelock import FileLock
 
+import forked
+from command_line import end_of
 from image_folders import broken_files, small_model, small_processor, write_broken, write_images
 from vitrail.data import read_images
 from vitrail.errors import VitrailError
@@ -434,14 +436,14 @@ def test_killed_at_any_moment_and_resumed_it_loses_nothing(model_dir, two_thousa
     data = tmp_path / "out" / "data"
     for _ in range(3):
         before = len(list(data.glob("*"))) if data.exists() else 0
-        process = subprocess.Popen(command(model_dir, folder, tmp_path / "out", "--shard-size", 64), stdout=subprocess.PIPE)
+        process = forked.start(__file__, "end_of", *command(model_dir, folder, tmp_path / "out", "--shard-size", 64)[3:])
         wanted = before + draw.randint(0, 6)
-        while process.poll() is None and (not data.exists() or len(list(data.glob("*"))) < wanted):
+        while process.exitcode is None and (not data.exists() or len(list(data.glob("*"))) < wanted):
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.1))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     done = run(folder, tmp_path / "out", shard_size=64)
     assert (done.rows, done.errors) == (1980, 20)
     files, whole = files_of(tmp_path / "out"), files_of(tmp_path / "whole")
@@ -453,12 +455,16 @@ def test_killed_at_any_moment_and_resumed_it_loses_nothing(model_dir, two_thousa
     assert [error["path"] for error in stored.errors()] == bad
 
 
+def run_command(folder, words):
+    with (folder / f"stdout-{os.environ['RANK']}").open("w") as stdout, contextlib.redirect_stdout(stdout):
+        assert end_of(*words) == 0
+
+
 def test_two_processes_give_the_rows_of_one(model_dir, pictures, tars, tmp_path):
+    forked.run_two(__file__, "run_command", tmp_path, command(model_dir, tars, tmp_path / "two-tars", "--shard-size", 6)[3:])
+    assert "features of 30 images" in (tmp_path / "stdout-0").read_text()
+    assert not (tmp_path / "stdout-1").read_text()
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    words = command(model_dir, tars, tmp_path / "two-tars", "--shard-size", 6)[2:]
-    ended = subprocess.run([*launch, *words], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("features of 30 images") == 1
     words = command(model_dir, pictures[0], tmp_path / "two-folder", "--shard-size", 6, "--max-errors", 15)[2:]
     ended = subprocess.run([*launch, *words], capture_output=True, text=True)
     assert ended.returncode != 0
