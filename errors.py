@@ -5,16 +5,29 @@ exceptions below, which are `ValueError`s too, so that one `except` covers both.
 the remedy.
 """
 
+import re
+
+# A URL: its scheme, user and password, address, and query without the punctuation that ends a sentence
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#'\"<>]*@)?([^\s?'\"<>]*)(\?[^\s'\"<>]*?(?=[.,;:)\]]*(?:['\"<>\s]|$)))?")
+
+
+def public_text(text: str) -> str:
+    """Return text that can be shown and published: its URLs lose user, password and query, which may be secrets."""
+    return _URL.sub(r"\1\3", text)
+
 
 class VitrailError(ValueError):
     """Base class of the errors that a user can fix."""
 
+    def __str__(self) -> str:
+        return public_text(self._message())
+
+    def _message(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
 
 class SourceNotFoundError(VitrailError, FileNotFoundError):
     """The path, URL or name does not exist."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])  # OSError.__str__ expects an errno
 
 
 class DownloadError(VitrailError):
@@ -53,7 +66,7 @@ class UnreadableImageError(VitrailError):
         self.path = path
         self.reason = reason
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"cannot read the image {self.path}: {self.reason}"
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import re
 import sys
 import traceback as traceback_module
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..convert.loading import load
 from ..convert.report import ConversionReport
-from ..errors import VitrailError
+from ..errors import VitrailError, public_text
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import Agreement
@@ -22,6 +23,8 @@ from ..utils.atomic import to_json
 from .options import Json, Traceback, expand_groups, set_signature
 
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
+# Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -79,8 +82,8 @@ def warn(*messages: str) -> None:
 
 
 def _printable(text: str) -> str:
-    """Escape the bytes of file names that are not valid Unicode; in JSON, the escape stands for the same name."""
-    return text.encode(errors="backslashreplace").decode()
+    """Return text without secrets of URLs, and with control characters and invalid bytes of names escaped, as in JSON."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", public_text(text))
 
 
 def load_model(source: str, **options: Any) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:

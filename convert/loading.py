@@ -11,6 +11,7 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..utils.downloads import discard
 from .adaptation import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
 from .detection import BRANCHES, find_family, open_checkpoint
 from .families.family import Family, RawCheckpoint, make_config
@@ -69,7 +70,7 @@ def load(
         VitrailError: a subclass in `vitrail.errors`; the message names what was found and the remedy.
     """
     resolved = resolve(source, revision=revision, token=token, cache_dir=cache_dir)
-    raw = open_checkpoint(resolved.path, branch=branch)
+    raw = open_source(resolved, branch=branch)
     family = find_family(raw, format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
     report.catalog_name = resolved.checkpoint.name if resolved.checkpoint else None
@@ -83,7 +84,7 @@ def load(
     foreign = _storages_to_leave(raw)
     if head is not None:
         resolved_head = resolve(_head_source(resolved, head), token=token, cache_dir=cache_dir)
-        raw_head = open_checkpoint(resolved_head.path)
+        raw_head = open_source(resolved_head)
         head_tensors, head_fields = _read_head(raw_head, family, head_name, fields, coverage)
         tensors |= head_tensors
         foreign |= _storages_to_leave(raw_head)
@@ -111,6 +112,16 @@ def load(
     model = build_model(config, tensors, coverage, resolved.name, dtype=dtype, foreign=foreign)
     report.coverage = coverage.to_dict()
     return model.to(device).eval(), image_processor, report
+
+
+def open_source(resolved: ResolvedSource, *, branch: str = "teacher") -> RawCheckpoint:
+    """Open the checkpoint of a source; a damaged download leaves the cache, so that the next run downloads it again."""
+    try:
+        return open_checkpoint(resolved.path, branch=branch)
+    except CorruptFileError:
+        if resolved.url is not None:
+            discard(resolved.path)
+        raise
 
 
 def convert_family(raw: RawCheckpoint, family: Family, warnings: list[str]) -> tuple[dict[str, torch.Tensor], Coverage]:
@@ -190,12 +201,7 @@ def _storages_to_leave(raw: RawCheckpoint) -> set[int]:
 
 def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
     dtypes = {tensor.dtype for tensor in tensors.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    if not dtype.is_floating_point:
-        raise UnsupportedCheckpointError(
-            f"The weights are {dtype}; expected floating point. If the checkpoint is quantized, use the original one."
-        )
-    return dtype
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:

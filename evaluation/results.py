@@ -11,6 +11,7 @@ from transformers import EvalPrediction
 
 from ..convert.report import ConversionReport
 from ..data.labeled import LabeledImages
+from ..errors import public_text
 from ..features.cache import CachedFeatures
 from ..utils.processes import start_processes
 from ..utils.records import Record
@@ -143,7 +144,7 @@ def describe_run(
             labels=list(data.label_names),
         ),
         "unreadable_images": [
-            SkippedImage(split=split, row=image.row, path=_below(data.source, image.path), reason=image.reason)
+            SkippedImage(split=split, row=image.row, path=public_text(_below(data.source, image.path)), reason=image.reason)
             for split, features in splits.items()
             for image in features.unreadable
         ],
@@ -155,7 +156,8 @@ def describe_run(
 
 
 def public_name(source: str) -> str:
-    """Return a name of a source of images that can be published: a Hub id as it is, a file or folder without the path to it."""
+    """Return a name of a source of images that can be published: a Hub id as it is, a file, folder or URL by its last part."""
+    source = public_text(source)
     path = Path(source)
     if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         return source

@@ -16,7 +16,7 @@ import torch
 
 from ..data.entries import ImageCollection
 from ..data.reader import Batch, Chunk, ImageReader, Piece, TrainingViews, UnreadableEntry
-from ..errors import UnreadableImageError, VitrailError
+from ..errors import UnreadableImageError, VitrailError, public_text
 from ..modeling.fingerprint import config_fields, weights_digest
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -98,11 +98,11 @@ class Job:
         calibration = None if self.calibration is None else hashlib.sha256(self.calibration.numpy().tobytes()).hexdigest()
         return {
             "vitrail": __version__,
-            "model": self.model_name or self.model.name_or_path,
+            "model": public_text(self.model_name or self.model.name_or_path),
             "weights": weights_digest(self.vit),
             "config": config_fields(self.vit),
             "image_processor": json.loads(self.image_processor.to_json_string()),
-            "collection": self.collection.settings,
+            "collection": {**self.collection.settings, "source": public_text(self.collection.settings["source"])},
             "images": self.collection.fingerprint,
             "views": None if self.views is None else asdict(self.views),
             "features": list(self.features),
