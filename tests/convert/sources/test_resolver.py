@@ -42,7 +42,7 @@ def test_download_keeps_file_and_record(http_server, page, tmp_path):
     assert path.read_bytes() == BODY
     record = json.loads(path.with_name("weights.pth.json").read_text())
     expected = hashlib.sha256(BODY).hexdigest()
-    assert record == {"url": url, "size": len(BODY), "etag": '"v1"', "last_modified": None, "sha256": expected}
+    assert record == {"format_version": 1, "url": url, "size": len(BODY), "etag": '"v1"', "last_modified": None, "sha256": expected}
     assert sha256(path) == expected
     assert not path.with_name("weights.pth.part").exists()
 
