@@ -16,6 +16,7 @@ EXCEPTIONS = {
     ("--output", "required"): "knn, logistic and card also print what they write",
     ("--recipe", "help"): "probe and pretrain have recipes of their own",
     ("--recipe", "default"): "probe and pretrain have recipes of their own",
+    **{("--dtype", fact): "extract: the type of the stored features" for fact in ("help", "default", "show_default")},
     ("--top", "default"): "labels of one image, or images of a contact sheet",
     ("--batch-size", "help"): "export: the batch size that a graph is fixed to",
     ("--batch-size", "show_default"): "export: the batch size that a graph is fixed to",

@@ -90,8 +90,8 @@ def test_a_config_json_chooses_no_attention_that_would_be_downloaded(key, name, 
     edit(folder / "config.json", {key: name})
     model, _, report = vitrail.load(folder)
     assert any("is ignored: choose one with attn_implementation=" in warning for warning in report.warnings) != taken
-    assert AutoConfig.from_pretrained(folder)._attn_implementation == ("eager" if taken and key == "attn_implementation" else None)
-    assert model.config._attn_implementation == ("eager" if taken and key == "attn_implementation" else "sdpa")
+    assert AutoConfig.from_pretrained(folder)._attn_implementation == ("eager" if taken and "internal" not in key else None)
+    assert model.config._attn_implementation == ("eager" if taken and "internal" not in key else "sdpa")
 
 
 def edit(path, changes):
@@ -106,14 +106,15 @@ ODD_CONFIGS = [
     *[{name: float("nan")} for name in ("layer_norm_eps", "initializer_range", "layer_scale_init_value", "drop_path_rate")],
     *[{"image_size": value} for value in (0, [], ["x", "y"], [1, 2, 3], {}, None)],
     *[{"id2label": value} for value in (["a"], {"x": "a"}, 5)],
-    *[{"torch_dtype": "x"}, {"out_indices": [10**6]}, {"out_features": 5}, {"problem_type": "x"}, {"per_layer_config": 5}],
+    *[{"out_indices": [10**6]}, {"out_features": 5}, {"problem_type": "x"}, {"per_layer_config": 5}],
     *[{"model_type": ["vitrail"]}, {"architectures": 5, "hidden_size": "x"}, {"layer_norm_eps": -1.0}],
 ]
 ODD_PROCESSORS = [
     *[{"image_std": [value] * 3} for value in (float("nan"), float("inf"), -1, "x", None)],
-    *[{"image_mean": value} for value in (None, [float("nan")] * 3, 5, {})],
+    *[{"image_mean": value} for value in (None, [float("nan")] * 3, {})],
     *[{"rescale_factor": value} for value in (float("inf"), float("nan"), 0, "x")],
-    *[{"size": value} for value in ("x", [], {"height": -1, "width": 1}, {"sides": 3})],
+    *[{"size": value} for value in ("x", [], {"height": -1, "width": 1}, {"sides": 3}, 10**9, {"shortest_edge": float("inf")})],
+    *[{"do_center_crop": value} for value in ("x", float("nan"))],
 ]
 
 
