@@ -62,7 +62,7 @@ NumChannels = Annotated[int | None, typer.Option(help="Number of input channels 
 ChannelRule = Annotated[str | None, typer.Option(help="How to adapt the patch projection: sum, repeat or average.")]
 NumLabels = Annotated[int | None, typer.Option(help="Number of classes of a new, untrained classifier; 0 for the encoder alone.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="Dtype of the weights: float32, bfloat16 or float16.", metavar="D", show_default="from the file")
+    str | None, typer.Option(help="Dtype of the weights: float32, bfloat16 or float16.", show_default="from the file")
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of the Hub repository: a branch, tag or commit (push: a branch).")]
 Code = Annotated[
