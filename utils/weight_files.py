@@ -385,6 +385,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise UnsupportedCheckpointError(
             f"{path} has a header of {header} bytes; expected at most {MAX_HEADER_BYTES}. Save only the model's weights, without metadata."
         )
+    with safetensors.safe_open(path, framework="pt") as tensors:
+        check_expansion(path, 0, len(tensors.keys()))
     return safetensors.torch.load_file(path, device="cpu")
 
 
