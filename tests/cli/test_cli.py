@@ -263,8 +263,12 @@ def test_verify_ends_with_1_when_a_check_fails(model_dir, tmp_path, capsys):
     tensors = torch.load(model_dir.parent / "dino_deitsmall16_pretrain.pth", weights_only=True)
     tensors["norm.bias"] += 1e-3
     torch.save(tensors, tmp_path / "other.pth")
+    kept = (model_dir / "conversion.json").read_bytes()
     assert end_of("verify", model_dir, "--against", tmp_path / "other.pth") == 1
-    assert "FAILED" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "FAILED" in printed.out
+    assert "the table is not kept: a check failed" in printed.err
+    assert (model_dir / "conversion.json").read_bytes() == kept, "a typing error does not mark a sound model"
 
 
 def test_export(model_dir, tmp_path, capsys):
