@@ -14,7 +14,7 @@ from ..runtime.compiled import NUM_CALIBRATION, Runtime
 from ..utils.atomic import to_json, write_text
 from ..utils.optional import check_packages
 from .options import Data, DataOptions, FeatureOptions, Model, Overwrite, ResultsFile, RuntimeOptions, given
-from .output import Result, agreement_lines, check_not_itself, check_output, load_model
+from .output import Result, agreement_lines, check_not_itself, check_output, load_model, warn
 
 if TYPE_CHECKING:
     from ..data.labeled import LabeledImages
@@ -131,6 +131,7 @@ def _load(
     from ..features.cache import FeatureCache
 
     images = load_labeled_images(data, **data_options.arguments())
+    warn(*images.warnings)
     loaded, image_processor, report = load_model(model)
     int8 = runtime.precision == "int8"
     cache = FeatureCache(

@@ -2,9 +2,11 @@
 
 import contextlib
 import inspect
+import re
 import sys
 import traceback as traceback_module
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,16 +18,19 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..convert.loading import load
 from ..convert.report import ConversionReport
-from ..errors import VitrailError
+from ..errors import VitrailError, public_text
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import Agreement
 from ..utils.atomic import to_json
 from ..version import __version__
-from .options import Json, Traceback, expand_groups, set_signature
+from .options import Json, Traceback, as_options, expand_groups, set_signature
 
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+# Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+OPTIONS: ContextVar[Collection[str]] = ContextVar("OPTIONS", default=())  # the parameters of the command that runs
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -50,6 +55,7 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
     expanded = expand_groups(function)
 
     def command(*, json: bool, traceback: bool, **values: Any) -> None:
+        OPTIONS.set(frozenset(values))
         # Trainers and engines print on standard output, which is for results
         with ErrorsAsMessages(traceback=traceback), contextlib.redirect_stdout(sys.stderr):
             result = expanded(**values)
@@ -84,7 +90,7 @@ class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
         if isinstance(error, OUT_OF_MEMORY):
             message = f"there is not enough memory ({type(error).__name__}): choose a smaller --batch-size, if the command has one."
         elif mends:
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = as_options(" ".join(str(error).split()), OPTIONS.get()) or type(error).__name__
         else:
             message = f"this is a fault of vitrail {__version__}: please report it, with the text above and the command."
         typer.secho(_printable(f"vitrail: {message}"), fg=typer.colors.RED, err=True)
@@ -94,12 +100,12 @@ class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
 def warn(*messages: str) -> None:
     """Print warnings on standard error."""
     for message in messages:
-        typer.secho(_printable(f"warning: {message}"), fg=typer.colors.YELLOW, err=True)
+        typer.secho(_printable(f"warning: {as_options(message, OPTIONS.get())}"), fg=typer.colors.YELLOW, err=True)
 
 
 def _printable(text: str) -> str:
-    """Escape the bytes of file names that are not valid Unicode; in JSON, the escape stands for the same name."""
-    return text.encode(errors="backslashreplace").decode()
+    """Return text without secrets of URLs, and with control characters and invalid bytes of names escaped, as in JSON."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", public_text(text))
 
 
 def load_model(source: str, **options: Any) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:

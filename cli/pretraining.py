@@ -11,7 +11,7 @@ from ..hub.saving import folder_of_run
 from ..utils.optional import check_packages
 from .evaluation import PACKAGES
 from .options import BatchSize, Data, DataOptions, NumWorkers, Overwrite, Strict
-from .output import Result, check_not_itself, check_output, load_model
+from .output import Result, check_not_itself, check_output, load_model, warn
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def pretrain(
         model, image_processor = new_model(arch, image_size=size, seed=data_options.seed)
         report = None
     images = load_training_images(data, labels=labels, **data_options.arguments())
+    warn(*images.warnings)
     run = job.pretrain(
         model,
         image_processor,

@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from ..convert.report import ConversionReport
@@ -84,6 +83,8 @@ class ProbeRun:
         on_images = self.recipe.augmented and not self.views
         schedule = make_schedule(self.recipe, len(train.labels), seed=self.seed)
         heads, num_labels = self.heads, len(self.data.label_names)
+        vit = self.model.base_model
+        compiled = self.cache.compile(vit, classifier_features(vit.config, train.num_cls_layers))  # built when it is first called
         args = training_arguments(
             self.folder.path / HEADS,
             schedule,
@@ -109,14 +110,10 @@ class ProbeRun:
                 self.images(self.data.train, train, augmented=True) if on_images else FeatureRows(train.tokens, train.labels)
             ),
             eval_dataset=FeatureRows(validation.tokens, validation.labels),
-            features_of=lambda pixel_values: self._tokens(pixel_values, train.num_cls_layers),
+            features_of=lambda pixel_values: join_tokens(compiled(pixel_values)),
             progress=self.cache.progress,
         )
         return trainer, trainer.train_or_resume()
-
-    def _tokens(self, pixel_values: torch.Tensor, num_cls_layers: int) -> torch.Tensor:
-        vit = self.model.base_model
-        return join_tokens(self.cache.compile(vit, classifier_features(vit.config, num_cls_layers))(pixel_values))
 
     def fine_tune(
         self, merged: ViTForImageClassification, train: CachedFeatures, validation: CachedFeatures, epochs: int

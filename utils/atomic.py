@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CorruptFileError, VitrailError
 
+MAX_JSON_BYTES = 64 << 20  # of a file that is read whole; a list of a million names has 30 MB
 TEMPORARY_MARK = ".part"  # in the name of every file that is not complete
 
 
@@ -61,11 +62,13 @@ def read_json(path: Path, *, remedy: str = "download it again, or remove it") ->
     """Return the object in a JSON file; `remedy` is the advice of the errors.
 
     Raises:
-        CorruptFileError: the file is not JSON, or holds no object.
+        CorruptFileError: the file is not JSON, holds no object, or is far too large.
     """
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise CorruptFileError(f"{path} has {size} bytes; expected at most {MAX_JSON_BYTES}: {remedy}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not valid JSON ({error}): {remedy}.") from error
     if not isinstance(content, dict):
         raise CorruptFileError(f"{path} holds a {type(content).__name__}; expected an object: {remedy}.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from .locks import acquire
 
 SETTINGS_NAME = "run.json"
 LOCK_NAME = ".lock"
+UNKNOWN = "not recorded"
+MAX_SHOWN = 4  # differences of settings in a message
+MAX_VALUE = 24  # characters of a value there
 
 
 class RunFolder:
@@ -52,6 +56,7 @@ class RunFolder:
             VitrailError: another run holds the lock.
         """
         created = not self.path.exists() or self.lock_file.exists()  # by this run, or by one that was killed
+        self._make()
         lock = acquire(self.lock_file, wait=wait, in_use=self.path)
         try:
             yield
@@ -79,15 +84,28 @@ class RunFolder:
         """Raise VitrailError if settings differ from those that a run was begun with."""
         settings = json.loads(json.dumps(settings))  # as they are read back: tuples become lists
         compared = [name for name in settings if name not in self.ignored_settings]
-        if different := [name for name in compared if name not in begun_with or settings[name] != begun_with[name]]:
+        if different := [one for name in compared for one in _differences(name, begun_with.get(name, UNKNOWN), settings[name])]:
+            more = f"; and {len(different) - MAX_SHOWN} more" if len(different) > MAX_SHOWN else ""
             raise VitrailError(
-                f"{self.path} was begun with different settings ({', '.join(different)}): repeat the run with the same settings, remove "
-                "the folder, or choose another output folder."
+                f"{self.path} was begun with different settings ({'; '.join(different[:MAX_SHOWN])}{more}): repeat the run with the same "
+                "settings, remove the folder, or choose another output folder."
             )
 
     def remove(self) -> None:
         """Remove the folder of a run that is complete."""
         shutil.rmtree(self.path)
+
+    def _make(self) -> None:
+        """Create the folder. Raises VitrailError if that is not possible, or it is read-only."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            reason = None if os.access(self.path, os.W_OK) else "it is read-only"
+        except OSError as error:
+            reason = "it is not a folder" if os.path.lexists(self.path) else error.strerror or str(error)
+        if reason is not None:
+            raise VitrailError(
+                f"cannot write into {self.path}: {reason}. Choose the name of a folder that is new or can be written."
+            )
 
     def _clear(self, *, remove: bool) -> None:
         """Remove what a run that has not begun leaves, and the folder if it is empty then."""
@@ -98,3 +116,13 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         if remove and not any(self.path.iterdir()):
             self.path.rmdir()
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
+    """Yield what differs between two settings: `name was old, is new`, for each entry of dictionaries."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        shown = (text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…" for text in map(str, (old, new)))
+        yield "{} was {}, is {}".format(name, *shown)

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..errors import VitrailError
 from .checkpoint_files import check_whole, checkpoint_update, checkpoints, disk_is_full, last_checkpoint
+from .worker_errors import clear_worker_errors
 
 TRAINER_HOOKS = ("_get_train_sampler", "_clip_grad_norm", "_get_grad_norm", "_prepare_inputs")
 TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_train_batch_size")
@@ -71,7 +72,8 @@ class BaseTrainer(Trainer):
         if checkpoint is not None:
             check_whole(checkpoint)
         try:
-            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with clear_worker_errors():
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except (OSError, RuntimeError, SafetensorError) as error:
             if not disk_is_full(error, output_dir):
                 raise
