@@ -107,7 +107,7 @@ def check_output_dir(output_dir: Path, *, overwrite: bool = False) -> None:
     if trained and not overwrite:
         raise VitrailError(
             f"{output_dir} holds a trained model ({', '.join(trained)}), which would be lost: choose another folder, or replace it with "
-            "--overwrite (overwrite=True)."
+            "overwrite=True."
         )
 
 

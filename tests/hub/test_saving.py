@@ -190,7 +190,7 @@ def test_a_trained_model_is_replaced_only_on_request(tmp_path, name, text):
         lambda: vitrail.convert_checkpoint("no such file", tmp_path / "model"),
         lambda: folder_of_run(tmp_path / "model", overwrite=False),
     ):
-        with pytest.raises(VitrailError, match=rf"holds a trained model \({name}\).*--overwrite"):
+        with pytest.raises(VitrailError, match=rf"holds a trained model \({name}\).*overwrite=True"):
             write()
     assert (tmp_path / "model" / name).read_text() == text
     vitrail.save(other, processor, tmp_path / "model", overwrite=True)
