@@ -125,10 +125,10 @@ def agreement_lines(agreement: Mapping[str, Agreement]) -> list[str]:
 
 def check_output(output: Path, suffixes: tuple[str, ...]) -> None:
     """Raise VitrailError, before any work, if a file cannot be written."""
+    if output.is_dir():
+        raise VitrailError(f"{output} is a folder; expected the name of a file ({', '.join(suffixes)}).")
     if output.suffix.lower() not in suffixes:
         raise VitrailError(f"{output}: unsupported extension {output.suffix!r}; expected {', '.join(suffixes)}")
-    if output.is_dir():
-        raise VitrailError(f"{output} is a folder; expected the name of a file.")
     if not output.parent.is_dir():
         raise VitrailError(f"The folder {output.parent} does not exist: create it before writing {output.name}.")
 
