@@ -182,14 +182,19 @@ class VitrailImageProcessor(BaseImageProcessor):
         _validate(settings)
         return settings
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
-        super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`.
+
+        Returns:
+            The paths of the files that transformers wrote.
+        """
+        written: list[str] = super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
         after_save = type(self).after_save
         if after_save is not None:
             after_save(Path(save_directory))
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return written
 
 
 class VitrailImageProcessorTorch(VitrailImageProcessor):
