@@ -92,7 +92,7 @@ def pretrain(
     recipe = dataclasses.replace(
         recipe,
         epochs=recipe.epochs if epochs is None else epochs,
-        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_size),
+        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_shape),
     )
     output_dir = Path(output_dir)
     check_output_dir(output_dir)

@@ -85,7 +85,7 @@ DINO = Family(
     ignored=IGNORED,
     configure=configure,
     image_processor=lambda raw, config: make_image_processor(
-        "dino", image_size=config.image_size, num_channels=config.num_channels
+        "dino", image_size=config.image_shape, num_channels=config.num_channels
     ),
     assumption='read as a DINO file; timm\'s plain ViTs have the same layout: for a timm file, pass format="timm"',
     head_rules=head_rules,

@@ -116,7 +116,7 @@ GOOGLE = Family(
     ignored=(),
     configure=configure,
     image_processor=lambda raw, config: make_image_processor(
-        "google", image_size=config.image_size, num_channels=config.num_channels
+        "google", image_size=config.image_shape, num_channels=config.num_channels
     ),
     prefixes=("opt/target/", "params/"),  # flax's optimizer and training state
     drops=drops,
