@@ -15,7 +15,7 @@ from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
 from ..hub.saving import convert_checkpoint, keep_verification
 from ..modeling.operation_counts import complexity
-from .options import Branch, CheckpointOptions, Code, Head, ImageSize, Model
+from .options import Branch, CheckpointOptions, Code, Head, ImageSize, Model, Overwrite
 from .output import Result, load_model, warn
 
 
@@ -38,9 +38,10 @@ def convert(
     output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
     options: CheckpointOptions,
     code: Code = True,
+    overwrite: Overwrite = False,
 ) -> Result:
     """Convert a checkpoint into a folder that AutoModel loads."""
-    report = convert_checkpoint(model, output_dir, code=code, **asdict(options))
+    report = convert_checkpoint(model, output_dir, code=code, overwrite=overwrite, **asdict(options))
     warn(*report.warnings)
     root = f', under "{report.root}"' if report.root else ""
     lines = [
@@ -103,9 +104,9 @@ def verify(
     return Result(record, lines, exit_code=0 if passed else 1)
 
 
-def info(model: Model) -> Result:
+def info(model: Model, options: CheckpointOptions) -> Result:
     """Show the architecture, the size and the preprocessing of a model."""
-    loaded, image_processor, report = load_model(model)
+    loaded, image_processor, report = load_model(model, **asdict(options))
     config = loaded.config
     counts = complexity(loaded)
     (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape

@@ -15,7 +15,8 @@ from ..errors import UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.graph_export import GRAPH_FORMATS, export_graph
-from ..utils.atomic import check_new, temporary_folder
+from ..utils.atomic import check_new
+from ..utils.folders import share, temporary_folder
 from ..utils.optional import check_packages
 from .families.family import Family, RawCheckpoint, make_config
 from .families.formats import SQUARE, Exported, Holds, has_labels
@@ -181,6 +182,7 @@ def write_exported(exported: Exported, output: str | os.PathLike) -> list[Path]:
     check_new(output)
     with temporary_folder(output) as temporary:
         written = EXPORT_FORMATS[exported.format].write(exported, temporary / output.name)
+        share(temporary)
         targets = [output.with_name(path.name) for path in written]
         check_new(*targets)
         return [path.rename(target) for path, target in zip(written, targets, strict=True)]

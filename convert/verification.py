@@ -21,13 +21,13 @@ from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .adaptation import may_be_adapted
-from .detection import find_family, open_checkpoint
+from .detection import find_family
 from .export import to_format, write_exported
 from .families.family import RawCheckpoint
 from .families.formats import Exported, RunPeer
 from .families.registry import EXPORT_FORMATS
 from .families.rules import convert_tensors, reverse
-from .loading import convert_family
+from .loading import convert_family, open_source
 from .report import Check
 from .sources.resolver import resolve
 
@@ -86,7 +86,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _round_trip(model: ViTPreTrainedModel, against: str | Path, head: str | Path | None, branch: str) -> list[Check]:
     resolved = resolve(against)
-    raw = open_checkpoint(resolved.path, branch=branch)
+    raw = open_source(resolved, branch=branch)
     family = find_family(raw)
     _, coverage = convert_family(raw, family, [])
     ours = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
@@ -99,7 +99,7 @@ def _round_trip(model: ViTPreTrainedModel, against: str | Path, head: str | Path
         checks.append(Check("round trip of the classifier", "its file", None, None, "not done: pass the file with --head"))
     elif classifier and family.head_rules is not None and head is not None:
         resolved_head = resolve(head)
-        raw_head = open_checkpoint(resolved_head.path)
+        raw_head = open_source(resolved_head)
         rules, _ = family.head_rules(raw_head, model.config.hidden_size)
         back, _ = convert_tensors(classifier, reverse(rules))
         checks.append(_bit_for_bit("round trip of the classifier", resolved_head.name, back, raw_head, list(raw_head.tensors)))

@@ -16,7 +16,8 @@ from ..errors import OutputMismatchError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import output_size
-from ..utils.atomic import check_new, temporary_folder
+from ..utils.atomic import check_new
+from ..utils.folders import share, temporary_folder
 from ..utils.optional import import_without_telemetry
 from .graph import INPUT_NAME, Graph, trace, traceable, write_onnx, write_openvino
 from .outputs import TupleOutputs, named_outputs
@@ -118,6 +119,7 @@ def export_graph(
         config.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         warning = compare(module, known.run(folder / known.file), known, shapes_to_compare(model, size, batch_size, dynamic_size))
+        share(folder)
         folder.rename(output)
     warnings = [warning]
     if model.dtype != torch.float32:

@@ -8,10 +8,11 @@ import torch
 
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
+from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint, only_head
 from .formats import ORIGINAL_HOLDS, SQUARE, Export, with_mask_token, write_torch
-from .plain_vit import LAYER_SCALE_RULES, VIT_RULES, heads_warnings, linear_head, plain_vit_fields, square_grid
+from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, heads_warnings, linear_head, plain_vit_fields, square_grid
 from .rules import Rule, Unsqueeze
 
 RULES = (
@@ -47,11 +48,11 @@ def recognizes(raw: RawCheckpoint) -> bool:
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig; with registers, the original interpolates positions by another rule."""
     fields = plain_vit_fields(raw, num_heads)
-    grid = square_grid(raw.shape("pos_embed")[1] - 1, "pos_embed")
+    grid = square_grid(raw.shape("pos_embed", 3)[1] - 1, "pos_embed")
     swiglu = "blocks.0.mlp.w12.weight" in raw.tensors
-    registers = raw.tensors["register_tokens"].shape[1] if "register_tokens" in raw.tensors else 0
+    registers = raw.shape("register_tokens", 3)[1] if "register_tokens" in raw.tensors else 0
     return fields | {
-        "intermediate_size": raw.shape("blocks.0.mlp.w3.weight")[1] if swiglu else raw.shape("blocks.0.mlp.fc1.weight")[0],
+        "intermediate_size": raw.shape("blocks.0.mlp.w3.weight", 2)[1] if swiglu else raw.shape("blocks.0.mlp.fc1.weight", 2)[0],
         "mlp_type": "swiglu" if swiglu else "mlp",
         "image_size": tuple(grid * side for side in fields["patch_size"]),
         "num_register_tokens": registers,
@@ -62,9 +63,14 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     }
 
 
-def flatten_chunks(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Rename blocks in chunks, `blocks.1.7.norm1.weight` to `blocks.7.norm1.weight`; the second number counts through all chunks."""
-    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
+def image_processor(config: ViTConfig) -> VitrailImageProcessor:
+    """Return the preprocessing of the original evaluation: 224 pixels, although the positions are for 518."""
+    return make_image_processor("dinov2", image_size=224, num_channels=config.num_channels)
+
+
+def flatten_chunks(name: str) -> str:
+    """Rename a block in a chunk, `blocks.1.7.norm1.weight` to `blocks.7.norm1.weight`; the second number counts through all chunks."""
+    return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
 
 
 def choose_head(tensors: Mapping[str, torch.Tensor], head_name: str | None) -> Mapping[str, torch.Tensor]:
@@ -99,8 +105,8 @@ DINOV2 = Family(
     export_rules=lambda config: RULES,
     ignored=IGNORED,
     configure=configure,
-    # evaluated at 224 pixels, although the positions are for 518
-    image_processor=lambda raw, config: make_image_processor("dinov2", image_size=224, num_channels=config.num_channels),
+    anchor=ANCHOR,
+    image_processor=lambda raw, config: image_processor(config),
     normalize=flatten_chunks,
     head_rules=head_rules,
     choose_head=choose_head,

@@ -14,7 +14,8 @@ from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
-from .family import Family, RawCheckpoint
+from .dinov2 import image_processor as dinov2_image_processor
+from .family import Family, RawCheckpoint, setting
 from .formats import SQUARE, Export, Exported, Holds, RunPeer, with_mask_token, without_mask_token, write_folder
 from .rules import Concatenate, Rule, Unsqueeze
 
@@ -23,10 +24,13 @@ VIT_TYPES, DINOV2_TYPES = ("vit", "deit", "vit_mae"), ("dinov2", "dinov2_with_re
 # Prefixes of the encoder's names in models with a head
 BASE_PREFIXES = {name: f"{name.removesuffix('_mae')}." for name in (*VIT_TYPES, *DINOV2_TYPES)}
 
+ANCHOR = "embeddings.patch_embeddings.projection.weight"
+BACKBONE_FIELDS = ("out_features", "out_indices", "apply_layernorm", "reshape_hidden_states")
+
 EMBEDDING_RULES = (
     Rule("embeddings.cls_token", "embeddings.cls_token"),
     Rule("embeddings.position_embeddings", "embeddings.position_embeddings"),
-    Rule("embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.projection.weight"),
+    Rule(ANCHOR, "embeddings.patch_embeddings.projection.weight"),
     Rule("embeddings.patch_embeddings.projection.bias", "embeddings.patch_embeddings.projection.bias"),
     Rule("embeddings.register_tokens", "embeddings.register_tokens"),
     Rule("layernorm.weight", "layernorm.weight"),
@@ -142,6 +146,7 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     transformers interpolates positions bicubically to the target size, without DINO's offset, and antialiased only with registers.
     """
     config = raw.config or {}
+    _note_differences(raw)
     defaults = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3, "qkv_bias": True}
     fields = {name: config.get(name, default) for name, default in defaults.items()}
     if num_heads is not None:
@@ -155,8 +160,10 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     }
     if config.get("problem_type"):
         fields["problem_type"] = config["problem_type"]
-    if labels := config.get("id2label"):
+    if labels := setting(config, "id2label", dict):
         fields |= {"id2label": labels, "label2id": config.get("label2id") or {label: int(index) for index, label in labels.items()}}
+    if is_backbone(raw):
+        fields |= {name: config[name] for name in BACKBONE_FIELDS if config.get(name) is not None}
     if model_type(raw) in VIT_TYPES:
         dropped = drops(raw)
         has_pooler = "pooler.dense.weight" in raw.tensors and "pooler.dense.weight" not in dropped
@@ -166,9 +173,10 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
             "intermediate_size": config.get("intermediate_size", 3072),
             "patch_size": config.get("patch_size", 16),
             "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
-            "representation_size": raw.tensors["pooler.dense.weight"].shape[0] if has_pooler else None,
+            "representation_size": raw.shape("pooler.dense.weight", 2)[0] if has_pooler else None,
         }
-    swiglu, width = config.get("use_swiglu_ffn", False), int(fields["hidden_size"] * config.get("mlp_ratio", 4))
+    swiglu = setting(config, "use_swiglu_ffn", bool, False)
+    width = int(setting(config, "hidden_size", int, 768) * setting(config, "mlp_ratio", (int, float), 4))
     registers = config.get("num_register_tokens", 4) if model_type(raw) == "dinov2_with_registers" else 0
     return fields | {
         "intermediate_size": (int(width * 2 / 3) + 7) // 8 * 8 if swiglu else width,
@@ -181,6 +189,25 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "position_interpolation_antialias": bool(registers),
         "classifier_mean_patch": "classifier.weight" in raw.tensors,
     }
+
+
+def is_backbone(raw: RawCheckpoint) -> bool:
+    """Return True where config.json names a backbone class, such as Dinov2Backbone."""
+    return any(str(name).endswith("Backbone") for name in _architectures(raw))
+
+
+def _architectures(raw: RawCheckpoint) -> list[Any]:
+    return setting(raw.config or {}, "architectures", list, [])
+
+
+def _note_differences(raw: RawCheckpoint) -> None:
+    """Add a warning where the model that config.json names does more than the encoder."""
+    if any(str(name).endswith("ForImageClassification") for name in _architectures(raw)) and "classifier.weight" not in raw.tensors:
+        raw.warnings.append("config.json names a classifier, but the file has none: the model is the encoder")
+    if model_type(raw) == "vit_mae":
+        raw.warnings.append("ViTMAE masks patches at random unless its mask_ratio is 0; this encoder reads all patches")
+    if is_backbone(raw):
+        raw.warnings.append("a backbone is loaded as its encoder: for its stages, save the model and load vitrail.ViTBackbone")
 
 
 def drops(raw: RawCheckpoint) -> dict[str, str]:
@@ -200,8 +227,9 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     saved = raw.preprocessor_config
     if saved is None:
         if model_type(raw) in VIT_TYPES:
-            return make_image_processor("google-hub", image_size=config.image_shape, num_channels=config.num_channels)
-        return make_image_processor("dinov2", image_size=224, num_channels=config.num_channels)
+            processor = make_image_processor("google-hub", image_size=config.image_shape, num_channels=config.num_channels)
+            return raw.assume_preprocessing(processor)
+        return raw.assume_preprocessing(dinov2_image_processor(config))
     class_name = "".join(str(saved.get(key)) for key in CLASS_KEYS)
     crops = saved.get("do_center_crop", any(name in class_name for name in ("Bit", "CLIP", "DeiT")))  # their default
     size = saved.get("size", 224)
@@ -362,6 +390,8 @@ TRANSFORMERS = Family(
     export_rules=lambda config: table(export_model_type(config)),
     ignored=(r"decoder\..*",),  # of MAE's pre-training and of SimMIM
     configure=configure,
+    anchor=ANCHOR,
+    requires="The names are those of transformers: pass the folder that also holds its config.json.",
     image_processor=image_processor,
     base_prefixes=BASE_PREFIXES,
     drops=drops,
