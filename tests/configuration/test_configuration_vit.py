@@ -194,7 +194,7 @@ def test_fields_that_contradict_each_other(fields, message):
 
 @pytest.mark.parametrize("size", [0, -16, (16, 0)])
 def test_a_size_of_nothing(size):
-    with pytest.raises(ValueError, match=r"write one positive number of pixels or a \(height, width\) pair"):
+    with pytest.raises(ValueError, match=r"write one number of pixels from 1 to 65536, or a \(height, width\) pair"):
         ViTConfig(image_size=size)
 
 
