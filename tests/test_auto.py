@@ -239,7 +239,7 @@ def test_a_transformers_vit_loads_next_to_ours(tmp_path):
 
 def test_heads_of_transformers_that_compute_with_sizes():
     """DPT and LLaVA-NeXT divide by the size of a patch, which is one number in the backbones of transformers."""
-    backbone = vitrail.ViTConfig(**SMALL, out_indices=[1, 2, 3], reshape_hidden_states=False)
-    widths = {"neck_hidden_sizes": [8] * 3, "fusion_hidden_size": 8, "reassemble_factors": [2, 1, 0.5], "head_in_index": -1}
+    backbone = vitrail.ViTConfig(**SMALL, out_indices=[0, 1, 2, 3], reshape_hidden_states=False)
+    widths = {"neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}
     model = transformers.DPTForDepthEstimation(transformers.DPTConfig(backbone_config=backbone, **widths)).eval()
     assert model(torch.zeros(1, 3, 32, 32)).predicted_depth.shape == (1, 64, 64)
