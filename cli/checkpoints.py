@@ -111,7 +111,7 @@ def info(model: Model, options: CheckpointOptions) -> Result:
     loaded, image_processor, report = load_model(model, **asdict(options))
     config = loaded.config
     counts = complexity(loaded)
-    (height, width), (patch_height, patch_width) = config.image_size, config.patch_size
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     positions = config.position_embedding_type.replace("_", " ")
     rows = {
         "model": f"{type(loaded).__name__}, {str(loaded.dtype).removeprefix('torch.')}, from a {report.format} checkpoint",

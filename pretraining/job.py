@@ -97,7 +97,7 @@ def pretrain(
         recipe,
         epochs=recipe.epochs if epochs is None else epochs,
         batch_size=recipe.batch_size if total_batch_size is None else total_batch_size,
-        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_size),
+        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_shape),
     )
     output_dir = Path(output_dir)
     run_folder = folder_of_run(output_dir, overwrite=overwrite)
