@@ -2,9 +2,11 @@
 
 import contextlib
 import inspect
+import re
 import sys
 import traceback as traceback_module
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..convert.loading import load
 from ..convert.report import ConversionReport
-from ..errors import VitrailError
+from ..errors import VitrailError, public_text
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import Agreement
 from ..utils.atomic import to_json
-from .options import Json, Traceback, expand_groups, set_signature
+from .options import Json, Traceback, as_options, expand_groups, set_signature
 
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
+# Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+OPTIONS: ContextVar[Collection[str]] = ContextVar("OPTIONS", default=())  # the parameters of the command that runs
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -46,6 +51,7 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
     expanded = expand_groups(function)
 
     def command(*, json: bool, traceback: bool, **values: Any) -> None:
+        OPTIONS.set(frozenset(values))
         try:
             # Trainers and engines print on standard output, which is for results
             with contextlib.redirect_stdout(sys.stderr):
@@ -55,7 +61,8 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
         except USER_ERRORS as error:
             if traceback:
                 traceback_module.print_exception(error)
-            typer.secho(_printable(f"vitrail: {' '.join(str(error).split())}"), fg=typer.colors.RED, err=True)
+            message = as_options(" ".join(str(error).split()), OPTIONS.get())
+            typer.secho(_printable(f"vitrail: {message}"), fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from None
         if result is None:
             return
@@ -75,12 +82,12 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
 def warn(*messages: str) -> None:
     """Print warnings on standard error."""
     for message in messages:
-        typer.secho(_printable(f"warning: {message}"), fg=typer.colors.YELLOW, err=True)
+        typer.secho(_printable(f"warning: {as_options(message, OPTIONS.get())}"), fg=typer.colors.YELLOW, err=True)
 
 
 def _printable(text: str) -> str:
-    """Escape the bytes of file names that are not valid Unicode; in JSON, the escape stands for the same name."""
-    return text.encode(errors="backslashreplace").decode()
+    """Return text without secrets of URLs, and with control characters and invalid bytes of names escaped, as in JSON."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", public_text(text))
 
 
 def load_model(source: str, **options: Any) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:

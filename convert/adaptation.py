@@ -54,8 +54,6 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
     only if the new number is a multiple of the old one). The default is timm's rule: "sum" for one channel, else "repeat"
     (timm/models/_manipulate.py, adapt_input_conv).
     """
-    if num_channels < 1:
-        raise UnsupportedCheckpointError(f"num_channels is {num_channels}; expected at least 1.")
     weight = tensors[PROJECTION]
     old = weight.shape[1]
     if num_channels == old:
@@ -96,15 +94,13 @@ def adapt_image_processor(
 
 
 def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_labels: int) -> list[str]:
-    """Replace the classifier of the checkpoint, if any, with an untrained one; return warnings."""
-    if num_labels < 1:
-        raise UnsupportedCheckpointError(
-            f"num_labels is {num_labels}; expected at least 1. Leave it out to keep the classifier of the file."
-        )
+    """Replace the classifier of the checkpoint, if any, with an untrained one, or with none for 0 classes; return warnings."""
     had = tensors.pop("classifier.weight", None)
     tensors.pop("classifier.bias", None)
-    for name in ("id2label", "label2id"):
+    for name in ("id2label", "label2id", "num_labels"):
         fields.pop(name, None)
+    if num_labels == 0:
+        return [] if had is None else [f"the classifier for {len(had)} classes is left out"]
     fields["num_labels"] = num_labels
     config = make_config(fields)
     dtype = tensors[PROJECTION].dtype
@@ -115,10 +111,11 @@ def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], n
     return [f"the classifier for {num_labels} classes is untrained{replaced}"]
 
 
-def with_labels(fields: dict[str, Any], num_labels: int) -> list[str]:
+def with_labels(fields: dict[str, Any], classifier: torch.Tensor) -> list[str]:
     """Set the number of classes of the checkpoint's classifier, and ImageNet's labels if the number matches; return warnings."""
-    if "id2label" in fields:
+    if "id2label" in fields or classifier.ndim != 2:  # loading refuses another number of axes
         return []
+    num_labels = len(classifier)
     labels = imagenet_labels(num_labels)
     if labels is None:
         fields["num_labels"] = num_labels

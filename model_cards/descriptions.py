@@ -3,8 +3,10 @@
 import functools
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,21 +23,38 @@ POOLED = {"cls": "[CLS]", "avg": "the mean of the patch tokens", "cls+avg": "[CL
 NONE = "none"
 
 
-def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown; bars are escaped and line breaks become spaces, because they would end a cell."""
+class Markdown(str):
+    """Text that is Markdown; the template escapes all other text."""
+
+    __slots__ = ()
+
+
+def trusted(content: Any) -> Any:
+    """Mark every string in our own text, in dictionaries and lists, as Markdown."""
+    if isinstance(content, Mapping):
+        return {key: trusted(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [trusted(value) for value in content]
+    return Markdown(content) if isinstance(content, str) else content
+
+
+def escape(content: Any) -> Any:
+    """Return text on one line, with its HTML, backticks and backslashes escaped; Markdown and what is no text as it is."""
+    if isinstance(content, Markdown) or not isinstance(content, str):
+        return content
+    return Markdown(re.sub(r"([\\`])", r"\\\1", html.escape(" ".join(content.split()), quote=False)))
+
+
+def as_code(text: str) -> Markdown:
+    """Return a name as inline code in Markdown."""
+    return Markdown("`" + " ".join(text.replace("`", "'").split()) + "`")
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Markdown:
+    """Return a table of Markdown; bars are escaped and line breaks become spaces, because they would end a cell."""
     lines = [" ".join(cell.replace("|", "\\|").split()) for cell in header]
     body = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines, ["---"] * len(lines), *body))
-
-
-def as_code(text: str) -> str:
-    """Return a name as inline code in Markdown."""
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
-
-
-def escape(text: str) -> str:
-    """Return text on one line with its HTML escaped."""
-    return html.escape(" ".join(text.split()), quote=False)
+    return Markdown("\n".join(f"| {' | '.join(cells)} |" for cells in (lines, ["---"] * len(lines), *body)))
 
 
 def format_size(size: tuple[int, int]) -> str:
@@ -60,7 +79,7 @@ def tokens(config: ViTConfig, size: tuple[int, int]) -> tuple[int, str]:
 def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = True) -> dict[str, str]:
     """Return the properties that decide a model's outputs together with its weights."""
     head_width = config.hidden_size // config.num_attention_heads
-    activation = ACTIVATIONS.get(config.hidden_act, config.hidden_act)
+    activation = ACTIVATIONS.get(config.hidden_act) or escape(config.hidden_act)
     epsilon = f"{config.layer_norm_eps:g}".replace("e-0", "e-")
     norm = "before" if config.norm_position == "pre" else "after"
     count, which = tokens(config, config.image_size)

@@ -52,7 +52,7 @@ def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, Vitra
 
 def _read_config(path: Path) -> ViTConfig:
     """Read a config that has only fields of ViTConfig. The default would silently replace the value of a misspelt field."""
-    content = read_json(path)
+    content = read_json(path, remedy="correct it")
     known = {**ViTConfig().to_dict(), "auto_map": None, "num_labels": None}
     unknown = [field for field in content if field not in known]
     if unknown or content.get("model_type", ViTConfig.model_type) != ViTConfig.model_type:

@@ -8,7 +8,9 @@ a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 v
 """
 
 import functools
+import math
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,8 +57,10 @@ SIDEWAYS = (5, 6, 7, 8)
 DECODE_ERRORS = (
     OSError,
     ArithmeticError,
+    AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     RuntimeError,
     SyntaxError,
     TypeError,
@@ -65,6 +69,12 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# What preprocessing raises on images that cannot be used.
+PREPROCESS_ERRORS = (ArithmeticError, MemoryError, ValueError)
+
+# Formats that are programs: Pillow would run Ghostscript on them.
+PROGRAMS = {"EPS"}
 
 
 class VitrailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -323,7 +333,7 @@ def _validate_values(settings: Settings) -> None:
     num_channels, rescale_factor = settings.num_channels, settings.rescale_factor
     if not isinstance(num_channels, int) or num_channels < 1:
         raise ValueError(f"found num_channels={num_channels!r}; write the number of channels of the model, for example 3")
-    if settings.do_rescale and (rescale_factor is None or rescale_factor <= 0):
+    if settings.do_rescale and not (rescale_factor is not None and 0 < rescale_factor < math.inf):
         raise ValueError(f"found rescale_factor={rescale_factor}; write 1 / 255, or do_rescale=False")
     if settings.do_normalize:
         for name, values in (("image_mean", settings.image_mean), ("image_std", settings.image_std)):
@@ -331,7 +341,9 @@ def _validate_values(settings: Settings) -> None:
                 raise ValueError(
                     f"found {name}={values} with num_channels={num_channels}; write {num_channels} numbers, or do_normalize=False"
                 )
-        if 0 in settings.image_std:
+        if not all(math.isfinite(value) for value in settings.image_mean):
+            raise ValueError(f"found image_mean={settings.image_mean}; write finite numbers")
+        if not all(0 < value < math.inf for value in settings.image_std):
             raise ValueError(f"found image_std={settings.image_std}; write numbers above 0")
 
 
@@ -390,32 +402,37 @@ def _read(source: Any, settings: Settings) -> Image.Image | np.ndarray | torch.T
             raise ValueError(f"cannot read the image {source}: {error}") from error
         return _decode(BytesIO(content), source, settings)
     if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        try:
-            with open(name, "rb") as stream:
-                return _decode(stream, name, settings)
-        except FileNotFoundError as error:
-            raise ValueError(f"the image {name} does not exist") from error
-        except OSError as error:
-            raise ValueError(f"cannot read the image {name}: {error.strerror}") from error
+        return _decode(source, os.fspath(source), settings)
     raise ValueError(
         f"found {type(source).__name__} in place of an image; pass a Pillow image, an array, a tensor, a path, a URL or bytes"
     )
 
 
-def _decode(stream: BinaryIO, name: str, settings: Settings) -> Image.Image:
+def _decode(file: str | os.PathLike[str] | BytesIO, name: str, settings: Settings) -> Image.Image:
     try:
-        return decode(stream, settings)
+        return decode(file, settings)
+    except FileNotFoundError as error:
+        raise ValueError(f"the image {name} does not exist") from error
     except Image.UnidentifiedImageError as error:
-        reason = "Pillow does not recognize its format" if stream.seek(0, os.SEEK_END) else "it is empty"
-        raise ValueError(f"cannot read the image {name}: {reason}") from error
+        size = len(file.getvalue()) if isinstance(file, BytesIO) else os.path.getsize(file)
+        raise ValueError(
+            f"cannot read the image {name}: {'Pillow does not recognize its format' if size else 'it is empty'}"
+        ) from error
     except DECODE_ERRORS as error:
-        raise ValueError(f"cannot read the image {name}: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"cannot read the image {name}: {reason}") from error
 
 
 def decode(file: str | os.PathLike[str] | BinaryIO, settings: Settings | None = None) -> Image.Image:
-    """Decode the image in a file and apply its EXIF orientation; with settings whose jpeg_draft is set, at a reduced scale."""
+    """Decode the image in a file and apply its EXIF orientation; with settings whose jpeg_draft is set, at a reduced scale.
+
+    Raises one of DECODE_ERRORS, also for a pipe, a device or a socket, which is not opened, and for one of PROGRAMS.
+    """
+    if isinstance(file, str | os.PathLike) and not stat.S_ISREG(mode := os.stat(file).st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError("it is not a regular file, but a pipe, a device or a socket")
     with Image.open(file) as image:
+        if image.format in PROGRAMS:
+            raise ValueError(f"{image.format} files are programs, which are not run")
         if settings is not None and settings.jpeg_draft and image.format in JPEG_FORMATS:
             _draft(image, settings)
         image.load()
@@ -556,8 +573,11 @@ def _size_of(image: Pixels) -> tuple[int, int]:
 
 
 def _resized_size(height: int, width: int, settings: Settings) -> tuple[int, int]:
-    """Return the (height, width) to resize to; the longer side is rounded down, as in torchvision's Resize."""
-    size = settings.size
+    """Return the (height, width) to resize to; the longer side is rounded down, as in torchvision's Resize.
+
+    Raises ValueError if an image, enlarged, would have more pixels than Pillow allows a file to have.
+    """
+    size, given = settings.size, (height, width)
     if settings.do_resize:
         assert size is not None
         if size.height is not None and size.width is not None:
@@ -572,6 +592,12 @@ def _resized_size(height: int, width: int, settings: Settings) -> tuple[int, int
         height, width = (
             max((side + divisor // 2) // divisor, 1) * divisor
             for side, divisor in zip((height, width), settings.divisors, strict=True)
+        )
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > max(limit, given[0] * given[1]):
+        raise ValueError(
+            f"an image of {given[1]} x {given[0]} pixels would be resized to {width} x {height}, more than Pillow's limit of "
+            f"{limit} pixels: crop it, or raise PIL.Image.MAX_IMAGE_PIXELS"
         )
     return height, width
 

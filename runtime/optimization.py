@@ -95,8 +95,9 @@ def optimize(
         print(fast.report)
 
     Args:
-        model: a ViTModel or a ViTForImageClassification; its weights stay unchanged.
-        precision: "float32", "bfloat16", "float16", or "int8" (weights and activations); the precision of the weights by default.
+        model: a ViTModel or a ViTForImageClassification. Its weights stay unchanged. After you change them, optimize it again.
+        precision: "float32", "bfloat16", "float16", "float64" ("eager" and "compile") or "int8" (weights and activations); the
+            precision of the weights by default.
         engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install "vitrail[onnx]"`) or "openvino"
             (`pip install "vitrail[openvino]"`); int8 requires one of the last two.
         example_size: height and width, in pixels, of the images to expect; the config's image_size by default.

@@ -177,7 +177,7 @@ def test_mistakes_end_with_one_message(files, capsys, options, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 3}, "has unknown fields: batch. Known fields: epochs, batch_size"),
+        ({"batch": 3}, "has unknown fields: batch. Similar fields: batch_size."),
         ({"batch_size": "many"}, "has batch_size: 'many'"),
         ({"arguments": {"momentum": 3}}, "has unknown fields: momentum"),
         ({"arguments": {"teacher_momentum": 3}}, "teacher_momentum is 3; expected a number from 0 to 1"),

@@ -1,6 +1,6 @@
 import hashlib
 import json
-from pathlib import Path
+import os
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 import vitrail
 from small_models import tiny_config
 from vitrail.convert.verification import Check
-from vitrail.errors import ConversionError, UnsupportedCheckpointError, VitrailError
-from vitrail.hub.saving import keep_verification
+from vitrail.errors import ConversionError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
+from vitrail.hub.saving import folder_of_run, keep_verification
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 FILES |= {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
@@ -143,48 +143,89 @@ def test_the_size_and_hash_of_a_sharded_source_are_of_its_shards(tmp_path):
     assert report.source.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_a_folder_that_is_interrupted_is_not_a_mixture(tmp_path, monkeypatch):
+def test_a_save_that_is_interrupted_leaves_the_model_that_was_there(tmp_path, monkeypatch):
     """Weights of one model with the config of another would load, and be wrong."""
-    vitrail.save(*small(), tmp_path / "model")
-    replace = Path.replace
+    model, processor = small()
+    vitrail.save(model, processor, tmp_path / "model")
+    rename = os.rename
 
-    def interrupted(self, target):
-        if self.name == "modeling_vit.py" and Path(target).parent == tmp_path / "model":
-            raise KeyboardInterrupt
-        return replace(self, target)
+    def interrupted(source, target):
+        if ".vitrail-new" in str(source):
+            raise KeyboardInterrupt  # the old folder has been moved aside
+        rename(source, target)
 
-    monkeypatch.setattr(Path, "replace", interrupted)
+    monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        vitrail.save(*small(), tmp_path / "model")
+        vitrail.save(*small(num_register_tokens=2), tmp_path / "model")
     monkeypatch.undo()
-    with pytest.raises(VitrailError):
-        vitrail.load(tmp_path / "model")
+    assert vitrail.load(tmp_path / "model")[0].config.num_register_tokens == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_load_names_the_folder_that_a_killed_save_has_moved_aside(tmp_path):
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".model.vitrail-old")
+    with pytest.raises(SourceNotFoundError, match=r"a process died .*: rename .*\.model\.vitrail-old to "):
+        vitrail.load(str(tmp_path / "model"))
+
+
+RESULTS = '{"task": "linear probe", "weights_sha256": "of a model that was here before"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("results.json", RESULTS), ("pretraining.json", RESULTS), ("optimizer.pt", ""), ("training_args.bin", "")],
+)
+def test_a_trained_model_is_replaced_only_on_request(tmp_path, name, text):
+    """`vitrail convert FILE probed/` would lose days of work. What belonged to the training goes with its weights."""
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / name).write_text(text)
+    other, processor = small(num_register_tokens=2)
+    for write in (
+        lambda: vitrail.save(other, processor, tmp_path / "model"),
+        lambda: vitrail.convert_checkpoint("no such file", tmp_path / "model"),
+        lambda: folder_of_run(tmp_path / "model", overwrite=False),
+    ):
+        with pytest.raises(VitrailError, match=rf"holds a trained model \({name}\).*--overwrite"):
+            write()
+    assert (tmp_path / "model" / name).read_text() == text
+    vitrail.save(other, processor, tmp_path / "model", overwrite=True)
+    assert vitrail.load(tmp_path / "model")[0].config.num_register_tokens == 2
+    assert not (tmp_path / "model" / name).exists()
+
+
+def test_a_run_may_replace_what_it_has_saved(tmp_path):
+    """A run that was killed after it saved its model, and before it ended, goes on."""
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "results.json").write_text(RESULTS)
+    (tmp_path / "model.run").mkdir()
+    (tmp_path / "model.run" / "run.json").write_text("{}")
+    assert folder_of_run(tmp_path / "model", overwrite=False).path == tmp_path / "model.run"
+
+
 def test_results_of_somebody_else_stay(tmp_path):
-    vitrail.save(*small(), tmp_path / "model")
-    (tmp_path / "model" / "results.json").write_text('{"accuracy": 0.9}')
-    vitrail.save(*small(), tmp_path / "model")
-    assert (tmp_path / "model" / "results.json").exists()
-    (tmp_path / "model" / "results.json").write_text(
-        '{"task": "linear probe", "weights_sha256": "of a model that was here before"}'
-    )
-    vitrail.save(*small(), tmp_path / "model")
-    assert not (tmp_path / "model" / "results.json").exists()
-
-
-def test_what_a_training_left_goes_with_the_weights(tmp_path):
-    """Files of the same name from elsewhere do not go along, nor does another record that vitrail did not write."""
+    """Files of the same name from elsewhere are not those of a training by vitrail."""
     names = ["pretraining.json", "pretraining.png", "results.json", "curves.png"]
     vitrail.save(*small(), tmp_path / "model")
     for name in names:
-        (tmp_path / "model" / name).write_text('{"loss": 0.9}')
+        (tmp_path / "model" / name).write_text('{"accuracy": 0.9}')
     vitrail.save(*small(), tmp_path / "model")
     assert all((tmp_path / "model" / name).exists() for name in names)
-    (tmp_path / "model" / "pretraining.json").write_text('{"task": "DINO", "weights_sha256": "of a model that was here before"}')
-    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "pretraining.json").write_text(RESULTS)
+    vitrail.save(*small(), tmp_path / "model", overwrite=True)
     assert [name for name in names if (tmp_path / "model" / name).exists()] == ["results.json", "curves.png"]
+
+
+@pytest.mark.parametrize("attribute", ["merge_and_unload", "_hf_peft_config_loaded"])
+def test_adapters_that_are_not_merged_are_refused(tmp_path, attribute):
+    """PeftModel has the first, and a model after `add_adapter` the second: save_pretrained would write the adapters alone."""
+    model, processor = small()
+    setattr(model, attribute, True)
+    with pytest.raises(VitrailError, match=r"not merged: save the model that merge_and_unload\(\)"):
+        vitrail.save(model, processor, tmp_path / "model")
+    with pytest.raises(VitrailError, match="found a Linear; expected a model of vitrail"):
+        vitrail.save(torch.nn.Linear(1, 1), processor, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_folder_by_another_name(tmp_path, monkeypatch):

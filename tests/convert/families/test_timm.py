@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import deterministic
 import vitrail
+from vitrail.convert.families.family import RawCheckpoint
 from vitrail.convert.families.plain_vit import attention_heads
 from vitrail.errors import UnsupportedCheckpointError
 
@@ -110,7 +111,6 @@ RELATIVE = deterministic.weights(CASES["mlp"]["checkpoint"])
         (PLAIN, {"global_pool": "token"}, ("cls", True)),
         (PLAIN, {"global_pool": "avg"}, ("avg", True)),
         (PLAIN, {"model_args": {"global_pool": "avg"}}, ("avg", True)),
-        (PLAIN, {"global_pool": ""}, ("cls", True)),
         (FC_NORM, {"global_pool": "token"}, ("cls", False)),
         (FC_NORM, {}, ("avg", False)),
     ],
@@ -152,7 +152,10 @@ def test_num_heads_goes_before_config_json(tmp_path):
 @pytest.mark.parametrize(("width", "heads"), [(1152, 16), (1280, 16), (1408, 16), (1536, 24), (1664, 16)])
 def test_the_widest_models_have_other_heads(width, heads):
     """timm's vit_so400m, vit_huge, vit_giant, vit_giant_patch14_dinov2 and vit_gigantic."""
-    assert attention_heads(width, None) == heads
+    raw = RawCheckpoint({}, "torch")
+    assert attention_heads(raw, width, None) == heads
+    assert f"{heads} attention heads assumed" in raw.warnings[0]
+    assert "num_heads=" in raw.warnings[0]
 
 
 @pytest.mark.parametrize("kind", ["pretrained_cfg", "flat"])

@@ -274,7 +274,7 @@ def test_a_trained_pooler_is_the_representation_layer(tmp_path):
     ours, _, report = vitrail.load(write(tmp_path, theirs))
     assert ours.config.representation_size == 24
     assert torch.equal(ours.representation.weight, theirs.pooler.dense.weight)
-    assert report.warnings == []
+    assert not any("pooler" in warning for warning in report.warnings)
 
 
 def dropped(report):
