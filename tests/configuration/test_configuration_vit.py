@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import json
 import re
 
 import pytest
