@@ -5,16 +5,41 @@ exceptions below, which are `ValueError`s too, so that one `except` covers both.
 the remedy.
 """
 
+import re
+
+# A URL: scheme, user and password, address, query. In fsspec, "::" joins two URLs
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)([^\s/?#'\"<>]*@)?((?:(?!::\w{1,32}://)[^\s?'\"<>])*)(\?[^\s'\"<>]*)?")
+
+
+# Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def public_text(text: str) -> str:
+    """Return text that can be shown and published.
+
+    URLs lose user, password and query, which may be secrets; control characters and invalid bytes of names are escaped, as in JSON.
+    """
+
+    def without_secrets(url: re.Match[str]) -> str:
+        query = url[4] or ""
+        return url[1] + url[3] + query[len(query.rstrip(".,;:)]")) :]  # punctuation at the end belongs to the sentence
+
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", _URL.sub(without_secrets, text))
+
 
 class VitrailError(ValueError):
     """Base class of the errors that a user can fix."""
 
+    def __str__(self) -> str:
+        return public_text(self._message())
+
+    def _message(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
 
 class SourceNotFoundError(VitrailError, FileNotFoundError):
     """The path, URL or name does not exist."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])  # OSError.__str__ expects an errno
 
 
 class DownloadError(VitrailError):
@@ -45,15 +70,21 @@ class OutputMismatchError(VitrailError):
     """The outputs of an exported graph differ from the outputs of the model."""
 
 
+class StoreUnreachableError(VitrailError):
+    """A store of images did not respond, after several tries."""
+
+
 class UnreadableImageError(VitrailError):
-    """An image that cannot be decoded. `path` is its file, `reason` the cause."""
+    """An image that cannot be decoded. `path` is its file, `reason` the cause; `retry`: whether it may be readable later."""
+
+    retry = False
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that the exception can be pickled
         self.path = path
-        self.reason = reason
+        self.reason = public_text(reason)
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"cannot read the image {self.path}: {self.reason}"
 
 

@@ -68,6 +68,7 @@ Revision = Annotated[str | None, typer.Option(help="Revision of the Hub reposito
 Code = Annotated[
     bool, typer.Option("--code/--no-code", help="Include the code that loads the model where vitrail is not installed.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a trained model in the output folder.")]
 
 # Images
 ImageFiles = Annotated[list[Path], typer.Argument(help="Image files.")]
@@ -85,6 +86,12 @@ TrainSplit = Annotated[str | None, typer.Option(help="Training split, if the spl
 ValidationSplit = Annotated[str | None, typer.Option(help="Validation split, if the split names do not determine it.")]
 ValidationFraction = Annotated[float, typer.Option(help="Fraction of each class to hold out if there is no validation split.")]
 DataRevision = Annotated[str | None, typer.Option(help="Revision of the Hub dataset: a branch, tag or commit.")]
+AllowExternal = Annotated[
+    bool,
+    typer.Option(
+        "--allow-external", help="Read files and URLs outside of a dataset that its rows, or the manifest of features, name."
+    ),
+]
 KeepAspect = Annotated[
     bool, typer.Option("--keep-aspect", help="Keep the aspect ratio of each image instead of cropping or squashing.")
 ]
@@ -92,7 +99,7 @@ KeepAspect = Annotated[
 # Running a model
 Precision = Annotated[
     str | None,
-    typer.Option(help="Precision: float32, bfloat16, float16 or int8.", show_default="dtype of the weights", metavar="P"),
+    typer.Option(help="Precision: float32, bfloat16, float16, float64 or int8.", show_default="dtype of the weights", metavar="P"),
 ]
 Engine = Annotated[str, typer.Option(help="Engine that runs the model: eager, compile, onnxruntime or openvino.", metavar="E")]
 BatchSize = Annotated[
@@ -157,6 +164,7 @@ class DataOptions:
     validation_split: ValidationSplit = None
     validation_fraction: ValidationFraction = 0.2
     data_revision: DataRevision = None
+    allow_external: AllowExternal = False
     seed: Seed = 0
 
     def arguments(self) -> dict[str, Any]:
@@ -181,7 +189,7 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def as_options(text: str, names: Collection[str]) -> str:
-    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`.
+    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`, a flag for True.
 
     names: the parameters of the command; arguments of `vitrail.load` that it lacks are options of `vitrail convert`.
     """
@@ -190,7 +198,10 @@ def as_options(text: str, names: Collection[str]) -> str:
         name, value = match[1], match[2].strip('"')
         if name not in names and name not in LOADING:
             return match[0]
-        words = [f"--{name.replace('_', '-')}", *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value else [])]
+        words = [
+            f"--{name.replace('_', '-')}",
+            *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value not in ("", "True") else []),
+        ]
         return " ".join(words) + ("" if name in names else " of `vitrail convert`")
 
     return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|\(\d+, \d+\)|\w*(?:\.\w+)*)""", option, text)

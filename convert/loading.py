@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from ..configuration.configuration_vit import ViTConfig
-from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError
+from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import as_pair
+from ..utils.downloads import discard
 from .adaptation import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
 from .detection import find_family, open_checkpoint
 from .families.family import Family, RawCheckpoint, make_config, reading
@@ -80,11 +81,11 @@ def load(
         if count is not None and (type(count) is not int or count < least):
             raise UnsupportedCheckpointError(f"{name} is {count!r}; expected a whole number, at least {least}. Or leave it out.")
     size = None if image_size is None else as_pair("image_size", image_size)
-    raw = open_checkpoint(resolved.path, branch=branch, prefix=prefix, official=resolved.checkpoint is not None)
+    raw = open_source(resolved, branch=branch, prefix=prefix)
     family = find_family(raw, format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root, warnings=raw.warnings)
     report.catalog_name = resolved.checkpoint.name if resolved.checkpoint else None
-    report.stored = _stored_record(raw)
+    report.stored = _stored_record(raw, report.warnings)
     if raw.config is None and not raw.official and (assumption := family.assumption(raw)):
         report.warnings.append(assumption)
     with reading("model"):
@@ -93,7 +94,7 @@ def load(
     foreign = _storages_to_leave(raw)
     if head is not None:
         resolved_head = resolve(_head_source(resolved, head), token=token, cache_dir=cache_dir)
-        raw_head = open_checkpoint(resolved_head.path)
+        raw_head = open_source(resolved_head)
         head_tensors, head_fields = _read_head(raw_head, family, head_name, fields, coverage)
         tensors |= head_tensors
         foreign |= _storages_to_leave(raw_head)
@@ -116,7 +117,7 @@ def load(
         image_processor = adapt_image_processor(
             family.image_processor(raw, config),
             image_size=size,
-            patch_size=config.patch_size,
+            patch_size=config.patch_shape,
             num_channels=config.num_channels,
         )
     del raw  # or tensors that the conversion copied (q, k and v become one tensor) would stay in memory twice
@@ -152,6 +153,16 @@ def _as_device(device: str | torch.device | None) -> torch.device | None:
         raise UnsupportedCheckpointError(
             f'device={device!r} is not a device of torch; expected for example "cpu" or "cuda:0".'
         ) from error
+
+
+def open_source(resolved: ResolvedSource, *, branch: str = "teacher", prefix: str | None = None) -> RawCheckpoint:
+    """Open the checkpoint of a source; a damaged download leaves the cache, so that the next run downloads it again."""
+    try:
+        return open_checkpoint(resolved.path, branch=branch, prefix=prefix, official=resolved.checkpoint is not None)
+    except CorruptFileError:
+        if resolved.url is not None:
+            discard(resolved.path)
+        raise
 
 
 def convert_family(raw: RawCheckpoint, family: Family, warnings: list[str]) -> tuple[dict[str, torch.Tensor], Coverage]:
@@ -247,12 +258,7 @@ def _storages_to_leave(raw: RawCheckpoint) -> set[int]:
 
 def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
     dtypes = {tensor.dtype for tensor in tensors.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    if not dtype.is_floating_point:
-        raise UnsupportedCheckpointError(
-            f"The weights are {dtype}; expected floating point. If the checkpoint is quantized, use the original one."
-        )
-    return dtype
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
@@ -261,11 +267,14 @@ def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
     return SourceFile(name, resolved.url, resolved.hub_id, size, hash_later(raw.files))
 
 
-def _stored_record(raw: RawCheckpoint) -> ConversionRecord | None:
-    """Return the conversion.json in the folder of the weights; a damaged file, or another program's, is none."""
+def _stored_record(raw: RawCheckpoint, warnings: list[str]) -> ConversionRecord | None:
+    """Return the conversion.json in the folder of the weights; None where there is none. One that cannot be read is a warning."""
     try:
         return ConversionRecord.read(raw.files[0].with_name(REPORT_NAME))
-    except (FileNotFoundError, CorruptFileError):
+    except FileNotFoundError:
+        return None
+    except VitrailError as error:  # the weights are sound, whatever is wrong with their history
+        warnings.append(f"the origin of the weights is unknown: {error}")
         return None
 
 

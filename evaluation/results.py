@@ -1,6 +1,5 @@
 """The records of evaluations, which results.json holds: scores, data, model and versions."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +10,16 @@ from transformers import EvalPrediction
 
 from ..convert.report import ConversionReport
 from ..data.labeled import LabeledImages
+from ..errors import public_text
 from ..features.cache import CachedFeatures
+from ..model_cards.records import EvaluationData
 from ..utils.processes import start_processes
 from ..utils.records import Record
+from ..utils.text import public_name
 from ..utils.versions import installed_versions
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
-
-
-@dataclass(kw_only=True)
-class EvaluationData:
-    """The images of an evaluation. The source is a Hub id, or the name of a folder or file without its path."""
-
-    source: str
-    fingerprint: str
-    train_images: int
-    validation_images: int
-    labels: list[str]
 
 
 @dataclass(kw_only=True)
@@ -143,7 +134,7 @@ def describe_run(
             labels=list(data.label_names),
         ),
         "unreadable_images": [
-            SkippedImage(split=split, row=image.row, path=_below(data.source, image.path), reason=image.reason)
+            SkippedImage(split=split, row=image.row, path=public_text(_below(data.source, image.path)), reason=image.reason)
             for split, features in splits.items()
             for image in features.unreadable
         ],
@@ -152,14 +143,6 @@ def describe_run(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "versions": installed_versions(PACKAGES),
     }
-
-
-def public_name(source: str) -> str:
-    """Return a name of a source of images that can be published: a Hub id as it is, a file or folder without the path to it."""
-    path = Path(source)
-    if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        return source
-    return path.absolute().name
 
 
 def _below(source: str, path: str) -> str:

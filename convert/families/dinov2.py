@@ -11,8 +11,8 @@ from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint, only_head
-from .formats import Export, with_mask_token, write_torch
-from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, linear_head, plain_vit_fields, square_grid
+from .formats import ORIGINAL_HOLDS, SQUARE, Export, with_mask_token, write_torch
+from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, heads_warnings, linear_head, plain_vit_fields, square_grid
 from .rules import Rule, Unsqueeze
 
 RULES = (
@@ -91,6 +91,12 @@ def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], di
     return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda num_vectors: rules)
 
 
+def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
+    """Add a mask token."""
+    warnings += heads_warnings(config)
+    return with_mask_token(config, tensors, warnings)
+
+
 DINOV2 = Family(
     name="dinov2",
     containers=("torch",),
@@ -104,6 +110,11 @@ DINOV2 = Family(
     normalize=flatten_chunks,
     head_rules=head_rules,
     choose_head=choose_head,
-    export=Export(with_mask_token, write_torch),
+    export=Export(
+        lambda config: ORIGINAL_HOLDS | {"patch_size": SQUARE, "representation_size": (None,)},
+        prepare,
+        write_torch,
+        suffixes=(".pth", ".pt"),
+    ),
     catalog_format="dinov2-pth",
 )

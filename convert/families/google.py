@@ -5,7 +5,7 @@ from typing import Any
 
 from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint
-from .formats import Export, without_mask_token, write_npz
+from .formats import ORIGINAL_HOLDS, Export, without_mask_token, write_npz
 from .plain_vit import square_grid
 from .rules import Concatenate, FlattenHeads, Permute, Rule, Transpose
 
@@ -21,6 +21,8 @@ FLAX_FIELDS: dict[str, Any] = {
     "position_interpolation_mode": "bilinear",
     "position_interpolation_align_corners": True,
 }
+
+HOLDS = ORIGINAL_HOLDS | {"num_register_tokens": (0,), "mlp_type": ("mlp",), "layer_scale_init_value": (None,)}
 
 
 def numbering(raw: RawCheckpoint) -> int:
@@ -115,11 +117,11 @@ GOOGLE = Family(
     configure=configure,
     anchor=ANCHOR,
     image_processor=lambda raw, config: make_image_processor(
-        "google", image_size=config.image_size, num_channels=config.num_channels
+        "google", image_size=config.image_shape, num_channels=config.num_channels
     ),
     prefixes=("opt/target/", "params/"),  # flax's optimizer and training state
     drops=drops,
-    export=Export(without_mask_token, write_npz),
+    export=Export(lambda config: HOLDS, without_mask_token, write_npz, suffixes=(".npz",)),
     catalog_format="google-npz",
     official_fields=lambda architecture: FLAX_FIELDS,
 )

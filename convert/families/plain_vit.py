@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from .family import RawCheckpoint
 from .rules import Rule
@@ -58,6 +59,13 @@ def attention_heads(raw: RawCheckpoint, hidden_size: int, num_heads: int | None)
 def published_head_width(hidden_size: int) -> int:
     """Return the width of an attention head in published models of a hidden size."""
     return OTHER_HEAD_WIDTHS.get(hidden_size, PUBLISHED_HEAD_WIDTH)
+
+
+def heads_warnings(config: ViTConfig) -> list[str]:
+    """Return a warning where the number of heads, which a state dict does not hold, is not the one that readers assume."""
+    if config.num_attention_heads * published_head_width(config.hidden_size) == config.hidden_size:
+        return []
+    return [f"the file does not hold the number of attention heads: load it with num_heads={config.num_attention_heads}"]
 
 
 def square_grid(num_patches: int, name: str) -> int:

@@ -16,9 +16,10 @@ from typing import Protocol
 
 import torch
 
-from ...errors import ConversionError
+from ...errors import ConversionError, UnsupportedCheckpointError
 
 Tensors = list[torch.Tensor]
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 # ------------------------------------------------------------------------------------------------------------ operations
@@ -270,6 +271,8 @@ def convert_tensors(
             if absent := [name for name in sources if name not in tensors or name in used]:
                 coverage.missing.extend(absent)
                 continue
+            for name in sources:
+                _check_floating(name, tensors[name])
             targets = [target.format(**numbers) for target in rule.targets]
             try:
                 converted.update(zip(targets, rule.apply([tensors[name] for name in sources]), strict=True))
@@ -288,6 +291,14 @@ def convert_tensors(
         else:
             coverage.unexpected.append(name)
     return converted, coverage
+
+
+def _check_floating(name: str, tensor: torch.Tensor) -> None:
+    """Raise UnsupportedCheckpointError unless a weight is stored as numbers: integers and float8 need a scale, which is elsewhere."""
+    if tensor.dtype not in FLOATS:
+        raise UnsupportedCheckpointError(
+            f"{name} is {tensor.dtype}; expected floating point of 16, 32 or 64 bits. If the checkpoint is quantized, use the original one."
+        )
 
 
 def reverse(rules: Sequence[Rule]) -> list[Rule]:

@@ -14,7 +14,7 @@ from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
 from .dino import recognizes as is_dino
 from .family import Family, RawCheckpoint, setting
-from .formats import Export, Exported, RunPeer, without_mask_token, write_folder
+from .formats import Export, Exported, Holds, RunPeer, has_labels, without_mask_token, write_folder
 from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, plain_vit_fields, square_grid
 from .rules import Rule
 
@@ -266,13 +266,13 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
             f'pretrained_cfg has crop_mode="{mode}" and interpolation="{interpolation}"; supported are the crop modes "center" and '
             '"squash", and the interpolations "bicubic" and "bilinear". Edit config.json, or preprocess the images yourself.'
         )
-    height, width = config.image_size
+    height, width = config.image_shape
     if mode == "squash" or height != width:
-        processor = make_image_processor("google", image_size=config.image_size, num_channels=config.num_channels)
+        processor = make_image_processor("google", image_size=config.image_shape, num_channels=config.num_channels)
     else:
         processor = make_image_processor(
             "timm",
-            image_size=config.image_size,
+            image_size=config.image_shape,
             num_channels=config.num_channels,
             crop_pct=setting(cfg, "crop_pct", (int, float)) or 0.9,
         )
@@ -291,8 +291,8 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
     if int(config.hidden_size * mlp_ratio) != width:  # timm rounds down
         mlp_ratio = (width + 0.5) / config.hidden_size
     arguments: dict[str, Any] = {
-        "img_size": list(config.image_size),
-        "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
+        "img_size": list(config.image_shape),
+        "patch_size": config.patch_size,
         "in_chans": config.num_channels,
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
@@ -302,11 +302,7 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         "class_token": config.use_cls_token,
         "fc_norm": not config.norm_before_pooling,
     }
-    if config.hidden_act != "gelu":
-        if config.hidden_act not in ACTIVATIONS.values():
-            raise UnsupportedCheckpointError(
-                f"timm has no activation {config.hidden_act}; it has {', '.join(ACTIVATIONS.values())}."
-            )
+    if config.hidden_act != "gelu" and config.mlp_type == "mlp":  # timm's SwiGLU would obey it; ours is SiLU always
         arguments["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
     if relative:
         architecture = "vit_relpos_base_patch16_224" if config.norm_position == "pre" else "vit_relpos_medium_patch16_rpn_224"
@@ -317,10 +313,15 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         }
     else:
         architecture = "vit_giant_patch14_dinov2" if config.mlp_type == "swiglu" else "vit_base_patch16_224"
-        arguments |= {"reg_tokens": config.num_register_tokens, "no_embed_class": not config.use_cls_position}
-    arguments["init_values"] = None if config.layer_scale_init_value is None else float(config.layer_scale_init_value)
+        arguments |= {
+            "reg_tokens": config.num_register_tokens,
+            "no_embed_class": not (config.use_cls_token and config.use_cls_position),
+        }
+    # timm takes 0 for no LayerScale
+    arguments["init_values"] = None if config.layer_scale_init_value is None else float(config.layer_scale_init_value or 1e-5)
     global_pool = "token" if config.pooling == "cls" else config.pooling
-    return {
+    labels = {"label_names": [config.id2label[index] for index in range(num_classes)]} if has_labels(config) and num_classes else {}
+    return labels | {
         "architecture": architecture,
         "num_classes": num_classes,
         "num_features": config.hidden_size,
@@ -331,7 +332,7 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
 
 
 def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
-    height, width = config.image_size
+    height, width = config.image_shape
     size = dict(image_processor.size)
     crops = image_processor.do_center_crop and "shortest_edge" in size
     interpolation = next((name for name, number in INTERPOLATIONS.items() if number == int(image_processor.resample)), None)
@@ -354,12 +355,20 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
     }
 
 
+def holds(config: ViTConfig) -> Holds:
+    """Return what timm's VisionTransformer or VisionTransformerRelPos can hold."""
+    relative = config.position_embedding_type != "absolute"
+    return {
+        "pooling": ("cls", "avg"),
+        "representation_size": (None,),
+        "mlp_type": ("mlp",) if relative else ("mlp", "swiglu"),
+        # the class with relative positions takes no activation by name
+        "hidden_act": ("gelu",) if relative else tuple(ACTIVATIONS.values()),
+    }
+
+
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     """Add the position of [CLS] to [CLS] where there are registers: timm's models with registers have positions of patches only."""
-    if config.representation_size is not None:
-        raise UnsupportedCheckpointError(
-            "timm has no layer between pooling and classifier, but this model has one (representation_size)."
-        )
     config = without_mask_token(config, tensors, warnings)
     if not (config.num_register_tokens and config.use_cls_position and config.use_cls_token):
         return config
@@ -420,7 +429,7 @@ TIMM = Family(
     anchor=ANCHOR,
     image_processor=image_processor,
     assumption=assumption,
-    export=Export(prepare, write_folder, describe, library="timm", load_peer=load_peer),
+    export=Export(holds, prepare, write_folder, describe, holds_labels=True, library="timm", load_peer=load_peer),
     catalog_format="timm-hub",
     official_fields=official_fields,
 )

@@ -16,7 +16,7 @@ from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
 from .dinov2 import image_processor as dinov2_image_processor
 from .family import Family, RawCheckpoint, setting
-from .formats import Export, Exported, RunPeer, with_mask_token, without_mask_token, write_folder
+from .formats import SQUARE, Export, Exported, Holds, RunPeer, with_mask_token, without_mask_token, write_folder
 from .rules import Concatenate, Rule, Unsqueeze
 
 CLASS_KEYS = ("image_processor_type", "feature_extractor_type")
@@ -227,7 +227,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     saved = raw.preprocessor_config
     if saved is None:
         if model_type(raw) in VIT_TYPES:
-            processor = make_image_processor("google-hub", image_size=config.image_size, num_channels=config.num_channels)
+            processor = make_image_processor("google-hub", image_size=config.image_shape, num_channels=config.num_channels)
             return raw.assume_preprocessing(processor)
         return raw.assume_preprocessing(dinov2_image_processor(config))
     class_name = "".join(str(saved.get(key)) for key in CLASS_KEYS)
@@ -260,8 +260,8 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
     result: dict[str, Any] = {
         "model_type": model_type,
         "architectures": [f"{model_class}{'ForImageClassification' if classifies else 'Model'}"],
-        "image_size": config.image_size[0] if len(set(config.image_size)) == 1 else list(config.image_size),
-        "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
     }
     same = [
         *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "qkv_bias", "hidden_act", "layer_norm_eps"),
@@ -276,7 +276,7 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
     swiglu = config.mlp_type == "swiglu"
     registers = {"num_register_tokens": config.num_register_tokens} if model_type == "dinov2_with_registers" else {}
     return result | registers | {
-        "mlp_ratio": round(config.intermediate_size / config.hidden_size * (1.5 if swiglu else 1)),
+        "mlp_ratio": max(1, round(config.intermediate_size / config.hidden_size * (1.5 if swiglu else 1))),
         "use_swiglu_ffn": swiglu,
         "layerscale_value": float(config.layer_scale_init_value or 1.0),
         "drop_path_rate": config.drop_path_rate,
@@ -301,6 +301,14 @@ def transformers_preprocessor_config(image_processor: VitrailImageProcessor) -> 
     return result | {"image_processor_type": "BitImageProcessor" if image_processor.do_center_crop else "ViTImageProcessor"}
 
 
+def holds(config: ViTConfig) -> Holds:
+    """Return what transformers' class for this config can hold."""
+    common: Holds = {"use_cls_token": (True,), "use_cls_position": (True,), "position_embedding_type": ("absolute",)}
+    if export_model_type(config) == "vit":
+        return common | {"num_register_tokens": (0,), "mlp_type": ("mlp",)}
+    return common | {"patch_grid": SQUARE, "representation_size": (None,)}  # positions of a rectangle are read as those of a square
+
+
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     """Add or remove the mask token: Dinov2WithRegistersModel always has one, the other models where their config asks for it."""
     if config.num_register_tokens:
@@ -313,6 +321,8 @@ def describe(exported: Exported, config: ViTConfig, image_processor: VitrailImag
     classifies = num_classes > 0
     exported.config = transformers_config(config, classifies=classifies, use_mask_token="embeddings.mask_token" in exported.tensors)
     exported.preprocessor_config = transformers_preprocessor_config(image_processor)
+    if native_size_only(config):
+        exported.warnings.append("transformers runs this model at its own image size only, without interpolate_pos_encoding")
     exported.base_prefix = BASE_PREFIXES[exported.config["model_type"]] if classifies else ""
     if not classifies and not pools(config):
         tokens = exported.tensors["embeddings.cls_token"]
@@ -325,7 +335,12 @@ def describe(exported: Exported, config: ViTConfig, image_processor: VitrailImag
 
 def fixed_size(config: ViTConfig) -> bool:
     """Return True where the exported model interpolates positions only on request."""
-    return export_model_type(config) == "vit"
+    return export_model_type(config) == "vit" and not native_size_only(config)
+
+
+def native_size_only(config: ViTConfig) -> bool:
+    """Return True where the exported model cannot interpolate positions: ViTModel takes every grid and every patch for a square."""
+    return len(set(config.patch_grid)) > 1 or (export_model_type(config) == "vit" and not isinstance(config.patch_size, int))
 
 
 def pools(config: ViTConfig) -> bool:
@@ -341,9 +356,11 @@ def load_peer(folder: Path, exported: Exported) -> RunPeer:
     peer, loading = model_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
     classifies = hasattr(peer, "classifier")
-    options = {"interpolate_pos_encoding": True} if config["model_type"] == "vit" else {}
+    native = tuple(peer.base_model.embeddings.patch_embeddings.image_size)
 
     def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        resizes = config["model_type"] == "vit" and tuple(pixel_values.shape[-2:]) != native
+        options = {"interpolate_pos_encoding": True} if resizes else {}
         outputs = peer(pixel_values, output_hidden_states=classifies, **options)
         if not classifies:
             has_pooler = config["model_type"] != "vit" or "pooler_output_size" in config
@@ -379,13 +396,15 @@ TRANSFORMERS = Family(
     base_prefixes=BASE_PREFIXES,
     drops=drops,
     export=Export(
+        holds,
         prepare,
         write_folder,
         describe,
+        holds_labels=True,
         library="transformers",
         load_peer=load_peer,
         peer_image_processor=peer_image_processor,
-        peer_needs_square=True,
+        native_size_only=native_size_only,
         fixed_size=fixed_size,
         pools=pools,
     ),

@@ -28,7 +28,7 @@ class Checkpoint:
     family: the name of the family; `format`: the layout of its file.
     hub_id: the Hub repository. With a repository, `url` is not the file itself but the upstream file that the repository was converted
         from (timm) or the repository's page (transformers).
-    url: the official file, where `hub_id` is None.
+    url: the official file, where `hub_id` is None; `sha256`: its SHA-256, in hexadecimal, where public documents agree on it.
     full_checkpoint_url: the full training state (student, teacher, optimizer) where it was published.
     head_urls: official linear classifiers for the backbone, by name; `head_recipe`: the input of each, or of the classifier in the file.
     hub_safetensors: whether the main branch of the Hub repository holds model.safetensors.
@@ -62,6 +62,7 @@ class Checkpoint:
     paper: tuple[str, ...]
     sources: Mapping[str, str | None]
     notes: str | None
+    sha256: str | None = None
 
     @property
     def has_classifier(self) -> bool:

@@ -15,8 +15,9 @@ from huggingface_hub import constants, is_offline_mode, snapshot_download
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import tqdm as hub_tqdm
 
-from ...errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
+from ...errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError, public_text
 from ...utils.downloads import download, https_url
+from ...utils.folders import interrupted
 from ...version import __version__
 from .catalog import Checkpoint, checkpoint_names, checkpoints, find_checkpoint
 
@@ -36,7 +37,7 @@ class ResolvedSource:
     """A source on the local disk.
 
     path: a file, or a folder in the Hub's layout; `name`: its name in messages.
-    url, hub_id: where it was downloaded from; `checkpoint`: its row of the catalog.
+    url, hub_id: where it was downloaded from, without the query of the URL; `checkpoint`: its row of the catalog.
     """
 
     path: Path
@@ -70,6 +71,10 @@ def resolve(
     path = Path(os.path.expanduser(text))  # Path.expanduser raises for an unknown user
     if text and os.path.exists(path):  # unlike Path.exists, false for what is too long to be a path
         return ResolvedSource(path=path, name=os.path.basename(os.path.abspath(path)))
+    if left := interrupted(path):
+        raise SourceNotFoundError(
+            f"{text} is missing, because a process died while it replaced the folder: rename {left} to {path}."
+        )
     if isinstance(source, os.PathLike):
         raise SourceNotFoundError(f"There is no file or folder {text}.")
 
@@ -96,8 +101,10 @@ def resolve(
 def _downloaded(
     url: str, checkpoint: Checkpoint | None, *, cache_dir: str | os.PathLike[str] | None, progress: bool
 ) -> ResolvedSource:
-    path = download(url, cache_dir=cache_dir, progress=progress)
-    return ResolvedSource(path=path, name=checkpoint.name if checkpoint else path.name, url=url, checkpoint=checkpoint)
+    published = checkpoint.sha256 if checkpoint and url == checkpoint.url else None
+    path = download(url, cache_dir=cache_dir, progress=progress, sha256=published)
+    name = checkpoint.name if checkpoint else path.name
+    return ResolvedSource(path=path, name=name, url=public_text(url), checkpoint=checkpoint)
 
 
 def _close_names(text: str) -> str:

@@ -204,7 +204,7 @@ BAD = {
     "integers": (
         pth({name: tensor.to(torch.int8) for name, tensor in vit().items()}),
         UnsupportedCheckpointError,
-        ["weights are torch.int8", "quantized"],
+        ["is torch.int8", "quantized"],
     ),
     "no heads to tell": (
         pth({name: tensor[..., :40] if tensor.shape[-1] == WIDTH else tensor[:40] for name, tensor in vit().items()}),

@@ -16,7 +16,7 @@ from small_models import make_model
 from vitrail.convert import report as report_module
 from vitrail.convert.families.rules import Coverage
 from vitrail.convert.loading import build_model
-from vitrail.errors import ConversionError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
+from vitrail.errors import ConversionError, CorruptFileError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
 from vitrail.processing.resizing import output_size
 from vitrail.utils.hashing import sha256
 
@@ -46,6 +46,30 @@ def test_two_models_in_one_file(source, tmp_path):
         match=r'holds 2 networks, under backbone\., \(no prefix\): name one with prefix="backbone\."',
     ):
         vitrail.load(tmp_path / "both.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["blocks.0.0.attn.qkv.weight", "norm.bias"])
+def test_one_weight_that_is_not_floating_point(name, dtype, source, tmp_path):
+    content = torch.load(source, weights_only=True)
+    name = next(found for found in content["teacher"] if found.endswith(name))
+    content["teacher"][name] = content["teacher"][name].to(dtype)
+    torch.save(content, tmp_path / "mixed.pth")
+    with pytest.raises(UnsupportedCheckpointError, match=rf"is {dtype}; expected floating point"):
+        vitrail.load(tmp_path / "mixed.pth")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_damaged_download_leaves_the_cache(source, http_server, page):
+    """Without a Content-Length, a connection that breaks looks as if the file had ended."""
+    url = f"{http_server.url}/weights.pth?signature=SECRET"
+    http_server.pages["/weights.pth"] = page(source.read_bytes()[:-100], chunked=True)
+    with pytest.raises(CorruptFileError, match="Download it again"):
+        vitrail.load(url)
+    http_server.pages["/weights.pth"] = page(source.read_bytes())
+    report = vitrail.load(url)[2]
+    assert report.source.url == f"{http_server.url}/weights.pth"
+    assert "SECRET" not in str(report.to_dict())
 
 
 def test_an_activation_that_nobody_knows():

@@ -1,8 +1,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 
 import datasets
@@ -13,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import forked
 from vitrail.data.decoding import open_image
 from vitrail.data.digits import stratified_split
 from vitrail.data.labeled import load_labeled_images
@@ -427,16 +426,14 @@ def test_fingerprint_of_what_is_in_memory(monkeypatch):
     assert fingerprints(1, 0, ["a", "c"])[0] != first[0]
 
 
+def write_fingerprints(file, cache, sources):
+    datasets.config.HF_DATASETS_CACHE = cache
+    file.write_text(json.dumps([load_labeled_images(source).fingerprint for source in sources]))
+
+
 def test_fingerprints_are_the_same_in_another_process(tmp_path):
     folder, file = write_images(tmp_path / "folder", {"a": range(4)}), tmp_path / "a.parquet"
     pq.write_table(table([1, 2], label=[0, 0]), file)
     sources = ["digits", str(folder), str(file)]
-    program = (
-        "import json, sys, datasets\n"
-        "datasets.config.HF_DATASETS_CACHE = sys.argv[1]\n"
-        "from vitrail.data.labeled import load_labeled_images\n"
-        "print(json.dumps([load_labeled_images(source).fingerprint for source in sys.argv[2:]]))\n"
-    )
-    arguments = [sys.executable, "-c", program, str(tmp_path / "cache"), *sources]
-    ended = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert json.loads(ended.stdout) == [load_labeled_images(source).fingerprint for source in sources]
+    assert forked.exit_code(__file__, "write_fingerprints", tmp_path / "fingerprints", str(tmp_path / "cache"), sources) == 0
+    assert json.loads((tmp_path / "fingerprints").read_text()) == [load_labeled_images(source).fingerprint for source in sources]

@@ -6,8 +6,7 @@ import io
 import json
 import math
 import signal
-import subprocess
-import sys
+import warnings
 from types import MappingProxyType
 
 import datasets
@@ -19,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+import forked
 import vitrail
 from small_models import classifier_tokens, tiny_config
 from vitrail.data.labeled import LabeledImages
@@ -250,21 +250,7 @@ def test_no_head_that_has_learned_is_refused(run, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-# Run in processes of their own
-SCRIPT = """
-import importlib.util, os, signal, sys, warnings
-from pathlib import Path
-
-warnings.simplefilter("error")
-sys.path.append(str(Path(sys.argv[1]).parents[1] / "helpers"))
-spec = importlib.util.spec_from_file_location("test_probe", sys.argv[1])
-tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tests)
-tests.run_alone(Path(sys.argv[2]), kill_at=int(sys.argv[3]))
-"""
-
-
-def run_alone(folder, *, kill_at):
+def run_alone(folder, kill_at=0):
     """A probe of what `prepared` has put into a folder, which dies at an update."""
     if kill_at:
 
@@ -273,6 +259,7 @@ def run_alone(folder, *, kill_at):
                 signal.raise_signal(signal.SIGKILL)
 
         training.KeepLastCheckpoint.on_step_end = on_step_end
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     model, image_processor, _ = vitrail.load(folder / "backbone")
     cache = FeatureCache(folder / "cache", progress=False)
@@ -283,7 +270,6 @@ def run_alone(folder, *, kill_at):
 @pytest.fixture
 def prepared(model, image_processor, tmp_path):
     save(model, image_processor, tmp_path / "backbone", code=False)
-    (tmp_path / "script.py").write_text(SCRIPT)
     return tmp_path
 
 
@@ -294,11 +280,10 @@ def uninterrupted(run, tmp_path_factory):
 
 
 def test_killed_in_training_and_resumed_ends_with_the_same_numbers(prepared, run, uninterrupted):
-    killed = subprocess.run([sys.executable, prepared / "script.py", __file__, prepared, "8"], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert forked.exit_code(__file__, "run_alone", prepared, 8) == -signal.SIGKILL
     assert not (prepared / "model").exists()
     assert (prepared / "model.run" / "heads" / "checkpoint-6").is_dir()
-    with pytest.raises(VitrailError, match=r"begun with different settings \(recipe, seed, unfreeze_epochs\): repeat the run"):
+    with pytest.raises(VitrailError, match=r"begun with different settings \(recipe.* was .*, is .*\): repeat the run"):
         run(prepared / "model", recipe=PLAIN, seed=1)
     results = run(prepared / "model", recipe=AUGMENTED, unfreeze_epochs=1)
     assert results["resumed_from"] == 6
@@ -310,9 +295,7 @@ def test_killed_in_training_and_resumed_ends_with_the_same_numbers(prepared, run
 
 def test_two_processes_give_the_numbers_of_one(prepared, uninterrupted):
     """41 rows in batches of 16: the last batch of an epoch has 9 rows, which go to the processes as 5 and 4."""
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    subprocess.run([*launch, *options, prepared / "script.py", __file__, prepared, "0"], check=True, cwd=prepared)
+    forked.run_two(__file__, "run_alone", prepared)
     results = json.loads((prepared / "model" / "results.json").read_text())
     folder, expected = uninterrupted
     assert results["processes"] == 2

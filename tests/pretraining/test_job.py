@@ -4,8 +4,6 @@ import dataclasses
 import json
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,17 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
+import forked
 import vitrail
 from small_models import tiny_config
 from vitrail.data.labeled import load_training_images
 from vitrail.errors import VitrailError
+from vitrail.pretraining import job
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.job import pretrain
 from vitrail.pretraining.recipes import RECIPES
 from vitrail.processing.multi_crop import CropAugmentation
+from vitrail.utils.trainer import KeepLastCheckpoint
 
 SMALL = {"num_attention_heads": 2, "image_size": 16, "patch_size": 4, "position_interpolation_offset": 0.1, "layer_norm_eps": 1e-6}
 ARGUMENTS = {
@@ -43,28 +44,6 @@ RECIPE = dataclasses.replace(
     RECIPES["dino"], name="small", epochs=3, batch_size=8, learning_rate=0.02, arguments=ARGUMENTS, augmentation=AUGMENTATION
 )
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])
-
-# Script of a separate process; it kills itself when the given checkpoint is complete
-SCRIPT = """
-import os, signal, sys
-here = os.path.dirname(sys.argv[1])
-sys.path[:0] = [here, os.path.join(os.path.dirname(here), "helpers")]
-import test_job
-import torch
-torch.set_num_threads(1)  # as in the process that the results are compared with
-from vitrail.utils.trainer import KeepLastCheckpoint
-
-class Kill(KeepLastCheckpoint):
-    def on_save(self, args, state, control, **kwargs):
-        super().on_save(args, state, control, **kwargs)
-        if str(state.global_step) == sys.argv[3]:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-import vitrail.pretraining.job as job
-job.KeepLastCheckpoint = Kill
-if __name__ == "__main__":
-    test_job.run(sys.argv[2])
-"""
 
 
 def write_images(folder, number, *, labeled):
@@ -93,7 +72,6 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
     write_images(folder / "images", 36, labeled=True)  # of which 27 to train on: three updates of 8
     write_images(folder / "unlabeled", 20, labeled=False)
-    (folder / "script.py").write_text(SCRIPT)
     return folder
 
 
@@ -150,11 +128,22 @@ def test_the_teacher_of_the_original_checkpoint_is_that_of_the_folder(prepared, 
         assert torch.equal(converted.state_dict()[name], tensor), name
 
 
+def run_until_killed(folder, checkpoint):
+    class Kill(KeepLastCheckpoint):
+        def on_save(self, args, state, control, **kwargs):
+            super().on_save(args, state, control, **kwargs)
+            if state.global_step == checkpoint:
+                signal.raise_signal(signal.SIGKILL)
+
+    job.KeepLastCheckpoint = Kill
+    torch.set_num_threads(1)  # as in the process that the results are compared with
+    run(folder)
+
+
 def test_killed_it_goes_on(prepared, whole):
-    killed = subprocess.run([sys.executable, "script.py", __file__, prepared, "3"], cwd=prepared, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert forked.exit_code(__file__, "run_until_killed", prepared, 3) == -signal.SIGKILL
     assert not (prepared / "model").exists()
-    with pytest.raises(VitrailError, match=r"begun with different settings \(seed\): repeat the run"):
+    with pytest.raises(VitrailError, match=r"begun with different settings \(seed was 0, is 1\): repeat the run"):
         run(prepared, seed=1)
     with pytest.raises(VitrailError, match=r"begun with different settings \(config, image processor\)"):
         run(prepared, num_attention_heads=4, layer_norm_eps=1e-5, image_size=32)
@@ -167,16 +156,14 @@ def test_killed_it_goes_on(prepared, whole):
     assert "updates, with one process" in (prepared / "model" / "README.md").read_text()  # the time is that of a part
 
 
+def run_in_each_process(folder):
+    torch.set_num_threads(1)
+    run(folder, "two", recipe=without_drop_path())
+
+
 def test_two_processes_make_one_run(prepared):
     """Stochastic depth is drawn by each process for its images, so without it."""
-    script = (
-        (prepared / "script.py")
-        .read_text()
-        .replace("test_job.run(sys.argv[2])", "test_job.run(sys.argv[2], 'two', recipe=test_job.without_drop_path())")
-    )
-    (prepared / "two.py").write_text(script)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, "two.py", __file__, prepared, "0"], cwd=prepared, check=True)
+    forked.run_two(__file__, "run_in_each_process", prepared)
     two = json.loads((prepared / "two" / "pretraining.json").read_text())
     one = run(prepared, "one", recipe=without_drop_path())
     assert two["processes"] == 2
@@ -229,8 +216,11 @@ def test_crops_fit_the_patches():
 
 
 def test_too_few_images(prepared):
-    with pytest.raises(VitrailError, match="27 images to train on, fewer than a batch of the recipe dino, 512"):
+    too_few = "27 images to train on, fewer than a batch of the recipe"
+    with pytest.raises(VitrailError, match=f"{too_few} dino, 512: lower it with total_batch_size="):
         run(prepared, "few", recipe="dino")
+    with pytest.raises(VitrailError, match=f"{too_few} small, 30"):
+        run(prepared, "few", total_batch_size=30)
     assert not (prepared / "few.run").exists()
 
 

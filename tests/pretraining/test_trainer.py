@@ -1,9 +1,6 @@
 """The Trainer against the original loop: the golden case, in one process and in two, in pieces and resumed."""
 
-import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +8,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 import deterministic
-import paths
+import forked
 from golden_training import (
     BATCH,
     HELD_OUT,
@@ -27,18 +24,6 @@ from vitrail.errors import VitrailError
 from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient, make_dino_model
 
 TOLERANCE = 1e-4
-
-# As golden_training.golden_trainer, started by a launcher; each process writes what it has
-SCRIPT = """
-import json, sys
-sys.path[:0] = json.loads(sys.argv[1])
-from golden_training import golden_trainer
-trainer = golden_trainer(sys.argv[2], per_device_train_batch_size=2)
-trainer.train()
-if trainer.is_world_process_zero():
-    import torch
-    torch.save({"log": trainer.state.log_history, "model": trainer.model.state_dict()}, sys.argv[2] + "/trained.pth")
-"""
 
 
 class Centers(TrainerCallback):
@@ -91,11 +76,16 @@ def test_the_original_loop(changes, tmp_path):
     check_networks(trainer.model)
 
 
+def train_in_each_process(folder):
+    torch.set_num_threads(1)
+    trainer = golden_trainer(folder, per_device_train_batch_size=2)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        torch.save({"log": trainer.state.log_history, "model": trainer.model.state_dict()}, folder / "trained.pth")
+
+
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    folders = json.dumps([str(paths.TESTS / "helpers")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, "script.py", folders, str(tmp_path)], cwd=tmp_path, check=True)
+    forked.run_two(__file__, "train_in_each_process", tmp_path)
     trained = torch.load(tmp_path / "trained.pth", weights_only=True)
     torch.testing.assert_close(logged(trained["log"], "loss"), REFERENCE["losses"], rtol=0, atol=TOLERANCE)
     model = golden_model(golden_arguments(tmp_path))

@@ -3,6 +3,8 @@ import io
 import json
 import os
 import pickle
+import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -15,7 +17,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from vitrail.errors import CorruptFileError, SourceNotFoundError, UnsafeFileError, UnsupportedCheckpointError
+from vitrail.errors import CorruptFileError, SourceNotFoundError, UnsafeFileError, UnsupportedCheckpointError, VitrailError
+from vitrail.utils import bounds, pickles
 from vitrail.utils.weight_files import find_weights, read_checkpoint
 
 
@@ -146,8 +149,11 @@ def test_shards(kind, suffix, tensors, tmp_path):
     file = read_checkpoint(index)
     assert file.container == kind.split()[0]
     assert_same(file.content, tensors)
+    first = next(iter(tensors))
+    write(kind, {key: tensors[key] if key != first else tensors[first] + 1 for key in tensors}, tmp_path / names[1])
+    assert_same(read_checkpoint(index).content, tensors)  # each tensor from the shard that the index names
 
-    index.write_text(json.dumps({"weight_map": {**dict.fromkeys(tensors, names[0]), "head.weight": names[1]}}))
+    index.write_text(json.dumps({"weight_map": dict(zip(tensors, names, strict=True)) | {"head.weight": names[1]}}))
     with pytest.raises(CorruptFileError, match=r"lack 1 of its tensors \(head.weight\)"):
         read_checkpoint(index)
     (tmp_path / names[1]).unlink()
@@ -158,6 +164,14 @@ def test_shards(kind, suffix, tensors, tmp_path):
         read_checkpoint(index)
     index.write_text(json.dumps({"weight_map": {"norm": index.name}}))
     with pytest.raises(CorruptFileError, match="an index itself"):
+        read_checkpoint(index)
+    for name, message in {"": "outside its folder", "a" * 300: "missing", 7: "missing"}.items():
+        index.write_text(json.dumps({"weight_map": {"norm": name}}))
+        with pytest.raises(VitrailError, match=message):
+            read_checkpoint(index)
+    torch.save([1], tmp_path / "list.bin")
+    index.write_text(json.dumps({"weight_map": {"norm": "list.bin"}}))
+    with pytest.raises(UnsupportedCheckpointError, match="holds a list; expected a dictionary of tensors"):
         read_checkpoint(index)
 
 
@@ -278,6 +292,7 @@ def test_damaged_array_in_npz(tmp_path):
         (b"\x80\x04\xff\xff", CorruptFileError, "begins like a torch pickle file, but"),
         (b'{"model_type": "vit"}', UnsupportedCheckpointError, "without a `weight_map`"),
         (b'{"weight_map": {', CorruptFileError, "is not valid JSON"),
+        (b'{"a":' * 100_000, CorruptFileError, "is not valid JSON .*recursion"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), UnsupportedCheckpointError, r"begins with b'\\x89HDF.*expected a torch file"),
         (b"0123", UnsupportedCheckpointError, "which is not a known format"),
     ],
@@ -319,3 +334,147 @@ def test_safetensors_whose_header_begins_as_a_pickle(tmp_path):
             assert read_checkpoint(tmp_path / "model.safetensors").container == "safetensors"
             return
     raise AssertionError("no such header was made")
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "socket", "device"])
+def test_pipes_and_devices_are_not_opened(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    path = Path("/dev/zero" if kind == "device" else "weights.pth")
+    if kind == "named pipe":
+        os.mkfifo(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "socket":
+            listener.bind(str(path))
+        with pytest.raises(UnsupportedCheckpointError, match=f"is a {kind}; expected a file"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", ["torch zip", "npz"])
+def test_no_changed_byte_of_an_archive_passes(kind, tensors, tmp_path):
+    """Bytes are changed one at a time: the file is refused, or its tensors are the same."""
+    write(kind, tensors, tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    for position in range(4, len(whole), 17):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x11
+        (tmp_path / "damaged").write_bytes(damaged)
+        try:
+            found = read_checkpoint(tmp_path / "damaged").content
+        except VitrailError:
+            continue
+        assert_same(found, tensors)
+
+
+def test_a_directory_without_its_last_entry_is_damage(tmp_path):
+    np.savez(tmp_path / "a.npz", kernel=np.ones(3), head=np.ones(3))
+    content = (tmp_path / "a.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        start = archive.start_dir
+    last = content.rindex(b"PK\x01\x02")
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, last - start, start, 0)
+    (tmp_path / "a.npz").write_bytes(content[:last] + end)
+    assert list(np.load(tmp_path / "a.npz")) == ["kernel"]
+    with pytest.raises(CorruptFileError, match="its zip directory does not list what the file holds"):
+        read_checkpoint(tmp_path / "a.npz")
+
+
+def test_a_name_that_is_not_utf8(tensors, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.pth"))
+    torch.save(tensors, tmp_path / "weights.pth")
+    (tmp_path / "weights.pth").rename(path)
+    assert_same(read_checkpoint(path).content, tensors)
+
+
+# Bounds -------------------------------------------------------------------------------------------------------------------
+
+
+def save_bomb(kind: str, path: Path) -> None:
+    if kind == "npz":
+        np.savez_compressed(path, kernel=np.zeros(1 << 20))
+    elif kind == "names":
+        safetensors.torch.save_file({str(number): torch.zeros(0) for number in range(200)}, path)
+    else:
+        tensor = torch.zeros(1 << 20) if kind == "deflated torch" else torch.zeros(1).expand(1 << 20)
+        torch.save({"pos_embed": tensor}, path.with_suffix(".pth"), _use_new_zipfile_serialization=kind != "expanded, torch pickle")
+        if kind == "deflated torch":
+            with zipfile.ZipFile(path.with_suffix(".pth")) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+                for member in stored.namelist():
+                    packed.writestr(member, stored.read(member))
+        else:
+            path.with_suffix(".pth").rename(path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "deflated torch", "expanded, torch zip", "expanded, torch pickle", "names"])
+def test_bombs_are_refused(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds, "ALLOWANCE", 1 << 20)
+    monkeypatch.setattr(bounds, "MAX_TENSORS", 100)
+    save_bomb(kind, tmp_path / "bomb.npz")
+    with pytest.raises(UnsupportedCheckpointError, match=r"unpacks to .* expected at most 10 times|holds 200 tensors"):
+        read_checkpoint(tmp_path / "bomb.npz")
+
+
+def test_an_array_of_another_size_than_the_archive_states(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("kernel.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)})
+    with pytest.raises(CorruptFileError, match=r"the header of kernel declares another size"):
+        read_checkpoint(tmp_path / "a.npz")
+
+
+def pickle_of(*parts: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+DOUBLED = b"h\x00h\x00\x86q\x00"  # the tuple of the last object, twice
+CODEC = b"c_codecs\nencode\n" + text("a") + text("hex") + b"\x86R"
+VOID = b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + text("V1000000000") + b"\x85R\x85R"
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (pickle_of(b"}", text("a"), b"q\x00", DOUBLED * 60, b"Ns"), UnsafeFileError, "would build more than 1 MB"),
+        (pickle_of(b"]" * 17_000), UnsafeFileError, "would build more than 1 MB"),
+        (pickle_of(b"c__builtin__\nbytearray\nK\x09\x85R"), UnsafeFileError, "imports bytearray"),
+        (pickle_of(CODEC), UnsafeFileError, "calls codecs.encode in a way"),
+        (pickle_of(b"(c_codecs\nencode\nl"), UnsafeFileError, "calls codecs.encode in a way"),
+        (pickle_of(VOID), CorruptFileError, "a numpy dtype 'V1000000000'"),
+        (pickle_of(b"(a"), CorruptFileError, "truncated or damaged"),
+    ],
+)
+def test_pickles_that_take_memory_or_time(content, error, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(pickles, "MAX_BUILT", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("a/data.pkl", content)
+        archive.writestr("a/version", b"3\n")
+    with pytest.raises(error, match=message):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+# Dense tensors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*(deprecated|prototype)")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+        lambda: torch.eye(3, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.eye(3), torch.eye(2)]),
+    ],
+    ids=["sparse", "quantized", "meta", "nested"],
+)
+def test_only_dense_tensors(make, tmp_path):
+    torch.save({"kernel": make()}, tmp_path / "a.pth")
+    with pytest.raises(UnsupportedCheckpointError, match=r"holds .*tensors.*; expected dense floating point"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_names_that_would_control_a_terminal(tmp_path):
+    safetensors.torch.save_file({"\x1b[2Jkernel": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CorruptFileError, match=r"a tensor with the name '\\x1b\[2Jkernel', in which a character is not printable"):
+        read_checkpoint(tmp_path / "a.safetensors")

@@ -113,6 +113,7 @@ def test_row_is_sound(row):
     assert row.hub_id or row.url
     assert (row.hub_id is not None) == row.format.endswith("-hub")
     assert row.format.startswith(row.family)
+    assert row.sha256 is None or (row.hub_id is None and re.fullmatch(r"[0-9a-f]{64}", row.sha256))
     for url in filter(None, [row.url, row.full_checkpoint_url, *row.head_urls.values()]):
         assert re.fullmatch(r"https://[\w.]+/\S+", url)
     assert row.head_urls.keys() <= row.head_recipe.keys()  # on the Hub the head is in the file itself
@@ -144,7 +145,7 @@ def test_same_weights_have_the_same_sizes(row):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_what_is_known_names_its_source(row):
     fields = ["hub_id", "url", "head_urls", "head_recipe", "hub_safetensors", "same_weights_as", "architecture"]
-    fields += ["params", "preprocessing", "training_data", "license", "paper"]
+    fields += ["sha256", "params", "preprocessing", "training_data", "license", "paper"]
     if any(value is not None for value in row.metrics.values()):
         fields.append("metrics")
     for field in fields:

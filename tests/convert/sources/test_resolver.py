@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from vitrail.convert.sources import resolver as sources
 from vitrail.convert.sources.catalog import checkpoints, find_checkpoint
 from vitrail.convert.sources.resolver import resolve
-from vitrail.errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError
+from vitrail.errors import CorruptFileError, DownloadError, SourceNotFoundError, UnsupportedCheckpointError
 from vitrail.utils import downloads as download_module
 from vitrail.utils.downloads import download
 from vitrail.utils.hashing import sha256
@@ -42,12 +42,21 @@ def test_download_keeps_file_and_record(http_server, page, tmp_path):
     assert path.read_bytes() == BODY
     record = json.loads(path.with_name("weights.pth.json").read_text())
     expected = hashlib.sha256(BODY).hexdigest()
-    assert record == {"url": url, "size": len(BODY), "etag": '"v1"', "last_modified": None, "sha256": expected}
+    assert record == {"format_version": 1, "url": url, "size": len(BODY), "etag": '"v1"', "last_modified": None, "sha256": expected}
     assert sha256(path) == expected
     assert not path.with_name("weights.pth.part").exists()
 
     assert download(url) == path
     assert len(http_server.requests) == 1
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", "{", '{"size": 10, "etag": 3}'])
+def test_a_damaged_record_of_a_download_is_none(record, http_server, page):
+    http_server.pages["/w.pth"] = page(OTHER, headers={"ETag": '"v1"'})
+    path = download(f"{http_server.url}/w.pth")
+    path.rename(path.with_name("w.pth.part"))
+    path.with_name("w.pth.json").write_text(record)
+    assert download(f"{http_server.url}/w.pth").read_bytes() == OTHER
 
 
 def test_same_base_name_does_not_collide(http_server, page, tmp_path):
@@ -79,7 +88,7 @@ def test_a_broken_download_is_resumed(headers, condition, http_server, page):
 
 
 @pytest.mark.parametrize("if_range", [True, False])
-@pytest.mark.parametrize("other", [OTHER, BODY[:1000]])
+@pytest.mark.parametrize("other", [OTHER, BODY[:1000], BODY[::-1]])
 def test_a_file_that_changed_meanwhile_starts_over(other, if_range, http_server, page):
     http_server.pages["/w.pth"] = page(BODY, headers={"ETag": '"v1"'}, cut=2_000_000)
     with pytest.raises(DownloadError, match="was interrupted"):
@@ -115,6 +124,54 @@ def test_a_damaged_cache_is_detected(http_server, page):
     path = download(f"{http_server.url}/w.pth")
     path.write_bytes(BODY[:-1])
     assert download(f"{http_server.url}/w.pth").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"size": "9", "etag": 3}', '{"size": 3072000, "sha256": []}', "[" * 100_000])
+def test_a_damaged_record_is_written_again(record, http_server, page):
+    http_server.pages["/w.pth"] = page(BODY, headers={"ETag": '"v1"'})
+    path = download(f"{http_server.url}/w.pth")
+    path.with_name("w.pth.json").write_text(record)
+    assert download(f"{http_server.url}/w.pth") == path
+    assert json.loads(path.with_name("w.pth.json").read_text())["size"] == len(BODY)
+
+
+def test_a_trickle_ends(http_server, page, monkeypatch):
+    http_server.pages["/w.pth"] = page(BODY, headers={"ETag": '"v1"'})
+    monkeypatch.setattr(download_module, "PATIENCE", -1e9)
+    with pytest.raises(DownloadError, match=r"sends less than 20000 bytes per second.*Run the command again to resume"):
+        download(f"{http_server.url}/w.pth")
+
+
+def test_the_published_sha256_is_checked(http_server, page, monkeypatch):
+    http_server.pages["/w.pth"] = page(OTHER)
+    row = dataclasses.replace(
+        find_checkpoint("dino-vits8"), url=f"{http_server.url}/w.pth", sha256=hashlib.sha256(BODY).hexdigest()
+    )
+    monkeypatch.setattr(sources, "find_checkpoint", {"dino-vits8": row}.get)
+    download(row.url)  # in the cache before the digest was known
+    for _ in range(2):
+        with pytest.raises(CorruptFileError, match=f"has the SHA-256 {hashlib.sha256(OTHER).hexdigest()}; expected the published"):
+            resolve("dino-vits8")
+    http_server.pages["/w.pth"] = page(BODY)
+    assert resolve("dino-vits8").path.read_bytes() == BODY
+
+
+def test_secrets_of_a_url_are_neither_written_nor_shown(http_server, page):
+    url = f"{http_server.url}/w.pth?X-Amz-Signature=SECRET"
+    with pytest.raises(DownloadError) as missing:
+        resolve(url)
+    http_server.pages["/w.pth"] = page(BODY, headers={"ETag": '"v1"'}, cut=100)
+    with pytest.raises(DownloadError) as broken:
+        resolve(url)
+    http_server.pages["/w.pth"].cut = None
+    resolved = resolve(url)
+    with pytest.raises(SourceNotFoundError) as user:
+        resolve("https://me:SECRET@example.org/w.pth")
+    written = [file.read_bytes() for file in resolved.path.parent.glob("*.json")]
+    for text in (str(missing.value), str(broken.value), str(user.value), repr(resolved), *map(str, written)):
+        assert "w.pth" in text
+        assert "SECRET" not in text
+    assert resolved.url == f"{http_server.url}/w.pth"
 
 
 def test_a_full_disk_is_reported(http_server, page, monkeypatch):
@@ -208,7 +265,7 @@ def test_what_is_on_the_disk_comes_first(tmp_path, monkeypatch):
         ("dino_vits8", DINO_URL),
         ("imagenet21k/ViT-B_16", "https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz"),
         ("gs://vit_models/imagenet21k/ViT-B_16.npz", "https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz"),
-        ("https://example.org/w.pth?signature=" + "x" * 5000, "https://example.org/w.pth?signature=xxx"),
+        ("https://example.org/w.pth?signature=" + "x" * 5000, "https://example.org/w.pth is not in the cache"),
     ],
 )
 def test_where_it_would_be_fetched_from(source, url):
@@ -245,6 +302,7 @@ def test_any_other_url_has_no_row(http_server, page):
         ("weights/dino.pth", "'weights/dino.pth' is not a file, a folder"),  # not asked of the Hub
         ("./user/name", "is not a file, a folder"),
         (Path("user/name"), "There is no file or folder user/name"),
+        ("~nosuchuser/w.pth", "'~nosuchuser/w.pth' is not a file, a folder"),
         ("s3://bucket/w.pth", "has the unsupported scheme s3://; expected http, https or gs"),
     ],
 )
