@@ -125,7 +125,7 @@ def test_the_model_itself_is_not_written_over(words, capsys):
     ("command", "options", "message"),
     [
         ("probe", ["--recipe", "dinov3"], "no recipe"),
-        ("probe", ["--views", "3"], "leave out views=3"),
+        ("probe", ["--views", "3"], "leave out --views 3"),
         ("probe", ["--strict"], "cannot read the image"),
         ("knn", ["--strict"], "cannot read the image"),
         ("knn", ["--label-column", "color"], "color"),
