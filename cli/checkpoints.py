@@ -10,7 +10,7 @@ import typer
 from ..configuration.sizes import size_name
 from ..convert.export import FORMATS, export_model
 from ..convert.families.registry import EXPORT_FORMATS
-from ..convert.model_folder import REPORT_NAME
+from ..convert.model_folder import REPORT_NAME, read_report
 from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
 from ..hub.saving import convert_checkpoint, keep_verification
@@ -87,10 +87,12 @@ def verify(
     """Compare a model with its source and with other implementations; the exit code is 1 if a check fails."""
     loaded, image_processor, report = load_model(model, branch=branch)
     converted = Path(model).is_dir() and report.format == "vitrail"
+    if converted:
+        read_report(Path(model))  # raises before the checks, which take a while, if their table could not be kept
     source = against if against is not None or converted else model
     checks = run_checks(loaded, image_processor, against=source, head=head, branch=branch, image=image)
-    if converted:
-        keep_verification(model, checks)
+    if converted and not keep_verification(model, checks, against=against, head=head):
+        warn("the table is not kept: a check failed, and the file that it compares with is not the recorded source of the model.")
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:

@@ -1,5 +1,6 @@
 """Configuration of the Vision Transformer for the DINO, DINOv2, Google and timm families."""
 
+import json
 import math
 import os
 import re
@@ -191,11 +192,15 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
+        """Write config.json, then call `after_save` with the folder, then upload it if `push_to_hub`.
+
+        As in transformers, `auto_map` in the file is an attribute from then on: the file read again equals this config.
+        """
         super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
         after_save = type(self).after_save
         if after_save is not None:
             after_save(Path(save_directory))
+            self.auto_map = json.loads(Path(save_directory, "config.json").read_text(encoding="utf-8")).get("auto_map")
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 

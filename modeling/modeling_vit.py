@@ -418,7 +418,8 @@ class ViTMLP(nn.Module):
         if "forward" in vars(self.fc1) or "forward" in vars(self.activation):  # wrapped, as adapters and offloading do
             return False
         hooks = (self.fc1._forward_hooks, self.activation._forward_pre_hooks, self.activation._forward_hooks)
-        return not (any(hooks) or nn.modules.module._has_any_global_hook())
+        global_hooks = (nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks)
+        return not any(hooks + global_hooks)
 
 
 class ViTSwiGLU(nn.Module):

@@ -11,7 +11,9 @@ from .rules import Rule
 
 # Keys that transformers adds to the fields of a config.json
 NOT_FIELDS = ("model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "auto_map", "stage_names")
-FIELDS = {field.name for field in fields(ViTConfig)} | {"num_labels", "out_features", "out_indices", "output_attentions"}
+FIELDS = {field.name for field in fields(ViTConfig)} | {
+    *("num_labels", "out_features", "out_indices", "output_attentions", "_attn_implementation")
+}
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:

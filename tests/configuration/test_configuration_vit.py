@@ -144,9 +144,8 @@ def test_every_field_survives_saving_and_loading(tmp_path):
         assert getattr(loaded, name) == value, name
     assert loaded.out_features == ["stage1", "stage3"]
     assert loaded.num_labels == 7
-    written = json.loads(loaded.to_json_string())
-    del written["auto_map"]  # for the code file in the same folder
-    assert written == json.loads(config.to_json_string())
+    assert loaded.to_dict() == config.to_dict()
+    assert "auto_map" in config.to_dict(), "for the code in the same folder"
     assert ViTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
