@@ -189,7 +189,9 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def as_options(text: str, names: Collection[str]) -> str:
-    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`, or a flag for a truth value.
+    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`.
+
+    A truth value becomes a flag.
 
     names: the parameters of the command; arguments of `vitrail.load` that it lacks are options of `vitrail convert`.
     """
