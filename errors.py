@@ -7,20 +7,33 @@ the remedy.
 
 import re
 
+MAX_MESSAGE = 4000  # characters; a name in a file may have millions
+
 # A URL: its scheme, user and password, address, and query without the punctuation that ends a sentence
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#'\"<>]*@)?([^\s?'\"<>]*)(\?[^\s'\"<>]*?(?=[.,;:)\]]*(?:['\"<>\s]|$)))?")
+_URL = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)([^\s/?#'\"<>]*@)?([^\s?'\"<>]*)(\?[^\s'\"<>]*?(?=[.,;:)\]]{0,3}(?:['\"<>\s]|$)))?"
+)
+
+# Characters that a terminal obeys, line separators, characters that reverse the direction of text, and surrogates, which cannot be written
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def public_text(text: str) -> str:
-    """Return text that can be shown and published: its URLs lose user, password and query, which may be secrets."""
-    return _URL.sub(r"\1\3", text)
+    """Return text that can be shown and published.
+
+    URLs lose user, password and query, which may be secrets; control characters and invalid bytes of names are escaped, as in JSON. Tabs
+    and newlines stay.
+    """
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", _URL.sub(r"\1\3", text))
 
 
 class VitrailError(ValueError):
-    """Base class of the errors that a user can fix."""
+    """Base class of the errors that a user can fix. The message is one line, whatever it quotes."""
 
     def __str__(self) -> str:
-        return public_text(self._message())
+        lines = [line.strip() for line in self._message().replace("\t", " ").splitlines()]
+        message = public_text(" ".join(filter(None, lines)))
+        return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE // 2]} … {message[-MAX_MESSAGE // 2 :]}"
 
     def _message(self) -> str:
         return str(self.args[0]) if self.args else ""

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import re
 import sys
 import traceback as traceback_module
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,6 @@ from ..utils.atomic import to_json
 from .options import Json, Traceback, expand_groups, set_signature
 
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
-# Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -58,12 +55,12 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
         except USER_ERRORS as error:
             if traceback:
                 traceback_module.print_exception(error)
-            typer.secho(_printable(f"vitrail: {' '.join(str(error).split())}"), fg=typer.colors.RED, err=True)
+            typer.secho(public_text(f"vitrail: {' '.join(str(error).split())}"), fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from None
         if result is None:
             return
         for line in [to_json(result.record)] if json else result.lines:
-            typer.echo(_printable(line))
+            typer.echo(public_text(line))
         if result.exit_code:
             raise typer.Exit(result.exit_code)
 
@@ -78,12 +75,7 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
 def warn(*messages: str) -> None:
     """Print warnings on standard error."""
     for message in messages:
-        typer.secho(_printable(f"warning: {message}"), fg=typer.colors.YELLOW, err=True)
-
-
-def _printable(text: str) -> str:
-    """Return text without secrets of URLs, and with control characters and invalid bytes of names escaped, as in JSON."""
-    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", public_text(text))
+        typer.secho(public_text(f"warning: {message}"), fg=typer.colors.YELLOW, err=True)
 
 
 def load_model(source: str, **options: Any) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:

@@ -55,11 +55,11 @@ MORE_PREPROCESSOR = ("crop_pct", "feature_extractor_type", "processor_class", "b
 
 # A file of a model's folder, by the kind of folder, with other keys that it may have, and the number of inputs
 CONFIGS = {
-    ("vitrail", "config.json"): (MORE_CONFIG, 150),
-    ("transformers", "config.json"): (MORE_CONFIG, 60),
-    ("timm", "config.json"): (MORE_CONFIG, 60),
-    ("vitrail", "preprocessor_config.json"): (MORE_PREPROCESSOR, 100),
-    ("transformers", "preprocessor_config.json"): (MORE_PREPROCESSOR, 60),
+    ("vitrail", "config.json"): (MORE_CONFIG, 120),
+    ("transformers", "config.json"): (MORE_CONFIG, 50),
+    ("timm", "config.json"): (MORE_CONFIG, 50),
+    ("vitrail", "preprocessor_config.json"): (MORE_PREPROCESSOR, 50),
+    ("transformers", "preprocessor_config.json"): (MORE_PREPROCESSOR, 50),
     ("shards", "model.safetensors.index.json"): ((), 30),
 }
 
