@@ -10,12 +10,12 @@ import typer
 from ..configuration.sizes import size_name
 from ..convert.export import FORMATS, export_model
 from ..convert.families.registry import EXPORT_FORMATS
-from ..convert.model_folder import REPORT_NAME
+from ..convert.model_folder import REPORT_NAME, read_report
 from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
 from ..hub.saving import convert_checkpoint, keep_verification
 from ..modeling.operation_counts import complexity
-from .options import Branch, CheckpointOptions, Code, Head, ImageSize, Model
+from .options import Branch, CheckpointOptions, Code, Head, ImageSize, Model, Overwrite
 from .output import Result, load_model, warn
 
 
@@ -38,9 +38,10 @@ def convert(
     output_dir: Annotated[Path, typer.Argument(help="Folder to write.")],
     options: CheckpointOptions,
     code: Code = True,
+    overwrite: Overwrite = False,
 ) -> Result:
     """Convert a checkpoint into a folder that AutoModel loads."""
-    report = convert_checkpoint(model, output_dir, code=code, **asdict(options))
+    report = convert_checkpoint(model, output_dir, code=code, overwrite=overwrite, **asdict(options))
     warn(*report.warnings)
     root = f', under "{report.root}"' if report.root else ""
     lines = [
@@ -56,6 +57,9 @@ def export(
     output: Annotated[Path, typer.Argument(help="Folder or file to write, depending on the format.")],
     to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.")],
     image_size: ImageSize = None,
+    classifier: Annotated[
+        bool, typer.Option("--classifier/--no-classifier", help="Export the classifier, or the encoder alone.")
+    ] = True,
     batch_size: Annotated[
         int | None,
         typer.Option(help="onnx, openvino: the only batch size that the graph accepts.", min=1, show_default="any batch size"),
@@ -65,7 +69,9 @@ def export(
     ] = False,
 ) -> Result:
     """Export a model to the format of a family, or to a graph for another engine."""
-    warnings = export_model(model, output, to=to, image_size=image_size, batch_size=batch_size, dynamic_size=dynamic_size)
+    warnings = export_model(
+        model, output, to=to, image_size=image_size, classifier=classifier, batch_size=batch_size, dynamic_size=dynamic_size
+    )
     for message in warnings:  # of a graph, also how closely it agrees with the model
         typer.echo(message, err=True)
     return Result({"output": str(output), "to": to, "warnings": warnings}, [f"written to {output}"])
@@ -81,10 +87,12 @@ def verify(
     """Compare a model with its source and with other implementations; the exit code is 1 if a check fails."""
     loaded, image_processor, report = load_model(model, branch=branch)
     converted = Path(model).is_dir() and report.format == "vitrail"
+    if converted:
+        read_report(Path(model))  # raises before the checks, which take a while, if their table could not be kept
     source = against if against is not None or converted else model
     checks = run_checks(loaded, image_processor, against=source, head=head, branch=branch, image=image)
-    if converted:
-        keep_verification(model, checks)
+    if converted and not keep_verification(model, checks, against=against, head=head):
+        warn("the table is not kept: a check failed, and the file that it compares with is not the recorded source of the model.")
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -98,12 +106,12 @@ def verify(
     return Result(record, lines, exit_code=0 if passed else 1)
 
 
-def info(model: Model) -> Result:
+def info(model: Model, options: CheckpointOptions) -> Result:
     """Show the architecture, the size and the preprocessing of a model."""
-    loaded, image_processor, report = load_model(model)
+    loaded, image_processor, report = load_model(model, **asdict(options))
     config = loaded.config
     counts = complexity(loaded)
-    (height, width), (patch_height, patch_width) = config.image_size, config.patch_size
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     positions = config.position_embedding_type.replace("_", " ")
     rows = {
         "model": f"{type(loaded).__name__}, {str(loaded.dtype).removeprefix('torch.')}, from a {report.format} checkpoint",

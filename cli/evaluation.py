@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..convert.report import ConversionReport
-from ..hub.saving import check_output_dir
+from ..hub.saving import folder_of_run
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import NUM_CALIBRATION, Runtime
 from ..utils.atomic import to_json, write_text
 from ..utils.optional import check_packages
-from .options import Data, DataOptions, FeatureOptions, Model, ResultsFile, RuntimeOptions, given
-from .output import Result, agreement_lines, check_not_itself, check_output, load_model
+from .options import Data, DataOptions, FeatureOptions, Model, Overwrite, ResultsFile, RuntimeOptions, given
+from .output import Result, agreement_lines, check_not_itself, check_output, load_model, warn
 
 if TYPE_CHECKING:
     from ..data.labeled import LabeledImages
@@ -36,6 +36,7 @@ def probe(
         int, typer.Option(help="dino, dinov2: cached views per training image; 0 draws new views every epoch.", min=0)
     ] = 0,
     unfreeze: Annotated[int, typer.Option(help="Epochs of fine-tuning the whole model afterwards.", min=0)] = 0,
+    overwrite: Overwrite = False,
 ) -> Result | None:
     """Train linear classifiers on frozen features, and write the model with the best classifier.
 
@@ -48,7 +49,7 @@ def probe(
     from ..evaluation.recipes import find_recipe
 
     chosen = find_recipe(recipe)
-    check_output_dir(output)
+    folder_of_run(output, overwrite=overwrite)
     images, loaded, image_processor, report, cache = _load(model, data, data_options, feature_options, runtime)
     results = job.probe(
         loaded,
@@ -61,6 +62,7 @@ def probe(
         unfreeze_epochs=unfreeze,
         cache=cache,
         report=report,
+        overwrite=overwrite,
     )
     best = results["best_head"]
     lines = [f"best of {len(results['heads'])} heads on these images: {best['name']}, accuracy {best['accuracy']:.1%}"]
@@ -129,6 +131,7 @@ def _load(
     from ..features.cache import FeatureCache
 
     images = load_labeled_images(data, **data_options.arguments())
+    warn(*images.warnings)
     loaded, image_processor, report = load_model(model)
     int8 = runtime.precision == "int8"
     cache = FeatureCache(

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ..errors import VitrailError
 from ..processing.resizing import keep_aspect as make_keep_aspect
 from ..utils.atomic import write_text
 from ..utils.optional import check_packages
+from ..utils.text import count
 from .images import save_picture
 from .options import (
+    AllowExternal,
     BatchSize,
     DataRevision,
     Features,
@@ -40,6 +41,7 @@ class SourceOptions:
     image_column: ImageColumn = None
     label_column: LabelColumn = None
     data_revision: DataRevision = None
+    allow_external: AllowExternal = False
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,13 @@ def extract(
         image_column=source_options.image_column,
         label_column=source_options.label_column,
         revision=source_options.data_revision,
+        allow_external=source_options.allow_external,
     )
-    if output.exists() and not output.is_dir():
-        raise VitrailError(f"{output} is a file; expected the name of a folder.")
+    if start_processes().is_main_process:
+        warn(*collection.warnings)
     loaded, image_processor, _ = load_model(model)
     if keep_aspect:
-        image_processor = make_keep_aspect(image_processor, loaded.config.patch_size)
+        image_processor = make_keep_aspect(image_processor, loaded.config.patch_shape)
     model_name = str(Path(model).absolute()) if Path(model).exists() else model
     try:
         done = job.extract(
@@ -109,12 +112,16 @@ def extract(
         raise
     if not start_processes().is_main_process:
         return None
-    lines = [f"{output}: features of {done.rows} images"]
+    lines = [f"{output}: features of {count(done.rows, 'image')}"]
     if done.errors:
-        lines.append(f"{done.errors} images could not be used; the reasons are in {output / 'errors.parquet'}")
+        lines.append(f"{count(done.errors, 'image')} could not be used; the reasons are in {output / 'errors.parquet'}")
+    if done.unreachable:
+        lines.append(f"the stores of {count(done.unreachable, 'image')} did not respond; the same command tries them again")
     if done.images and done.seconds:
         rate = f"{done.images / done.seconds:.1f} images/s"
-        lines.append(f"this process: {done.images} images, {rate}; the model waited for images {done.waiting:.0%} of the time")
+        lines.append(
+            f"this process: {count(done.images, 'image')}, {rate}; the model waited for images {done.waiting:.0%} of the time"
+        )
     return Result({"output": str(output)} | asdict(done), [*lines, *agreement_lines(done.agreement)])
 
 
@@ -122,28 +129,36 @@ def similar(
     model: Model,
     folder: Features,
     query: ImageFile,
-    output: Annotated[Path, typer.Option(help="Contact sheet to write: .png, .jpg or .webp.")] = Path("similar.png"),
+    output: Annotated[Path | None, typer.Option(help="Contact sheet to write: .png, .jpg or .webp.")] = None,
     top: Top = 15,
     column: Annotated[str | None, typer.Option(help="Column of vectors to compare, if there are several.")] = None,
+    allow_external: AllowExternal = False,
 ) -> Result:
     """Find the stored images most similar to a query image, by the cosine of their features."""
     check_packages(PACKAGES, extra="features")
-    check_output(output, PICTURES)
+    if output is not None:
+        check_output(output, PICTURES)
     from ..features.store import StoredFeatures
     from ..visualization import similar as job
+    from ..visualization.stored_images import is_local
 
     stored = StoredFeatures(folder)
     loaded, _, _ = load_model(model)
-    ids, cosines, sheet = job.find_similar(loaded, stored, query, top=top, column=column)
-    save_picture(sheet, output)
+    ids, cosines, sheet = job.find_similar(loaded, stored, query, top=top, column=column, allow_external=allow_external)
+    if output is not None:
+        save_picture(sheet, output)
+        source = stored.manifest.settings["collection"]["source"]
+        if not (allow_external or is_local(source)):
+            warn(f"the images are at {source}: --allow-external reads them for the contact sheet.")
     paths = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
     found = [
         {"id": number, "path": paths[number], "cosine": cosine}
         for number, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
     ]
     lines = [f"{rank:4d}  {image['cosine']:6.3f}  {image['path']}" for rank, image in enumerate(found, start=1)]
-    lines.append(f"{output}: {query.name} and its {len(found)} nearest images")
-    return Result({"query": str(query), "output": str(output), "images": found}, lines)
+    if output is not None:
+        lines.append(f"{output}: {query.name} and its {count(len(found), 'nearest image')}")
+    return Result({"query": str(query), "output": None if output is None else str(output), "images": found}, lines)
 
 
 def report(
@@ -153,15 +168,16 @@ def report(
         str | None, typer.Option(help="Model of the features, if it has moved since.", show_default="the recorded one")
     ] = None,
     num_images: Annotated[int, typer.Option(help="Number of images in the map and the gallery.", min=1)] = 400,
+    allow_external: AllowExternal = False,
 ) -> Result:
     """Write a page that shows features: a map of the images, their nearest neighbors, and the norms of patch tokens."""
     check_packages((*PACKAGES, "sklearn"), extra="features")
     check_output(output, (".html", ".htm"))
     from ..visualization.report import page as job
 
-    page = job.make_report(folder, model=model, num_images=num_images)
+    page = job.make_report(folder, model=model, num_images=num_images, allow_external=allow_external)
     write_text(output, page.html)
     warn(*page.warnings)
     size = output.stat().st_size
     record = {"output": str(output), "images": page.num_images, "bytes": size, "warnings": page.warnings}
-    return Result(record, [f"{output}: {page.num_images} images, {size / 1e6:.1f} MB, opens without a network"])
+    return Result(record, [f"{output}: {count(page.num_images, 'image')}, {size / 1e6:.1f} MB, opens without a network"])

@@ -27,6 +27,15 @@ from .output import PICTURES, Result, check_output, load_model, warn
 BATCH_SIZE = 8
 
 
+def check_files(images: Sequence[Path]) -> None:
+    """Raise VitrailError for a folder among image files."""
+    for image in images:
+        if image.is_dir():
+            raise VitrailError(
+                f"{image} is a folder; expected image files, such as {image}/*.jpg. `vitrail extract` takes folders of any size."
+            )
+
+
 def save_picture(picture: Image.Image, output: Path) -> None:
     """Write a picture whole or not at all."""
     with replaced(output) as temporary:
@@ -41,6 +50,7 @@ def embed(
     batch_size: BatchSize = None,
 ) -> Result:
     """Write the pooled features of images."""
+    check_files(images)
     check_output(output, (".safetensors",))
     runtime, batch_size = runtime_options.runtime(), batch_size or BATCH_SIZE
     loaded, image_processor, _ = load_model(model)
@@ -56,6 +66,7 @@ def embed(
 
 def classify(model: Model, image: ImageFile, runtime_options: RuntimeOptions, top: Top = 5) -> Result:
     """Print the most probable labels of an image."""
+    check_files([image])
     runtime = runtime_options.runtime()
     loaded, image_processor, _ = load_model(model)
     if not isinstance(loaded, ViTForImageClassification):
@@ -87,11 +98,12 @@ def attention(
     keep_aspect: KeepAspect = False,
 ) -> Result:
     """Draw the attention of a model in images."""
+    check_files(images)
     check_output(output, PICTURES)
     loaded, image_processor, _ = load_model(model)
     number = loaded.config.num_hidden_layers
     chosen = None if layers is None else _parse_layers(layers, number)
-    image_processor = _resized(image_processor, loaded.config.patch_size, image_size, keep_aspect)
+    image_processor = _resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
     maps, picture = plot_attention(loaded, image_processor, images, layers=chosen, show=show, style=style)
     save_picture(picture, output)
     blocks = list(range(number)) if show == "rollout" else [block % number for block in chosen or (-1,)]
@@ -111,9 +123,10 @@ def pca(
     keep_aspect: KeepAspect = False,
 ) -> Result:
     """Draw patch features as colors: the principal components over all images, so that similar patches have similar colors."""
+    check_files(images)
     check_output(output, PICTURES)
     loaded, image_processor, _ = load_model(model)
-    image_processor = _resized(image_processor, loaded.config.patch_size, image_size, keep_aspect)
+    image_processor = _resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
     _, masks, picture = plot_pca(loaded, image_processor, images, foreground=foreground)
     save_picture(picture, output)
     share = float(sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks))

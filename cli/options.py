@@ -6,7 +6,8 @@ of the group, because typer reads options from the signature of a function.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -42,7 +43,10 @@ Model = Annotated[
 ]
 Head = Annotated[str | None, typer.Option(help="Linear classifier published apart from the backbone: a file, a URL or a name.")]
 HeadName = Annotated[str | None, typer.Option(help="Name of the classifier in a head file that contains several.")]
-Branch = Annotated[str, typer.Option(help="Network of a full training checkpoint: teacher or student.")]
+Branch = Annotated[
+    str, typer.Option(help="Network of a training checkpoint: teacher (the averaged weights) or student (the trained ones).")
+]
+Prefix = Annotated[str | None, typer.Option(help="Keys and prefix of the network's names, if a file holds several networks.")]
 Format = Annotated[str, typer.Option(help="Family of the checkpoint; auto detects it from names and shapes.")]
 NumHeads = Annotated[int | None, typer.Option(help="Number of attention heads, if the checkpoint does not determine it.")]
 ImageSize = Annotated[
@@ -56,11 +60,15 @@ ImageSize = Annotated[
 ]
 NumChannels = Annotated[int | None, typer.Option(help="Number of input channels to adapt the patch projection to.")]
 ChannelRule = Annotated[str | None, typer.Option(help="How to adapt the patch projection: sum, repeat or average.")]
-NumLabels = Annotated[int | None, typer.Option(help="Number of classes of a new, untrained classifier.")]
+NumLabels = Annotated[int | None, typer.Option(help="Number of classes of a new, untrained classifier; 0 for the encoder alone.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Dtype of the weights: float32, bfloat16 or float16.", show_default="from the file")
+]
 Revision = Annotated[str | None, typer.Option(help="Revision of the Hub repository: a branch, tag or commit (push: a branch).")]
 Code = Annotated[
     bool, typer.Option("--code/--no-code", help="Include the code that loads the model where vitrail is not installed.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a trained model in the output folder.")]
 
 # Images
 ImageFiles = Annotated[list[Path], typer.Argument(help="Image files.")]
@@ -78,6 +86,12 @@ TrainSplit = Annotated[str | None, typer.Option(help="Training split, if the spl
 ValidationSplit = Annotated[str | None, typer.Option(help="Validation split, if the split names do not determine it.")]
 ValidationFraction = Annotated[float, typer.Option(help="Fraction of each class to hold out if there is no validation split.")]
 DataRevision = Annotated[str | None, typer.Option(help="Revision of the Hub dataset: a branch, tag or commit.")]
+AllowExternal = Annotated[
+    bool,
+    typer.Option(
+        "--allow-external", help="Read files and URLs outside of a dataset that its rows, or the manifest of features, name."
+    ),
+]
 KeepAspect = Annotated[
     bool, typer.Option("--keep-aspect", help="Keep the aspect ratio of each image instead of cropping or squashing.")
 ]
@@ -85,7 +99,7 @@ KeepAspect = Annotated[
 # Running a model
 Precision = Annotated[
     str | None,
-    typer.Option(help="Precision: float32, bfloat16, float16 or int8.", show_default="dtype of the weights", metavar="P"),
+    typer.Option(help="Precision: float32, bfloat16, float16, float64 or int8.", show_default="dtype of the weights", metavar="P"),
 ]
 Engine = Annotated[str, typer.Option(help="Engine that runs the model: eager, compile, onnxruntime or openvino.", metavar="E")]
 BatchSize = Annotated[
@@ -114,13 +128,18 @@ class CheckpointOptions:
     head: Head = None
     head_name: HeadName = None
     branch: Branch = "teacher"
+    prefix: Prefix = None
     format: Format = "auto"
     num_heads: NumHeads = None
     image_size: ImageSize = None
     num_channels: NumChannels = None
     channel_rule: ChannelRule = None
     num_labels: NumLabels = None
+    dtype: Dtype = None
     revision: Revision = None
+
+
+LOADING = {field.name for field in dataclasses.fields(CheckpointOptions)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +164,7 @@ class DataOptions:
     validation_split: ValidationSplit = None
     validation_fraction: ValidationFraction = 0.2
     data_revision: DataRevision = None
+    allow_external: AllowExternal = False
     seed: Seed = 0
 
     def arguments(self) -> dict[str, Any]:
@@ -166,6 +186,25 @@ class FeatureOptions:
 def given(**values: Any) -> dict[str, Any]:
     """Return the values that are not None: the others keep the default of the function that receives them."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def as_options(text: str, names: Collection[str]) -> str:
+    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`, a flag for True.
+
+    names: the parameters of the command; arguments of `vitrail.load` that it lacks are options of `vitrail convert`.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], match[2].strip('"')
+        if name not in names and name not in LOADING:
+            return match[0]
+        words = [
+            f"--{name.replace('_', '-')}",
+            *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value not in ("", "True") else []),
+        ]
+        return " ".join(words) + ("" if name in names else " of `vitrail convert`")
+
+    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|\(\d+, \d+\)|\w*(?:\.\w+)*)""", option, text)
 
 
 def expand_groups(function: Callable[..., Value]) -> Callable[..., Value]:

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from ..errors import VitrailError
-from ..hub.saving import check_output_dir
+from ..hub.saving import folder_of_run
 from ..utils.optional import check_packages
 from .evaluation import PACKAGES
-from .options import BatchSize, Data, DataOptions, NumWorkers, Strict
-from .output import Result, check_not_itself, check_output, load_model
+from .options import BatchSize, Data, DataOptions, NumWorkers, Overwrite, Strict
+from .output import Result, check_not_itself, check_output, load_model, warn
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class TrainingOptions:
     """How training runs and what it writes."""
 
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.", min=1, show_default="from the recipe")] = None
+    total_batch_size: Annotated[
+        int | None, typer.Option(help="Number of images per update, over all devices.", min=1, show_default="from the recipe")
+    ] = None
     batch_size: BatchSize = None
     num_workers: NumWorkers = None
     evaluate_every: Annotated[
@@ -43,6 +46,7 @@ def pretrain(
         str | None, typer.Option("--from", metavar="MODEL", help="Train further from a checkpoint, as `vitrail convert` takes it.")
     ] = None,
     recipe: Annotated[str, typer.Option(help="Training recipe: dino, or a .json file that changes it.")] = "dino",
+    overwrite: Overwrite = False,
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Hold out labeled images for k-NN evaluation, or train on all images.")
     ] = True,
@@ -60,7 +64,7 @@ def pretrain(
     from ..pretraining.recipes import find_recipe
     from ..utils.processes import start_processes
 
-    check_output_dir(output)
+    folder_of_run(output, overwrite=overwrite)
     original = options.original_checkpoint
     if original is not None:
         check_output(original, (".pth",))
@@ -74,6 +78,7 @@ def pretrain(
         model, image_processor = new_model(arch, image_size=size, seed=data_options.seed)
         report = None
     images = load_training_images(data, labels=labels, **data_options.arguments())
+    warn(*images.warnings)
     run = job.pretrain(
         model,
         image_processor,
@@ -81,6 +86,7 @@ def pretrain(
         output_dir=output,
         recipe=chosen,
         epochs=options.epochs,
+        total_batch_size=options.total_batch_size,
         seed=data_options.seed,
         device_batch_size=options.batch_size,
         num_workers=options.num_workers or 0,
@@ -89,6 +95,7 @@ def pretrain(
         original_checkpoint=original,
         report=report,
         from_scratch=arch is not None,
+        overwrite=overwrite,
     )
     if not start_processes().is_main_process:
         return None

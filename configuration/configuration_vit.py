@@ -1,6 +1,9 @@
 """Configuration of the Vision Transformer for the DINO, DINOv2, Google and timm families."""
 
+import json
+import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,18 +11,38 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
 if TYPE_CHECKING:
-    Size = tuple[int, int]  # as the config keeps it
+    Size = int | tuple[int, int]  # as the config keeps it
 else:
     Size = int | list[int] | tuple[int, int]  # as it may be given
+
+logger = logging.get_logger(__name__)
+
+# The largest values that a config may have, far above those of published models: a file with larger ones is damaged, or a trap
+LIMITS = {
+    "hidden_size": 2**16,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**12,
+    "intermediate_size": 2**18,
+    "num_channels": 2**12,
+    "relative_position_hidden_size": 2**16,
+    "representation_size": 2**16,
+    "num_register_tokens": 2**12,
+    "num_labels": 2**20,
+}
+MAX_SIDE = 2**16  # pixels
+# The attention that a config.json may choose. transformers takes any other name for a kernel to download and run
+ATTENTION = re.compile(r"sdpa|eager|flex_attention|flash_attention_\w+")
 
 
 @strict
 class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of a Vision Transformer. Everything in which the published families differ is a field.
 
-    The defaults are those of DINO's ViT-B/16. `image_size` and `patch_size` accept one number; they are stored as (height, width).
+    The defaults are those of DINO's ViT-B/16. `image_size` and `patch_size` are one number where height and width
+    are equal, as in transformers' own configs, or else a pair; `image_shape` and `patch_shape` are always (height, width).
 
     Size:
         hidden_size (`int`, defaults to 768): width D of each token.
@@ -85,14 +108,15 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "vitrail"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]  # noqa: RUF012  # transformers' own form; what Trainer.evaluate leaves out of the predictions
     after_save = None  # a function of the folder, called by save_pretrained; a class attribute, which vitrail sets to add its code
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    image_size: Size = (224, 224)
-    patch_size: Size = (16, 16)
+    image_size: Size = 224
+    patch_size: Size = 16
     num_channels: int = 3
 
     use_cls_token: bool = True
@@ -133,6 +157,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]  # transformers' own signature
         self.image_size = _as_pair("image_size", self.image_size)
         self.patch_size = _as_pair("patch_size", self.patch_size)
+        for name, value in (("num_hidden_layers", self.num_hidden_layers), ("num_labels", kwargs.get("num_labels"))):
+            _check_count(name, value, 0)  # here, because lists of these lengths follow
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -140,23 +166,58 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: object) -> None:  # `from_pretrained(…, image_size=…)` sets fields later
-        if name in ("image_size", "patch_size") and isinstance(value, int | list):
-            value = _as_pair(name, value)
+        if name in ("image_size", "patch_size") and isinstance(value, int | list | tuple):
+            pair = _as_pair(name, value)
+            value = pair[0] if pair[0] == pair[1] else pair
         super().__setattr__(name, value)
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a config.json; raise ValueError for that of another model, whose weights would not be found under our names."""
+        content, unused = super().get_config_dict(*args, **kwargs)
+        if content.get("model_type") != cls.model_type:
+            found = content.get("model_type") or content.get("architecture")
+            raise ValueError(
+                f'The config.json is of the model type "{found}"; expected "{cls.model_type}". Load the checkpoint with vitrail.load, '
+                "which reads every supported format, or convert it with `vitrail convert`."
+            )
+        return content, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a config from the content of a config.json, without an attention that transformers would download."""
+        config_dict, ignored = without_foreign_attention(config_dict)
+        if ignored is not None:
+            logger.warning(ignored)
+        return super().from_dict(config_dict, **kwargs)
+
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
+        """Write config.json, then call `after_save` with the folder, then upload it if `push_to_hub`.
+
+        As in transformers, `auto_map` in the file is an attribute from then on: the file read again equals this config.
+        """
         super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
         after_save = type(self).after_save
         if after_save is not None:
             after_save(Path(save_directory))
+            self.auto_map = json.loads(Path(save_directory, "config.json").read_text(encoding="utf-8")).get("auto_map")
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """`image_size` as (height, width)."""
+        return _as_pair("image_size", self.image_size)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """`patch_size` as (height, width)."""
+        return _as_pair("patch_size", self.patch_size)
+
+    @property
     def patch_grid(self) -> tuple[int, int]:
         """Number of rows and columns of patches, (h, w), at `image_size`."""
-        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
         return height // patch_height, width // patch_width
 
     @property
@@ -183,16 +244,18 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise ValueError if fields contradict each other; `@strict` calls this after construction."""
-        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
         if height % patch_height or width % patch_width:
             raise ValueError(
                 f"image_size {height}x{width} is not a multiple of patch_size {patch_height}x{patch_width}: write image_size="
                 f"({_nearest_multiple(height, patch_height)}, {_nearest_multiple(width, patch_width)})."
             )
-        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels")
-        for name in (*counts, "relative_position_hidden_size", "representation_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1.")
+        for name in LIMITS:
+            _check_count(name, getattr(self, name), int(name not in ("num_register_tokens", "num_labels")))
+        for name in ("layer_norm_eps", "initializer_range", "layer_scale_init_value"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and (value >= 0 or name == "layer_scale_init_value")):
+                raise ValueError(f"{name} is {value}: it must be a finite number, and not negative.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} cannot be split into num_attention_heads={self.num_attention_heads} equal heads: "
@@ -202,8 +265,6 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f'hidden_act "{self.hidden_act}" is not an activation of transformers: write for example "gelu" or "gelu_pytorch_tanh".'
             )
-        if self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens is {self.num_register_tokens}: it must be 0 or more.")
         for name in ("drop_path_rate", "position_interpolation_offset"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and less than 1.")
@@ -236,9 +297,27 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
 def _as_pair(name: str, size: "int | list[int] | tuple[int, int]") -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"{name} is {size}: write one positive number of pixels or a (height, width) pair.")
+    if len(pair) != 2 or min(pair) < 1 or max(pair) > MAX_SIDE:
+        raise ValueError(f"{name} is {size}: write one number of pixels from 1 to {MAX_SIDE}, or a (height, width) pair of them.")
     return pair[0], pair[1]
+
+
+def _check_count(name: str, value: int | None, least: int) -> None:
+    if value is not None and not least <= value <= LIMITS[name]:
+        raise ValueError(f"{name} is {value}: it must be at least {least}, and at most {LIMITS[name]}.")
+
+
+def without_foreign_attention(config_dict: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the content of a config.json without the names of attention kernels to download, and a warning if it had one."""
+    keys = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+    named = {key: config_dict[key] for key in keys if config_dict.get(key) is not None}
+    foreign = {key: value for key, value in named.items() if not (isinstance(value, str) and ATTENTION.fullmatch(value))}
+    if not foreign:
+        return config_dict, None
+    ignored = (
+        f"the attention {next(iter(foreign.values()))!r} that config.json names is ignored: choose one with attn_implementation="
+    )
+    return {key: value for key, value in config_dict.items() if key not in foreign}, ignored
 
 
 def _nearest_multiple(length: int, divisor: int) -> int:

@@ -39,7 +39,7 @@ def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], i
         table = tensors[name]
         resized = resize_relative_table(table[:num_offsets], before.patch_grid, after.patch_grid)
         tensors[name] = torch.cat((resized, table[num_offsets:]))
-    fields["image_size"] = after.image_size
+    fields["image_size"] = after.image_shape
     if POSITIONS not in tensors and not tables:  # the relative MLP works at any size
         return []
     (height, width), (new_height, new_width) = before.patch_grid, after.patch_grid
@@ -54,8 +54,6 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
     only if the new number is a multiple of the old one). The default is timm's rule: "sum" for one channel, else "repeat"
     (timm/models/_manipulate.py, adapt_input_conv).
     """
-    if num_channels < 1:
-        raise UnsupportedCheckpointError(f"num_channels is {num_channels}; expected at least 1.")
     weight = tensors[PROJECTION]
     old = weight.shape[1]
     if num_channels == old:
@@ -65,6 +63,8 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
         raise UnsupportedCheckpointError(
             f'channel_rule="{rule}" does not apply to {num_channels} channels; expected "repeat" or "average", or "sum" for one channel.'
         )
+    fields["num_channels"] = num_channels
+    make_config(fields)  # refuses more channels than a model may have
     values = weight.float()
     if rule == "sum":
         values = values.sum(dim=1, keepdim=True)
@@ -73,7 +73,6 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
     else:
         values = values.mean(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) * (old / num_channels)
     tensors[PROJECTION] = values.to(weight.dtype)
-    fields["num_channels"] = num_channels
     return [f"patch projection adapted from {old} to {num_channels} channels by the rule {rule}"]
 
 
@@ -96,15 +95,13 @@ def adapt_image_processor(
 
 
 def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_labels: int) -> list[str]:
-    """Replace the classifier of the checkpoint, if any, with an untrained one; return warnings."""
-    if num_labels < 1:
-        raise UnsupportedCheckpointError(
-            f"num_labels is {num_labels}; expected at least 1. Leave it out to keep the classifier of the file."
-        )
+    """Replace the classifier of the checkpoint, if any, with an untrained one, or with none for 0 classes; return warnings."""
     had = tensors.pop("classifier.weight", None)
     tensors.pop("classifier.bias", None)
-    for name in ("id2label", "label2id"):
+    for name in ("id2label", "label2id", "num_labels"):
         fields.pop(name, None)
+    if num_labels == 0:
+        return [] if had is None else [f"the classifier for {len(had)} classes is left out"]
     fields["num_labels"] = num_labels
     config = make_config(fields)
     dtype = tensors[PROJECTION].dtype
@@ -115,10 +112,11 @@ def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], n
     return [f"the classifier for {num_labels} classes is untrained{replaced}"]
 
 
-def with_labels(fields: dict[str, Any], num_labels: int) -> list[str]:
+def with_labels(fields: dict[str, Any], classifier: torch.Tensor) -> list[str]:
     """Set the number of classes of the checkpoint's classifier, and ImageNet's labels if the number matches; return warnings."""
-    if "id2label" in fields:
+    if "id2label" in fields or classifier.ndim != 2:  # loading refuses another number of axes
         return []
+    num_labels = len(classifier)
     labels = imagenet_labels(num_labels)
     if labels is None:
         fields["num_labels"] = num_labels

@@ -1,23 +1,19 @@
-"""Find the state dict in a file and the family of a checkpoint: from names and shapes, never from the file's name."""
+"""Open a weight file and find the family of its checkpoint: from names and shapes, never from the file's name."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..errors import UnsupportedCheckpointError
 from ..utils.atomic import read_json
 from ..utils.weight_files import WEIGHT_FILES, find_weights, read_checkpoint
-from .families.family import Family, RawCheckpoint
+from .families.family import Family, RawCheckpoint, setting
 from .families.registry import FAMILIES
-from .families.rules import group_names
+from .families.rules import list_names
+from .state_dicts import find_state_dict, renamed
 
-BRANCHES = ("teacher", "student")
-ROOTS = ("state_dict", "model")
-# Prefixes of DistributedDataParallel, torch.compile and DINO's wrappers, in addition to the families' own
-PREFIXES = ("module.", "_orig_mod.", "backbone.", *(prefix for family in FAMILIES for prefix in family.prefixes))
+ANCHORS = tuple(dict.fromkeys(family.anchor for family in FAMILIES))
+PREFIXES = tuple(prefix for family in FAMILIES for prefix in family.prefixes)
 
 # Features that the model does not support, by their names in a checkpoint, each with the remedy
 UNSUPPORTED = (
@@ -33,78 +29,66 @@ UNSUPPORTED = (
     ),
     (r".*\.attn\.[qk]_norm\..*|.*\.attention\.[qk]_norm\..*", "norms of queries and keys", "use timm"),
     (r"(.*\.)?attn_pool\..*|.*MAPHead_0/.*", "attention pooling", "use a checkpoint that pools [CLS] or the mean"),
-    (r"patch_embed\.backbone\..*|(conv_root|block\d+|root_block)/.*", "a hybrid stem (ResNet)", "use a checkpoint of a plain ViT"),
+    (
+        r"patch_embed\.backbone\..*|(conv_root|block\d+|root_block)/.*",
+        "a convolutional stem (ResNet hybrids, ViTamin)",
+        "use a checkpoint of a plain ViT",
+    ),
     (r"(.*\.)?rope(_embed)?\..*|.*\.periods", "rotary positions (DINOv3, EVA-02)", "use transformers or timm"),
     (
         r".*(_fsdp_wrapped_module|flat_param).*",
         "one shard of an FSDP run",
         "use the teacher_checkpoint.pth that the run writes when it evaluates",
     ),
-    (r".*\.gamma_[12]|.*\.lambda_[qk]\d", "LayerScale or attention of another kind (CaiT, differential attention)", "use timm"),
-    (r"(.*\.)?relative_attention_bias.*|.*\.[qv]_bias", "BEiT's attention", "use transformers or timm"),
+    (r"blocks\.\d+\.(attns|ffns)\..*|blocks\.\d+\.(attn|mlp)_out_proj\..*", "parallel attention and MLP", "use timm"),
+    (r".*\.mlp\.fc1_[gx]\..*", "a SwiGLU in two parts (AIMv2, EVA-02)", "use timm"),
+    (
+        r"(.*\.)?relative_attention_bias.*|.*\.[qv]_bias|.*\.attn\.relative_position_.*",
+        "BEiT's attention",
+        "use transformers or timm",
+    ),
+    (r"blocks_token_only\..*", "class attention (CaiT)", "use timm"),
+    (r".*\.lambda_[qk]\d", "differential attention", "use timm"),
+    (
+        r".*\.gamma_[12]",
+        "LayerScale as in timm's EVA classes, which hold DINOv3 and other models with rotary positions",
+        "use timm",
+    ),
 )
 
 
-def open_checkpoint(path: Path, *, branch: str = "teacher") -> RawCheckpoint:
+def open_checkpoint(path: Path, *, branch: str = "teacher", prefix: str | None = None, official: bool = False) -> RawCheckpoint:
     """Read a weight file, or a folder in the Hub's layout, and find the state dict in it.
 
     Args:
         path: the file or folder.
-        branch: the network of a full training checkpoint, "teacher" or "student".
+        branch: the network of a training checkpoint: "teacher", the averaged weights, or "student".
+        prefix: the keys and the prefix of the network, where the file holds several.
+        official: whether the file is one of the catalog.
 
     Raises:
         VitrailError: the file cannot be read, holds no state dict, or lacks the branch.
     """
     folder = path if path.is_dir() else path.parent if path.name in WEIGHT_FILES else None
     checkpoint = read_checkpoint(find_weights(path) if path.is_dir() else path)
-    tensors, root, left_out = find_state_dict(checkpoint.content, branch=branch)
     config = _read_json(folder, "config.json")
     preprocessor_config = _read_json(folder, "preprocessor_config.json")
-    model_type = (config or {}).get("model_type", "")
-    base_prefixes = [family.base_prefixes[model_type] for family in FAMILIES if model_type in family.base_prefixes]
-    named: Mapping[str, torch.Tensor] = _strip_prefixes(tensors, (*PREFIXES, *base_prefixes))
+    model_type = setting(config or {}, "model_type", str)
+    wrappers = (*PREFIXES, *(family.base_prefixes[model_type] for family in FAMILIES if model_type in family.base_prefixes))
+    found = find_state_dict(checkpoint.content, ANCHORS, wrappers, branch=branch, prefix=prefix)
+    named = found.tensors
     for family in FAMILIES:
-        named = family.normalize(named)
-    return RawCheckpoint(named, checkpoint.container, root, left_out, config, preprocessor_config, checkpoint.files)
+        named = renamed(named, family.normalize)
+    raw = RawCheckpoint(named, checkpoint.container, found.root, found.left_out, config, preprocessor_config, checkpoint.files)
+    raw.official = official
+    raw.warnings += found.warnings
+    if found.left_out:
+        raw.warnings.append(f"not weights of the model, left out: {list_names(found.left_out)}")
+    return raw
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
     return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
-
-
-def find_state_dict(content: Any, *, branch: str = "teacher") -> tuple[dict[str, torch.Tensor], str | None, list[str]]:
-    """Return the tensors of `{"teacher": …}`, `{"state_dict": …}` or a plain state dict, their key, and the other keys."""
-    if branch not in BRANCHES:
-        raise UnsupportedCheckpointError(f'Unknown branch "{branch}"; expected {" or ".join(BRANCHES)}.')
-    if not isinstance(content, Mapping):
-        raise UnsupportedCheckpointError(f"The file holds a {type(content).__name__}; expected a state dict (names to tensors).")
-    if any(name in content for name in BRANCHES):
-        root: str | None = branch
-        if root not in content:
-            there = next(name for name in BRANCHES if name in content)
-            raise UnsupportedCheckpointError(f'This training checkpoint has no "{branch}", only "{there}": pass branch="{there}".')
-    else:
-        root = next((name for name in ROOTS if isinstance(content.get(name), Mapping)), None)
-    found = content[root] if root else content
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        under = f" under {root}" if root else ""
-        raise UnsupportedCheckpointError(f"The file holds no tensors{under}, only: {', '.join(map(str, content))}.")
-    left_out = [str(name) for name in content if name != root] if root else [name for name in content if name not in tensors]
-    return tensors, root, left_out
-
-
-def _strip_prefixes(tensors: dict[str, torch.Tensor], prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Remove wrappers' prefixes, in any order; a prefix may apply to some names only (`backbone.`, but not `head.`)."""
-    while prefix := next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), None):
-        stripped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        if len(stripped) < len(tensors):
-            twice = next(name for name in tensors if name.startswith(prefix) and name.removeprefix(prefix) in tensors)
-            raise UnsupportedCheckpointError(
-                f"The file holds {twice} and {twice.removeprefix(prefix)}, so it holds two models: save the one you need to a file."
-            )
-        tensors = stripped
-    return tensors
 
 
 def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
@@ -117,17 +101,28 @@ def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
     names = [family.name for family in FAMILIES]
     if format not in ("auto", *names):
         raise UnsupportedCheckpointError(f'Unknown format "{format}"; expected auto, {", ".join(names)}.')
+    if "quantization_config" in (raw.config or {}):
+        raise UnsupportedCheckpointError(
+            "The checkpoint is quantized (quantization_config in config.json): load it with transformers' from_pretrained, or use the "
+            "original weights."
+        )
     for pattern, feature, remedy in UNSUPPORTED:
         if found := [name for name in raw.tensors if re.fullmatch(pattern, name)]:
             raise UnsupportedCheckpointError(
-                f"The checkpoint has {feature} ({group_names(found)[0]}), which is not supported: {remedy}."
+                f"The checkpoint has {feature} ({list_names(found, 1)}), which is not supported: {remedy}.{_named(raw)}"
             )
     for family in FAMILIES:
         if format in (family.name, "auto") and (format != "auto" or raw.container in family.containers) and family.recognizes(raw):
             return family
-    grouped = group_names(list(raw.tensors))
-    shown = ", ".join(grouped[:8]) + (f" and {len(grouped) - 8} more groups" if len(grouped) > 8 else "")
     tried = f"any of: {', '.join(names)}" if format == "auto" else format
-    architecture = (raw.config or {}).get("model_type") or (raw.config or {}).get("architecture")
-    named = f' Its config.json names "{architecture}".' if architecture else ""
-    raise UnsupportedCheckpointError(f"The file is not recognized as {tried}. It holds {len(raw.tensors)} tensors: {shown}.{named}")
+    lacking = [family.requires for family in FAMILIES if family.requires and raw.config is None and family.anchor in raw.tensors]
+    raise UnsupportedCheckpointError(
+        f"The file is not recognized as {tried}. It holds {len(raw.tensors)} tensors: {list_names(list(raw.tensors))}."
+        f"{_named(raw)}{''.join(f' {text}' for text in lacking)}"
+    )
+
+
+def _named(raw: RawCheckpoint) -> str:
+    config = raw.config or {}
+    architecture = config.get("model_type") or config.get("architecture")
+    return f' Its config.json names "{str(architecture)[:80]}".' if architecture else ""

@@ -15,14 +15,16 @@ from ..errors import UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.graph_export import GRAPH_FORMATS, export_graph
-from ..utils.atomic import check_new, temporary_folder
+from ..utils.atomic import check_new
+from ..utils.folders import share, temporary_folder
 from ..utils.optional import check_packages
-from .families.family import Family, RawCheckpoint
-from .families.formats import Exported
+from .families.family import Family, RawCheckpoint, make_config
+from .families.formats import SQUARE, Exported, Holds, has_labels
 from .families.registry import EXPORT_FORMATS, family_called
 from .families.rules import Rule, convert_tensors, group_names, reverse
 from .loading import load
 
+FILE_SUFFIXES = (".pth", ".pt", ".npz", ".safetensors", ".bin", ".onnx", ".xml", ".json")
 FORMATS = (*EXPORT_FORMATS, *GRAPH_FORMATS)
 # The rule for positions at other sizes belongs to the implementation that reads the format, not to the file
 INTERPOLATION = "position_interpolation_"
@@ -31,6 +33,9 @@ NOT_COMPARED = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range", "use_mask_token"),
     *("apply_layernorm", "reshape_hidden_states"),
 )
+CLASSIFIER_FIELDS = {"classifier_cls_layers", "classifier_mean_patch"}
+CLASSIFIER_REMEDY = " Leave the classifier out (classifier=False; on the command line: --no-classifier)."
+SHOWN = {"patch_grid": "the patch grid, image_size / patch_size,"}
 # Settings of an image processor that change its output; `crop_size` too, where it crops
 PREPROCESSING = (
     *("do_resize", "size", "resample", "do_center_crop", "size_divisor", "do_rescale", "do_normalize", "image_mean", "image_std"),
@@ -49,6 +54,9 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
     tensors = {name.removeprefix("vit."): tensor.detach() for name, tensor in model.state_dict().items()}
     warnings: list[str] = []
     classifier = {name: tensors.pop(name) for name in ("classifier.weight", "classifier.bias") if name in tensors}
+    _check_holds(to, config, export.holds(config), classifies=bool(classifier))
+    if classifier and not export.holds_labels and has_labels(config):
+        warnings.append("the names of the classes are left out: the format has none")
     config = export.prepare(config, tensors, warnings)
     head = None
     if classifier and family.head_rules is not None:
@@ -61,10 +69,27 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
             f"The format {to} cannot hold {', '.join(group_names(coverage.unexpected))} of this model."
         )
     result = Exported(to, exported, head, warnings=warnings)
-    export.describe(result, config, image_processor, model.num_labels if isinstance(model, ViTForImageClassification) else 0)
-    _check_read_back(result, family, config)
+    export.describe(result, config, image_processor, len(classifier["classifier.weight"]) if classifier else 0)
+    _check_read_back(result, family, config, classifies=bool(classifier))
     _compare_preprocessing(result, family, config, image_processor)
     return result
+
+
+def _check_holds(to: str, config: ViTConfig, holds: Holds, *, classifies: bool) -> None:
+    """Raise UnsupportedCheckpointError unless the format holds the value of every field that the model reads."""
+    different = []
+    for name, allowed in holds.items():
+        value = getattr(config, name)
+        if name in unread_fields(config, classifies=classifies) or (_is_square(value) if allowed is SQUARE else value in allowed):
+            continue
+        expected = allowed if allowed is SQUARE else " or ".join(map(str, allowed))
+        different.append(f"{SHOWN.get(name, name)} is {value}; expected {expected}")
+    if different:
+        raise UnsupportedCheckpointError(f"The format {to} cannot hold this model: {'. '.join(different)}.")
+
+
+def _is_square(size: int | tuple[int, int]) -> bool:
+    return isinstance(size, int) or size[0] == size[1]
 
 
 def _head_rules(family: Family, config: ViTConfig) -> list[Rule]:
@@ -77,22 +102,23 @@ def _head_rules(family: Family, config: ViTConfig) -> list[Rule]:
     read = ViTConfig(**fields, num_hidden_layers=config.num_hidden_layers)
     if (read.classifier_cls_layers, read.classifier_mean_patch) != (config.classifier_cls_layers, config.classifier_mean_patch):
         raise UnsupportedCheckpointError(
-            f"This model's classifier reads {config.classifier_cls_layers} [CLS] tokens"
-            f"{' and the mean patch' if config.classifier_mean_patch else ''}; a head file of the format {family.name} with "
-            f"{num_vectors} vectors is for another input."
+            f"This model's classifier reads {config.classifier_cls_layers} [CLS] tokens (classifier_cls_layers)"
+            f"{' and the mean patch (classifier_mean_patch)' if config.classifier_mean_patch else ''}; a head file of the format "
+            f"{family.name} with {num_vectors} vectors is for another input.{CLASSIFIER_REMEDY}"
         )
     return list(rules)
 
 
-def _check_read_back(exported: Exported, family: Family, config: ViTConfig) -> None:
+def _check_read_back(exported: Exported, family: Family, config: ViTConfig, *, classifies: bool) -> None:
     to, raw = family.name, RawCheckpoint(exported.tensors, family.containers[0], config=exported.config)
-    wanted = architecture(config, family)
-    read = architecture(ViTConfig(**family.configure(raw, config.num_attention_heads)), family)
-    different = {name: (value, read[name]) for name, value in wanted.items() if read[name] != value}
+    wanted = architecture(config, family, classifies=classifies)
+    read = architecture(make_config(family.configure(raw, config.num_attention_heads)), family, classifies=classifies)
+    different = {name: (value, read.get(name)) for name, value in wanted.items() if read.get(name) != value}
     exported.interpolation = {name: different.pop(name)[1] for name in list(different) if name.startswith(INTERPOLATION)}
     if different:
         listed = "; ".join(f"{name} is {value}, but {to} would read {back}" for name, (value, back) in different.items())
-        raise UnsupportedCheckpointError(f"The format {to} cannot hold this model: {listed}.")
+        remedy = CLASSIFIER_REMEDY if different.keys() <= CLASSIFIER_FIELDS else ""
+        raise UnsupportedCheckpointError(f"The format {to} cannot hold this model: {listed}.{remedy}")
     if exported.interpolation:
         listed = ", ".join(
             f"{name.removeprefix(INTERPOLATION)} {back} instead of {wanted[name]}" for name, back in exported.interpolation.items()
@@ -119,15 +145,28 @@ def _as_list(options: dict[str, Any], name: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def architecture(config: ViTConfig, family: Family) -> dict[str, Any]:
+def architecture(config: ViTConfig, family: Family, *, classifies: bool) -> dict[str, Any]:
     """Return the fields of a config that decide the outputs of a model and that a family's weight file can hold."""
-    separate = ("classifier_cls_layers", "classifier_mean_patch") if family.head_rules else ()
-    names = [name for name in ViTConfig.__annotations__ if not name.startswith("_") and name not in (*NOT_COMPARED, *separate)]
-    fields = {name: getattr(config, name) for name in names}
+    without = {*NOT_COMPARED, "layer_scale_init_value", *unread_fields(config, classifies=classifies and family.head_rules is None)}
+    names = [name for name in ViTConfig.__annotations__ if not name.startswith("_") and name not in without]
+    scales = config.layer_scale_init_value is not None
+    return {name: getattr(config, name) for name in names} | {"LayerScale (layer_scale_init_value)": scales}
+
+
+def unread_fields(config: ViTConfig, *, classifies: bool) -> set[str]:
+    """Return the fields that a model of this config does not read, because of the value of another field."""
+    unread = set() if classifies else set(CLASSIFIER_FIELDS)
+    if config.position_embedding_type == "absolute":
+        unread.add("share_relative_position")
+    else:
+        unread |= {name for name in ViTConfig.__annotations__ if name.startswith(INTERPOLATION)} | {"use_cls_position"}
     if config.position_embedding_type != "relative_mlp":
-        del fields["relative_position_hidden_size"]
-    del fields["layer_scale_init_value"]
-    return fields | {"LayerScale": config.layer_scale_init_value is not None}
+        unread.add("relative_position_hidden_size")
+    if not config.use_cls_token:
+        unread.add("use_cls_position")
+    if config.mlp_type == "swiglu":
+        unread.add("hidden_act")  # its gate is SiLU
+    return unread
 
 
 def write_exported(exported: Exported, output: str | os.PathLike) -> list[Path]:
@@ -143,6 +182,7 @@ def write_exported(exported: Exported, output: str | os.PathLike) -> list[Path]:
     check_new(output)
     with temporary_folder(output) as temporary:
         written = EXPORT_FORMATS[exported.format].write(exported, temporary / output.name)
+        share(temporary)
         targets = [output.with_name(path.name) for path in written]
         check_new(*targets)
         return [path.rename(target) for path, target in zip(written, targets, strict=True)]
@@ -154,6 +194,7 @@ def export_model(
     *,
     to: str,
     image_size: int | tuple[int, int] | None = None,
+    classifier: bool = True,
     batch_size: int | None = None,
     dynamic_size: bool = False,
 ) -> list[str]:
@@ -161,11 +202,13 @@ def export_model(
 
     Args:
         source: anything that `vitrail.load` takes.
-        output: the folder (transformers, timm, onnx, openvino) or file (dino, dinov2: .pth; google: .npz) to write; it must not exist.
+        output: the folder (transformers, timm, onnx, openvino) or file (dino, dinov2: .pth or .pt; google: .npz) to write; it must not
+            exist.
             Formats with a separate classifier file write it next to the weights, as NAME_linear.pth.
         to: the name of a family, or "onnx" or "openvino".
         image_size: height and width in pixels to resize positions to, as in `vitrail.load`. By default, a graph has the size that the
             image processor produces, or else the model's.
+        classifier: whether to export the classifier, if the model has one, or the encoder alone.
         batch_size, dynamic_size: options of a graph, see `vitrail.runtime.graph_export.export_graph`.
 
     Returns:
@@ -174,7 +217,7 @@ def export_model(
     Raises:
         UnsupportedCheckpointError: the format cannot hold a property of the model; nothing is written.
         OutputMismatchError: the outputs of a graph differ from the model's; nothing is written.
-        VitrailError: the output exists, or packages are missing.
+        VitrailError: the output exists or has the name of another kind of output, or packages are missing.
     """
     if to not in FORMATS:
         raise UnsupportedCheckpointError(f'Unsupported export format "{to}"; expected one of {", ".join(FORMATS)}.')
@@ -184,9 +227,21 @@ def export_model(
         )
     if to in GRAPH_FORMATS:
         check_packages(GRAPH_FORMATS[to].packages, extra=GRAPH_FORMATS[to].extra)
+    _check_output_name(Path(output), to)
     model, image_processor, _ = load(source, image_size=image_size)
+    if not classifier and isinstance(model, ViTForImageClassification):
+        model = model.vit
     if to in GRAPH_FORMATS:
         return export_graph(model, image_processor, output, to=to, batch_size=batch_size, dynamic_size=dynamic_size)
     exported = to_format(model, image_processor, to)
     write_exported(exported, output)
     return exported.warnings
+
+
+def _check_output_name(output: Path, to: str) -> None:
+    """Raise VitrailError where the name of a folder looks like a file, or a file lacks the extension of its format."""
+    suffixes = EXPORT_FORMATS[to].suffixes if to in EXPORT_FORMATS else ()
+    if suffixes and output.suffix not in suffixes:
+        raise VitrailError(f"{to} is written as one file, but {output} does not end in {' or '.join(suffixes)}: add the extension.")
+    if not suffixes and output.suffix in FILE_SUFFIXES:
+        raise VitrailError(f"{to} is written as a folder, but {output} has the name of a file: leave {output.suffix} out.")

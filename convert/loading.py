@@ -1,20 +1,21 @@
 """Loading: any checkpoint as a model with its image processor, and a report of the conversion."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..configuration.configuration_vit import ViTConfig
-from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError
+from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.resizing import as_pair
 from ..utils.downloads import discard
 from .adaptation import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
-from .detection import BRANCHES, find_family, open_checkpoint
-from .families.family import Family, RawCheckpoint, make_config
+from .detection import find_family, open_checkpoint
+from .families.family import Family, RawCheckpoint, make_config, reading
 from .families.rules import Coverage, convert_tensors
 from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
 from .sources.resolver import ResolvedSource, resolve
@@ -25,6 +26,7 @@ def load(
     *,
     format: str = "auto",
     branch: str = "teacher",
+    prefix: str | None = None,
     head: str | os.PathLike | None = None,
     head_name: str | None = None,
     num_heads: int | None = None,
@@ -35,8 +37,9 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
 ) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
     """Load a checkpoint of any supported format as a model that computes the same outputs as the original.
 
@@ -48,7 +51,9 @@ def load(
     Args:
         source: a file, a folder in the Hub's layout, a URL, a Hub id ("timm/vit_base_patch8_224.dino") or a catalog name.
         format: the family; "auto" detects it from names and shapes.
-        branch: the network of a full training checkpoint, "teacher" or "student".
+        branch: the network of a training checkpoint: "teacher", the averaged weights (also timm's model_ema), or "student", the trained
+            ones.
+        prefix: the keys and the prefix of the network's names ("state_dict.model."), where a file holds several networks.
         head: a separate linear classifier for the backbone: a path, a URL, or the name of a head that was published with the catalog
             checkpoint `source` ("linear").
         head_name: the classifier to use from a head file with several.
@@ -57,11 +62,12 @@ def load(
             when the model runs.
         num_channels, channel_rule: another number of input channels, and how the patch projection is adapted: "sum", "repeat" or
             "average" (`vitrail.convert.adaptation.adapt_num_channels`).
-        num_labels: replace the classifier with an untrained one for this number of classes.
+        num_labels: replace the classifier with an untrained one for this number of classes; 0 for the encoder alone.
         revision, token: branch, tag or commit of a Hub repository, and the token for it, as in transformers.
         cache_dir: folder for downloads; the Hub's cache by default.
-        dtype: dtype of the model; the file's dtype by default.
+        dtype: dtype of the model, such as torch.float32 or "float32"; by default, or with "auto", the file's dtype.
         device: device of the model.
+        attn_implementation: "sdpa", "eager", "flex_attention" or a flash attention, as in transformers.
 
     Returns:
         The model in evaluation mode (ViTForImageClassification with a classifier, else ViTModel), its image processor, and the report.
@@ -70,16 +76,20 @@ def load(
         VitrailError: a subclass in `vitrail.errors`; the message names what was found and the remedy.
     """
     resolved = resolve(source, revision=revision, token=token, cache_dir=cache_dir)
-    raw = open_source(resolved, branch=branch)
+    model_dtype = _as_dtype(dtype)
+    for name, count, least in (("num_heads", num_heads, 1), ("num_channels", num_channels, 1), ("num_labels", num_labels, 0)):
+        if count is not None and (type(count) is not int or count < least):
+            raise UnsupportedCheckpointError(f"{name} is {count!r}; expected a whole number, at least {least}. Or leave it out.")
+    size = None if image_size is None else as_pair("image_size", image_size)
+    raw = open_source(resolved, branch=branch, prefix=prefix)
     family = find_family(raw, format)
-    report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root)
+    report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root, warnings=raw.warnings)
     report.catalog_name = resolved.checkpoint.name if resolved.checkpoint else None
-    report.stored = _stored_record(raw)
-    if raw.left_out:
-        report.warnings.append(f"not weights of the model, left out: {', '.join(raw.left_out)}")
-    if raw.config is None and family.assumption is not None and raw.root not in BRANCHES:
-        report.warnings.append(family.assumption)
-    fields = family.configure(raw, num_heads)
+    report.stored = _stored_record(raw, report.warnings)
+    if raw.config is None and not raw.official and (assumption := family.assumption(raw)):
+        report.warnings.append(assumption)
+    with reading("model"):
+        fields = family.configure(raw, num_heads)
     tensors, coverage = convert_family(raw, family, report.warnings)
     foreign = _storages_to_leave(raw)
     if head is not None:
@@ -90,34 +100,65 @@ def load(
         foreign |= _storages_to_leave(raw_head)
         fields |= head_fields
         report.head = _source_file(resolved_head, raw_head)
-    if isinstance(image_size, int):
-        image_size = (image_size, image_size)
-    if image_size is not None:
-        report.warnings += adapt_image_size(tensors, fields, image_size)
+    if num_labels is None and "classifier.weight" in tensors:
+        report.warnings += with_labels(fields, tensors["classifier.weight"])
+    if any(option is not None for option in (size, num_channels, num_labels)):  # adapting presumes sound tensors
+        kept = {name: tensor for name, tensor in tensors.items() if num_labels is None or not name.startswith("classifier.")}
+        check_tensors(make_config(fields), kept, coverage, resolved.name)
+    if size is not None:
+        report.warnings += adapt_image_size(tensors, fields, size)
     if num_channels is not None:
         report.warnings += adapt_num_channels(tensors, fields, num_channels, channel_rule)
     if num_labels is not None:
         report.warnings += fresh_classifier(tensors, fields, num_labels)
-    elif "classifier.weight" in tensors:
-        report.warnings += with_labels(fields, len(tensors["classifier.weight"]))
 
     config = make_config(fields)
-    image_processor = adapt_image_processor(
-        family.image_processor(raw, config),
-        image_size=image_size,
-        patch_size=config.patch_size,
-        num_channels=config.num_channels,
-    )
+    with reading("image processor"):
+        image_processor = adapt_image_processor(
+            family.image_processor(raw, config),
+            image_size=size,
+            patch_size=config.patch_shape,
+            num_channels=config.num_channels,
+        )
     del raw  # or tensors that the conversion copied (q, k and v become one tensor) would stay in memory twice
-    model = build_model(config, tensors, coverage, resolved.name, dtype=dtype, foreign=foreign)
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    model = build_model(config, tensors, coverage, resolved.name, dtype=model_dtype, foreign=foreign)
+    if dtype is None and model.dtype != torch.float32:
+        report.warnings.append(f'the weights are {_name(model.dtype)}, and so is the model: to train it, set dtype="float32"')
     report.coverage = coverage.to_dict()
-    return model.to(device).eval(), image_processor, report
+    return model.to(_as_device(device)).eval(), image_processor, report
 
 
-def open_source(resolved: ResolvedSource, *, branch: str = "teacher") -> RawCheckpoint:
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the dtype of the model; None for the file's."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is None or dtype == "auto":
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UnsupportedCheckpointError(
+            f'dtype={dtype!r} is not a dtype of a model; expected "float32", "bfloat16", "float16" or "auto".'
+        )
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _as_device(device: str | torch.device | None) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedCheckpointError(
+            f'device={device!r} is not a device of torch; expected for example "cpu" or "cuda:0".'
+        ) from error
+
+
+def open_source(resolved: ResolvedSource, *, branch: str = "teacher", prefix: str | None = None) -> RawCheckpoint:
     """Open the checkpoint of a source; a damaged download leaves the cache, so that the next run downloads it again."""
     try:
-        return open_checkpoint(resolved.path, branch=branch)
+        return open_checkpoint(resolved.path, branch=branch, prefix=prefix, official=resolved.checkpoint is not None)
     except CorruptFileError:
         if resolved.url is not None:
             discard(resolved.path)
@@ -134,6 +175,34 @@ def convert_family(raw: RawCheckpoint, family: Family, warnings: list[str]) -> t
     return tensors, coverage
 
 
+def check_tensors(config: ViTConfig, tensors: Mapping[str, torch.Tensor], coverage: Coverage, source: str) -> ViTPreTrainedModel:
+    """Return the model of a config on the device "meta"; raise ConversionError unless every name and shape matches its parameters.
+
+    Args:
+        config: the architecture.
+        tensors: the parameters.
+        coverage: completed with missing, unexpected and mismatched names.
+        source: the name for errors.
+    """
+    classifies = "classifier.weight" in tensors
+    try:
+        with torch.device("meta"):  # shapes alone
+            model: ViTPreTrainedModel = (ViTForImageClassification if classifies else ViTModel)(config)
+    except (ImportError, ValueError) as error:  # the attention kernel is not installed, or unknown
+        raise UnsupportedCheckpointError(f"The model cannot be made: {error}") from error
+    parameters = {name.removeprefix("vit."): parameter for name, parameter in model.named_parameters()}
+    found = replace(coverage, missing=[*coverage.missing], unexpected=[*coverage.unexpected])
+    found.missing += sorted(parameters.keys() - tensors.keys())
+    found.unexpected += sorted(tensors.keys() - parameters.keys())
+    found.mismatched = [
+        f"{name} (file {tuple(tensor.shape)}, model {tuple(parameters[name].shape)})"
+        for name, tensor in tensors.items()
+        if name in parameters and tensor.shape != parameters[name].shape
+    ]
+    found.raise_unless_complete(source)
+    return model
+
+
 def build_model(
     config: ViTConfig,
     tensors: dict[str, torch.Tensor],
@@ -148,8 +217,7 @@ def build_model(
     Args:
         config: its dtype is set.
         tensors: emptied, so that the memory of copied tensors is freed.
-        coverage: completed with missing, unexpected and mismatched names.
-        source: the name for errors.
+        coverage, source: see `check_tensors`.
         dtype: dtype of the model; the tensors' dtype by default.
         foreign: addresses of storages that the model must not keep.
 
@@ -158,18 +226,7 @@ def build_model(
     """
     dtype = dtype or _common_dtype(tensors)
     config.dtype = dtype
-    classifies = "classifier.weight" in tensors
-    with torch.device("meta"):  # shapes alone
-        model: ViTPreTrainedModel = (ViTForImageClassification if classifies else ViTModel)(config)
-    parameters = {name.removeprefix("vit."): parameter for name, parameter in model.named_parameters()}
-    coverage.missing += sorted(parameters.keys() - tensors.keys())
-    coverage.unexpected += sorted(tensors.keys() - parameters.keys())
-    coverage.mismatched += [
-        f"{name} (file {tuple(tensor.shape)}, model {tuple(parameters[name].shape)})"
-        for name, tensor in tensors.items()
-        if name in parameters and tensor.shape != parameters[name].shape
-    ]
-    coverage.raise_unless_complete(source)
+    model = check_tensors(config, tensors, coverage, source)
     placed: dict[str, torch.Tensor] = {}
     taken = set(foreign)
     for name, _ in model.named_parameters():
@@ -210,11 +267,14 @@ def _source_file(resolved: ResolvedSource, raw: RawCheckpoint) -> SourceFile:
     return SourceFile(name, resolved.url, resolved.hub_id, size, hash_later(raw.files))
 
 
-def _stored_record(raw: RawCheckpoint) -> ConversionRecord | None:
-    """Return the conversion.json in the folder of the weights; a damaged file, or another program's, is none."""
+def _stored_record(raw: RawCheckpoint, warnings: list[str]) -> ConversionRecord | None:
+    """Return the conversion.json in the folder of the weights; None where there is none. One that cannot be read is a warning."""
     try:
         return ConversionRecord.read(raw.files[0].with_name(REPORT_NAME))
-    except (FileNotFoundError, CorruptFileError):
+    except FileNotFoundError:
+        return None
+    except VitrailError as error:  # the weights are sound, whatever is wrong with their history
+        warnings.append(f"the origin of the weights is unknown: {error}")
         return None
 
 

@@ -8,7 +8,6 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import CorruptFileError
 from ..utils.atomic import read_json
 from ..utils.hashing import sha256
-from ..utils.records import check_format_version
 from .report import REPORT_NAME, ConversionRecord
 
 CONFIG_NAME = "config.json"
@@ -27,6 +26,9 @@ LICENSE_NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 # Weights as transformers writes them, and the index of shards
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 INDEX_NAME = "model.safetensors.index.json"
+
+# What a Trainer adds to the model in its output folder and its checkpoints
+TRAINER_STATE = re.compile(r"trainer_state\.json|training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth")
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -63,32 +65,13 @@ def read_report(folder: Path, weights_sha256: str | None = None) -> ConversionRe
     return record if record.weights_sha256 == (weights_sha256 or hash_weights(folder)) else None
 
 
-def read_results(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
-    """Return a folder's results.json, like `read_report`; None also for a file of another program."""
-    return _read_current(folder, RESULTS_NAME, weights_sha256)
-
-
-def read_pretraining(folder: Path, weights_sha256: str | None = None) -> dict[str, Any] | None:
-    """Return a folder's pretraining.json, like `read_results`."""
-    return _read_current(folder, PRETRAINING_NAME, weights_sha256)
-
-
 def own_records(folder: Path) -> tuple[str, ...]:
     """Return the names of files that an evaluation or a training by vitrail wrote into a folder."""
     groups = ((RESULTS_NAME, RESULT_NAMES), (PRETRAINING_NAME, PRETRAINING_NAMES))
-    return tuple(name for record, names in groups if _read_ours(folder / record) is not None for name in names)
+    return tuple(name for record, names in groups if read_ours(folder / record) is not None for name in names)
 
 
-def _read_current(folder: Path, name: str, weights_sha256: str | None) -> dict[str, Any] | None:
-    """Return a record of vitrail that describes the weights in the folder, or None."""
-    content = _read_ours(folder / name)
-    if content is None:
-        return None
-    check_format_version(content, folder / name)
-    return content if content["weights_sha256"] == (weights_sha256 or hash_weights(folder)) else None
-
-
-def _read_ours(path: Path) -> dict[str, Any] | None:
+def read_ours(path: Path) -> dict[str, Any] | None:
     """Return a record that vitrail wrote; None where there is none, or the file is of another program."""
     try:
         content = read_json(path)

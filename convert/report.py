@@ -45,6 +45,14 @@ class FileRecord:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class CoverageRecord:
+    """The number of converted tensors, and the ignored names with their reasons."""
+
+    converted: int = 0
+    ignored: list[str] = field(default_factory=list)
+
+
 @dataclass(kw_only=True)
 class ConversionRecord(Record):
     """The content of conversion.json. `source` is None for a model that was not converted.
@@ -63,7 +71,7 @@ class ConversionRecord(Record):
     head: FileRecord | None = None
     root: str | None = None
     origin: "ConversionRecord | None" = None
-    coverage: dict[str, Any] = field(default_factory=dict)
+    coverage: CoverageRecord = field(default_factory=CoverageRecord)
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     weights_sha256: str | None = None
@@ -83,7 +91,7 @@ class SourceFile:
     url: str | None
     hub_id: str | None
     bytes: int
-    hash: Callable[[], str]
+    hash: Callable[[], str] = field(repr=False)
 
     @cached_property
     def sha256(self) -> str:
@@ -172,7 +180,7 @@ class ConversionReport:
             head=self.head.record() if self.head else None,
             root=self.root,
             origin=self.origin,
-            coverage=self.coverage,
+            coverage=CoverageRecord(**self.coverage),
             warnings=self.warnings,
             versions=self.versions,
         )

@@ -6,9 +6,7 @@ from typing import Any
 import datasets
 
 from ..errors import SourceNotFoundError, VitrailError
-
-# Names of a column of labels, if no column has the type ClassLabel; `cls` is that of WebDataset
-LABEL_NAMES = ("label", "labels", "cls", "class", "target")
+from .folder_labels import LABEL_NAMES
 
 # What `datasets` raises for damaged files, missing configurations and an unreachable network
 LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError, LookupError, tarfile.TarError)

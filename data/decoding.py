@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from ..errors import UnreadableImageError, VitrailError
-from ..processing.image_processing_vit import DECODE_ERRORS, decode
+from ..errors import StoreUnreachableError, UnreadableImageError, VitrailError
+from ..processing.image_processing_vit import DECODE_ERRORS, PROGRAMS, decode
 from .entries import ImageEntry
-from .remote import fetch, is_url
+from .remote import Hosts, fetch, is_url
 
 # Decodes a file to an upright image: `decode`, or that of an image processor, which may decode JPEG files at a reduced scale
 Decode: TypeAlias = Callable[[Any], Image.Image]
@@ -19,13 +19,16 @@ Decode: TypeAlias = Callable[[Any], Image.Image]
 # Formats that Pillow recognizes but cannot decode
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}
 
+HOSTS = Hosts()  # of this process
+
 # Errors of the machine, not of one image: no handle or memory left, a mounted store that is gone
 MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
 
 
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of all image formats that Pillow decodes, such as ".jpg"."""
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in STUBS)
+    """Return the suffixes of all image formats that Pillow decodes without running a program, such as ".jpg"."""
+    kinds = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in kinds if kind in Image.OPEN and kind not in STUBS | PROGRAMS)
 
 
 def open_entry(entry: ImageEntry, decode: Decode = decode) -> Image.Image:
@@ -33,8 +36,9 @@ def open_entry(entry: ImageEntry, decode: Decode = decode) -> Image.Image:
 
     decode: `image_processor.decode`, if only the image processor sees the image.
 
-    Raises UnreadableImageError for a file that is missing, unreadable, empty, truncated, damaged, not an image, or so large that it may be
-    a decompression bomb. Raises another VitrailError if the image is not at fault: a store did not respond three times.
+    Raises UnreadableImageError for a file that is missing, unreadable, empty, truncated, damaged, not an image, not a regular file, or so
+    large that it may be a decompression bomb. Raises another VitrailError if the image is not at fault: the store of the source did not
+    respond three times.
     """
     if entry.problem is not None:
         raise UnreadableImageError(entry.path, entry.problem)
@@ -44,20 +48,26 @@ def open_entry(entry: ImageEntry, decode: Decode = decode) -> Image.Image:
     if not is_url(entry.location):
         return _open(entry.path, entry.location, decode)
     try:
-        content = fetch(entry.location)
+        content = HOSTS.fetch(entry.location) if entry.own_store else fetch(entry.location)
+    except StoreUnreachableError as error:
+        if not entry.own_store:
+            raise
+        unreadable = UnreadableImageError(entry.path, str(error))
+        unreadable.retry = True
+        raise unreadable from error
     except OSError as error:
         raise UnreadableImageError(entry.path, _reason(error)) from error
     return _open(entry.path, content, decode)
 
 
-def open_image(row: Mapping[str, Any] | None, decode: Decode = decode) -> Image.Image:
+def open_image(row: Mapping[str, Any] | None, decode: Decode = decode, *, name: str = "of a row without a path") -> Image.Image:
     """Return the image of a row of a dataset as `open_entry` does, and with its errors.
 
-    row: {"bytes", "path"}, one of which may be None; the path may be a URL.
+    row: {"bytes", "path"}, one of which may be None; the path may be a URL. name: of an image without a path, for messages.
     """
     path, content = (row or {}).get("path"), (row or {}).get("bytes")
     problem = "the row holds no image" if path is None and content is None else None
-    return open_entry(ImageEntry(0, path or "without a path", location=path, content=content, problem=problem), decode)
+    return open_entry(ImageEntry(0, path or name, location=path, content=content, problem=problem), decode)
 
 
 def _open(name: str, file: str | bytes, decode: Decode) -> Image.Image:

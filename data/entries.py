@@ -19,6 +19,7 @@ class ImageEntry:
     location: the file or URL to open; content: the bytes of the file. One of them is None.
     label: None where the image has none.
     problem: the reason why it is unreadable, if known already; then location and content are None.
+    own_store: whether its location is a store of its own, and not that of the source: if it is unreachable, this image is unreadable.
     """
 
     row: int
@@ -27,6 +28,7 @@ class ImageEntry:
     content: bytes | None = None
     label: str | int | None = None
     problem: str | None = None
+    own_store: bool = False
 
 
 def row_id(partition: int, row: int) -> int:
@@ -45,6 +47,7 @@ class ImageCollection(ABC):
     num_rows: of all partitions; None if it cannot be known without reading all of them.
     label_type: None without labels.
     settings: the arguments of `read_images` that give the same collection, in types of JSON.
+    warnings: what was left out.
     """
 
     source: str
@@ -54,6 +57,7 @@ class ImageCollection(ABC):
     num_rows: int | None
     label_type: LabelType | None
     settings: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceNotFoundError, VitrailError
+from ..utils.file_kinds import check_kind
 from ..utils.hashing import digest
 from .entries import ImageCollection, ImageEntry
+from .folders import match, walk
 from .remote import fetch, is_http, is_url, open_store, persist
 
 MAGIC = re.compile(r"[*?[{]")
@@ -48,7 +50,13 @@ class Listing:
         return [name if is_url(name) or os.path.isabs(name) else self.root + name for name in self.names]
 
     def measured(self) -> "Listing":
-        """Return the listing with the sizes of local files, which requires a system call for each."""
+        """Return the listing with the sizes of local files, which requires system calls for each.
+
+        Raises VitrailError for a pipe, a device or a socket, and for a file that does not exist.
+        """
+        if not is_url(self.root):
+            for name in self.names:
+                _check_file(self.root + name)
         sizes = [
             os.path.getsize(self.root + name) if not is_url(self.root) else size
             for name, size in zip(self.names, self.sizes, strict=True)
@@ -78,7 +86,8 @@ class FileCollection(ImageCollection):
         """Yield the images from the row `start`."""
         for row in range(start, len(self.names)):
             label = None if self.labels is None else self.labels[row]
-            yield ImageEntry(row, as_text(self.names[row]), location=self.locations[row], label=label)
+            name = self.names[row]
+            yield ImageEntry(row, as_text(name), location=self.locations[row], label=label, own_store=is_url(name))
 
 
 # Names
@@ -98,12 +107,6 @@ def without_query(name: str) -> str:
 def as_text(name: str) -> str:
     r"""Return a file name as text that can be encoded as UTF-8; invalid bytes become \xff."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def class_folders(names: list[str]) -> list[str | None] | None:
-    """Return the first folder on the way to each image as its label, or None for an image outside; None if all are outside."""
-    labels = [as_text(name.partition("/")[0]) if "/" in name else None for name in names]
-    return labels if any(labels) else None
 
 
 # Listing
@@ -129,7 +132,7 @@ def list_folder(folder: str) -> Listing:
         return _listing(
             store.unstrip_protocol(path), {store.unstrip_protocol(name): info.get("size") for name, info in found.items()}
         )
-    return _listing(folder, dict.fromkeys(_walk(folder)))
+    return _listing(folder, dict.fromkeys(os.path.join(inner, file) for inner, files in walk(folder) for file in files))
 
 
 def list_pattern(pattern: str) -> Listing:
@@ -145,10 +148,12 @@ def list_pattern(pattern: str) -> Listing:
     for one in _alternatives(pattern) if several else [pattern]:
         if several and not is_http(one) and glob.has_magic(one):
             files |= _matches(one)
-        elif is_url(one) or os.path.isfile(one):
+        elif is_url(one) or (os.path.lexists(one) and not os.path.isdir(one)):
             files[one] = None
         else:
-            raise SourceNotFoundError(f"found no file {one}; give an existing file, a pattern of files, or a folder")
+            raise SourceNotFoundError(
+                f"found no file {one}; give an existing file, a pattern of files, a folder, or a dataset on the Hub as user/name"
+            )
     if not files:
         raise SourceNotFoundError(f"found no file at {pattern}; give an existing file, a pattern of files, or a folder")
     return _listing((MAGIC.split(pattern)[0] if several else pattern).rpartition("/")[0], files)
@@ -162,11 +167,11 @@ def read_list(file: str) -> tuple[Listing, list[str | int | None] | None]:
 
     Raises SourceNotFoundError if there is no such file, VitrailError if it is not text.
     """
+    if not is_url(file):
+        _check_file(file)
     try:
         content = _ask(file, lambda: fetch(file)) if is_url(file) else Path(file).read_bytes()
         lines = content.decode("utf-8-sig").split("\n")
-    except FileNotFoundError as error:
-        raise SourceNotFoundError(f"found no file {file}; give an existing list, pattern of files, or folder") from error
     except OSError as error:
         raise VitrailError(f"cannot read {file}: {error.strerror}; give a file with read permission") from error
     except UnicodeDecodeError as error:
@@ -188,28 +193,19 @@ def _listing(folder: str, files: Mapping[str, int | None]) -> Listing:
     return Listing(root, names, [sizes[name] for name in names])
 
 
-def _walk(folder: str) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        raise VitrailError(
-            f"cannot list the folder {error.filename}: {error.strerror}; make it readable, or move it elsewhere"
+def _check_file(file: str) -> None:
+    """Raise VitrailError if a path is neither a file nor a folder; SourceNotFoundError if there is nothing."""
+    try:
+        check_kind(file)
+    except OSError as error:
+        raise SourceNotFoundError(
+            f"found no file {file} ({error.strerror}); give an existing file, pattern of files, or folder"
         ) from error
-
-    for inner, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and not leads_back(os.path.join(inner, name))]
-        yield from (os.path.join(inner, name) for name in files)
-
-
-def leads_back(folder: str) -> bool:
-    """Return whether a folder is a link to one of its parents; following it would not end."""
-    if not os.path.islink(folder):
-        return False
-    target, here = (os.path.join(os.path.realpath(path), "") for path in (folder, os.path.dirname(folder)))
-    return here.startswith(target)
 
 
 def _matches(pattern: str) -> dict[str, int | None]:
     if not is_url(pattern):
-        return {file: None for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)}
+        return dict.fromkeys(match(pattern))
     store, path = open_store(pattern)
     found = _ask(pattern, lambda: store.glob(path, detail=True))
     return {store.unstrip_protocol(name): info.get("size") for name, info in found.items() if info["type"] == "file"}

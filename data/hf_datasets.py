@@ -24,22 +24,34 @@ from .columns import (
 )
 from .digits import digit_splits
 from .entries import ImageCollection, ImageEntry, LabelType
+from .external import ANY_PATHS, RowPaths
 from .files import Listing, as_text
+from .remote import is_url
+from .tables import check_tables
 
 AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 ROWS_AT_ONCE = 16  # read from a stream together
+MAX_INT64 = 2**63 - 1
 TIMEOUT = 30  # seconds
 
 
 class DatasetCollection(ImageCollection):
     """The rows of a dataset: with random access, or of each shard of a stream.
 
-    identity: values that distinguish this dataset from others. split: the beginning of the names of rows without a path.
+    identity: values that distinguish this dataset from others. split: the beginning of the names of rows without a path. paths: the files
+    and URLs that rows may name.
     """
 
     def __init__(
-        self, dataset: AnyDataset, source: str, split: str, settings: dict[str, Any], *, identity: list[str | int | None]
+        self,
+        dataset: AnyDataset,
+        source: str,
+        split: str,
+        settings: dict[str, Any],
+        *,
+        identity: list[str | int | None],
+        paths: RowPaths = ANY_PATHS,
     ) -> None:
         self.random_access = isinstance(dataset, datasets.Dataset)
         dataset = declare_images(dataset if dataset.features is not None else dataset._resolve_features())
@@ -53,7 +65,9 @@ class DatasetCollection(ImageCollection):
         self.source = source
         self.split = split
         self.settings = {**settings, "split": split, "image_column": self.image_column, "label_column": self.label_column}
-        self.fingerprint = digest([*identity, split, self.image_column, self.label_column])
+        self.paths = paths
+        allowed = [] if settings.get("allow_external") is None else ["allow_external"]
+        self.fingerprint = digest([*identity, split, self.image_column, self.label_column, *allowed])
         self.num_partitions = 1 if self.random_access else dataset.num_shards
         self.num_rows = len(dataset) if self.random_access else _announced_rows(dataset, split)
 
@@ -88,9 +102,15 @@ class DatasetCollection(ImageCollection):
             label = None if label is None or label < 0 else self.label_names[label]
         elif self.label_type == "int64" and label is not None:
             label = int(label)
+            if label > MAX_INT64:
+                return ImageEntry(row, name, problem=f"its label {label} does not fit into 64 bits with a sign")
         if content is not None:
             return ImageEntry(row, name, content=content, label=label)
-        return ImageEntry(row, name, location=path, label=label, problem="the row holds no image" if path is None else None)
+        if path is None:
+            return ImageEntry(row, name, label=label, problem="the row holds no image")
+        if refusal := self.paths.refusal(path):
+            return ImageEntry(row, name, label=label, problem=refusal)
+        return ImageEntry(row, name, location=path, label=label, own_store=is_url(path) and not self.paths.contain(path))
 
     def _name(self, partition: int, row: int) -> str:
         return f"{self.split}/{row}" if self.num_partitions == 1 else f"{self.split}/{partition}/{row}"
@@ -120,10 +140,10 @@ def collect_digits(settings: dict[str, Any]) -> DatasetCollection:
     return DatasetCollection(dataset, source, split, settings, identity=[source])
 
 
-def collect_saved(source: str, settings: dict[str, Any]) -> DatasetCollection:
+def collect_saved(source: str, settings: dict[str, Any], paths: RowPaths) -> DatasetCollection:
     """Return a dataset that `save_to_disk` has written."""
     split, dataset = _choose_split(load_saved(source, settings["source"]), settings["split"], source)
-    return DatasetCollection(dataset, source, split, settings, identity=[dataset._fingerprint])
+    return DatasetCollection(dataset, source, split, settings, identity=[dataset._fingerprint], paths=paths)
 
 
 def load_saved(source: str, folder: str) -> Mapping[str, datasets.Dataset]:
@@ -135,22 +155,25 @@ def load_saved(source: str, folder: str) -> Mapping[str, datasets.Dataset]:
     return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
 
 
-def collect_parquet(listing: Listing, source: str, settings: dict[str, Any], *, folder: bool) -> DatasetCollection:
+def collect_parquet(listing: Listing, source: str, settings: dict[str, Any], paths: RowPaths, *, folder: bool) -> DatasetCollection:
     """Return the rows of Parquet files, each of them a shard or more. In a folder, the names of the files may give splits."""
     files = [listing.root + name for name in listing.names]
+    check_tables(files)
     given: dict[str, Any] = {"data_dir": settings["source"]} if folder else {"data_files": files}
-    split, dataset = _choose_split(load_dataset(source, "parquet", streaming=True, **given), settings["split"], source)
-    return DatasetCollection(dataset, source, split, settings, identity=[*listing.names, *listing.sizes])
+    splits = load_dataset(source, "parquet", streaming=True, batch_size=ROWS_AT_ONCE, **given)
+    split, dataset = _choose_split(splits, settings["split"], source)
+    return DatasetCollection(dataset, source, split, settings, identity=[*listing.names, *listing.sizes], paths=paths)
 
 
-def collect_from_hub(source: str, settings: dict[str, Any]) -> DatasetCollection:
+def collect_from_hub(source: str, settings: dict[str, Any], paths: RowPaths) -> DatasetCollection:
     """Return a dataset on the Hub, streamed from the current commit of the revision."""
     revision = settings["revision"]
     with contextlib.suppress(HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled):  # `datasets` raises a better error
         revision = HfApi().dataset_info(source, revision=revision, timeout=TIMEOUT).sha
     splits = load_dataset(source, source, revision=revision, streaming=True)
     split, dataset = _choose_split(splits, settings["split"], source)
-    return DatasetCollection(dataset, source, split, {**settings, "revision": revision}, identity=[source, revision])
+    settings = {**settings, "revision": revision}
+    return DatasetCollection(dataset, source, split, settings, identity=[source, revision], paths=paths)
 
 
 def _choose_split(splits: Mapping[str, AnyDataset], split: str | None, source: str) -> tuple[str, AnyDataset]:

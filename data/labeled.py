@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..errors import VitrailError
 from ..utils.hashing import digest
 from .columns import check_columns, choose_image_column, choose_label_column, label_columns
 from .digits import stratified_split
+from .external import ANY_PATHS
 from .image_sources import FoundSource, ImageSource, find_source
 from .splits import image_table, read_splits
 
@@ -26,6 +27,7 @@ class LabeledImages:
         `_fingerprint` of each is a digest of its rows, the same in every process.
     label_names: in the order of the class indices.
     source: as the user gave it.
+    warnings: what was left out.
     fingerprint: of both splits. It differs if a row, a label, a name or a file differs, and is stable between processes. A file is
         identified by its path, size and time of change, an image in a Parquet or WebDataset file by the version of that file.
     """
@@ -35,6 +37,7 @@ class LabeledImages:
     label_names: tuple[str, ...]
     source: str
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,14 @@ class TrainingImages:
     train: with the column "image", {"bytes", "path"} for `open_image`.
     labeled: `train` with its labels, and validation images that are not trained on; None without labels.
     source: as the user gave it.
-    fingerprint: see `LabeledImages`.
+    fingerprint, warnings: see `LabeledImages`.
     """
 
     train: datasets.Dataset
     labeled: LabeledImages | None
     source: str
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
 
 def load_labeled_images(
@@ -63,6 +67,7 @@ def load_labeled_images(
     validation_fraction: float = 0.2,
     seed: int = 0,
     revision: str | None = None,
+    allow_external: bool = False,
 ) -> LabeledImages:
     """Find labeled images and divide them into a train and a validation split; no image is decoded.
 
@@ -75,6 +80,7 @@ def load_labeled_images(
         train_split, validation_split: names of splits or of their folders; by default the usual names. Without a validation split,
             validation_fraction of each class of train becomes it, drawn with the seed, and at least one image if the class has two.
         revision: of a dataset on the Hub.
+        allow_external: read files and URLs outside of a dataset that its rows name, which are refused otherwise; see `read_images`.
 
     Labels that are not of type ClassLabel may be strings or integers; their sorted values become the names.
 
@@ -82,9 +88,14 @@ def load_labeled_images(
     """
     _check_fraction(validation_fraction)
     found = find_source(source)
-    train, validation = read_splits(found, train_split=train_split, validation_split=validation_split, revision=revision)
+    train, validation = read_splits(
+        found, train_split=train_split, validation_split=validation_split, revision=revision, label_column=label_column
+    )
     columns = choose_image_column(train.features, image_column), choose_label_column(train.features, label_column)
-    return _label(found.name, train, validation, columns, fraction=validation_fraction, seed=seed)
+    for split in (train, validation):
+        _check_paths(split, columns[0], found, allow_external)
+    images = _label(found.name, train, validation, columns, fraction=validation_fraction, seed=seed)
+    return replace(images, warnings=found.warnings)
 
 
 def load_training_images(
@@ -97,13 +108,14 @@ def load_training_images(
     validation_fraction: float = 0.2,
     seed: int = 0,
     revision: str | None = None,
+    allow_external: bool = False,
     labels: bool = True,
 ) -> TrainingImages:
     """Find images to train on without labels; no image is decoded.
 
     Args:
         source: any source of `vitrail.read_images`, with labels or without.
-        image_column, label_column, train_split, revision: see `load_labeled_images`.
+        image_column, label_column, train_split, revision, allow_external: see `load_labeled_images`.
         validation_split, validation_fraction, seed: see `load_labeled_images`. They choose the labeled images for evaluation, which
             are not trained on.
         labels: False to ignore labels, and train on all images: of a folder, all images below it.
@@ -111,23 +123,29 @@ def load_training_images(
     Raises VitrailError with what was found; SourceNotFoundError if there is nothing.
     """
     found = find_source(source)
-    if found.kind == "images" and not (labels and _has_classes(found)):
+    if found.kind == "images" and not (labels and _has_classes(found, label_column)):
         named = {"image_column": image_column, "label_column": label_column, "train_split": train_split, "revision": revision}
         if given := [name for name, value in named.items() if value is not None]:
             raise VitrailError(f"{found.name} consists of image files, which have no {' and no '.join(given)}: leave that out")
-        return _unlabeled(found.name, image_table(found.listing), "image")
+        return _unlabeled(found, image_table(found.listing), "image")
     train, validation = read_splits(
-        found, train_split=train_split, validation_split=validation_split if labels else None, revision=revision
+        found,
+        train_split=train_split,
+        validation_split=validation_split if labels else None,
+        revision=revision,
+        label_column=label_column,
     )
     column = choose_image_column(train.features, image_column)
+    for split in (train, validation):
+        _check_paths(split, column, found, allow_external)
     if not labels or (label_column is None and len(label_columns(train.features)) != 1):
-        return _unlabeled(found.name, train, column)
+        return _unlabeled(found, train, column)
     _check_fraction(validation_fraction)
     columns = column, choose_label_column(train.features, label_column)
     labeled = _label(found.name, train, validation, columns, fraction=validation_fraction, seed=seed)
     if len(labeled.label_names) < 2:  # a single folder of images, for example, is not a class
-        return _unlabeled(found.name, train, column)
-    return TrainingImages(labeled.train, labeled, found.name, labeled.fingerprint)
+        return _unlabeled(found, train, column)
+    return TrainingImages(labeled.train, labeled, found.name, labeled.fingerprint, found.warnings)
 
 
 def _check_fraction(validation_fraction: float) -> None:
@@ -135,9 +153,10 @@ def _check_fraction(validation_fraction: float) -> None:
         raise VitrailError(f"found validation_fraction={validation_fraction}; expected a number between 0 and 1, such as 0.2")
 
 
-def _has_classes(source: FoundSource) -> bool:
+def _has_classes(source: FoundSource, label_column: str | None) -> bool:
     """Whether image files have labels: each of them in a list, or a folder for each class and no image outside these folders."""
-    return source.labels is not None and (source.is_list or None not in source.labels)
+    labels = source.image_labels(label_column)
+    return labels is not None and (source.is_list or None not in labels)
 
 
 def _label(
@@ -175,9 +194,25 @@ def _label(
     return LabeledImages(**splits, label_names=names, source=source, fingerprint=fingerprint)
 
 
-def _unlabeled(source: str, dataset: datasets.Dataset, column: str) -> TrainingImages:
+def _unlabeled(source: FoundSource, dataset: datasets.Dataset, column: str) -> TrainingImages:
     images = _images_of(dataset, column)
-    return TrainingImages(images, None, source, images._fingerprint)
+    return TrainingImages(images, None, source.name, images._fingerprint, source.warnings)
+
+
+def _check_paths(images: datasets.Dataset | None, column: str, source: FoundSource, allow_external: bool) -> None:
+    """Raise VitrailError if a row names a file or URL that must not be read."""
+    paths = source.row_paths(allow_external)
+    if images is None or paths is ANY_PATHS:
+        return
+    row = 0
+    for batch in (
+        images.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format("arrow").iter(10_000)
+    ):
+        in_file = pc.struct_field(batch[column], "bytes").is_null().to_pylist()
+        for named, path in zip(in_file, pc.struct_field(batch[column], "path").to_pylist(), strict=True):
+            if named and path is not None and (refusal := paths.refusal(path)):
+                raise VitrailError(f"{source.name}, row {row}: {refusal}")
+            row += 1
 
 
 # Columns: from any to "image" and "label"

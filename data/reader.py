@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UnreadableImageError, VitrailError
 from ..processing.augmentation import rng_of, training_view
-from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.image_processing_vit import PREPROCESS_ERRORS, VitrailImageProcessor
+from ..utils.worker_errors import clear_worker_errors
 from .decoding import open_entry
 from .entries import ImageCollection, ImageEntry
 
+MAX_CONTENT = 2**28  # bytes of files from archives and datasets: when more are in memory, they are decoded before others are read
 MAX_WAIT = 8  # batches: after this many more images, an image no longer waits for others of its shape
 
 
@@ -72,10 +74,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class UnreadableEntry:
-    """An image that cannot be used, and why."""
+    """An image that cannot be used, and why; `retry`: whether it may be readable later."""
 
     entry: ImageEntry
     reason: str
+    retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,18 +130,19 @@ class ImageReader:
             generator=torch.Generator(),  # or the loader would draw from torch's own, and change what others draw from it
         )
         waiting: dict[torch.Size, list[Batch]] = {}  # by shape, in the order of their first images
-        for one in _guarded(decoded, self.num_workers):
-            if one.error is not None:
-                raise one.error
-            if one.begin is not None:
-                yield one.begin
-            yield from one.unreadable
-            for group in one.groups:
-                waiting.setdefault(group.pixel_values.shape[1:], []).append(group)
-            for batch in _take(waiting, batch_size, everything=one.end is not None):
-                yield Batch(batch.entries, batch.pixel_values.pin_memory()) if pin_memory else batch
-            if one.end is not None:
-                yield one.end
+        with clear_worker_errors():
+            for one in decoded:
+                if one.error is not None:
+                    raise one.error
+                if one.begin is not None:
+                    yield one.begin
+                yield from one.unreadable
+                for group in one.groups:
+                    waiting.setdefault(group.pixel_values.shape[1:], []).append(group)
+                for batch in _take(waiting, batch_size, everything=one.end is not None):
+                    yield Batch(batch.entries, batch.pixel_values.pin_memory()) if pin_memory else batch
+                if one.end is not None:
+                    yield one.end
 
 
 def sample_images(collection: ImageCollection, image_processor: VitrailImageProcessor, number: int) -> torch.Tensor:
@@ -163,18 +167,6 @@ def sample_images(collection: ImageCollection, image_processor: VitrailImageProc
     return max(decoded.groups, key=lambda group: len(group.entries)).pixel_values
 
 
-def _guarded(decoded: Iterable[_Decoded], num_workers: int) -> Iterator[_Decoded]:
-    """Yield the same items; raise one clear error for a worker that the system has killed."""
-    try:
-        yield from decoded
-    except (RuntimeError, ConnectionError) as error:
-        if num_workers == 0:
-            raise
-        raise VitrailError(
-            f"a process that decodes images has died ({error}); if memory ran out, choose fewer than {num_workers} workers"
-        ) from error
-
-
 def _readings(
     collection: ImageCollection, pieces: Iterable[Piece], *, chunk_size: int, batch_size: int
 ) -> Iterator[list[_Reading]]:
@@ -186,15 +178,27 @@ def _readings(
             end_of_chunk = (chunk.number + 1) * chunk_size
             wanted = min(batch_size, end_of_chunk - row) if stop is None else min(batch_size, end_of_chunk - row, stop - row)
             begins = row % chunk_size == 0
-            read = list(islice(entries, wanted))
+            read, ended = _take_entries(entries, wanted)
             row += len(read)
-            if len(read) < wanted:
+            if ended:
                 stop = row
             end = ChunkEnd(row if piece.stop is None and row == stop else None) if row in (stop, end_of_chunk) else None
             if chunk.number not in piece.finished:
                 yield [_Reading(chunk if begins else None, read, end)]
             elif row == stop:
                 yield [_Reading(chunk, [], end)]
+
+
+def _take_entries(entries: Iterator[ImageEntry], wanted: int) -> tuple[list[ImageEntry], bool]:
+    """Return the next entries, fewer if their contents are large, and whether there are no more."""
+    read: list[ImageEntry] = []
+    size = 0
+    for entry in islice(entries, wanted):
+        read.append(entry)
+        size += len(entry.content or b"")
+        if size >= MAX_CONTENT:
+            return read, False
+    return read, len(read) < wanted
 
 
 def _take(waiting: dict[torch.Size, list[Batch]], batch_size: int, *, everything: bool) -> Iterator[Batch]:
@@ -240,11 +244,11 @@ class _Decoder(Dataset):
             try:
                 pixel_values = self._pixel_values(entry)
             except UnreadableImageError as error:
-                unreadable.append(UnreadableEntry(without_content, error.reason))
+                unreadable.append(UnreadableEntry(without_content, error.reason, error.retry))
             except VitrailError as error:  # of the store or of the image processor's settings, not of this image
                 return _Decoded(reading.begin, reading.end, [], [], error)
-            except ValueError as error:  # decoded, but with channels or values that the model cannot take
-                unreadable.append(UnreadableEntry(without_content, str(error)))
+            except PREPROCESS_ERRORS as error:  # decoded, but with channels, values or a size that the model cannot take
+                unreadable.append(UnreadableEntry(without_content, str(error) or type(error).__name__))
             else:
                 groups.setdefault(pixel_values.shape, []).append((without_content, pixel_values))
         batches = [Batch([entry for entry, _ in group], torch.stack([pixels for _, pixels in group])) for group in groups.values()]

@@ -1,7 +1,7 @@
 """Files in stores that fsspec reaches (https, S3, the Hub, …), with retries when a store does not respond.
 
-A missing or forbidden object is an OSError of that object. An unreachable store is a VitrailError, because every other object would seem
-to be missing too.
+A missing or forbidden object is an OSError of that object. An unreachable store is a StoreUnreachableError, because every other object
+would seem to be missing too.
 """
 
 import re
@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 
-from ..errors import VitrailError
+from ..errors import StoreUnreachableError, VitrailError
 
 Result = TypeVar("Result")
 
 WAITS = (1, 4)  # seconds before the second and third try
+CONNECT_TIMEOUT, READ_TIMEOUT = 30, 300  # seconds of a request to a web server: to connect, in all
+QUIET = 60  # seconds for which a host that has not responded is not asked again
 URL = re.compile(r"([A-Za-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
 
 # What stores raise, in addition to OSError, when they cannot be reached, by the library that they use
@@ -39,8 +42,13 @@ def is_http(location: str) -> bool:
 
 def open_store(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the store of a URL, and the path there. Raises VitrailError if no installed package reaches it."""
+    options = {}
+    if is_http(location):
+        import aiohttp  # which fsspec reads from web servers with
+
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=READ_TIMEOUT, sock_connect=CONNECT_TIMEOUT)}
     try:
-        return fsspec.core.url_to_fs(location)
+        return fsspec.core.url_to_fs(location, **options)
     except (ImportError, ValueError) as error:  # "Install s3fs to access S3"; "Protocol not known: x"
         raise VitrailError(f"cannot open {location}: {error}") from error
 
@@ -51,10 +59,34 @@ def fetch(location: str) -> bytes:
     return persist(lambda: store.cat_file(path), location)
 
 
+class Hosts:
+    """Reads from many hosts; after one has not responded, its other locations fail at once for a while."""
+
+    def __init__(self) -> None:
+        self._silent: dict[str, float] = {}  # since when, by host
+
+    def fetch(self, location: str) -> bytes:
+        """Return the content at a URL. Raises the errors of `persist`."""
+        host = urlsplit(location).netloc
+        since = self._silent.get(host)
+        if since is not None and time.monotonic() - since < QUIET:
+            raise StoreUnreachableError(
+                f"cannot reach {location}: {host} has not responded before; repeat the command when it does"
+            )
+        try:
+            content = fetch(location)
+        except StoreUnreachableError as error:
+            if _status(error.__cause__) is None:  # the host has not responded at all
+                self._silent[host] = time.monotonic()
+            raise
+        self._silent.pop(host, None)
+        return content
+
+
 def persist(action: Callable[[], Result], location: str) -> Result:
     """Return the result of an action that reads from the store of a location, after at most three tries.
 
-    Raises FileNotFoundError, PermissionError or another OSError of the store, VitrailError if the store cannot be reached.
+    Raises FileNotFoundError, PermissionError or another OSError of the store, StoreUnreachableError if the store cannot be reached.
     """
     for wait in (*WAITS, None):
         try:
@@ -66,7 +98,9 @@ def persist(action: Callable[[], Result], location: str) -> Result:
                 raise answer from (None if answer is error else error)
             if wait is None or _status(error) == NOT_LOGGED_IN:
                 reason = str(error) or type(error).__name__
-                raise VitrailError(f"cannot reach {location}: {reason}; repeat the command when the store responds") from error
+                raise StoreUnreachableError(
+                    f"cannot reach {location}: {reason}; repeat the command when the store responds"
+                ) from error
         time.sleep(wait)
     raise AssertionError
 
@@ -134,7 +168,7 @@ def _cause(error: BaseException) -> BaseException:
     return cause if cause is not None and isinstance(error, FileNotFoundError) and isinstance(cause, _store_errors()) else error
 
 
-def _status(error: BaseException) -> int | None:
+def _status(error: BaseException | None) -> int | None:
     """Return the HTTP status of an error."""
     response = getattr(error, "response", None)
     return getattr(error, "status", None) or getattr(response, "status_code", None)

@@ -11,29 +11,44 @@ import datasets
 from ..errors import VitrailError
 from .columns import declare_images, load_dataset
 from .digits import digit_splits
-from .files import Listing, as_text, class_folders, leads_back
+from .files import Listing, as_text
+from .folder_labels import (
+    TRAIN_NAMES,
+    VALIDATION_NAMES,
+    Label,
+    class_folders,
+    first_of,
+    label_column_of,
+    split_folders,
+    top_folders,
+)
 from .hf_datasets import load_saved
 from .image_sources import FoundSource
 from .remote import is_url
-
-# Names of splits and of their folders, the preferred names first; capitals do not matter
-TRAIN_NAMES = ("train", "training")
-VALIDATION_NAMES = ("validation", "valid", "val", "test", "testing")
+from .tables import check_tables
 
 BUILDERS = {"archives": "webdataset", "tables": "parquet"}  # of `datasets`, by the kind of the source
-METADATA = ("metadata.csv", "metadata.jsonl")  # labels of an image folder, which `datasets` reads
 
 Splits = tuple[datasets.Dataset, datasets.Dataset | None]
 
 
-def read_splits(source: FoundSource, *, train_split: str | None, validation_split: str | None, revision: str | None) -> Splits:
+def read_splits(
+    source: FoundSource,
+    *,
+    train_split: str | None,
+    validation_split: str | None,
+    revision: str | None,
+    label_column: str | None = None,
+) -> Splits:
     """Return the training images and, if the source has such a split, the validation images.
 
     Images are declared as such, and the fields of structures are columns. The arguments are those of `load_labeled_images`.
     """
     source.check_options(revision=revision)
-    if source.kind == "images" and not _has_metadata(source):
-        train, validation = _image_splits(source, train_split=train_split, validation_split=validation_split)
+    if source.kind == "images":
+        train, validation = _image_splits(
+            source, train_split=train_split, validation_split=validation_split, label_column=label_column
+        )
     else:
         splits = _load(source, revision)
         names = _choose_splits(splits, train_split=train_split, validation_split=validation_split, source=source.name)
@@ -41,13 +56,14 @@ def read_splits(source: FoundSource, *, train_split: str | None, validation_spli
     return declare_images(train).flatten(), None if validation is None else declare_images(validation).flatten()
 
 
-def image_table(listing: Listing, labels: Sequence[str | int | None] | None = None) -> datasets.Dataset:
-    """Return a dataset of image files, with their labels if there are any."""
+def image_table(listing: Listing, labels: Sequence[Label] | None = None, *, label_column: str | None = None) -> datasets.Dataset:
+    """Return a dataset of image files, with their labels if there are any, in a column of that name, by default "label"."""
     columns: dict[str, list] = {"image": [{"bytes": None, "path": as_text(file)} for file in listing.locations()]}
     features = datasets.Features({"image": datasets.Image()})
     if labels is not None:
         kind = "string" if any(isinstance(label, str) for label in labels) else "int64"
-        columns["label"], features["label"] = list(labels), datasets.Value(kind)
+        name = label_column or "label"
+        columns[name], features[name] = list(labels), datasets.Value(kind)
     return datasets.Dataset.from_dict(columns, features=features)
 
 
@@ -63,17 +79,10 @@ def _load(source: FoundSource, revision: str | None) -> Mapping[str, datasets.Da
         return load_saved(source.name, source.location)
     if source.kind == "hub":
         return load_dataset(source.name, source.location, revision=revision)
-    if source.kind == "images":
-        return load_dataset(source.name, source.location)
+    if source.kind == "tables":
+        check_tables(source.listing.locations())
     files = {"data_dir": source.location} if source.is_folder else {"data_files": source.listing.locations()}
     return load_dataset(source.name, BUILDERS[source.kind], **files)
-
-
-def _has_metadata(source: FoundSource) -> bool:
-    """Whether labels are in a table next to the images that `datasets` reads."""
-    if not source.is_folder or is_url(source.location):
-        return False
-    return any(next(Path(source.location).glob(f"{depth}{name}"), None) for depth in ("", "*/") for name in METADATA)
 
 
 def _choose_splits(
@@ -83,29 +92,36 @@ def _choose_splits(
     for given in (train_split, validation_split):
         if given is not None and given not in names:
             raise VitrailError(f"{source} has no split {given!r}; found {', '.join(names)}")
-    train = train_split or _first_of(TRAIN_NAMES, names) or (names[0] if len(names) == 1 else None)
+    train = train_split or first_of(TRAIN_NAMES, names) or (names[0] if len(names) == 1 else None)
     if train is None:
         raise VitrailError(f"{source} has the splits {', '.join(names)}, none of them named train; choose one with train_split")
-    return train, validation_split or _first_of(VALIDATION_NAMES, [name for name in names if name != train])
+    return train, validation_split or first_of(VALIDATION_NAMES, [name for name in names if name != train])
 
 
-def _first_of(preferred: Iterable[str], names: Iterable[str]) -> str | None:
-    found = {name.lower(): name for name in names}
-    return next((found[name] for name in preferred if name in found), None)
-
-
-def _image_splits(source: FoundSource, *, train_split: str | None, validation_split: str | None) -> Splits:
-    """Return the images of a list; of a folder with a folder for each class; or of split folders of such."""
+def _image_splits(
+    source: FoundSource, *, train_split: str | None, validation_split: str | None, label_column: str | None
+) -> Splits:
+    """Return the images of a list; of a folder with tables of labels, or a folder for each class; or of split folders of such."""
     listing = source.listing
     if source.is_list:
         if source.labels is None:
             raise VitrailError(f"{source.name} has no labels; write a tab and the label after each path")
-        return image_table(listing, source.labels), None
-    splits = sorted({name.partition("/")[0] for name in listing.names if name.count("/") >= 2})  # a split holds folders
-    if train_split is None and validation_split is None and _first_of(TRAIN_NAMES, splits) is None:
-        return _class_folders(listing), None
+        return image_table(listing, source.labels, label_column=label_column), None
+    column = label_column_of(source.metadata, label_column)
+    splits = split_folders(listing.names) if column is None else top_folders(listing.names)
+
+    def images_of(split: str | None) -> datasets.Dataset:
+        if column is None:
+            return _class_folders(listing if split is None else listing.below(split))
+        labels = source.metadata[column]
+        rows = [row for row, name in enumerate(listing.names) if split is None or name.startswith(f"{split}/")]
+        rows = [row for row in rows if labels[row] is not None]
+        return image_table(listing.select(rows), [labels[row] for row in rows], label_column=column)
+
+    if train_split is None and validation_split is None and first_of(TRAIN_NAMES, splits) is None:
+        return images_of(None), None
     train, validation = _choose_splits(splits, train_split=train_split, validation_split=validation_split, source=source.name)
-    return _class_folders(listing.below(train)), None if validation is None else _class_folders(listing.below(validation))
+    return images_of(train), None if validation is None else images_of(validation)
 
 
 def _class_folders(listing: Listing) -> datasets.Dataset:
@@ -117,7 +133,7 @@ def _class_folders(listing: Listing) -> datasets.Dataset:
         )
     if not is_url(listing.root):
         for folder in sorted(filter(Path.is_dir, Path(listing.root).iterdir())):
-            if not folder.name.startswith(".") and as_text(folder.name) not in labels and not leads_back(str(folder)):
+            if not (folder.name.startswith(".") or folder.is_symlink() or as_text(folder.name) in labels):
                 raise VitrailError(f"{folder} holds no images; add images, or remove the folder of that class")
     chosen = [index for index, label in enumerate(labels) if label is not None]
     return image_table(listing.select(chosen), [labels[index] for index in chosen])

@@ -17,15 +17,21 @@ from .remote import RemoteFile, is_url
 
 TAR_SUFFIXES = frozenset({".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"})
 LABEL = "cls"
+MAX_IMAGE = 2**29  # bytes of a member that is an image
+MAX_LABEL = 2**24  # bytes of a member that is a label, or that describes another member
 KINDS: dict[LabelType | None, str] = {"int64": "an integer", "string": "text"}
 
 # The key of a sample, which is the folder and the name up to its first dot, and what follows the dot
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 
+# Members that describe the next one: tarfile reads them whole
+HEADER_TYPES = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+
+
 @dataclass
 class Sample:
-    """The image and label among the members of one key; or, at the end of an archive, the problem that ended it."""
+    """The image and label among the members of one key, or their problems; or, at the end of an archive, the problem that ended it."""
 
     key: str = ""
     image: str | None = None  # the name of the member
@@ -33,6 +39,7 @@ class Sample:
     content: bytes = b""
     label: bytes | None = None
     problem: str | None = None
+    label_problem: str | None = None
 
 
 class TarCollection(ImageCollection):
@@ -69,6 +76,9 @@ class TarCollection(ImageCollection):
                 yield ImageEntry(row, self.names[partition], problem=sample.problem)
                 continue
             path = f"{self.names[partition]}/{as_text(sample.image.removeprefix('./'))}"
+            if problem := sample.problem or sample.label_problem:
+                yield ImageEntry(row, path, problem=problem)
+                continue
             try:
                 yield ImageEntry(row, path, content=sample.content, label=self._label(sample))
             except ValueError as error:
@@ -96,10 +106,11 @@ class TarCollection(ImageCollection):
                     )
                     # of jpg and seg.png, the image is jpg
                     if is_image and (sample.image is None or extension.count(".") < sample.extension.count(".")):
-                        content = _content(archive, member) if number >= start else b""
-                        sample.image, sample.extension, sample.content = member.name, extension, content
+                        sample.image, sample.extension, sample.problem = member.name, extension, _refusal(member, MAX_IMAGE)
+                        sample.content = _content(archive, member) if number >= start and sample.problem is None else b""
                     elif extension == self.label_extension:
-                        sample.label = _content(archive, member)
+                        sample.label_problem = _refusal(member, MAX_LABEL)
+                        sample.label = _content(archive, member) if sample.label_problem is None else None
         except OSError as error:
             raise VitrailError(f"cannot read {self.locations[partition]}: {error.strerror or error}") from error
         except tarfile.TarError as error:
@@ -149,7 +160,14 @@ class TarCollection(ImageCollection):
 
 
 class _Member(tarfile.TarInfo):
-    """Raises an error for a truncated or damaged header, which tarfile takes for the end of the archive."""
+    """Raises an error for a truncated, damaged or huge header; tarfile takes a damaged one for the end, and reads any size."""
+
+    @classmethod
+    def frombuf(cls, *args: Any, **kwargs: Any) -> "_Member":
+        member = super().frombuf(*args, **kwargs)
+        if member.type in HEADER_TYPES and member.size > MAX_LABEL:
+            raise tarfile.InvalidHeaderError(f"a header of {member.size} bytes")  # type: ignore[attr-defined] # it exists
+        return member
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_Member":
@@ -178,6 +196,11 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             return
         yield member
         archive.members = []  # type: ignore[attr-defined] # or it would keep all of them
+
+
+def _refusal(member: tarfile.TarInfo, limit: int) -> str | None:
+    """Return why a member is not read, or None. Its declared size counts, also of holes that take no place in the archive."""
+    return f"{as_text(member.name)} has {member.size} bytes, more than the limit of {limit}" if member.size > limit else None
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from ..convert.report import ConversionReport
@@ -20,12 +19,12 @@ from ..data.reader import TrainingViews
 from ..errors import VitrailError
 from ..features.cache import NUM_CLS_LAYERS, CachedFeatures, FeatureCache
 from ..features.feature_types import classifier_features, join_tokens
-from ..hub.saving import check_output_dir, save
+from ..hub.saving import folder_of_run, save
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..utils.checkpoint_files import last_checkpoint
 from ..utils.processes import start_processes
 from ..utils.run_folder import RunFolder
-from ..utils.trainer import last_checkpoint
 from .fine_tuning import FineTuner, finetune
 from .linear_probe import DIVERGED, LinearHeads, ProbeTrainer, accuracies, merge_head
 from .metrics import confusion_matrix
@@ -84,6 +83,8 @@ class ProbeRun:
         on_images = self.recipe.augmented and not self.views
         schedule = make_schedule(self.recipe, len(train.labels), seed=self.seed)
         heads, num_labels = self.heads, len(self.data.label_names)
+        vit = self.model.base_model
+        compiled = self.cache.compile(vit, classifier_features(vit.config, train.num_cls_layers))  # built when it is first called
         args = training_arguments(
             self.folder.path / HEADS,
             schedule,
@@ -109,14 +110,10 @@ class ProbeRun:
                 self.images(self.data.train, train, augmented=True) if on_images else FeatureRows(train.tokens, train.labels)
             ),
             eval_dataset=FeatureRows(validation.tokens, validation.labels),
-            features_of=lambda pixel_values: self._tokens(pixel_values, train.num_cls_layers),
+            features_of=lambda pixel_values: join_tokens(compiled(pixel_values)),
             progress=self.cache.progress,
         )
         return trainer, trainer.train_or_resume()
-
-    def _tokens(self, pixel_values: torch.Tensor, num_cls_layers: int) -> torch.Tensor:
-        vit = self.model.base_model
-        return join_tokens(self.cache.compile(vit, classifier_features(vit.config, num_cls_layers))(pixel_values))
 
     def fine_tune(
         self, merged: ViTForImageClassification, train: CachedFeatures, validation: CachedFeatures, epochs: int
@@ -147,6 +144,7 @@ def probe(
     unfreeze_epochs: int = 0,
     cache: FeatureCache | None = None,
     report: ConversionReport | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train linear classifiers on the frozen features of a model, and write the model with the best classifier to a folder.
 
@@ -164,6 +162,7 @@ def probe(
         cache: where features are kept, and how they are computed. Gradients are accumulated if a training batch has more than `batch_size`
             images.
         report: from `vitrail.load`, kept in the folder.
+        overwrite: replace a trained model in `output_dir`.
 
     Returns:
         A `ProbeRecord` as a dictionary: the content of results.json.
@@ -181,10 +180,9 @@ def probe(
     if len(data.label_names) < 2:
         raise VitrailError(f"{data.source} has one class, {data.label_names[0]!r}: a classifier needs two or more.")
     output_dir = Path(output_dir)
-    check_output_dir(output_dir)
+    run_folder = folder_of_run(output_dir, overwrite=overwrite)
     processes = start_processes()
     model = model.to(processes.device).eval()
-    run_folder = RunFolder(output_dir.with_name(f"{output_dir.name}.run"))
     run = ProbeRun(model, image_processor, data, recipe, views, seed, cache or FeatureCache(), run_folder)
 
     with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
@@ -243,7 +241,7 @@ def _run_probe(
         ),
     ).to_dict()
     if processes.is_main_process:
-        save(merged, run.image_processor, output_dir, report=report)
+        save(merged, run.image_processor, output_dir, report=report, overwrite=True)
         write_report(output_dir, results, confusion_matrix(classes[:, 0], validation.labels, len(data.label_names)))
         run.folder.remove()
     processes.wait_for_everyone()

@@ -1,6 +1,5 @@
 """The records of evaluations, which results.json holds: scores, data, model and versions."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +12,14 @@ from ..convert.report import ConversionReport
 from ..data.labeled import LabeledImages
 from ..errors import public_text
 from ..features.cache import CachedFeatures
+from ..model_cards.records import EvaluationData
 from ..utils.processes import start_processes
 from ..utils.records import Record
+from ..utils.text import public_name
 from ..utils.versions import installed_versions
 from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
-
-
-@dataclass(kw_only=True)
-class EvaluationData:
-    """The images of an evaluation. The source is a Hub id, or the name of a folder or file without its path."""
-
-    source: str
-    fingerprint: str
-    train_images: int
-    validation_images: int
-    labels: list[str]
 
 
 @dataclass(kw_only=True)
@@ -153,15 +143,6 @@ def describe_run(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "versions": installed_versions(PACKAGES),
     }
-
-
-def public_name(source: str) -> str:
-    """Return a name of a source of images that can be published: a Hub id as it is, a file, folder or URL by its last part."""
-    source = public_text(source)
-    path = Path(source)
-    if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        return source
-    return path.absolute().name
 
 
 def _below(source: str, path: str) -> str:

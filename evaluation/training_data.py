@@ -103,6 +103,7 @@ class ImageRows(Dataset):
         row_of_dataset = int(self.rows[row])
         entry = self.dataset[row_of_dataset]["image"]
         if self.seed is None:
-            return self.image_processor(open_image(entry, self.image_processor.decode), return_tensors="pt")["pixel_values"][0]
-        image = open_image(entry)  # at full scale: a view may be a small part of it
+            image = open_image(entry, self.image_processor.decode, name=f"of row {row_of_dataset}")
+            return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        image = open_image(entry, name=f"of row {row_of_dataset}")  # at full scale: a view may be a small part of it
         return training_view(image, self.image_processor, rng_of(self.seed, epoch, row_of_dataset), resample=self.resample)

@@ -63,7 +63,7 @@ def main(output_dir: Path) -> None:
     log += run(program, "embed", str(model_dir), *digits, "--output", str(features))
     log += run(program, "extract", str(model_dir), "digits", str(output_dir / "features"), "--split", "validation")
     log += run(program, "knn", str(model_dir), "--data", "digits", "-k", "20", "--output", str(nearest), *cache)
-    log += run(program, "probe", str(model_dir), "--data", "digits", "--output", str(probe_dir), *cache)
+    log += run(program, "probe", str(model_dir), "--data", "digits", "--output", str(probe_dir), "--overwrite", *cache)
     log += run(program, "attention", str(model_dir), *digits, "--output", str(picture), *size)
     log += run(program, "pca", str(model_dir), *digits, "--output", str(components), *size, "--no-foreground")
     knn = json.loads(nearest.read_text(encoding="utf-8"))

@@ -6,30 +6,36 @@ holds the folder `extraction`, which `vitrail.features.extraction` writes. In th
     tokens.npy     (V, N, T, D) float32: V views of N images, each T token vectors
     labels.npy     (N,) int64
     rows.npy       (N,) int64, ascending: rows of the dataset, without those of unreadable images
-    manifest.json  the settings of the features, and the unreadable images; written last
+    manifest.json  the settings of the features, the SHA-256 of the arrays, and the unreadable images; written last
+
+The arrays are compared with their SHA-256 before they are used; features that are damaged are extracted again.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from huggingface_hub import constants
+from transformers.utils import logging
 
 from ..data.image_sources import read_images
 from ..data.reader import TrainingViews
-from ..errors import UnreadableImageError
+from ..errors import CorruptFileError, UnreadableImageError, VitrailError
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime
 from ..runtime.workers import InferenceWorkers
+from ..utils.hashing import sha256
 from ..utils.processes import start_processes
 from ..utils.run_folder import RunFolder
 from .extraction import run_job
@@ -38,11 +44,14 @@ from .job import Job
 from .manifest import CacheManifest, UnreadableImage
 from .store import FeatureFolder, StoredFeatures
 
-FORMAT = 3  # in the key; another number for whatever changes the features, or how they are kept
+FORMAT = 4  # in the key; another number for whatever changes the features, or how they are kept
 CHUNK = 512  # forward passes whose features make one file: an interruption loses at most this many, for each process
 NUM_CLS_LAYERS = 4  # that are kept of every model, so that all evaluations share the cache
 MANIFEST, EXTRACTION, JOINED = "manifest.json", "extraction", "joined"
+TOKENS, LABELS, ROWS = ARRAYS = ("tokens.npy", "labels.npy", "rows.npy")
 NOT_IN_KEY = ("vitrail", "model", "collection", "shard_size")  # settings that do not change the features
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,9 +106,9 @@ class FeatureCache:
     _compiled: dict[Any, CompiledModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def compile(self, vit: ViTModel, feature_types: Sequence[FeatureType], *, num_streams: int = 1) -> CompiledModel:
-        """Return the model compiled for its features and for calls from `num_streams` threads; compiled once."""
+        """Return the model compiled for its features and for calls from `num_streams` threads; compiled again if its weights change."""
         key = (vit, tuple(feature_types), num_streams)
-        if key not in self._compiled:
+        if key not in self._compiled or not self._compiled[key].is_current:
             self._compiled[key] = CompiledModel(
                 feature_outputs(vit, feature_types).eval(),
                 self.runtime,
@@ -172,20 +181,39 @@ class FeatureCache:
         processes = start_processes()
         main = processes.is_main_process
         # A finished folder is not locked, because it may be read-only
-        finished = processes.num_processes == 1 and (folder / MANIFEST).exists() and not (folder / EXTRACTION).exists()
+        finished = processes.num_processes == 1 and not (folder / EXTRACTION).exists() and _is_whole(folder, settings)
         with RunFolder(folder, settings_name=MANIFEST).lock(wait=True) if main and not finished else contextlib.nullcontext():
+            if main and not finished and not _is_whole(folder, settings) and (folder / MANIFEST).exists():
+                logger.warning(f"the features in {folder} are damaged, and are extracted again.")
+                (folder / MANIFEST).unlink()
             processes.wait_for_everyone()  # behind the lock, all of them see the same files
             if not (folder / MANIFEST).exists():
-                job.folder = FeatureFolder(folder / EXTRACTION)
-                if self.runner == "local":
-                    num_streams = InferenceWorkers(job.vit.device).number
-                    job.compiled = self.compile(job.vit, job.feature_types, num_streams=num_streams)
-                run_job(job, runner=self.runner, progress=self.progress)
-                if main:
-                    _join(folder, job, settings, labels)
+                with _completing(folder):
+                    self._extract(folder, job)
+                    if main:
+                        _join(folder, job, settings, labels)
             if main:
                 shutil.rmtree(folder / EXTRACTION, ignore_errors=True)
         processes.wait_for_everyone()
+
+    def _extract(self, folder: Path, job: Job) -> None:
+        job.folder = FeatureFolder(folder / EXTRACTION)
+        if self.runner == "local":
+            num_streams = InferenceWorkers(job.vit.device).number
+            job.compiled = self.compile(job.vit, job.feature_types, num_streams=num_streams)
+        run_job(job, runner=self.runner, progress=self.progress)
+
+
+@contextlib.contextmanager
+def _completing(folder: Path) -> Iterator[None]:
+    """Raise a VitrailError that names the folder, if a file in it cannot be written or is damaged."""
+    try:
+        yield
+    except (CorruptFileError, pa.ArrowException, OSError) as error:
+        raise VitrailError(
+            f"the features in {folder} cannot be completed: {error}. Fix the cause and run the same command to resume, or remove that "
+            "folder to extract them from the beginning."
+        ) from error
 
 
 def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) -> None:
@@ -198,28 +226,59 @@ def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) 
     joined = folder / EXTRACTION / JOINED
     joined.mkdir(exist_ok=True)
     shape = (num_views, len(rows), num_cls_layers + 1, size)
-    tokens = np.lib.format.open_memmap(joined / "tokens.npy", mode="w+", dtype=np.float32, shape=shape)
-    start = 0
-    for batch in stored.dataset.to_batches(columns=job.columns):
-        columns = [batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in job.columns]
-        values = [column.reshape(len(batch), num_views, -1, size) for column in columns]
-        tokens[:, start : start + len(batch)] = np.concatenate(values, axis=2).swapaxes(0, 1)
-        start += len(batch)
-    tokens.flush()
-    np.save(joined / "labels.npy", labels[rows])
-    np.save(joined / "rows.npy", rows)
-    unreadable = [UnreadableImage(row=error["id"], path=error["path"], reason=error["reason"]) for error in stored.errors()]
-    CacheManifest(settings=settings, num_cls_layers=num_cls_layers, unreadable=unreadable).write(joined / MANIFEST)
-    for name in ("tokens.npy", "labels.npy", "rows.npy", MANIFEST):
+    _write_array(joined / TOKENS, shape, _token_batches(stored, job.columns, shape))
+    np.save(joined / LABELS, labels[rows])
+    np.save(joined / ROWS, rows)
+    CacheManifest(
+        settings=settings,
+        num_cls_layers=num_cls_layers,
+        unreadable=[UnreadableImage(row=error["id"], path=error["path"], reason=error["reason"]) for error in stored.errors()],
+        sha256={name: sha256(joined / name) for name in ARRAYS},
+    ).write(joined / MANIFEST)
+    for name in (*ARRAYS, MANIFEST):
         (joined / name).replace(folder / name)
+
+
+def _token_batches(stored: StoredFeatures, columns: Sequence[str], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Yield the tokens of the images in order, (V, B, T, D)."""
+    num_views, _, _, size = shape
+    for batch in stored.dataset.to_batches(columns=columns):
+        arrays = [batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in columns]
+        values = [array.reshape(len(batch), num_views, -1, size) for array in arrays]
+        yield np.concatenate(values, axis=2).swapaxes(0, 1)
+
+
+def _write_array(path: Path, shape: tuple[int, ...], batches: Iterator[np.ndarray]) -> None:
+    """Write a float32 array, (V, N, …), from parts of it, (V, B, …).
+
+    It is written and not memory-mapped, because a full disk is an error of a write, but ends a process that writes to a mapped page.
+    """
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        begin, row_bytes, start = file.tell(), 4 * math.prod(shape[2:]), 0
+        for batch in batches:
+            for view, values in enumerate(batch):
+                file.seek(begin + (view * shape[1] + start) * row_bytes)
+                file.write(np.ascontiguousarray(values, dtype="<f4"))
+            start += batch.shape[1]
+
+
+def _is_whole(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a folder holds features of these settings, and its arrays are as they were written."""
+    try:
+        manifest = CacheManifest.read(folder / MANIFEST)
+        found = {name: sha256(folder / name) for name in ARRAYS}
+    except (FileNotFoundError, CorruptFileError):
+        return False
+    return (manifest.settings, manifest.sha256) == (json.loads(json.dumps(settings)), found)
 
 
 def _read(folder: Path) -> CachedFeatures:
     manifest = CacheManifest.read(folder / MANIFEST)
     return CachedFeatures(
-        tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
-        labels=np.load(folder / "labels.npy"),
-        rows=np.load(folder / "rows.npy"),
+        tokens=np.load(folder / TOKENS, mmap_mode="r"),
+        labels=np.load(folder / LABELS),
+        rows=np.load(folder / ROWS),
         unreadable=tuple(manifest.unreadable),
         num_cls_layers=manifest.num_cls_layers,
         runtime={name: manifest.settings[name] for name in ("precision", "engine")},

@@ -16,7 +16,7 @@ from ..data.entries import ImageEntry
 from ..errors import UnreadableImageError, VitrailError
 from ..modeling.fingerprint import config_fields
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
-from ..processing.image_processing_vit import DECODE_ERRORS, VitrailImageProcessor
+from ..processing.image_processing_vit import DECODE_ERRORS, PREPROCESS_ERRORS, VitrailImageProcessor
 from ..runtime.optimization import OptimizedModel
 from ..version import __version__
 from .feature_types import compute_features, parse_features
@@ -32,6 +32,8 @@ def extract_features(
 
     model: an encoder, a classifier, or an encoder from `vitrail.optimize`.
     """
+    if batch_size < 1 or not len(images):
+        raise VitrailError(f"found {len(images)} images and batch_size={batch_size}; expected 1 or more of both")
     vit = model if isinstance(model, OptimizedModel) else model.base_model
     batches = []
     for start in range(0, len(images), batch_size):
@@ -128,8 +130,8 @@ class ImageEmbedder:
         image, name = _open(image, row, self.image_processor.decode)
         try:
             return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
-        except ValueError as error:  # decoded, but of channels or values that the model cannot take
-            raise UnreadableImageError(name, str(error)) from error
+        except PREPROCESS_ERRORS as error:  # decoded, but of channels, values or a size that the model cannot take
+            raise UnreadableImageError(name, str(error) or type(error).__name__) from error
 
     def __getstate__(self) -> dict[str, Any]:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.vit.state_dict().items()}

@@ -34,6 +34,7 @@ class Extracted:
     """The outcome of an extraction.
 
     rows, errors: totals, including earlier runs of the same command.
+    unreachable: images among the errors whose stores did not respond; the same command tries them again.
     images: processed by this process in this run.
     seconds: the time of that, without preparations.
     waiting: the share of that time, 0 to 1, in which the model waited for images.
@@ -43,6 +44,7 @@ class Extracted:
 
     rows: int
     errors: int
+    unreachable: int
     images: int
     seconds: float
     waiting: float
@@ -69,7 +71,8 @@ def extract(
 ) -> Extracted:
     """Write the features of a collection of images into a folder, which `vitrail.StoredFeatures` reads.
 
-    After an interruption, the same call resumes and ends with the same rows as an uninterrupted one. Processes started by
+    After an interruption, the same call resumes and ends with the same rows as an uninterrupted one. It compares finished files with their
+    digests, and tries images of lists again whose hosts did not respond; other unreadable images are not tried again. Processes started by
     `accelerate launch` or `torchrun` share the pieces; all of them must see the output folder.
 
     Args:
@@ -105,6 +108,7 @@ def extract(
         max_errors=max_errors,
         model_name=model_name,
         runtime=runtime,
+        retry_later=True,
         calibration=sample_images(collection, image_processor, NUM_CALIBRATION) if runtime.precision == "int8" else None,
     )
     return run_job(job, runner=runner, concurrency=concurrency, progress=progress)
@@ -126,7 +130,7 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
         if main:
             with job.writing():
                 folder.begin(job.settings)
-                pieces = job.missing()
+                pieces = job.missing(resumed=True)
                 whole = folder.manifest().finished and not pieces
                 num_errors = 0 if whole else folder.settle(finished=False).errors
             plan = [(pieces, num_errors, whole, collection.fingerprint)]
@@ -160,7 +164,8 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
                 folder.settle(finished=True)
     processes.wait_for_everyone()
     manifest = folder.manifest()
-    return Extracted(manifest.rows, manifest.errors, images, workers.seconds, workers.waiting, job.agreement)
+    unreachable = sum(row.retry for shard in manifest.shards for row in shard.unreadable)
+    return Extracted(manifest.rows, manifest.errors, unreachable, images, workers.seconds, workers.waiting, job.agreement)
 
 
 def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | None:
@@ -179,8 +184,8 @@ def _check(manifest: Manifest, job: Job) -> None:
         )
     if not manifest.rows:
         raise VitrailError(
-            f"none of the {len(errors)} images of {source} can be used; {errors[0].path}: {errors[0].reason}. To try them again, "
-            "choose another output folder."
+            f"none of the {len(errors)} images of {source} can be used; {errors[0].path}: {errors[0].reason}. "
+            + ("The same command tries it again." if errors[0].retry else "To try them again, choose another output folder.")
             if errors
             else f"found no image in {source}"
         )

@@ -16,12 +16,13 @@ import torch
 
 from ..data.entries import ImageCollection
 from ..data.reader import Batch, Chunk, ImageReader, Piece, TrainingViews, UnreadableEntry
-from ..errors import UnreadableImageError, VitrailError, public_text
+from ..errors import StoreUnreachableError, UnreadableImageError, VitrailError, public_text
 from ..modeling.fingerprint import config_fields, weights_digest
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime, precision_of
 from ..runtime.workers import InferenceWorkers
+from ..utils.worker_errors import clear_worker_errors
 from ..version import __version__
 from .feature_types import feature_outputs, parse_features, vector_size
 from .inference import Features, run_model
@@ -56,6 +57,7 @@ class Job:
         calibration: (N, C, H, W), preprocessed images that int8 takes its scales from.
         views: training views, in place of the image processor's view.
         strict: raise UnreadableImageError at the first unreadable image.
+        retry_later: list an image whose store does not respond, to be tried again when the run is repeated, instead of stopping.
         compiled: the compiled model, if another job has compiled it already; else the first `run` compiles it.
     """
 
@@ -74,6 +76,7 @@ class Job:
     calibration: torch.Tensor | None = None
     views: TrainingViews | None = None
     strict: bool = False
+    retry_later: bool = False
     compiled: CompiledModel | None = None
 
     def __post_init__(self) -> None:
@@ -81,9 +84,10 @@ class Job:
         self.feature_types = parse_features(self.features, self.vit.config)
         if self.dtype not in DTYPES:
             raise VitrailError(f"found dtype={self.dtype!r}; expected {' or '.join(DTYPES)}")
-        for name in ("shard_size", "batch_size"):
-            if (getattr(self, name) or 1) < 1:
-                raise VitrailError(f"found {name}={getattr(self, name)}; expected a number above 0")
+        for name, least in (("shard_size", 1), ("batch_size", 1), ("num_workers", 0), ("max_errors", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise VitrailError(f"found {name}={value}; expected {least} or more")
         self.folder = FeatureFolder(Path(self.output_dir))
         self.columns = [feature_type.column for feature_type in self.feature_types]
         columns = [
@@ -103,7 +107,7 @@ class Job:
             "config": config_fields(self.vit),
             "image_processor": json.loads(self.image_processor.to_json_string()),
             "collection": {**self.collection.settings, "source": public_text(self.collection.settings["source"])},
-            "images": self.collection.fingerprint,
+            "images": {"number": self.collection.num_rows, "digest": self.collection.fingerprint},
             "views": None if self.views is None else asdict(self.views),
             "features": list(self.features),
             "dtype": self.dtype,
@@ -113,10 +117,10 @@ class Job:
             "shard_size": self.shard_size,
         }
 
-    def missing(self) -> list[Piece]:
-        """Return the pieces of which a file is missing, in order."""
+    def missing(self, *, resumed: bool = False) -> list[Piece]:
+        """Return the pieces of which a file is missing, in order; resumed: see `FeatureFolder.finished_chunks`."""
         finished: dict[int, set[int]] = {}
-        for chunk in self.folder.finished_chunks():
+        for chunk in self.folder.finished_chunks(resumed=resumed):
             finished.setdefault(chunk.partition, set()).add(chunk.number)
         if self.collection.random_access:
             total = self.collection.num_rows or 0
@@ -164,7 +168,7 @@ class Job:
         reader = ImageReader(self.collection, self.image_processor, batch_size, num_workers, self.views)
         items = run_model(self.compiled, reader, pieces, chunk_size=self.shard_size, workers=workers, postprocess=self._as_stored)
         writer = None
-        with contextlib.closing(items), contextlib.ExitStack() as unfinished:
+        with clear_worker_errors(), contextlib.closing(items), contextlib.ExitStack() as unfinished:
             for item, features in items:
                 done = 0
                 if isinstance(item, Chunk):
@@ -193,6 +197,8 @@ class Job:
     def _check_errors(self, last: UnreadableEntry, number: int) -> None:
         if self.strict:
             raise UnreadableImageError(last.entry.path, last.reason)
+        if last.retry and not self.retry_later:
+            raise StoreUnreachableError(last.reason)
         if self.max_errors is not None and number > self.max_errors:
             text = TOO_MANY.format(number=number, maximum=self.max_errors)
             raise VitrailError(f"{text} The last is {last.entry.path}: {last.reason}.")

@@ -8,11 +8,12 @@ from ..utils.records import Record
 
 @dataclass(kw_only=True)
 class UnreadableRow:
-    """An image without features: its id, its path, and the reason."""
+    """An image without features: its id, its path, and the reason; `retry`: whether a repeated run tries it again."""
 
     id: int
     path: str
     reason: str
+    retry: bool = False
 
 
 @dataclass(kw_only=True)
@@ -54,10 +55,12 @@ class CacheManifest(Record):
 
     settings: everything that determines the features.
     num_cls_layers: see `vitrail.features.cache.CachedFeatures`.
+    sha256: the SHA-256 of each array, by its file name.
     """
 
     settings: dict[str, Any]
     num_cls_layers: int
+    sha256: dict[str, str]
     unreadable: list[UnreadableImage]
 
 

@@ -31,12 +31,17 @@ from ..utils.atomic import TEMPORARY_MARK, replaced, synchronize, write_json, wr
 from ..utils.hashing import sha256
 from ..utils.records import Record
 from ..utils.run_folder import LOCK_NAME, RunFolder
+from ..utils.text import count, public_name
 from .manifest import Manifest, PartitionEnd, Shard, UnreadableRow
 
 MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"
 PROGRESS = ".progress"
 ROW_GROUP = 32 * 2**20  # bytes of features that are kept in memory before they are written
 NOT_COMPARED = ("vitrail", "model", "collection")  # settings that are places; other settings identify what is there
+
+TENSORS = """
+Tensors are flattened; the column with `_shape` after the name has the shape of each: `np.reshape(row["patches"], row["patches_shape"])`.
+"""
 
 ERRORS_SCHEMA = pa.schema([("id", pa.int64()), ("path", pa.string()), ("reason", pa.string())])
 
@@ -98,10 +103,15 @@ class FeatureFolder:
         """Return the number of rows of each partition that has been read to its end."""
         return self._partitions(self.manifest(), self.progress.glob("partition-*.json"))
 
-    def finished_chunks(self) -> frozenset[Chunk]:
-        """Return the chunks whose files are complete. A file that is missing, or has another size, is written again."""
+    def finished_chunks(self, *, resumed: bool = False) -> frozenset[Chunk]:
+        """Return the chunks whose files are complete. A file that is missing, or has another size, is written again.
+
+        resumed: also compare the files with their digests, and try images again whose stores did not respond.
+        """
         shards = self._shards(self.manifest(), self.progress.glob("chunk-*.json"))
-        return frozenset(Chunk(shard.partition, shard.number) for shard in shards if self._exists(shard))
+        if resumed:
+            shards = [shard for shard in shards if not any(row.retry for row in shard.unreadable)]
+        return frozenset(Chunk(shard.partition, shard.number) for shard in shards if self._is_whole(shard, compare=resumed))
 
     def _shards(self, manifest: Manifest, files: Iterable[Path]) -> list[Shard]:
         shards = {(shard.partition, shard.number): shard for shard in [*manifest.shards, *map(Shard.read, files)]}
@@ -111,11 +121,11 @@ class FeatureFolder:
         settled = {int(partition): rows for partition, rows in manifest.partitions.items()}
         return settled | {end.partition: end.rows for end in map(PartitionEnd.read, files)}
 
-    def _exists(self, shard: Shard) -> bool:
+    def _is_whole(self, shard: Shard, *, compare: bool) -> bool:
         if shard.file is None:
             return True
         file = self.path / shard.file
-        return file.is_file() and file.stat().st_size == shard.bytes
+        return file.is_file() and file.stat().st_size == shard.bytes and (not compare or sha256(file) == shard.sha256)
 
     def end_partition(self, partition: int, num_rows: int) -> None:
         """Record that a partition has been read to its end, and that all its chunks are complete."""
@@ -191,7 +201,7 @@ class ChunkWriter:
         entry = unreadable.entry
         self.rows[entry.row] = None
         number = row_id(self.chunk.partition, entry.row)
-        self.unreadable.append(UnreadableRow(id=number, path=entry.path, reason=unreadable.reason))
+        self.unreadable.append(UnreadableRow(id=number, path=entry.path, reason=unreadable.reason, retry=unreadable.retry))
 
     def finish(self) -> None:
         """Move the file into place, and then write its record; a chunk without images has neither."""
@@ -318,6 +328,7 @@ class StoredFeatures:
 def _card(manifest: Manifest) -> str:
     settings = manifest.settings
     names = ", ".join(settings["features"])
+    source, model = public_name(settings["collection"]["source"]), public_name(settings["model"]) or "(not named)"
     return f"""---
 configs:
 - config_name: features
@@ -327,10 +338,10 @@ configs:
   data_files: {ERRORS}
 ---
 
-# Features of {manifest.rows} images
+# Features of {count(manifest.rows, "image")}
 
-{names} ({settings["dtype"]}) of `{settings["collection"]["source"]}`, by the model `{settings["model"] or "(not named)"}`.
-
-Extracted by vitrail {settings["vitrail"]}. {manifest.errors} images could not be used; {ERRORS} lists the reasons. {MANIFEST} contains all
-settings, and the digest of each file.
+{names} ({settings["dtype"]}) of `{source}`, by the model `{model}`.
+{TENSORS if any(name.startswith(("patches", "layers")) for name in settings["features"]) else ""}
+Extracted by vitrail {settings["vitrail"]}. {count(manifest.errors, "image")} could not be used; {ERRORS} lists the reasons. {MANIFEST}
+contains all settings, and the digest of each file.
 """

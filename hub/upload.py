@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
@@ -26,17 +26,17 @@ from ..convert.model_folder import (
     PRETRAINING_NAMES,
     REPORT_NAME,
     RESULT_NAMES,
+    TRAINER_STATE,
     WEIGHTS,
     is_model_folder,
-    read_pretraining,
     read_report,
-    read_results,
     weight_files,
 )
 from ..convert.report import ConversionRecord
 from ..errors import UploadError, VitrailError
 from ..model_cards.card import folder_card, render_model_card
 from ..model_cards.readme import is_rendered, may_be_rendered, write_card
+from ..model_cards.records import read_pretraining, read_results
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..version import __version__
 from .remote_code import add_code, remove_code
@@ -138,15 +138,16 @@ def stage(
     """Write the files of an upload into `folder`, which must not exist; weights of a vitrail folder are not copied."""
     path = Path(source)
     ours = path.is_dir() and is_model_folder(path)
+    upload = Upload({})
     if ours:
-        refuse_strays(path)
+        upload.warnings += check_files(path)
         if not (path / PREPROCESSOR_CONFIG_NAME).is_file():
             raise VitrailError(
                 f"{path} has no {PREPROCESSOR_CONFIG_NAME}, which users need to preprocess images: save the model's image processor "
-                "there, with image_processor.save_pretrained."
+                "there, with image_processor.save_pretrained, or give it to the Trainer as processing_class."
             )
     model, image_processor, report = load(source, token=token)  # complete and finite, or an error
-    upload, weights_sha256 = Upload({}), report.source.sha256
+    weights_sha256 = report.source.sha256
     record: ConversionRecord | None = report.record()
     results, pretraining, stale = None, None, []
     if ours:
@@ -196,20 +197,36 @@ def stage(
     return upload
 
 
-def refuse_strays(folder: Path) -> None:
-    """Raise VitrailError where a folder holds files that do not belong to a model; hidden files are allowed, and never uploaded."""
+def check_files(folder: Path) -> list[str]:
+    """Check that a folder holds a model and nothing else, except hidden files and those of a Trainer, which are never uploaded.
+
+    Returns:
+        Warnings: the files of a Trainer.
+
+    Raises:
+        VitrailError: the folder holds other files, or a link that leads elsewhere than into the Hub's cache.
+    """
     weights = weight_files(folder)
     known = {*MODEL_NAMES, *(file.name for file in weights), *([INDEX_NAME] if (folder / INDEX_NAME).is_file() else [])}
-    strays = sorted(
-        file.name + "/" * file.is_dir()
-        for file in folder.iterdir()
+    others = [
+        file
+        for file in sorted(folder.iterdir())
         if not (file.name.startswith(".") or file.name == "__pycache__" or (file.is_file() and file.name in known))
-    )
-    if strays:
+    ]
+    of_trainer = [file for file in others if TRAINER_STATE.fullmatch(file.name) or re.fullmatch(r"checkpoint-\d+", file.name)]
+    if strays := [file.name + "/" * file.is_dir() for file in others if file not in of_trainer]:
         raise VitrailError(
             f"{folder} also holds {', '.join(strays)}, which do not belong to a model (a pickle could execute code when it is loaded): "
             "move them elsewhere, and push again."
         )
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    for name in sorted(known):
+        link = folder / name
+        if link.is_symlink() and not link.resolve().is_relative_to(cache):
+            raise VitrailError(
+                f"{link} is a link to {link.resolve()}, which is not in the Hub's cache: replace it by the file, if it may be published."
+            )
+    return [f"left out, because a Trainer wrote them: {', '.join(file.name for file in of_trainer)}"] if of_trainer else []
 
 
 def send(

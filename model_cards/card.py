@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,7 @@ from ..convert.model_folder import (
     RESULTS_NAME,
     hash_weights,
     is_model_folder,
-    read_pretraining,
     read_report,
-    read_results,
 )
 from ..convert.report import ConversionRecord
 from ..convert.sources.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
@@ -33,14 +32,16 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import read_json
 from .citations import PAPERS
 from .conversion_section import conversion_table, converted_from, verification
-from .descriptions import architecture, differences, escape, has_named_classes, markdown_table, preprocessing
+from .descriptions import architecture, differences, escape, has_named_classes, markdown_table, preprocessing, trusted
 from .evaluation_section import measured_facts, measured_results
 from .facts import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
 from .lineages import DATASETS, FAMILY_CARDS, lineage_of
 from .pretraining_section import pretraining_facts
 from .provenance import checkpoint_link, eval_results, load_name
+from .records import MeasuredResults, PretrainingRecord, read_pretraining, read_results
 
-TEMPLATE = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(
+# Every value is escaped but what is marked as Markdown
+TEMPLATE = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=escape).from_string(
     Path(__file__).with_name("template.md.jinja").read_text(encoding="utf-8")
 )
 # Variables of the template that only some cards have
@@ -70,7 +71,7 @@ def official_card(checkpoint: Checkpoint) -> ModelCard:
     facts = model_facts(config, image_processor, checkpoint, classifies=classifies, official=True)
     facts |= usage_facts(config, image_processor, classifies=classifies, name=name)
     facts |= checkpoint_facts(checkpoint) | original_facts(checkpoint) | published_facts(checkpoint)
-    facts["comparison"] = FAMILY_CARDS[checkpoint.family]
+    facts["comparison"] = trusted(asdict(FAMILY_CARDS[checkpoint.family]))
     data = _metadata(checkpoint, name, "official", classifies=classifies, carries_code=False, changed=False)
     return _render(data, title=name, layout="official", facts=facts)
 
@@ -85,8 +86,8 @@ def render_model_card(
     format: str = "vitrail",
     carries_code: bool = True,
     warnings: Sequence[str] = (),
-    results: Mapping[str, Any] | None = None,
-    pretraining: Mapping[str, Any] | None = None,
+    results: MeasuredResults | None = None,
+    pretraining: PretrainingRecord | None = None,
 ) -> ModelCard:
     """Return the card of a model.
 
@@ -97,8 +98,8 @@ def render_model_card(
         format: the layout of the repository: "vitrail", or an export format with a library.
         carries_code: whether the code of the model is in the repository.
         warnings: the warnings of the export.
-        results: the content of results.json, where vitrail trained the classifier.
-        pretraining: the content of pretraining.json, where vitrail trained the encoder without labels.
+        results: of results.json, where vitrail trained the classifier.
+        pretraining: of pretraining.json, where vitrail trained the encoder without labels.
     """
     record = record or ConversionRecord()
     own_layout = format == VITRAIL.name
@@ -118,9 +119,9 @@ def render_model_card(
         "conversion_of": converted_from(record),
         "conversion": conversion_table(record),
         "verification": verification(record),
-        "against": shlex.quote(load_name(checkpoint)) if checkpoint else "SOURCE",
-        "export_warnings": [escape(warning) for warning in warnings],
-        "citations": PAPERS["2010.11929"].bibtex,
+        "against": trusted(shlex.quote(load_name(checkpoint))) if checkpoint else "SOURCE",
+        "export_warnings": list(warnings),
+        "citations": trusted(PAPERS["2010.11929"].bibtex),
         "measured": measured_facts(results, pictures=own_layout) if results else None,
         "pretraining": pretraining_facts(pretraining, pictures=own_layout) if pretraining else None,
     }
@@ -133,7 +134,7 @@ def render_model_card(
         else:
             facts |= original_facts(checkpoint) | published_facts(checkpoint)
     if pretraining and PAPERS[DINO_PAPER].bibtex not in facts["citations"]:
-        facts["citations"] += "\n\n" + PAPERS[DINO_PAPER].bibtex
+        facts["citations"] = trusted(f"{facts['citations']}\n\n{PAPERS[DINO_PAPER].bibtex}")
     data = _metadata(
         checkpoint,
         title,
@@ -186,7 +187,7 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_s
 
 
 def _render(data: ModelCardData, *, title: str, layout: str, facts: Mapping[str, Any]) -> ModelCard:
-    known = dict.fromkeys(OPTIONAL) | dict(facts) | {"title": escape(title), "layout": layout, "card_data": data.to_yaml()}
+    known = dict.fromkeys(OPTIONAL) | dict(facts) | {"title": title, "layout": layout, "card_data": trusted(data.to_yaml())}
     return ModelCard(TEMPLATE.render(known))
 
 
@@ -225,8 +226,8 @@ def _changes(
     record: ConversionRecord,
     checkpoint: Checkpoint,
     classifies: bool,
-    results: Mapping[str, Any] | None,
-    pretraining: Mapping[str, Any] | None,
+    results: MeasuredResults | None,
+    pretraining: PretrainingRecord | None,
 ) -> list[tuple[str, str, str]]:
     """Return the differences from the published checkpoint: property, value here, value there."""
     here = architecture(config, classifies=classifies, named_classes=has_named_classes(config)) | preprocessing(image_processor)
@@ -239,7 +240,7 @@ def _changes(
     if results is not None and classifies:
         here["Classifier"] += ", trained as described below"
     trained = ["trained further with DINO, see [Training](#training)"] if pretraining is not None else []
-    trained += ["fine-tuned"] if results is not None and results["fine_tuning"] is not None else []
+    trained += ["fine-tuned"] if results is not None and results.fine_tuning is not None else []
     if trained:
         here["Weights"], there["Weights"] = ", then ".join(trained), "as published"
     return differences(here, there)

@@ -1,24 +1,29 @@
 """The sections of a card about conversion and verification, from conversion.json."""
 
+import re
 from typing import Any
 
 from ..convert.report import ConversionRecord, FileRecord
-from .descriptions import as_code, escape, markdown_table
+from .descriptions import Markdown, as_code, escape, markdown_table
 from .provenance import HUB
 
 RESULTS = {True: "passed", False: "**FAILED**", None: "for information"}
 
 
-def converted_from(record: ConversionRecord) -> str:
+def converted_from(record: ConversionRecord) -> Markdown:
     """Return the file of the first conversion and the version that converted it; empty for a model that was not converted."""
     first = record.chain[-1]
-    return f" (version {first.versions['vitrail']}) from {as_code(first.source.name)}" if first.source else ""
+    if first.source is None:
+        return Markdown()
+    version = f" (version {escape(first.versions['vitrail'])})" if "vitrail" in first.versions else ""
+    return Markdown(f"{version} from {as_code(first.source.name)}")
 
 
 def _file(file: FileRecord) -> str:
     name = as_code(file.name)
     address = file.url or (f"{HUB}/{file.hub_id}" if file.hub_id else None)
-    return f"{f'[{name}]({address})' if address else name}, {file.bytes:,} bytes, SHA-256 `{file.sha256}`"
+    is_linked = address is not None and re.fullmatch(r"https?://[^\s()<>]+", address)
+    return f"{f'[{name}]({address})' if is_linked else name}, {file.bytes:,} bytes, SHA-256 {as_code(file.sha256)}"
 
 
 def _file_rows(record: ConversionRecord) -> list[tuple[str, str]]:
@@ -26,7 +31,7 @@ def _file_rows(record: ConversionRecord) -> list[tuple[str, str]]:
     return [
         *([("File", _file(record.source))] if record.source else []),
         *([("File of the classifier", _file(record.head))] if record.head else []),
-        ("Format", escape(f"{record.format}{under}")),
+        *([("Format", escape(f"{record.format}{under}"))] if record.format else []),
     ]
 
 
@@ -38,10 +43,10 @@ def conversion_table(record: ConversionRecord) -> str | None:
     for earlier in record.chain[1:]:
         rows += [(f"{name}, before", value) for name, value in _file_rows(earlier)]
     rows += [
-        ("Tensors", f"{record.coverage['converted']} converted; every parameter of the model is filled"),
-        *(("Ignored", as_code(name)) for name in record.coverage["ignored"]),
+        ("Tensors", f"{record.coverage.converted} converted; every parameter of the model is filled"),
+        *(("Ignored", as_code(name)) for name in record.coverage.ignored),
         *(("Note", escape(warning)) for warning in record.warnings),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))),
+        ("Versions", escape(", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())))),
     ]
     return markdown_table(("Property", "Value"), rows)
 

@@ -3,8 +3,10 @@
 import functools
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,21 +23,38 @@ POOLED = {"cls": "[CLS]", "avg": "the mean of the patch tokens", "cls+avg": "[CL
 NONE = "none"
 
 
-def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown; bars are escaped and line breaks become spaces, because they would end a cell."""
+class Markdown(str):
+    """Text that is Markdown; the template escapes all other text."""
+
+    __slots__ = ()
+
+
+def trusted(content: Any) -> Any:
+    """Mark every string in our own text, in dictionaries and lists, as Markdown."""
+    if isinstance(content, Mapping):
+        return {key: trusted(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [trusted(value) for value in content]
+    return Markdown(content) if isinstance(content, str) else content
+
+
+def escape(content: Any) -> Any:
+    """Return text on one line, with its HTML, backticks and backslashes escaped; Markdown and what is no text as it is."""
+    if isinstance(content, Markdown) or not isinstance(content, str):
+        return content
+    return Markdown(re.sub(r"([\\`])", r"\\\1", html.escape(" ".join(content.split()), quote=False)))
+
+
+def as_code(text: str) -> Markdown:
+    """Return a name as inline code in Markdown."""
+    return Markdown("`" + " ".join(text.replace("`", "'").split()) + "`")
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Markdown:
+    """Return a table of Markdown; bars are escaped and line breaks become spaces, because they would end a cell."""
     lines = [" ".join(cell.replace("|", "\\|").split()) for cell in header]
     body = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines, ["---"] * len(lines), *body))
-
-
-def as_code(text: str) -> str:
-    """Return a name as inline code in Markdown."""
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
-
-
-def escape(text: str) -> str:
-    """Return text on one line with its HTML escaped."""
-    return html.escape(" ".join(text.split()), quote=False)
+    return Markdown("\n".join(f"| {' | '.join(cells)} |" for cells in (lines, ["---"] * len(lines), *body)))
 
 
 def format_size(size: tuple[int, int]) -> str:
@@ -45,13 +64,13 @@ def format_size(size: tuple[int, int]) -> str:
 
 def architecture_name(config: ViTConfig) -> str:
     """Return a name like ViT-S/8; sizes without a name have no letter."""
-    size, (height, width) = size_name(config), config.patch_size
-    return f"ViT{'-' + LETTERS[size] if size else ''}/{height if height == width else format_size(config.patch_size)}"
+    size, (height, width) = size_name(config), config.patch_shape
+    return f"ViT{'-' + LETTERS[size] if size else ''}/{height if height == width else format_size(config.patch_shape)}"
 
 
 def tokens(config: ViTConfig, size: tuple[int, int]) -> tuple[int, str]:
     """Return the number of tokens of an image of `size` (height, width) pixels, and their kinds."""
-    grid = size[0] // config.patch_size[0], size[1] // config.patch_size[1]
+    grid = size[0] // config.patch_shape[0], size[1] // config.patch_shape[1]
     registers = f"{config.num_register_tokens} register{'s' if config.num_register_tokens > 1 else ''}"
     parts = ["[CLS]"] * config.use_cls_token + [registers] * (config.num_register_tokens > 0) + [f"{format_size(grid)} patches"]
     return config.num_prefix_tokens + grid[0] * grid[1], ", ".join(parts)
@@ -60,10 +79,10 @@ def tokens(config: ViTConfig, size: tuple[int, int]) -> tuple[int, str]:
 def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = True) -> dict[str, str]:
     """Return the properties that decide a model's outputs together with its weights."""
     head_width = config.hidden_size // config.num_attention_heads
-    activation = ACTIVATIONS.get(config.hidden_act, config.hidden_act)
+    activation = ACTIVATIONS.get(config.hidden_act) or escape(config.hidden_act)
     epsilon = f"{config.layer_norm_eps:g}".replace("e-0", "e-")
     norm = "before" if config.norm_position == "pre" else "after"
-    count, which = tokens(config, config.image_size)
+    count, which = tokens(config, config.image_shape)
     pooled = POOLED[config.pooling] + (", after the final norm" if config.norm_before_pooling else ", then the final norm")
     if config.representation_size is not None:
         pooled += f", then a layer of {config.representation_size} with tanh (pre_logits)"
@@ -78,7 +97,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
         "Epsilon of LayerNorm": epsilon,
         "LayerScale": NONE if config.layer_scale_init_value is None else "yes",
         "Bias of query, key and value": "yes" if config.qkv_bias else NONE,
-        "Image": f"{format_size(config.image_size)} pixels, {channels}, patches of {format_size(config.patch_size)}",
+        "Image": f"{format_size(config.image_shape)} pixels, {channels}, patches of {format_size(config.patch_shape)}",
         "Tokens": f"{count:,}: {which}",
         **mask_token,
         **_positions(config),

@@ -22,6 +22,7 @@ from .descriptions import (
     markdown_table,
     preprocessing,
     tokens,
+    trusted,
 )
 from .lineages import FAMILY_CARDS, lineage_of, trained_on, training
 from .provenance import checkpoint_link, files, linked, original_of, published_metrics, published_table, relatives, sources_table
@@ -34,17 +35,17 @@ def model_facts(
 ) -> dict[str, Any]:
     """Return the facts from config and image processor; `official`: they are those of the checkpoint in the catalog."""
     prepared = _prepared(config, image_processor)
-    sizes = dict.fromkeys([config.image_size, *([prepared] if prepared else [])])
+    sizes = dict.fromkeys([config.image_shape, *([prepared] if prepared else [])])
     counted = {size: counts(config, classifies=classifies, size=size) for size in sizes}
-    parameters = counted[config.image_size].parameters
+    parameters = counted[config.image_shape].parameters
     named = official or has_named_classes(config)
     rows = architecture(config, classifies=classifies, named_classes=named) | {"Parameters": f"{parameters:,}"}
     if official and checkpoint is not None and checkpoint.params != parameters:
         rows["Parameters"] += f"; {checkpoint.params:,} in the file, including a head of zeros that is left out"
     for size, count in counted.items():
         rows[f"GMACs at {format_size(size)}"] = f"{_giga(count.macs)} ({_giga(count.macs_with_attention)})"
-    height, width = config.patch_size
-    return {
+    height, width = config.patch_shape
+    facts = {
         "size": architecture_name(config),
         "parameters": f"{parameters / 1e6:,.1f} million" if parameters >= 1e6 else f"{parameters:,}",
         "trained": trained_on(checkpoint) if checkpoint else "",
@@ -54,9 +55,9 @@ def model_facts(
         "num_labels": config.num_labels,
         "hidden_size": config.hidden_size,
         "pooled_width": config.pooled_size,
-        "patch": format_size(config.patch_size),
-        "multiple": height if height == width else format_size(config.patch_size),
-        "native": format_size(config.image_size),
+        "patch": format_size(config.patch_shape),
+        "multiple": height if height == width else format_size(config.patch_shape),
+        "native": format_size(config.image_shape),
         "prepared": format_size(prepared) if prepared else None,
         "relative_positions": config.position_embedding_type != "absolute",
         "pools_patches": config.use_cls_token and config.pooling == "avg",
@@ -64,6 +65,7 @@ def model_facts(
         "architecture": markdown_table(("Property", "Value"), rows.items()),
         "preprocessing": markdown_table(("Step", "Setting"), preprocessing(image_processor).items()),
     }
+    return dict(trusted(facts))
 
 
 def _giga(count: int) -> str:
@@ -73,7 +75,7 @@ def _giga(count: int) -> str:
 def _prepared(config: ViTConfig, image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
     """Return the height and width of every preprocessed image, where the patch divides them."""
     size = output_size(image_processor)
-    fits = size is not None and not any(length % patch for length, patch in zip(size, config.patch_size, strict=True))
+    fits = size is not None and not any(length % patch for length, patch in zip(size, config.patch_shape, strict=True))
     return size if fits else None
 
 
@@ -98,19 +100,26 @@ def usage_facts(
     prepared = _prepared(config, image_processor)
     where = "hf-hub" if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else "local-dir"
     fixed_size = export is not None and export.fixed_size(config)
-    count, which = tokens(config, config.image_size)
-    return {
-        "name_in_shell": shlex.quote(name),
-        "name_in_python": json.dumps(name, ensure_ascii=False),
-        "name_in_timm": json.dumps(f"{where}:{name}", ensure_ascii=False),
+    count, which = tokens(config, config.image_shape)
+    facts = {
+        "name_in_shell": shlex.quote(" ".join(name.split())),
+        "name_in_python": _in_python(name),
+        "name_in_timm": _in_python(f"{where}:{name}"),
         "mode": "L" if config.num_channels == 1 else "RGB",
         "auto_class": "AutoModelForImageClassification" if classifies else "AutoModel",
         "carries_code": carries_code,
         "trust": ", trust_remote_code=True" if carries_code else "",
-        "interpolate": ", interpolate_pos_encoding=True" if fixed_size and prepared != config.image_size else "",
+        "interpolate": ", interpolate_pos_encoding=True" if fixed_size and prepared != config.image_shape else "",
         "outputs": "\n".join(_outputs(config, prepared, export, classifies=classifies)),
         "native_tokens": f"(1, {count}, {config.hidden_size}): {which}",
     }
+    return dict(trusted(facts))
+
+
+def _in_python(name: str) -> str:
+    """Return a string literal, without the characters that would end inline code in Markdown, or begin HTML."""
+    literal = json.dumps(name, ensure_ascii=False)
+    return literal.replace("`", "\\u0060").replace("<", "\\u003c")
 
 
 def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, export: Export | None, *, classifies: bool) -> list[str]:
@@ -122,7 +131,7 @@ def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, export: Export
         ]
         ours = f"model.vit(**inputs).pooler_output  # (1, {config.pooled_size}): features of the image"
         return lines if export else [*lines, ours]
-    count, which = tokens(config, prepared or config.image_size)
+    count, which = tokens(config, prepared or config.image_shape)
     shape = f"(1, {count}, {config.hidden_size}): {which}" if prepared else f"(1, tokens, {config.hidden_size})"
     pooled = f"outputs.pooler_output  # (1, {config.pooled_size}): the image"
     if export and not export.pools(config):
@@ -139,7 +148,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     recipes = {name: recipe for name, recipe in checkpoint.head_recipe.items() if name in checkpoint.head_urls}
     software = FAMILY_CARDS[checkpoint.family].citation
     citations = [PAPERS[key].bibtex for key in (*checkpoint.paper, *([software] if software else []))]
-    return {
+    facts = {
         "checkpoint": checkpoint_link(checkpoint),
         "about": lineage.about,
         "files": files(checkpoint),
@@ -153,6 +162,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "citations": "\n\n".join(citations),
         "sources": sources_table(checkpoint),
     }
+    return dict(trusted(facts))
 
 
 def _input_of(recipe: Mapping[str, Any]) -> str:
@@ -166,12 +176,13 @@ def original_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     if original is None:
         return {}
     link, found = checkpoint_link(original), differences(settings(checkpoint), settings(original))
-    return {
+    facts = {
         "original": link,
         "encoder_only": checkpoint.has_classifier and not original.has_classifier,
         "original_differences": markdown_table(("Setting", "here", link), found) if found else None,
         "original_has_results": bool(published_metrics(original)),
     }
+    return dict(trusted(facts))
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, str]:
@@ -187,4 +198,4 @@ def published_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     family = FAMILY_CARDS[checkpoint.family]
     note = family.results + family.results_with_registers * (checkpoint.architecture["registers"] > 0)
     source = linked(checkpoint.sources["metrics"] or "", checkpoint)
-    return {"published": {"source": source, "note": note, "table": published_table(checkpoint)}}
+    return dict(trusted({"published": {"source": source, "note": note, "table": published_table(checkpoint)}}))

@@ -47,12 +47,12 @@ def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, Vitra
             "or a config.json with the fields of ViTConfig."
         )
     set_seed(seed)
-    return ViTModel(config), make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels)
+    return ViTModel(config), make_image_processor("dino", image_size=config.image_shape, num_channels=config.num_channels)
 
 
 def _read_config(path: Path) -> ViTConfig:
     """Read a config that has only fields of ViTConfig. The default would silently replace the value of a misspelt field."""
-    content = read_json(path)
+    content = read_json(path, remedy="correct it")
     known = {**ViTConfig().to_dict(), "auto_map": None, "num_labels": None}
     unknown = [field for field in content if field not in known]
     if unknown or content.get("model_type", ViTConfig.model_type) != ViTConfig.model_type:

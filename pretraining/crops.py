@@ -9,7 +9,7 @@ from transformers.utils import logging
 from ..data.decoding import open_image
 from ..errors import UnreadableImageError, VitrailError, WorkerError
 from ..processing.augmentation import rng_of
-from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.image_processing_vit import PREPROCESS_ERRORS, VitrailImageProcessor
 from ..processing.multi_crop import MultiCropAugmentation, check_channels, make_crops
 
 MAX_UNREADABLE = 100  # unreadable images in a row, before a run fails
@@ -85,13 +85,13 @@ class MultiCropImages(Dataset):
 
     def _crops_of(self, row: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         entry = self.dataset[row]["image"]
-        image = open_image(entry)
+        image = open_image(entry, name=f"of row {row}")
         try:
             return make_crops(image, self.augmentation, rng, mean=self.mean, std=self.std, num_channels=self.num_channels)
         except VitrailError:  # a fault of the settings, not of this image
             raise
-        except ValueError as error:  # decoded, but with channels or values that do not suit the model
-            raise UnreadableImageError(entry["path"] or "without a path", str(error)) from error
+        except PREPROCESS_ERRORS as error:  # decoded, but with channels, values or a size that do not suit the model
+            raise UnreadableImageError(entry["path"] or f"of row {row}", str(error) or type(error).__name__) from error
 
     def _report(self, row: int, error: UnreadableImageError) -> None:
         if not self.reported[row]:

@@ -17,19 +17,20 @@ from ..data.labeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..evaluation.results import PACKAGES, describe_model, public_name
-from ..hub.saving import check_output_dir, save
+from ..hub.saving import folder_of_run, save
+from ..model_cards.records import KNNEvaluation, PretrainingRecord, RecipeSource, TrainingData
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
+from ..utils.checkpoint_files import last_checkpoint
+from ..utils.folders import check_writable
 from ..utils.processes import start_processes
-from ..utils.run_folder import RunFolder
-from ..utils.trainer import KeepLastCheckpoint, last_checkpoint
+from ..utils.trainer import KeepLastCheckpoint
 from ..utils.versions import installed_versions
 from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
 from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
 from .recipes import PretrainingRecipe, find_recipe, fit_to_patches
-from .record import KNNEvaluation, PretrainingRecord, RecipeSource, TrainingData
 from .report import write_report
 from .teacher_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, TeacherKNN
 from .trainer import DINOTrainer
@@ -48,6 +49,7 @@ def pretrain(
     output_dir: str | os.PathLike,
     recipe: str | PretrainingRecipe = "dino",
     epochs: int | None = None,
+    total_batch_size: int | None = None,
     seed: int = 0,
     device_batch_size: int | None = None,
     num_workers: int = 0,
@@ -57,6 +59,7 @@ def pretrain(
     progress: bool = True,
     report: ConversionReport | None = None,
     from_scratch: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a model with DINO on images without labels, and write the teacher as a folder.
 
@@ -69,7 +72,7 @@ def pretrain(
         image_processor: of the model. The crops are normalized with its mean and standard deviation.
         images: to train on. Labels, if there are any, are only used to evaluate the teacher.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
-        epochs: replaces the number in the recipe.
+        epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all devices.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
         device_batch_size: images per device and forward pass, with all their crops; gradients are accumulated up to the recipe's batch.
             None runs the whole batch in one pass.
@@ -79,9 +82,10 @@ def pretrain(
         original_checkpoint: a .pth file to write as well, in the layout of the original's full checkpoints.
         report: from `vitrail.load`.
         from_scratch: whether the model has random weights; for the record.
+        overwrite: replace a trained model in `output_dir`.
 
     Returns:
-        The content of pretraining.json, without the hash of the weights; see `vitrail.pretraining.record.PretrainingRecord`.
+        The content of pretraining.json, without the hash of the weights; see `vitrail.model_cards.records.PretrainingRecord`.
 
     Raises:
         VitrailError: there are fewer images than a batch has, the folder holds other files, its run has other settings or is in progress,
@@ -92,21 +96,22 @@ def pretrain(
     recipe = dataclasses.replace(
         recipe,
         epochs=recipe.epochs if epochs is None else epochs,
-        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_size),
+        batch_size=recipe.batch_size if total_batch_size is None else total_batch_size,
+        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_shape),
     )
     output_dir = Path(output_dir)
-    check_output_dir(output_dir)
+    run_folder = folder_of_run(output_dir, overwrite=overwrite)
     if original_checkpoint is not None:
         check_new(Path(original_checkpoint))
+        check_writable(Path(original_checkpoint))
         check_original_layout(vit, image_processor)
     if len(images.train) < recipe.batch_size:
         raise VitrailError(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
-            f"{recipe.batch_size}: give a recipe (.json) with a smaller batch_size."
+            f"{recipe.batch_size}: lower it with total_batch_size=."
         )
     processes = start_processes()
     initial_model = None if from_scratch else describe_model(report) or UNKNOWN
-    run_folder = RunFolder(output_dir.with_name(f"{output_dir.name}.run"))
     args = training_arguments(
         run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
     )
@@ -117,7 +122,7 @@ def pretrain(
                 "seed": seed,
                 "data": images.fingerprint,
                 "model": initial_model,
-                "config": json.loads(vit.config.to_json_string()),
+                "config": {key: value for key, value in json.loads(vit.config.to_json_string()).items() if key != "auto_map"},
                 "image processor": json.loads(image_processor.to_json_string()),
             }
             run_folder.begin(settings, has_results=last_checkpoint(run_folder.path) is not None)
@@ -142,7 +147,7 @@ def pretrain(
             seconds=round(time.monotonic() - started, 1),
         )
         if processes.is_main_process:
-            save(trainer.teacher, image_processor, output_dir, report=report)
+            save(trainer.teacher, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
                 save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
@@ -168,8 +173,8 @@ def training_arguments(
     share, rest = divmod(recipe.batch_size, processes.num_processes)
     if rest:
         raise VitrailError(
-            f"A batch of {recipe.batch_size} images cannot be divided evenly among {processes.num_processes} processes: give a recipe "
-            "(.json) with another batch_size, or start another number of processes."
+            f"A batch of {recipe.batch_size} images cannot be divided evenly among {processes.num_processes} processes: change it with "
+            "total_batch_size=, or start another number of processes."
         )
     per_pass = max(number for number in range(1, min(device_batch_size or share, share) + 1) if share % number == 0)
     return DINOTrainingArguments(

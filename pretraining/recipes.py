@@ -1,5 +1,6 @@
 """Pretraining recipes: batch size, learning rate, and the settings that differ from `DINOTrainingArguments`."""
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -72,9 +73,11 @@ def find_recipe(name: str) -> PretrainingRecipe:
     if name in RECIPES:
         return RECIPES[name]
     path = Path(name)
-    if path.suffix != ".json" or not path.is_file():
+    if path.suffix == ".json" and not path.is_file():
+        raise VitrailError(f"There is no file {path}; expected a recipe: {', '.join(RECIPES)}, or a .json file that changes one.")
+    if path.suffix != ".json":
         raise VitrailError(f'There is no recipe "{name}": choose {", ".join(RECIPES)}, or give a .json file that changes a recipe.')
-    changes = read_json(path)
+    changes = read_json(path, remedy="correct it")
     base = RECIPES.get(str(changes.pop("recipe", "")))
     if base is None:
         raise VitrailError(f'{path} does not name the recipe that it changes: add "recipe": "{next(iter(RECIPES))}".')
@@ -111,7 +114,9 @@ def _field_names(kind: type, *, excluded: Collection[str]) -> list[str]:
 
 def _check_names(path: Path, names: Iterable[str], known: Collection[str]) -> None:
     if unknown := [name for name in names if name not in known]:
-        raise VitrailError(f"{path} has unknown fields: {', '.join(unknown)}. Known fields: {', '.join(known)}.")
+        similar = [field for name in unknown for field in known if name in field or difflib.get_close_matches(name, [field])]
+        hint = f"Similar fields: {', '.join(dict.fromkeys(similar))}" if similar else f"Known fields: {', '.join(known)}"
+        raise VitrailError(f"{path} has unknown fields: {', '.join(unknown)}. {hint}.")
 
 
 def _check_values(path: Path, changes: Mapping[str, Any]) -> None:

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ..convert.model_folder import PRETRAINING_NAMES
 from ..hub.saving import keep_record
+from ..model_cards.records import PretrainingRecord
 from ..utils.figures import BACKGROUND_COLOR, COLORS, STYLE, save_figure
-from .record import PretrainingRecord
 from .teacher_evaluation import ACCURACY
 
 

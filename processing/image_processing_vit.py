@@ -8,7 +8,9 @@ a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 v
 """
 
 import functools
+import math
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +36,7 @@ Batch: TypeAlias = tuple[list[int], torch.Tensor]
 
 BACKENDS = ("pil", "torch")
 DOWNLOAD_TIMEOUT = 30.0  # seconds
+MAX_SIDE = 2**16  # pixels
 SIZE_KEYS = ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 # The largest value that an array of each type can hold; bool arrays become uint8 levels of 0 and 255.
@@ -55,8 +58,10 @@ SIDEWAYS = (5, 6, 7, 8)
 DECODE_ERRORS = (
     OSError,
     ArithmeticError,
+    AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     RuntimeError,
     SyntaxError,
     TypeError,
@@ -65,6 +70,12 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# What preprocessing raises on images that cannot be used.
+PREPROCESS_ERRORS = (ArithmeticError, MemoryError, ValueError)
+
+# Formats that are programs: Pillow would run Ghostscript on them.
+PROGRAMS = {"EPS"}
 
 
 class VitrailImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -87,7 +98,8 @@ class VitrailImageProcessor(BaseImageProcessor):
     - num_channels: number of channels of the model. 3 converts Pillow images to RGB, 1 to grayscale; with another number an image must have
       that many channels, which are processed one by one. Grayscale is repeated for a model of 3 channels.
     - do_resize, size, resample: `{"shortest_edge": s}` keeps the aspect, with a bound if there is a "longest_edge";
-      `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter number.
+      `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter, by
+      number or name.
     - size_divisor: a patch size, int or (height, width). Each side becomes a multiple of it: the nearest, by resizing, or
       with do_pad the next, by padding right and bottom with zeros after the normalization, which are the mean color.
     - do_center_crop, crop_size: a smaller image is padded with black.
@@ -152,7 +164,7 @@ class VitrailImageProcessor(BaseImageProcessor):
         if isinstance(kwargs["size_divisor"], list):
             kwargs["size_divisor"] = tuple(kwargs["size_divisor"])
         if kwargs["resample"] is not None:
-            kwargs["resample"] = int(kwargs["resample"])
+            kwargs["resample"] = _filter_number(kwargs["resample"])
         return kwargs
 
     def decode(self, file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
@@ -171,14 +183,27 @@ class VitrailImageProcessor(BaseImageProcessor):
         _validate(settings)
         return settings
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
-        super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`.
+
+        Returns:
+            The paths of the files that transformers wrote.
+        """
+        written: list[str] = super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
         after_save = type(self).after_save
         if after_save is not None:
             after_save(Path(save_directory))
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return written
+
+
+def _filter_number(resample: int | str) -> int:
+    if not isinstance(resample, str):
+        return int(resample)
+    if resample.upper() not in Image.Resampling.__members__:
+        raise ValueError(f'found resample="{resample}"; write a filter of Pillow, for example "bilinear" or "bicubic"')
+    return int(Image.Resampling[resample.upper()])
 
 
 class VitrailImageProcessorTorch(VitrailImageProcessor):
@@ -186,6 +211,8 @@ class VitrailImageProcessorTorch(VitrailImageProcessor):
 
     transformers consumes the argument to choose a class, so the class must carry it.
     """
+
+    backend = "torch"
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -275,13 +302,18 @@ def _validate(settings: Settings) -> None:
     _validate_values(settings)
 
 
+def _are_sides(sides: Iterable[Any]) -> bool:
+    """Return True for numbers of pixels that an image may have after resizing; a file with larger ones is damaged, or a trap."""
+    return all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
+
+
 def _validate_geometry(settings: Settings) -> None:
     backend, size, crop_size = settings.backend, settings.size, settings.crop_size
     resample, size_divisor = settings.resample, settings.size_divisor
     if backend not in BACKENDS:
         raise ValueError(f"found backend={backend!r}; write 'pil' (exact) or 'torch' (fast, within 2 levels)")
     if settings.do_resize:
-        if size is None or set(size.to_dict()) not in SIZE_KEYS or min(size.to_dict().values()) < 1:
+        if size is None or set(size.to_dict()) not in SIZE_KEYS or not _are_sides(size.to_dict().values()):
             raise ValueError(
                 f"found size={None if size is None else size.to_dict()}; write positive numbers of pixels as "
                 '{"shortest_edge": s}, {"shortest_edge": s, "longest_edge": l} or {"height": h, "width": w}'
@@ -297,7 +329,7 @@ def _validate_geometry(settings: Settings) -> None:
                 "and 3 (bicubic); write one of these, or backend='pil'"
             )
     if settings.do_center_crop:
-        if crop_size is None or set(crop_size.to_dict()) != {"height", "width"} or min(crop_size.to_dict().values()) < 1:
+        if crop_size is None or set(crop_size.to_dict()) != {"height", "width"} or not _are_sides(crop_size.to_dict().values()):
             found = None if crop_size is None else crop_size.to_dict()
             raise ValueError(f'found crop_size={found}; write positive numbers of pixels as {{"height": h, "width": w}}')
         if size_divisor is not None:
@@ -307,7 +339,7 @@ def _validate_geometry(settings: Settings) -> None:
             )
     if size_divisor is not None:
         sides = _pair(size_divisor)
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        if len(sides) != 2 or not _are_sides(sides):
             raise ValueError(f"found size_divisor={size_divisor}; write a positive int or a (height, width) pair")
     elif settings.do_pad:
         raise ValueError("found do_pad=True without a size_divisor to pad to; write size_divisor=<patch size>")
@@ -315,6 +347,9 @@ def _validate_geometry(settings: Settings) -> None:
         raise ValueError(
             f"found pad_size={settings.pad_size.to_dict()}; images are padded to multiples of size_divisor, write that"
         )
+    for name in ("do_resize", "do_center_crop", "do_pad", "do_rescale", "do_normalize"):
+        if getattr(settings, name) not in (None, True, False):
+            raise ValueError(f"found {name}={getattr(settings, name)!r}; write True or False")
     if not isinstance(settings.jpeg_draft, bool):
         raise ValueError(f"found jpeg_draft={settings.jpeg_draft!r}; write True to decode JPEG files at a reduced scale, or False")
 
@@ -323,7 +358,7 @@ def _validate_values(settings: Settings) -> None:
     num_channels, rescale_factor = settings.num_channels, settings.rescale_factor
     if not isinstance(num_channels, int) or num_channels < 1:
         raise ValueError(f"found num_channels={num_channels!r}; write the number of channels of the model, for example 3")
-    if settings.do_rescale and (rescale_factor is None or rescale_factor <= 0):
+    if settings.do_rescale and not (rescale_factor is not None and 0 < rescale_factor < math.inf):
         raise ValueError(f"found rescale_factor={rescale_factor}; write 1 / 255, or do_rescale=False")
     if settings.do_normalize:
         for name, values in (("image_mean", settings.image_mean), ("image_std", settings.image_std)):
@@ -331,7 +366,9 @@ def _validate_values(settings: Settings) -> None:
                 raise ValueError(
                     f"found {name}={values} with num_channels={num_channels}; write {num_channels} numbers, or do_normalize=False"
                 )
-        if 0 in settings.image_std:
+        if not all(math.isfinite(value) for value in settings.image_mean):
+            raise ValueError(f"found image_mean={settings.image_mean}; write finite numbers")
+        if not all(0 < value < math.inf for value in settings.image_std):
             raise ValueError(f"found image_std={settings.image_std}; write numbers above 0")
 
 
@@ -390,32 +427,37 @@ def _read(source: Any, settings: Settings) -> Image.Image | np.ndarray | torch.T
             raise ValueError(f"cannot read the image {source}: {error}") from error
         return _decode(BytesIO(content), source, settings)
     if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        try:
-            with open(name, "rb") as stream:
-                return _decode(stream, name, settings)
-        except FileNotFoundError as error:
-            raise ValueError(f"the image {name} does not exist") from error
-        except OSError as error:
-            raise ValueError(f"cannot read the image {name}: {error.strerror}") from error
+        return _decode(source, os.fspath(source), settings)
     raise ValueError(
         f"found {type(source).__name__} in place of an image; pass a Pillow image, an array, a tensor, a path, a URL or bytes"
     )
 
 
-def _decode(stream: BinaryIO, name: str, settings: Settings) -> Image.Image:
+def _decode(file: str | os.PathLike[str] | BytesIO, name: str, settings: Settings) -> Image.Image:
     try:
-        return decode(stream, settings)
+        return decode(file, settings)
+    except FileNotFoundError as error:
+        raise ValueError(f"the image {name} does not exist") from error
     except Image.UnidentifiedImageError as error:
-        reason = "Pillow does not recognize its format" if stream.seek(0, os.SEEK_END) else "it is empty"
-        raise ValueError(f"cannot read the image {name}: {reason}") from error
+        size = len(file.getvalue()) if isinstance(file, BytesIO) else os.path.getsize(file)
+        raise ValueError(
+            f"cannot read the image {name}: {'Pillow does not recognize its format' if size else 'it is empty'}"
+        ) from error
     except DECODE_ERRORS as error:
-        raise ValueError(f"cannot read the image {name}: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"cannot read the image {name}: {reason}") from error
 
 
 def decode(file: str | os.PathLike[str] | BinaryIO, settings: Settings | None = None) -> Image.Image:
-    """Decode the image in a file and apply its EXIF orientation; with settings whose jpeg_draft is set, at a reduced scale."""
+    """Decode the image in a file and apply its EXIF orientation; with settings whose jpeg_draft is set, at a reduced scale.
+
+    Raises one of DECODE_ERRORS, also for a pipe, a device or a socket, which is not opened, and for one of PROGRAMS.
+    """
+    if isinstance(file, str | os.PathLike) and not stat.S_ISREG(mode := os.stat(file).st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError("it is not a regular file, but a pipe, a device or a socket")
     with Image.open(file) as image:
+        if image.format in PROGRAMS:
+            raise ValueError(f"{image.format} files are programs, which are not run")
         if settings is not None and settings.jpeg_draft and image.format in JPEG_FORMATS:
             _draft(image, settings)
         image.load()
@@ -556,8 +598,11 @@ def _size_of(image: Pixels) -> tuple[int, int]:
 
 
 def _resized_size(height: int, width: int, settings: Settings) -> tuple[int, int]:
-    """Return the (height, width) to resize to; the longer side is rounded down, as in torchvision's Resize."""
-    size = settings.size
+    """Return the (height, width) to resize to; the longer side is rounded down, as in torchvision's Resize.
+
+    Raises ValueError if an image, enlarged, would have more pixels than Pillow allows a file to have.
+    """
+    size, given = settings.size, (height, width)
     if settings.do_resize:
         assert size is not None
         if size.height is not None and size.width is not None:
@@ -572,6 +617,12 @@ def _resized_size(height: int, width: int, settings: Settings) -> tuple[int, int
         height, width = (
             max((side + divisor // 2) // divisor, 1) * divisor
             for side, divisor in zip((height, width), settings.divisors, strict=True)
+        )
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > max(limit, given[0] * given[1]):
+        raise ValueError(
+            f"an image of {given[1]} x {given[0]} pixels would be resized to {width} x {height}, more than Pillow's limit of "
+            f"{limit} pixels: crop it, or raise PIL.Image.MAX_IMAGE_PIXELS"
         )
     return height, width
 

@@ -12,6 +12,7 @@ from .image_processing_vit import VitrailImageProcessor
 from .resizing import as_pair
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MIN_CROP_PCT = 0.01  # a smaller one would make images without a bound on their size
 HALF = (0.5, 0.5, 0.5)
 BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
 
@@ -109,8 +110,8 @@ def make_image_processor(
 
 
 def _shorter_side(length: int, crop_pct: float | None) -> int:
-    if crop_pct is None or not 0 < crop_pct <= 1:
-        raise VitrailError(f"found crop_pct={crop_pct}; write a number above 0 and up to 1, for example 0.9")
+    if crop_pct is None or not MIN_CROP_PCT <= crop_pct <= 1:
+        raise VitrailError(f"found crop_pct={crop_pct}; write a number from {MIN_CROP_PCT} to 1, for example 0.9")
     return math.floor(length / crop_pct)
 
 

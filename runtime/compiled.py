@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import VitrailError
+from ..modeling.fingerprint import weights_digest
 from .graph_engines import build_onnxruntime, build_openvino
 from .outputs import CompiledFunction
 from .torch_engines import build_compiled, build_eager, in_precision
@@ -36,6 +37,7 @@ class Engine:
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "float64")
 TORCH_PRECISIONS = ("float32", "bfloat16", "float16", "float64")
+OTHER_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp64": "float64", "double": "float64"}
 ENGINES = {
     "eager": Engine(build_eager, TORCH_PRECISIONS, fixed_size=False),
     "compile": Engine(build_compiled, TORCH_PRECISIONS, fixed_size=True),
@@ -69,7 +71,8 @@ class Runtime:
         if self.precision is None or self.precision in ENGINES[self.engine].precisions:
             return
         if self.precision not in PRECISIONS:
-            raise VitrailError(f"found precision={self.precision!r}; write one of {', '.join(PRECISIONS)}")
+            known = OTHER_NAMES.get(self.precision) or f"one of {', '.join(PRECISIONS)}"
+            raise VitrailError(f"found precision={self.precision!r}; write {known}")
         able = " or ".join(name for name, engine in ENGINES.items() if self.precision in engine.precisions)
         raise VitrailError(
             f"engine {self.engine} does not support {self.precision}: choose one of "
@@ -96,7 +99,7 @@ class CompiledModel:
     """A module run by a runtime. It is called like the module, by up to `num_streams` threads at a time.
 
     Each compiled version is checked on the first images it receives: its outputs must agree with the float32 module. The unchanged module
-    is not checked.
+    is not checked. Compiled versions keep the weights that the module had when the first of them was built; see `is_current`.
 
     Args:
         module: in evaluation mode; maps (B, C, H, W) to a tuple of tensors with B rows. It is compiled again for another image size.
@@ -120,13 +123,19 @@ class CompiledModel:
         self.module = module
         self.device = next(module.parameters()).device
         self.precision = runtime.precision or precision_of(module)
-        self.runtime = Runtime(self.precision, runtime.engine)
         self.engine = ENGINES[runtime.engine]
+        if self.precision not in self.engine.precisions and runtime.precision is None:
+            raise VitrailError(
+                f"the weights are {self.precision}, which engine {runtime.engine} does not support: set the precision to "
+                f"{' or '.join(self.engine.precisions)} (--precision at the command line)."
+            )
+        self.runtime = Runtime(self.precision, runtime.engine)
         self.is_module = self.runtime == Runtime(precision_of(module))
         self.batch_size = batch_size
         self.calibration = calibration
         self.num_streams = num_streams
         self.agreement: tuple[Agreement, ...] = ()  # per output, the worst so far; empty before any check
+        self._weights: str | None = None  # the digest of those that the functions hold; the unchanged module holds its own
         self._functions: OrderedDict[tuple[int, int] | None, CompiledFunction] = OrderedDict()
         self._lock = threading.Lock()
         if self.device.type not in self.engine.devices:
@@ -134,11 +143,17 @@ class CompiledModel:
         if self.precision == "int8" and calibration is None:
             raise VitrailError("int8 requires calibration images, but there are none: pass some dozens of preprocessed images.")
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the compiled versions have the weights of the module. It reads all weights, because no counter sees every change."""
+        return self._weights is None or weights_digest(self.module) == self._weights
+
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the outputs in float32 for images (B, C, H, W) on any device.
 
-        Raises VitrailError if the engine is not installed or not supported here, or if its outputs do not agree with the module.
+        Raises VitrailError if the engine is not installed or not supported here, if its outputs do not agree with the module, or if the
+        weights have changed since the version for another image size was built.
         """
         pixel_values = pixel_values.to(self.device, non_blocking=True)
         return self._run(self._function(pixel_values), pixel_values)
@@ -151,8 +166,13 @@ class CompiledModel:
         size = (height, width) if self.engine.fixed_size else None
         with self._lock:  # other threads likely need the same function
             if size not in self._functions:
+                if not self.is_current:
+                    raise VitrailError(
+                        "the weights of the model have changed since it was compiled: compile it again, for example with vitrail.optimize."
+                    )
                 function = self._build(pixel_values)
                 if not self.is_module:
+                    self._weights = self._weights or weights_digest(self.module)
                     self._check(function, pixel_values[:NUM_CHECKED])
                 self._functions[size] = function
                 if len(self._functions) > MAX_SIZES:

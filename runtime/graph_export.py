@@ -16,7 +16,8 @@ from ..errors import OutputMismatchError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import output_size
-from ..utils.atomic import check_new, temporary_folder
+from ..utils.atomic import check_new
+from ..utils.folders import share, temporary_folder
 from ..utils.optional import import_without_telemetry
 from .graph import INPUT_NAME, Graph, trace, traceable, write_onnx, write_openvino
 from .outputs import TupleOutputs, named_outputs
@@ -89,10 +90,10 @@ def export_graph(
         output: the folder; it must not exist.
         to: "onnx" or "openvino"; the packages must be installed.
         batch_size: the fixed batch size of the graph; None for any.
-        dynamic_size: accept images of any height and width that the patch size divides.
+        dynamic_size: accept images of any height and width that the patch size divides. The graph does not check that it does.
 
     Returns:
-        A sentence on the largest difference between the engine's outputs and the model's.
+        Sentences: the largest difference between the engine's outputs and the model's, and what a user of the graph must know.
 
     Raises:
         UnsupportedCheckpointError: this model cannot be exported as such a graph.
@@ -107,7 +108,7 @@ def export_graph(
     output = Path(output)
     check_new(output)
     module = named_outputs(model, *OUTPUT_NAMES[type(model)])
-    size = output_size(image_processor) or model.config.image_size
+    size = output_size(image_processor) or model.config.image_shape
     image: tuple[int | None, int | None] = (None, None) if dynamic_size else size
     with temporary_folder(output) as temporary:
         folder = temporary / output.name
@@ -118,15 +119,21 @@ def export_graph(
         config.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         warning = compare(module, known.run(folder / known.file), known, shapes_to_compare(model, size, batch_size, dynamic_size))
+        share(folder)
         folder.rename(output)
-    return [warning]
+    warnings = [warning]
+    if model.dtype != torch.float32:
+        warnings.append(f"the graph computes in float32; the weights are {str(model.dtype).removeprefix('torch.')}")
+    if dynamic_size:
+        warnings.append("the graph does not check image sizes: it cuts off rows and columns that do not fill a patch")
+    return warnings
 
 
 def shapes_to_compare(
     model: ViTPreTrainedModel, size: tuple[int, int], batch_size: int | None, dynamic_size: bool
 ) -> list[tuple[int, int, int, int]]:
     """Return shapes of `pixel_values`: of the size of the graph and, if the size is dynamic, of two others."""
-    (height, width), (patch_height, patch_width) = model.config.image_size, model.config.patch_size
+    (height, width), (patch_height, patch_width) = model.config.image_shape, model.config.patch_shape
     sizes = {size: None}
     if dynamic_size:
         sizes |= {(height, width): None, (height + patch_height, max(width - patch_width, patch_width)): None}

@@ -75,7 +75,7 @@ class OptimizedModel:
         if len(outputs) == 1:
             return ImageClassifierOutput(logits=outputs[0])
         height, width = pixel_values.shape[-2:]
-        patch_height, patch_width = self.config.patch_size
+        patch_height, patch_width = self.config.patch_shape
         return ViTModelOutput(*outputs, patch_grid=(height // patch_height, width // patch_width))
 
 
@@ -95,8 +95,9 @@ def optimize(
         print(fast.report)
 
     Args:
-        model: a ViTModel or a ViTForImageClassification; its weights stay unchanged.
-        precision: "float32", "bfloat16", "float16", or "int8" (weights and activations); the precision of the weights by default.
+        model: a ViTModel or a ViTForImageClassification. Its weights stay unchanged. After you change them, optimize it again.
+        precision: "float32", "bfloat16", "float16", "float64" ("eager" and "compile") or "int8" (weights and activations); the
+            precision of the weights by default.
         engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install "vitrail[onnx]"`) or "openvino"
             (`pip install "vitrail[openvino]"`); int8 requires one of the last two.
         example_size: height and width, in pixels, of the images to expect; the config's image_size by default.
@@ -132,6 +133,6 @@ def optimize(
 def _noise(config: ViTConfig, size: int | Sequence[int] | None) -> torch.Tensor:
     """Return two images of noise, always the same."""
     if size is None:
-        size = config.image_size
+        size = config.image_shape
     height, width = (size, size) if isinstance(size, int) else size
     return torch.randn(2, config.num_channels, height, width, generator=torch.Generator().manual_seed(0))

@@ -1,9 +1,8 @@
-"""Read JSON with clear errors, and write files and folders that are complete or absent: under a temporary name, then renamed."""
+"""Read JSON with clear errors, and write files that are complete or absent: under a temporary name, then renamed."""
 
 import json
 import os
-import shutil
-import tempfile
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,11 +34,19 @@ def replaced(path: Path, *, temporary_dir: Path | None = None) -> Iterator[Path]
     folder = path.parent if temporary_dir is None else temporary_dir
     temporary = folder / f".{path.stem}.{uuid.uuid4().hex[:8]}{TEMPORARY_MARK}{path.suffix}"
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the process's umask decides it; safetensors makes private files
         yield temporary
+        temporary.chmod(mode)
         synchronize(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Return True for the name of a hidden file from `replaced`, which stays where the process that writes it is killed."""
+    return re.fullmatch(rf"\..+\.[0-9a-f]{{8}}{re.escape(TEMPORARY_MARK)}(\..+)?", name, re.DOTALL) is not None
 
 
 def synchronize(file: Path) -> None:
@@ -51,31 +58,20 @@ def synchronize(file: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def temporary_folder(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `output` to write into and to rename from. What is left in it is removed."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def read_json(path: Path, *, remedy: str = "download it again, or remove it") -> dict[str, Any]:
+    """Return the object in a JSON file; `remedy` is the advice of the errors.
 
     Raises:
         CorruptFileError: the file is not JSON, holds no object, or is far too large.
     """
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise CorruptFileError(f"{path} has {size} bytes; expected at most {MAX_JSON_BYTES}: download it again, or remove it.")
+        raise CorruptFileError(f"{path} has {size} bytes; expected at most {MAX_JSON_BYTES}: {remedy}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is not valid JSON ({error}): download it again, or remove it.") from error
+        raise CorruptFileError(f"{path} is not valid JSON ({error}): {remedy}.") from error
     if not isinstance(content, dict):
-        raise CorruptFileError(f"{path} holds a {type(content).__name__}; expected an object: download it again, or remove it.")
+        raise CorruptFileError(f"{path} holds a {type(content).__name__}; expected an object: {remedy}.")
     return content
 
 

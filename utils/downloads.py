@@ -16,9 +16,9 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
 
-from ..errors import CorruptFileError, DownloadError, SourceNotFoundError, public_text
+from ..errors import CorruptFileError, DownloadError, SourceNotFoundError, VitrailError, public_text
 from ..version import __version__
-from .atomic import read_json, write_json
+from .records import Record
 
 CHUNK = 1 << 20  # bytes
 # A download may take PATIENCE and a second for each MIN_SPEED bytes. Then it ends with an error, and can be resumed
@@ -26,9 +26,9 @@ PATIENCE = 60.0  # seconds
 MIN_SPEED = 20_000  # bytes per second
 
 
-@dataclass(frozen=True)
-class _Record:
-    """What is known about a download: NAME.json next to it. `url` has no query; `sha256` follows when the download is complete."""
+@dataclass(kw_only=True)
+class DownloadRecord(Record):
+    """The content of NAME.json next to a download. `url` has no query; `sha256` follows when the download is complete."""
 
     url: str = ""
     size: int | None = None
@@ -37,20 +37,12 @@ class _Record:
     sha256: str | None = None
 
     @classmethod
-    def read(cls, path: Path) -> "_Record":
-        """Return the record of a file; an empty one if there is none, or it is damaged."""
+    def of(cls, path: Path) -> "DownloadRecord":
+        """Return the record of a file; an empty one if there is none, or it is damaged, so that the file is downloaded again."""
         try:
-            content = read_json(_record_path(path))
-        except (FileNotFoundError, CorruptFileError):
+            return cls.read(_record_path(path))
+        except (FileNotFoundError, VitrailError):
             return cls()
-        texts = {name: content.get(name) for name in ("url", "etag", "last_modified", "sha256")}
-        if not all(isinstance(value, str | None) for value in texts.values()):
-            return cls()
-        size = content.get("size")
-        return cls(**(texts | {"url": texts["url"] or "", "size": size if isinstance(size, int) else None}))
-
-    def write(self, path: Path) -> None:
-        write_json(_record_path(path), vars(self))
 
     @property
     def validator(self) -> str | None:
@@ -123,14 +115,14 @@ def _record_path(path: Path) -> Path:
 
 
 def _is_complete(path: Path, sha256: str | None) -> bool:
-    record = _Record.read(path)
+    record = DownloadRecord.of(path)
     return path.is_file() and path.stat().st_size == record.size and sha256 in (None, record.sha256)
 
 
 def _fetch(url: str, path: Path, *, progress: bool, sha256: str | None) -> None:
     """Download into NAME.part, resuming an earlier attempt, and rename the file when it is complete."""
     part = path.with_name(f"{path.name}.part")
-    known = _Record.read(path)
+    known = DownloadRecord.of(path)
     offset = 0
     headers = {"User-Agent": f"vitrail/{__version__}"}
     if known.validator and part.is_file() and (offset := part.stat().st_size):
@@ -146,8 +138,9 @@ def _fetch(url: str, path: Path, *, progress: bool, sha256: str | None) -> None:
         if not resumed:
             length = response.headers["Content-Length"]
             size = int(length) if length and length.isdecimal() else None
-            known = _Record(public_text(url), size, response.headers["ETag"], response.headers["Last-Modified"])
-            known.write(path)
+            etag, last_modified = response.headers["ETag"], response.headers["Last-Modified"]
+            known = DownloadRecord(url=public_text(url), size=size, etag=etag, last_modified=last_modified)
+            known.write(_record_path(path))
         try:
             with part.open("r+b" if resumed else "w+b") as file:
                 digest = hashlib.file_digest(file, "sha256")  # of the part that exists; leaves the file at its end
@@ -168,7 +161,7 @@ def _fetch(url: str, path: Path, *, progress: bool, sha256: str | None) -> None:
             f"{url} has the SHA-256 {digest.hexdigest()}; expected the published {sha256}. Something on the way changes the file, or its "
             "publisher has replaced it: download it elsewhere, and pass its path if you trust it."
         )
-    replace(known, size=size, sha256=digest.hexdigest()).write(path)
+    replace(known, size=size, sha256=digest.hexdigest()).write(_record_path(path))
     part.replace(path)
     return None
 
@@ -186,7 +179,7 @@ def _chunks(response: Any) -> Iterator[bytes]:
             raise TimeoutError(f"the server sends less than {MIN_SPEED} bytes per second")
 
 
-def _broken_off(part: Path, known: _Record, *, reason: str) -> DownloadError:
+def _broken_off(part: Path, known: DownloadRecord, *, reason: str) -> DownloadError:
     remedy = f"Run the command again to resume; the received bytes are in {part}." if known.validator else "Run the command again."
     return DownloadError(
         f"The download of {known.url} was interrupted after {part.stat().st_size} of {known.size or 'unknown'} bytes ({reason}). {remedy}"

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hi
 from ..errors import CorruptFileError, VitrailError
 from .atomic import read_json, write_json
 
+SCALARS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+
 
 @dataclass(kw_only=True)
 class Record:
@@ -54,14 +56,18 @@ def check_format_version(content: Mapping[str, Any], path: str | Path, supported
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """Return a JSON value as the type of a field; scalars are not checked."""
+    """Return a JSON value as the type of a field."""
     arguments = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        options = [option for option in arguments if option is not NoneType]
-        return value if value is None or len(options) > 1 else _read(options[0], value, where)
     kind = get_origin(hint) or hint
-    if is_dataclass(kind):
-        _check_type(value, Mapping, where)
+    if kind in (Union, UnionType):
+        options = [option for option in arguments if option is not NoneType]
+        if value is None and len(options) < len(arguments):
+            return None
+        if len(options) == 1:
+            return _read(options[0], value, where)
+        _check_type(value, tuple(get_origin(option) or option for option in options), where)
+    elif is_dataclass(kind):
+        _check_type(value, (Mapping,), where)
         hints = get_type_hints(kind)
         if missing := [
             field.name
@@ -71,16 +77,20 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             raise CorruptFileError(f"{where} has no {', '.join(missing)}: write it again, or remove the file.")
         known = {field.name: value[field.name] for field in fields(kind) if field.name in value}
         return hint(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in known.items()})
-    if kind in (list, tuple):
-        _check_type(value, list, where)
+    elif kind in (list, tuple):
+        _check_type(value, (list,), where)
         return kind(_read(arguments[0] if arguments else Any, item, where) for item in value)
-    if kind is dict:
-        _check_type(value, Mapping, where)
-        return {key: _read(arguments[1] if arguments else Any, item, where) for key, item in value.items()}
+    elif kind is dict:
+        _check_type(value, (Mapping,), where)
+        return {key: _read(arguments[1] if arguments else Any, item, f"{where}: {key}") for key, item in value.items()}
+    elif kind in SCALARS:
+        _check_type(value, (kind,), where)
     return value
 
 
-def _check_type(value: Any, expected: type, where: str) -> None:
-    if not isinstance(value, expected):
-        wanted = "an object" if expected is Mapping else "a list"
+def _check_type(value: Any, expected: tuple[type, ...], where: str) -> None:
+    """Raise CorruptFileError for a value of none of the types. A whole number is a float, too; True is no number."""
+    accepted = (*expected, int) if float in expected else expected
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in expected):
+        wanted = " or ".join(SCALARS.get(kind, "a list" if kind is list else "an object") for kind in expected)
         raise CorruptFileError(f"{where} is of type {type(value).__name__}; expected {wanted}. Write it again, or remove the file.")

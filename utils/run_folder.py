@@ -2,18 +2,21 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..errors import VitrailError
 from .atomic import read_json, write_json
+from .locks import acquire
 
 SETTINGS_NAME = "run.json"
 LOCK_NAME = ".lock"
+UNKNOWN = "not recorded"
+MAX_SHOWN = 4  # differences of settings in a message
+MAX_VALUE = 24  # characters of a value there
 
 
 class RunFolder:
@@ -53,18 +56,8 @@ class RunFolder:
             VitrailError: another run holds the lock.
         """
         created = not self.path.exists() or self.lock_file.exists()  # by this run, or by one that was killed
-        lock = FileLock(self.lock_file)
-        while not lock.is_locked:
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                with contextlib.suppress(FileNotFoundError):  # the run that held the lock has removed the folder
-                    lock.acquire(timeout=-1 if wait else 0)
-            except Timeout as error:
-                raise VitrailError(
-                    f"{self.path} is in use by another run: wait until it ends, or choose another output folder."
-                ) from error
-            if lock.is_locked and not self.lock_file.exists():  # removed after it was opened
-                lock.release()
+        self._make()
+        lock = acquire(self.lock_file, wait=wait, in_use=self.path)
         try:
             yield
         finally:
@@ -83,22 +76,36 @@ class RunFolder:
             VitrailError: the folder holds results of other settings.
         """
         if has_results:
-            self.check_settings(settings, read_json(self.settings_file) if self.settings_file.is_file() else {})
+            remedy = f"remove the folder {self.path} to start over"
+            self.check_settings(settings, read_json(self.settings_file, remedy=remedy) if self.settings_file.is_file() else {})
         write_json(self.settings_file, settings)
 
     def check_settings(self, settings: Mapping[str, Any], begun_with: Mapping[str, Any]) -> None:
         """Raise VitrailError if settings differ from those that a run was begun with."""
         settings = json.loads(json.dumps(settings))  # as they are read back: tuples become lists
         compared = [name for name in settings if name not in self.ignored_settings]
-        if different := [name for name in compared if name not in begun_with or settings[name] != begun_with[name]]:
+        if different := [one for name in compared for one in _differences(name, begun_with.get(name, UNKNOWN), settings[name])]:
+            more = f"; and {len(different) - MAX_SHOWN} more" if len(different) > MAX_SHOWN else ""
             raise VitrailError(
-                f"{self.path} was begun with different settings ({', '.join(different)}): repeat the run with the same settings, remove "
-                "the folder, or choose another output folder."
+                f"{self.path} was begun with different settings ({'; '.join(different[:MAX_SHOWN])}{more}): repeat the run with the same "
+                "settings, remove the folder, or choose another output folder."
             )
 
     def remove(self) -> None:
         """Remove the folder of a run that is complete."""
         shutil.rmtree(self.path)
+
+    def _make(self) -> None:
+        """Create the folder. Raises VitrailError if that is not possible, or it is read-only."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            reason = None if os.access(self.path, os.W_OK) else "it is read-only"
+        except OSError as error:
+            reason = "it is not a folder" if os.path.lexists(self.path) else error.strerror or str(error)
+        if reason is not None:
+            raise VitrailError(
+                f"cannot write into {self.path}: {reason}. Choose the name of a folder that is new or can be written."
+            )
 
     def _clear(self, *, remove: bool) -> None:
         """Remove what a run that has not begun leaves, and the folder if it is empty then."""
@@ -109,3 +116,13 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         if remove and not any(self.path.iterdir()):
             self.path.rmdir()
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
+    """Yield what differs between two settings: `name was old, is new`, for each entry of dictionaries."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        shown = (text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…" for text in map(str, (old, new)))
+        yield "{} was {}, is {}".format(name, *shown)

@@ -3,18 +3,21 @@
 tests/test_transformers_hooks.py fails when a hook is gone from transformers.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
+
+from ..errors import VitrailError
+from .checkpoint_files import check_whole, checkpoint_update, checkpoints, disk_is_full, last_checkpoint
+from .worker_errors import clear_worker_errors
 
 TRAINER_HOOKS = ("_get_train_sampler", "_clip_grad_norm", "_get_grad_norm", "_prepare_inputs")
 TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_train_batch_size")
@@ -59,9 +62,24 @@ class BaseTrainer(Trainer):
         return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def train_or_resume(self) -> int | None:
-        """Train from the last checkpoint in the output folder, or from the beginning. Return the number of updates before it."""
-        checkpoint = last_checkpoint(Path(self.args.output_dir))
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        """Train from the last checkpoint in the output folder, or from the beginning. Return the number of updates before it.
+
+        Raises:
+            VitrailError: the checkpoint is damaged, or the disk is full.
+        """
+        output_dir = Path(self.args.output_dir)
+        checkpoint = last_checkpoint(output_dir)
+        if checkpoint is not None:
+            check_whole(checkpoint)
+        try:
+            with clear_worker_errors():
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not disk_is_full(error, output_dir):
+                raise
+            raise VitrailError(
+                f"The disk of {output_dir} is full: free space, and repeat the command, which resumes from the last checkpoint."
+            ) from error
         return None if checkpoint is None else checkpoint_update(checkpoint)
 
     def show_progress(self, description: str | None) -> None:
@@ -100,7 +118,7 @@ class KeepLastCheckpoint(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remove the checkpoints before the one that has been written."""
         if state.is_world_process_zero:
-            for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+            for checkpoint in checkpoints(Path(args.output_dir)):
                 if checkpoint_update(checkpoint) < state.global_step:
                     shutil.rmtree(checkpoint)
 
@@ -123,19 +141,3 @@ class ProgressBar(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Close the bar."""
         self.bar.close()
-
-
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """Return the last complete checkpoint of a Trainer, or None. The state of a checkpoint is written last."""
-    for checkpoint in sorted(output_dir.glob("checkpoint-*"), key=checkpoint_update, reverse=True):
-        try:
-            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            continue
-        return checkpoint
-    return None
-
-
-def checkpoint_update(checkpoint: Path) -> int:
-    """Return the number of updates before a checkpoint."""
-    return int(checkpoint.name.rpartition("-")[2])

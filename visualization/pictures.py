@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from .fonts import Font, caption_font
 
 # Dark blue, violet, orange, light yellow; lightness grows steadily, so that the order survives in grayscale
 HEAT_COLORS = np.array(
@@ -92,12 +93,13 @@ def contact_sheet(strips: Sequence[Sequence[tuple[str, Image.Image | None]]]) ->
     step_x = width + MARGIN
     # Captions grow with the sheet, because a screen shows the whole sheet, up to a tenth of the cell width
     font_size = max(min(columns * step_x // 100, width // 10), MIN_FONT)
-    font, caption_height = ImageFont.load_default(font_size), math.ceil(font_size * 1.4)
+    caption_height = math.ceil(font_size * 1.4)
     step_y = height + caption_height + MARGIN
     sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (caption, picture) in enumerate(cells):
         left, top = MARGIN + index % columns * step_x, MARGIN + index // columns * step_y
+        caption, font = caption_font(caption, font_size)
         draw.text((left, top), _shortened(caption, font, width), fill="black", font=font)
         if picture is not None:
             sheet.paste(_fitted(picture, (width, height)), (left, top + caption_height))
@@ -119,7 +121,7 @@ def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize(fitted, Image.Resampling.NEAREST if zoom >= 2 else Image.Resampling.LANCZOS)
 
 
-def _shortened(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _shortened(caption: str, font: Font, width: int) -> str:
     """Return a caption that fits into a width in pixels; the middle is cut out if necessary."""
     kept = len(caption)
     shortened = caption

@@ -31,6 +31,7 @@ def find_similar(
     *,
     top: int = 15,
     column: str | None = None,
+    allow_external: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, Image.Image]:
     """Return the stored images whose features have the largest cosines with those of a query image, and a contact sheet of them.
 
@@ -39,6 +40,7 @@ def find_similar(
         query: an image file, or an upright image. It is preprocessed as the stored images were.
         top: number of images; fewer are returned if fewer are stored.
         column: column of vectors to compare; by default the first one.
+        allow_external: for the contact sheet, read images at URLs and on the Hub, and files that rows of a dataset name.
 
     Returns:
         The ids of the most similar images, (top,) int64, and their cosines, (top,) float32, in descending order; and a contact sheet of the
@@ -57,7 +59,7 @@ def find_similar(
     vector = _unit_vector(model, image_processor, image, feature_type)
     cosines, rows = nearest(vector, stored.vectors(feature_type.column), k=top, chunk=CHUNK, device="cpu")
     ids = stored.ids()[rows[0].numpy()]
-    return ids, cosines[0].numpy(), _sheet(image, stored, ids, cosines[0].tolist())
+    return ids, cosines[0].numpy(), _sheet(image, stored, ids, cosines[0].tolist(), allow_external)
 
 
 def check_same_model(model: ViTPreTrainedModel, stored: StoredFeatures) -> None:
@@ -102,12 +104,14 @@ def _unit_vector(
     return unit_rows(compute_features(model.base_model.eval(), pixel_values, [feature_type])[feature_type.column], 0, 1, "cpu")
 
 
-def _sheet(query: Image.Image, stored: StoredFeatures, ids: np.ndarray, cosines: Sequence[float]) -> Image.Image:
+def _sheet(
+    query: Image.Image, stored: StoredFeatures, ids: np.ndarray, cosines: Sequence[float], allow_external: bool
+) -> Image.Image:
     path_of = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
     paths = {number: path_of[number] for number in ids.tolist()}
     try:
-        pictures = map_images(lambda number, image: thumbnail(image, CELL), stored, paths)
-    except (VitrailError, OSError):  # the whole collection is gone
+        pictures = map_images(lambda number, image: thumbnail(image, CELL), stored, paths, allow_external=allow_external)
+    except (VitrailError, OSError):  # the whole collection is gone, or must not be read
         pictures = {}
     cells = [("query", thumbnail(query, CELL))]
     cells += [

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ...configuration.configuration_vit import ViTConfig
 from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint
-from .formats import Export, Exported, without_mask_token, write_torch
-from .plain_vit import VIT_RULES, linear_head, plain_vit_fields, square_grid
+from .formats import ORIGINAL_HOLDS, SQUARE, Export, Exported, Holds, without_mask_token, write_torch
+from .plain_vit import ANCHOR, VIT_RULES, heads_warnings, linear_head, plain_vit_fields, square_grid
 from .rules import Deinterleave, Rule
 
 # DINO's projection head, in full training checkpoints: its outputs are not classes
@@ -32,9 +35,9 @@ def recognizes(raw: RawCheckpoint) -> bool:
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig for a backbone with these shapes."""
     fields = plain_vit_fields(raw, num_heads)
-    grid = square_grid(raw.shape("pos_embed")[1] - 1, "pos_embed")
+    grid = square_grid(raw.shape("pos_embed", 3)[1] - 1, "pos_embed")
     return fields | {
-        "intermediate_size": raw.shape("blocks.0.mlp.fc1.weight")[0],
+        "intermediate_size": raw.shape("blocks.0.mlp.fc1.weight", 2)[0],
         "image_size": tuple(grid * side for side in fields["patch_size"]),
         "position_interpolation_offset": 0.1,
     }
@@ -51,6 +54,30 @@ def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], di
     return linear_head(raw, hidden_size, "linear.", HEAD_FIELDS, rules)
 
 
+def assumption(raw: RawCheckpoint) -> str | None:
+    """Return the warning for a bare file; only DINO's training checkpoints have a teacher and a student."""
+    if raw.root in ("teacher", "student"):
+        return None
+    return 'read as a DINO file; timm\'s plain ViTs have the same layout: for a timm file, pass format="timm"'
+
+
+def holds(config: ViTConfig) -> Holds:
+    """Return what DINO's code, which takes one number for the patch size, can hold."""
+    return ORIGINAL_HOLDS | {
+        "patch_size": SQUARE,
+        "num_register_tokens": (0,),
+        "mlp_type": ("mlp",),
+        "layer_scale_init_value": (None,),
+        "representation_size": (None,),
+    }
+
+
+def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
+    """Remove the mask token."""
+    warnings += heads_warnings(config)
+    return without_mask_token(config, tensors, warnings)
+
+
 def write(exported: Exported, path: Path) -> list[Path]:
     """Write the weights and, as the original saves it, the classifier."""
     return write_torch(exported, path, lambda head: {"state_dict": {f"module.{name}": tensor for name, tensor in head.items()}})
@@ -64,11 +91,12 @@ DINO = Family(
     export_rules=lambda config: VIT_RULES,
     ignored=IGNORED,
     configure=configure,
+    anchor=ANCHOR,
     image_processor=lambda raw, config: make_image_processor(
-        "dino", image_size=config.image_size, num_channels=config.num_channels
+        "dino", image_size=config.image_shape, num_channels=config.num_channels
     ),
-    assumption='read as a DINO file; timm\'s plain ViTs have the same layout: for a timm file, pass format="timm"',
+    assumption=assumption,
     head_rules=head_rules,
-    export=Export(without_mask_token, write),
+    export=Export(holds, prepare, write, suffixes=(".pth", ".pt")),
     catalog_format="dino-pth",
 )

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
+from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint, only_head
-from .formats import Export, with_mask_token, write_torch
-from .plain_vit import LAYER_SCALE_RULES, VIT_RULES, linear_head, plain_vit_fields, square_grid
+from .formats import ORIGINAL_HOLDS, SQUARE, Export, with_mask_token, write_torch
+from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, heads_warnings, linear_head, plain_vit_fields, square_grid
 from .rules import Rule, Unsqueeze
 
 RULES = (
@@ -46,11 +48,11 @@ def recognizes(raw: RawCheckpoint) -> bool:
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig; with registers, the original interpolates positions by another rule."""
     fields = plain_vit_fields(raw, num_heads)
-    grid = square_grid(raw.shape("pos_embed")[1] - 1, "pos_embed")
+    grid = square_grid(raw.shape("pos_embed", 3)[1] - 1, "pos_embed")
     swiglu = "blocks.0.mlp.w12.weight" in raw.tensors
-    registers = raw.tensors["register_tokens"].shape[1] if "register_tokens" in raw.tensors else 0
+    registers = raw.shape("register_tokens", 3)[1] if "register_tokens" in raw.tensors else 0
     return fields | {
-        "intermediate_size": raw.shape("blocks.0.mlp.w3.weight")[1] if swiglu else raw.shape("blocks.0.mlp.fc1.weight")[0],
+        "intermediate_size": raw.shape("blocks.0.mlp.w3.weight", 2)[1] if swiglu else raw.shape("blocks.0.mlp.fc1.weight", 2)[0],
         "mlp_type": "swiglu" if swiglu else "mlp",
         "image_size": tuple(grid * side for side in fields["patch_size"]),
         "num_register_tokens": registers,
@@ -61,9 +63,14 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     }
 
 
-def flatten_chunks(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Rename blocks in chunks, `blocks.1.7.norm1.weight` to `blocks.7.norm1.weight`; the second number counts through all chunks."""
-    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
+def image_processor(config: ViTConfig) -> VitrailImageProcessor:
+    """Return the preprocessing of the original evaluation: 224 pixels, although the positions are for 518."""
+    return make_image_processor("dinov2", image_size=224, num_channels=config.num_channels)
+
+
+def flatten_chunks(name: str) -> str:
+    """Rename a block in a chunk, `blocks.1.7.norm1.weight` to `blocks.7.norm1.weight`; the second number counts through all chunks."""
+    return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
 
 
 def choose_head(tensors: Mapping[str, torch.Tensor], head_name: str | None) -> Mapping[str, torch.Tensor]:
@@ -84,6 +91,12 @@ def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], di
     return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda num_vectors: rules)
 
 
+def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
+    """Add a mask token."""
+    warnings += heads_warnings(config)
+    return with_mask_token(config, tensors, warnings)
+
+
 DINOV2 = Family(
     name="dinov2",
     containers=("torch",),
@@ -92,11 +105,16 @@ DINOV2 = Family(
     export_rules=lambda config: RULES,
     ignored=IGNORED,
     configure=configure,
-    # evaluated at 224 pixels, although the positions are for 518
-    image_processor=lambda raw, config: make_image_processor("dinov2", image_size=224, num_channels=config.num_channels),
+    anchor=ANCHOR,
+    image_processor=lambda raw, config: image_processor(config),
     normalize=flatten_chunks,
     head_rules=head_rules,
     choose_head=choose_head,
-    export=Export(with_mask_token, write_torch),
+    export=Export(
+        lambda config: ORIGINAL_HOLDS | {"patch_size": SQUARE, "representation_size": (None,)},
+        prepare,
+        write_torch,
+        suffixes=(".pth", ".pt"),
+    ),
     catalog_format="dinov2-pth",
 )

@@ -1,6 +1,8 @@
 """A checkpoint as it was read, and a family of checkpoints: one object that holds every fact about their layout."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ...configuration.configuration_vit import ViTConfig
-from ...errors import UnsupportedCheckpointError
+from ...errors import UnsupportedCheckpointError, VitrailError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from .formats import Export
-from .rules import Rule
+from .rules import Rule, list_names
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -27,6 +29,8 @@ class RawCheckpoint:
     left_out: the other keys of the file.
     config, preprocessor_config: config.json and preprocessor_config.json of the same folder.
     files: the files that hold the tensors; several for a sharded checkpoint.
+    official: whether the checkpoint is one of the catalog, so that nothing about it is assumed.
+    warnings: what was left out or assumed; whatever reads the checkpoint adds to them.
     """
 
     tensors: Tensors
@@ -36,21 +40,47 @@ class RawCheckpoint:
     config: dict[str, Any] | None = None
     preprocessor_config: dict[str, Any] | None = None
     files: tuple[Path, ...] = ()
+    official: bool = False
+    warnings: list[str] = field(default_factory=list)
 
-    def shape(self, name: str) -> torch.Size:
-        """Return the shape of a tensor; raise UnsupportedCheckpointError if the checkpoint lacks it."""
+    def shape(self, name: str, axes: int) -> torch.Size:
+        """Return the shape of a tensor; raise UnsupportedCheckpointError if the checkpoint lacks it, or has other axes."""
         if name not in self.tensors:
             raise UnsupportedCheckpointError(
                 f"The checkpoint has no {name}, which determines the architecture. Check that the file is complete."
             )
-        return self.tensors[name].shape
+        shape = self.tensors[name].shape
+        if len(shape) != axes or 0 in shape:
+            raise UnsupportedCheckpointError(
+                f"{name} has the shape {tuple(shape)}; expected {axes} axes, none of them empty. Check that the file is complete."
+            )
+        return shape
 
-    def count_blocks(self, pattern: str) -> int:
-        """Return the number of blocks, which are numbered from 0 without a gap."""
-        depth = 0
-        while pattern.format(depth) in self.tensors:
-            depth += 1
-        return depth
+    def count_blocks(self, prefix: str) -> int:
+        """Return the number of blocks, whose names begin with `prefix` and a number; raise UnsupportedCheckpointError for a gap."""
+        number = re.compile(re.escape(prefix) + r"(\d{1,6})[./]")
+        found = {int(match[1]) for name in self.tensors if (match := number.match(name))}
+        count = max(found, default=-1) + 1
+        if absent := [f"{prefix}{block}" for block in range(count) if block not in found]:
+            raise UnsupportedCheckpointError(
+                f"The checkpoint has blocks up to {prefix}{count - 1}, but no {list_names(absent)}. Use the file as it was published."
+            )
+        return count
+
+    def assume_preprocessing(self, image_processor: VitrailImageProcessor) -> VitrailImageProcessor:
+        """Add a warning about an image processor that no file of the checkpoint confirms, and return it."""
+        sides = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+        size = "x".join(str(side) for side in dict(sides).values())
+        self.warnings.append(
+            f"no preprocessor_config.json: assuming images of {size} pixels, mean {_short(image_processor.image_mean)}, std "
+            f"{_short(image_processor.image_std)}; for others, save the right image processor into the folder with "
+            "image_processor.save_pretrained"
+        )
+        return image_processor
+
+
+def _short(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in dict.fromkeys(values))
 
 
 def only_head(tensors: Tensors, head_name: str | None) -> Tensors:
@@ -69,15 +99,17 @@ class Family:
     Reading:
         name: the value of `format=`.
         containers: the kinds of file in which the family is looked for when `format` is "auto".
+        anchor: the name of the patch projection, by which a network and the prefix of its names are found in a file.
         prefixes: prefixes of wrappers that only this family has; `base_prefixes`: the prefix of the encoder's names by `model_type`.
-        normalize: renames tensors of an unusual layout to the usual one; it must leave other families' names alone.
+        normalize: renames a tensor of an unusual layout as in the usual one; it must leave other families' names alone.
         recognizes: whether a checkpoint belongs to this family, from names, shapes and config.json.
         rules: the table from the checkpoint's names to the names of ViTModel and `classifier.*`.
         ignored: regular expressions of names that inference does not need.
         drops: names to leave out, each with the reason: a head of zeros, a pooler that was never trained.
         configure: the fields of ViTConfig; the second argument is the caller's `num_heads`.
         image_processor: the preprocessing of the original evaluation.
-        assumption: the warning when no config.json confirms the family.
+        assumption: the warning when no config.json confirms the family, and the file is not an official one.
+        requires: what a file with the family's anchor lacks if the family does not recognize it, and the remedy.
         head_rules: rules and config fields of a separate head file for a backbone of the given width, for families with such files.
         choose_head: selects the classifier called `head_name` from a head file.
 
@@ -98,11 +130,13 @@ class Family:
     ignored: tuple[str, ...]
     configure: Callable[[RawCheckpoint, int | None], dict[str, Any]]
     image_processor: Callable[[RawCheckpoint, ViTConfig], VitrailImageProcessor]
+    anchor: str
     prefixes: tuple[str, ...] = ()
     base_prefixes: Mapping[str, str] = field(default_factory=dict)
-    normalize: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    normalize: Callable[[str], str] = lambda name: name
     drops: Callable[[RawCheckpoint], dict[str, str]] = lambda raw: {}
-    assumption: str | None = None
+    assumption: Callable[[RawCheckpoint], str | None] = lambda raw: None
+    requires: str | None = None
     head_rules: Callable[[RawCheckpoint, int], tuple[Sequence[Rule], dict[str, Any]]] | None = None
     choose_head: Callable[[Tensors, str | None], Tensors] = only_head
     export: Export | None = None
@@ -110,9 +144,38 @@ class Family:
     official_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda architecture: {}
 
 
-def make_config(fields: dict[str, Any]) -> ViTConfig:
-    """Return a config; raise UnsupportedCheckpointError where the fields contradict each other."""
+# What code raises that computes with the values of a JSON file, where they have another type or size than expected
+_ODD_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, StrictDataclassError, TypeError, ValueError)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Raise UnsupportedCheckpointError where the values that a file contains make no valid object; `what` names the object."""
     try:
+        yield
+    except VitrailError:
+        raise
+    except _ODD_VALUES as error:
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise UnsupportedCheckpointError(f"The checkpoint does not describe a valid {what}: {cause}") from error
+
+
+def setting(content: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    """Return a value of a JSON file, or the default for null; raise UnsupportedCheckpointError for a value of another type."""
+    value = content.get(name)
+    if value is None:
+        return default
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(_JSON_NAMES[one] for one in kinds)
+        raise UnsupportedCheckpointError(f'config.json has "{name}": {str(value)[:80]}; expected {expected}. Correct the file.')
+    return value
+
+
+_JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def make_config(fields: dict[str, Any]) -> ViTConfig:
+    """Return a config; raise UnsupportedCheckpointError where the fields have wrong values or contradict each other."""
+    with reading("model"):
         return ViTConfig(**fields)
-    except StrictDataclassError as error:
-        raise UnsupportedCheckpointError(f"The checkpoint does not describe a valid model: {error.__cause__ or error}") from error

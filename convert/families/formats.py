@@ -1,7 +1,7 @@
 """Writing a model in the layout of a family: the exported data, the writers, and the installed library to compare with."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,15 @@ from ...configuration.configuration_vit import ViTConfig
 from ...processing.image_processing_vit import VitrailImageProcessor
 
 MASK_TOKEN = "embeddings.mask_token"
+SQUARE = "equal height and width"
+Holds = dict[str, Collection[Any]]  # the values of some fields and properties of ViTConfig, or SQUARE
+# What the layouts of the original code have in common
+ORIGINAL_HOLDS: Holds = {
+    "use_cls_token": (True,),
+    "use_cls_position": (True,),
+    "position_embedding_type": ("absolute",),
+    "patch_grid": SQUARE,
+}
 
 
 @dataclass
@@ -37,6 +46,11 @@ class Exported:
     warnings: list[str] = field(default_factory=list)
 
 
+def has_labels(config: ViTConfig) -> bool:
+    """Return whether the classes have names, not numbers alone."""
+    return any(label != f"LABEL_{index}" for index, label in config.id2label.items())
+
+
 RunPeer = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # (B, C, H, W) -> "features", "pooled", "logits"
 
 
@@ -44,24 +58,31 @@ RunPeer = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # (B, C, H, W) -> "
 class Export:
     """How a model is written in the layout of a family.
 
+    holds: the values that the format and the library can hold of a field, in a model with this config. Other fields are compared after
+        the export was read back.
     prepare: changes config and tensors to what the format holds, appends warnings, and returns the config.
     write: writes the file or folder and returns what it wrote.
     describe: fills in the JSON files of a folder; the last argument is the number of classes, 0 without a classifier.
+    suffixes: extensions of the file; none where the format is a folder.
+    holds_labels: whether the JSON files hold the names of the classes.
     library: the package whose own classes load the folder; None where the format is a file.
     load_peer: the folder as a function of the library's own class; None where the library is not installed.
     peer_image_processor: the library's own image processor.
-    peer_needs_square: whether the library takes every grid of positions for a square.
+    native_size_only: whether the library runs a model of this config at its own image size only.
     fixed_size: whether the library runs a model of a config at other sizes only when `interpolate_pos_encoding=True`.
     pools: whether the library's `pooler_output` is a feature of the model.
     """
 
+    holds: Callable[[ViTConfig], Holds]
     prepare: Callable[[ViTConfig, dict[str, torch.Tensor], list[str]], ViTConfig]
     write: Callable[[Exported, Path], list[Path]]
     describe: Callable[[Exported, ViTConfig, VitrailImageProcessor, int], None] = lambda exported, config, processor, classes: None
+    suffixes: tuple[str, ...] = ()
+    holds_labels: bool = False
     library: str | None = None
     load_peer: Callable[[Path, Exported], RunPeer | None] | None = None
     peer_image_processor: Callable[[Path], Callable[..., Any]] | None = None
-    peer_needs_square: bool = False
+    native_size_only: Callable[[ViTConfig], bool] = lambda config: False
     fixed_size: Callable[[ViTConfig], bool] = lambda config: False
     pools: Callable[[ViTConfig], bool] = lambda config: True
 

@@ -5,10 +5,11 @@ from typing import Any
 
 from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint
-from .formats import Export, without_mask_token, write_npz
+from .formats import ORIGINAL_HOLDS, Export, without_mask_token, write_npz
 from .plain_vit import square_grid
 from .rules import Concatenate, FlattenHeads, Permute, Rule, Transpose
 
+ANCHOR = "embedding/kernel"
 BLOCK = "Transformer/encoderblock_{}"
 # Published files number the sub-layers of a block consecutively; newer flax numbers each kind separately
 ATTENTION = ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0")
@@ -21,6 +22,8 @@ FLAX_FIELDS: dict[str, Any] = {
     "position_interpolation_align_corners": True,
 }
 
+HOLDS = ORIGINAL_HOLDS | {"num_register_tokens": (0,), "mlp_type": ("mlp",), "layer_scale_init_value": (None,)}
+
 
 def numbering(raw: RawCheckpoint) -> int:
     """Return 0 for the published numbering of sub-layers, 1 for the numbering of newer flax."""
@@ -29,7 +32,7 @@ def numbering(raw: RawCheckpoint) -> int:
 
 def heads(raw: RawCheckpoint) -> int:
     """Return the number of attention heads, which is an axis of the query kernel."""
-    return raw.shape(f"{BLOCK.format(0)}/{ATTENTION[numbering(raw)]}/query/kernel")[1]
+    return raw.shape(f"{BLOCK.format(0)}/{ATTENTION[numbering(raw)]}/query/kernel", 3)[1]
 
 
 def table(num_heads: int, which: int = 0) -> Sequence[Rule]:
@@ -40,7 +43,7 @@ def table(num_heads: int, which: int = 0) -> Sequence[Rule]:
     rules = [
         Rule("cls", "embeddings.cls_token"),
         Rule("Transformer/posembed_input/pos_embedding", "embeddings.position_embeddings"),
-        Rule("embedding/kernel", "embeddings.patch_embeddings.projection.weight", Permute((3, 2, 0, 1))),  # (h, w, in, out)
+        Rule(ANCHOR, "embeddings.patch_embeddings.projection.weight", Permute((3, 2, 0, 1))),  # (h, w, in, out)
         Rule("embedding/bias", "embeddings.patch_embeddings.projection.bias"),
         Rule(
             [f"{attention}/{part}/kernel" for part in query_key_value],  # each (D, A, d)
@@ -75,33 +78,32 @@ def table(num_heads: int, which: int = 0) -> Sequence[Rule]:
 
 def recognizes(raw: RawCheckpoint) -> bool:
     """Return True for flax's names of an encoder block and a patch embedding."""
-    return "embedding/kernel" in raw.tensors and f"{BLOCK.format(0)}/LayerNorm_0/scale" in raw.tensors
+    return ANCHOR in raw.tensors and f"{BLOCK.format(0)}/LayerNorm_0/scale" in raw.tensors
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig."""
     which = numbering(raw)
-    patch_height, patch_width, num_channels, hidden_size = raw.shape("embedding/kernel")
-    grid = square_grid(raw.shape("Transformer/posembed_input/pos_embedding")[1] - 1, "pos_embedding")
+    patch_height, patch_width, num_channels, hidden_size = raw.shape(ANCHOR, 4)
+    grid = square_grid(raw.shape("Transformer/posembed_input/pos_embedding", 3)[1] - 1, "pos_embedding")
     return {
         "hidden_size": hidden_size,
-        "num_hidden_layers": raw.count_blocks(BLOCK + "/LayerNorm_0/scale"),
+        "num_hidden_layers": raw.count_blocks(BLOCK.format("")),
         "num_attention_heads": num_heads or heads(raw),
-        "intermediate_size": raw.shape(f"{BLOCK.format(0)}/{MLP[which]}/Dense_0/kernel")[1],
+        "intermediate_size": raw.shape(f"{BLOCK.format(0)}/{MLP[which]}/Dense_0/kernel", 2)[1],
         "image_size": (grid * patch_height, grid * patch_width),
         "patch_size": (patch_height, patch_width),
         "num_channels": num_channels,
         "layer_norm_eps": 1e-6,
-        "representation_size": raw.tensors["pre_logits/kernel"].shape[1] if "pre_logits/kernel" in raw.tensors else None,
+        "representation_size": raw.shape("pre_logits/kernel", 2)[1] if "pre_logits/kernel" in raw.tensors else None,
     } | FLAX_FIELDS
 
 
 def drops(raw: RawCheckpoint) -> dict[str, str]:
     """Return the head of an ImageNet-21k file, which was published as zeros."""
-    if "head/kernel" in raw.tensors and not any(raw.tensors[name].any() for name in ("head/kernel", "head/bias")):
-        return dict.fromkeys(
-            ("head/kernel", "head/bias"), "the head holds only zeros, as published: it is dropped, and the model has no classifier"
-        )
+    head = [name for name in ("head/kernel", "head/bias") if name in raw.tensors]
+    if head and not any(raw.tensors[name].any() for name in head):
+        return dict.fromkeys(head, "the head holds only zeros, as published: it is dropped, and the model has no classifier")
     return {}
 
 
@@ -113,12 +115,13 @@ GOOGLE = Family(
     export_rules=lambda config: table(config.num_attention_heads),
     ignored=(),
     configure=configure,
+    anchor=ANCHOR,
     image_processor=lambda raw, config: make_image_processor(
-        "google", image_size=config.image_size, num_channels=config.num_channels
+        "google", image_size=config.image_shape, num_channels=config.num_channels
     ),
     prefixes=("opt/target/", "params/"),  # flax's optimizer and training state
     drops=drops,
-    export=Export(without_mask_token, write_npz),
+    export=Export(lambda config: HOLDS, without_mask_token, write_npz, suffixes=(".npz",)),
     catalog_format="google-npz",
     official_fields=lambda architecture: FLAX_FIELDS,
 )

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from .family import RawCheckpoint
 from .rules import Rule
 
+ANCHOR = "patch_embed.proj.weight"
 PUBLISHED_HEAD_WIDTH = 64  # of nearly every published ViT
 OTHER_HEAD_WIDTHS = {1152: 72, 1280: 80, 1408: 88, 1664: 104}  # SO400M, ViT-H, ViT-g and ViT-G: 16 heads each (arXiv 2106.04560)
 
@@ -37,17 +39,33 @@ LAYER_SCALE_RULES = (
 )
 
 
-def attention_heads(hidden_size: int, num_heads: int | None) -> int:
+def attention_heads(raw: RawCheckpoint, hidden_size: int, num_heads: int | None) -> int:
     """Return the number of heads. A state dict does not hold it, but the head width of published models follows from the hidden size."""
     if num_heads is not None:
         return num_heads
-    head_width = OTHER_HEAD_WIDTHS.get(hidden_size, PUBLISHED_HEAD_WIDTH)
+    head_width = published_head_width(hidden_size)
     if hidden_size % head_width:
         raise UnsupportedCheckpointError(
             f"The number of attention heads does not follow from the shapes: the hidden size {hidden_size} is not a multiple of "
-            f"{head_width}. Set num_heads= (on the command line: --num-heads)."
+            f"{head_width}. Set num_heads=."
+        )
+    if raw.config is None and not raw.official:
+        raw.warnings.append(
+            f"{hidden_size // head_width} attention heads assumed, each {head_width} wide as in published models: set num_heads= for others"
         )
     return hidden_size // head_width
+
+
+def published_head_width(hidden_size: int) -> int:
+    """Return the width of an attention head in published models of a hidden size."""
+    return OTHER_HEAD_WIDTHS.get(hidden_size, PUBLISHED_HEAD_WIDTH)
+
+
+def heads_warnings(config: ViTConfig) -> list[str]:
+    """Return a warning where the number of heads, which a state dict does not hold, is not the one that readers assume."""
+    if config.num_attention_heads * published_head_width(config.hidden_size) == config.hidden_size:
+        return []
+    return [f"the file does not hold the number of attention heads: load it with num_heads={config.num_attention_heads}"]
 
 
 def square_grid(num_patches: int, name: str) -> int:
@@ -56,18 +74,18 @@ def square_grid(num_patches: int, name: str) -> int:
     if side * side != num_patches:
         raise UnsupportedCheckpointError(
             f"{name} holds positions of {num_patches} patches, which is not a square number, so rows and columns are unknown. "
-            "All published checkpoints have a square grid: check that the file is one of them."
+            "All published checkpoints have a square grid, and positions of patches and [CLS] alone: check that the file is one of them."
         )
     return side
 
 
 def plain_vit_fields(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig that follow from the shapes; the epsilon of the originals is 1e-6."""
-    hidden_size, num_channels, *patch_size = raw.shape("patch_embed.proj.weight")
+    hidden_size, num_channels, *patch_size = raw.shape(ANCHOR, 4)
     return {
         "hidden_size": hidden_size,
-        "num_hidden_layers": raw.count_blocks("blocks.{}.norm1.weight"),
-        "num_attention_heads": attention_heads(hidden_size, num_heads),
+        "num_hidden_layers": raw.count_blocks("blocks."),
+        "num_attention_heads": attention_heads(raw, hidden_size, num_heads),
         "patch_size": tuple(patch_size),
         "num_channels": num_channels,
         "qkv_bias": "blocks.0.attn.qkv.bias" in raw.tensors,
@@ -84,7 +102,12 @@ def linear_head(
 ) -> tuple[Sequence[Rule], dict[str, Any]]:
     """Return the rules and config fields of a linear classifier, chosen by its width in units of the backbone's."""
     weight = raw.tensors.get(f"{prefix}weight")
-    if weight is None or weight.shape[-1] % hidden_size or weight.shape[-1] // hidden_size not in fields_by_width:
+    if (
+        weight is None
+        or weight.ndim != 2
+        or weight.shape[-1] % hidden_size
+        or weight.shape[-1] // hidden_size not in fields_by_width
+    ):
         found = f"{prefix}weight of shape {tuple(weight.shape)}" if weight is not None else ", ".join(list(raw.tensors)[:5])
         raise UnsupportedCheckpointError(
             f"The head file holds {found}; expected {prefix}weight of shape (classes, n * {hidden_size}) with n in "

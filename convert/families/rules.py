@@ -191,6 +191,17 @@ class Rule:
         """The rule from our model to the checkpoint."""
         return Rule(self.targets, self.sources, *(operation.inverse for operation in reversed(self.operations)))
 
+    def apply(self, tensors: Tensors) -> Tensors:
+        """Apply the operations."""
+        for operation in self.operations:
+            tensors = operation.apply(tensors)
+        return tensors
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """The first source as `literals_of` returns it for the names that the rule may apply to."""
+        return literals_of(re.sub(r"\{\w+\}", "0", self.sources[0]))
+
     def bindings(self, names: Collection[str]) -> Iterator[dict[str, str]]:
         """Yield the numbers for which `names` contain the first source."""
         literals_and_fields = re.split(r"\{(\w+)\}", self.sources[0])
@@ -214,7 +225,7 @@ class Coverage:
     def raise_unless_complete(self, source: str) -> None:
         """Raise ConversionError, with the names grouped, unless every key maps to a parameter and every parameter is filled."""
         problems = [
-            f"{len(names)} {kind}: {', '.join(group_names(names))}"
+            f"{len(names)} {kind}: {list_names(names)}"
             for kind, names in (
                 ("unexpected keys", self.unexpected),
                 ("missing keys", self.missing),
@@ -249,18 +260,28 @@ def convert_tensors(
     converted: dict[str, torch.Tensor] = {}
     coverage = Coverage()
     used: set[str] = set()
+    alike: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)  # so that a rule does not read every name
+    for name in tensors:
+        alike[literals_of(name)][name] = None
     for rule in rules:
-        for numbers in rule.bindings([name for name in tensors if name not in used]):
+        for numbers in rule.bindings(alike.get(rule.literals, {})):
             sources = [source.format(**numbers) for source in rule.sources]
+            if sources[0] in used:
+                continue
             if absent := [name for name in sources if name not in tensors or name in used]:
                 coverage.missing.extend(absent)
                 continue
             for name in sources:
                 _check_floating(name, tensors[name])
-            results = [tensors[name] for name in sources]
-            for operation in rule.operations:
-                results = operation.apply(results)
-            converted.update(zip((target.format(**numbers) for target in rule.targets), results, strict=True))
+            targets = [target.format(**numbers) for target in rule.targets]
+            try:
+                converted.update(zip(targets, rule.apply([tensors[name] for name in sources]), strict=True))
+            except (IndexError, RuntimeError, ValueError) as error:  # what torch raises for tensors of another shape
+                shapes = ", ".join(str(tuple(tensors[name].shape)) for name in sources)
+                raise ConversionError(
+                    f"{list_names(sources)} of shape {shapes} cannot become {list_names(targets)}: the shapes are not those of the "
+                    "published layout. Use the file as it was published."
+                ) from error
             used.update(sources)
     for name in tensors:
         if name in used:
@@ -288,11 +309,28 @@ def reverse(rules: Sequence[Rule]) -> list[Rule]:
 # ----------------------------------------------------------------------------------------------------------------- names
 
 
+def literals_of(name: str) -> tuple[str, ...]:
+    """Return the text of a name between its numbers."""
+    return tuple(re.split(r"\d+", name))
+
+
+def list_names(names: Sequence[str], most: int = 8) -> str:
+    """Return names for a message: grouped, shortened and printable, at most `most` groups."""
+    groups = group_names(names)
+    shown = ", ".join(_printable(group) for group in groups[:most])
+    return f"{shown} and {len(groups) - most} more groups" if len(groups) > most else shown
+
+
+def _printable(name: str, most: int = 120) -> str:
+    short = name if len(name) <= most else f"{name[:most]}…"
+    return short if short.isprintable() else short.encode("unicode_escape").decode()
+
+
 def group_names(names: Sequence[str]) -> list[str]:
     """Group names that differ only in numbers: `blocks.{0..11}.norm1.weight`."""
     groups: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
     for name in names:
-        pieces = re.split(r"(?<=[._/])(\d+)(?=[._/]|$)", name)
+        pieces = re.split(r"(?<=[._/])(\d{1,9})(?=[._/]|$)", name)
         groups[tuple(pieces[::2])].append([int(number) for number in pieces[1::2]])
     grouped = []
     for literals, numbers in groups.items():
@@ -308,6 +346,6 @@ def group_names(names: Sequence[str]) -> list[str]:
 def _range(numbers: list[int]) -> str:
     if len(numbers) == 1:
         return str(numbers[0])
-    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+    if numbers[-1] - numbers[0] + 1 == len(numbers):
         return f"{{{numbers[0]}..{numbers[-1]}}}"
     return "{" + ",".join(map(str, numbers)) + "}"

@@ -12,9 +12,10 @@ from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
-from .family import Family, RawCheckpoint
-from .formats import Export, Exported, RunPeer, without_mask_token, write_folder
-from .plain_vit import LAYER_SCALE_RULES, VIT_RULES, plain_vit_fields, square_grid
+from .dino import recognizes as is_dino
+from .family import Family, RawCheckpoint, setting
+from .formats import Export, Exported, Holds, RunPeer, has_labels, without_mask_token, write_folder
+from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, plain_vit_fields, square_grid
 from .rules import Rule
 
 INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
@@ -28,13 +29,36 @@ ACTIVATIONS = {
 }
 # Fields that follow from neither names nor shapes, by the architecture in config.json: timm/models/vision_transformer.py
 BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
-    (r"vit_base_patch16_rpn_\d+", {"norm_position": "residual_post"}),
+    (r".*_rpn(_.*)?", {"norm_position": "residual_post"}),
+    (r"test_vit2?", {"num_attention_heads": 2}),
+    (r"test_vit[34]", {"num_attention_heads": 3}),
+    # positions of FlexiViT are resized as its authors do: _create_vision_transformer
+    (r"flexivit_.*", {"position_interpolation_mode": "bilinear", "position_interpolation_antialias": False}),
     (r"vit_base_patch16_gap_\d+|vit_giantopt_.*", {"num_attention_heads": 16}),
     (
         r"vit_(base_patch32_siglip_gap_256|large_patch16_siglip_gap_512|(so400m|giantopt)_patch16_siglip_gap_\d+)",
         {"hidden_act": "gelu_pytorch_tanh"},
     ),
 )
+# Arguments of timm's classes that are read here, that names and shapes show, or that have no effect at inference
+KNOWN_ARGUMENTS = {
+    *(
+        "img_size",
+        "patch_size",
+        "in_chans",
+        "num_classes",
+        "global_pool",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "act_layer",
+    ),
+    *("qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token", "reg_tokens", "pos_embed", "no_embed_class", "norm_layer"),
+    *("pre_norm", "final_norm", "fc_norm", "rel_pos_type", "rel_pos_dim", "shared_rel_pos", "weight_init", "fix_init"),
+    *("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "features_only", "out_indices"),
+    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+}
 
 
 def _relative_rules(source: str, target: str) -> tuple[Rule, ...]:
@@ -68,7 +92,7 @@ SWIGLU_RULES = tuple(
 
 def is_swiglu(raw: RawCheckpoint) -> bool:
     """Return True for SwiGLU: fc1 holds gate and up, so that it is twice as wide as the input of fc2."""
-    return raw.shape("blocks.0.mlp.fc1.weight")[0] == 2 * raw.shape("blocks.0.mlp.fc2.weight")[1]
+    return raw.shape("blocks.0.mlp.fc1.weight", 2)[0] == 2 * raw.shape("blocks.0.mlp.fc2.weight", 2)[1]
 
 
 def table(swiglu: bool, norm_before_pooling: bool) -> list[Rule]:
@@ -88,9 +112,22 @@ def recognizes(raw: RawCheckpoint) -> bool:
     return "patch_embed.proj.weight" in raw.tensors and "blocks.0.attn.qkv.weight" in raw.tensors
 
 
-def _activation(act_layer: str | None, default: str) -> str:
+def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of timm's class; raise UnsupportedCheckpointError for an argument with another model as its effect."""
+    arguments: dict[str, Any] = setting(config, "model_args", dict, {})
+    odd = {name: value for name, value in arguments.items() if name not in KNOWN_ARGUMENTS and value not in (None, False)}
+    if arguments.get("norm_layer") not in (None, "layernorm"):
+        odd["norm_layer"] = arguments["norm_layer"]
+    for name, value in odd.items():
+        raise UnsupportedCheckpointError(f"timm's {name}={value!r} (model_args in config.json) is not supported: use timm.")
+    return arguments
+
+
+def _activation(act_layer: str | None, default: str, swiglu: bool) -> str:
     if act_layer is None:
         return default
+    if swiglu and act_layer != "silu":
+        raise UnsupportedCheckpointError(f'timm\'s act_layer="{act_layer}" is not supported with SwiGLU; expected "silu".')
     if act_layer not in ACTIVATIONS:
         raise UnsupportedCheckpointError(
             f'timm\'s act_layer="{act_layer}" is not supported; expected one of {", ".join(ACTIVATIONS)}.'
@@ -98,59 +135,92 @@ def _activation(act_layer: str | None, default: str) -> str:
     return ACTIVATIONS[act_layer]
 
 
-def _known_grid(config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the rows and columns of patches at the image size in config.json; the weights may have another grid."""
-    size = (config.get("model_args") or {}).get("img_size") or (_pretrained_cfg_of(config).get("input_size") or ())[1:]
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    return (pair[0] // patch_size[0], pair[1] // patch_size[1]) if len(pair) == 2 else None
+def _known_size(config: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the image size in config.json; the weights may have another."""
+    size = setting(_model_args(config), "img_size", (int, list)) or setting(_pretrained_cfg_of(config), "input_size", list, [])[1:]
+    pair = [size, size] if isinstance(size, int) else size
+    if not all(isinstance(side, int) for side in pair):
+        raise UnsupportedCheckpointError(
+            f"config.json has the image size {pair}; expected whole numbers of pixels. Correct the file."
+        )
+    return (pair[0], pair[1]) if len(pair) == 2 else None
 
 
 def _pretrained_cfg_of(config: dict[str, Any]) -> dict[str, Any]:
-    return config.get("pretrained_cfg") or config  # early files have the fields at the top level
+    return setting(config, "pretrained_cfg", dict) or config  # early files have the fields at the top level
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig: from the shapes, and pooling and image size from config.json where there is one."""
-    config = raw.config or {}
-    architecture, model_args = config.get("architecture", ""), config.get("model_args") or {}
-    named: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu"}
+    config, tokens = raw.config or {}, raw.tensors
+    architecture, model_args = setting(config, "architecture", str, ""), _model_args(config)
+    named: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu", "position_interpolation_antialias": True}
     for pattern, particulars in BY_ARCHITECTURE:
         if re.fullmatch(pattern, architecture):
             named |= particulars
-    fields = named | plain_vit_fields(raw, num_heads or model_args.get("num_heads") or named.get("num_attention_heads"))
-    tokens = raw.tensors
-    has_cls = "cls_token" in tokens
-    after_pooling = "fc_norm.weight" in tokens
-    global_pool = config.get("global_pool") or model_args.get("global_pool")
-    pooling = {"token": "cls", "avg": "avg", None: "avg" if after_pooling or not has_cls else "cls"}.get(global_pool or None)
-    if pooling is None:
-        raise UnsupportedCheckpointError(f'timm\'s global_pool="{global_pool}" is not supported; expected "token" or "avg".')
+    fields = named | plain_vit_fields(raw, num_heads or setting(model_args, "num_heads", int) or named.get("num_attention_heads"))
     fields |= {
         "mlp_type": "swiglu" if is_swiglu(raw) else "mlp",
-        "hidden_act": _activation(model_args.get("act_layer"), named["hidden_act"]),
-        "intermediate_size": raw.shape("blocks.0.mlp.fc2.weight")[1],
-        "use_cls_token": has_cls,
-        "num_register_tokens": tokens["reg_token"].shape[1] if "reg_token" in tokens else 0,
+        "hidden_act": _activation(setting(model_args, "act_layer", str), named["hidden_act"], is_swiglu(raw)),
+        "intermediate_size": raw.shape("blocks.0.mlp.fc2.weight", 2)[1],
+        "use_cls_token": "cls_token" in tokens,
+        "num_register_tokens": raw.shape("reg_token", 3)[1] if "reg_token" in tokens else 0,
         "layer_scale_init_value": 1e-5 if "blocks.0.ls1.gamma" in tokens else None,
-        "pooling": pooling,
-        "norm_before_pooling": not after_pooling,
-        "representation_size": tokens["pre_logits.fc.weight"].shape[0] if "pre_logits.fc.weight" in tokens else None,
+        "representation_size": raw.shape("pre_logits.fc.weight", 2)[0] if "pre_logits.fc.weight" in tokens else None,
     }
-    known = _known_grid(config, fields["patch_size"])
-    if "pos_embed" not in tokens:
-        return fields | _relative_fields(raw, known, fields["patch_size"], has_cls)
-    num_positions = tokens["pos_embed"].shape[1]
+    return fields | _pooling_fields(raw, config, model_args) | _position_fields(raw, config, fields)
+
+
+def _pooling_fields(raw: RawCheckpoint, config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how tokens are pooled, and where the final norm is."""
+    if not any(f"{norm}.{kind}" in raw.tensors for norm in ("norm", "fc_norm") for kind in ("weight", "bias")):
+        raise UnsupportedCheckpointError("The checkpoint has no final norm (RADIO), which is not supported: use timm.")
+    after_pooling = "fc_norm.weight" in raw.tensors
+    global_pool = setting(config, "global_pool", str)
+    if global_pool == "" and "head.weight" in raw.tensors:
+        raise UnsupportedCheckpointError(
+            'timm\'s global_pool="" (logits for each token) is not supported; expected "token" or "avg".'
+        )
+    global_pool = global_pool or setting(model_args, "global_pool", str)
+    default = "avg" if after_pooling or "cls_token" not in raw.tensors else "cls"
+    pooling = {"token": "cls", "avg": "avg", None: default}.get(global_pool or None)
+    if pooling is None:
+        raise UnsupportedCheckpointError(f'timm\'s global_pool="{global_pool}" is not supported; expected "token" or "avg".')
+    return {"pooling": pooling, "norm_before_pooling": not after_pooling}
+
+
+def _position_fields(raw: RawCheckpoint, config: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the kind of positions and the image size that they are for; `fields` are those known so far."""
+    patch_size, has_cls, registers = fields["patch_size"], fields["use_cls_token"], fields["num_register_tokens"]
+    size = _known_size(config)
+    known = (size[0] // patch_size[0], size[1] // patch_size[1]) if size else None
+    if size and (size[0] % patch_size[0] or size[1] % patch_size[1]):
+        raw.warnings.append(
+            f"timm prepares images of {size[0]}x{size[1]} pixels and drops what patches of {patch_size[0]}x{patch_size[1]} do not cover; "
+            "here, images are resized to whole patches"
+        )
+    if "pos_embed" not in raw.tensors:
+        return _relative_fields(raw, known, patch_size, has_cls)
+    num_positions = raw.shape("pos_embed", 3)[1]
     if known and num_positions - known[0] * known[1] in (0, int(has_cls)):
         grid = known
     else:  # with a position for [CLS], the number is not a square
-        side = square_grid(num_positions - int(has_cls and math.isqrt(num_positions) ** 2 != num_positions), "pos_embed")
+        patches = num_positions - int(has_cls and not _is_square(num_positions))
+        if registers and not _is_square(patches) and _is_square(patches - registers):
+            raise UnsupportedCheckpointError(
+                f"pos_embed holds positions of {registers} registers, too (so150m), which is not supported: use timm."
+            )
+        side = square_grid(patches, "pos_embed")
         grid = (side, side)
     # resampled when a checkpoint is loaded at another size: timm/layers/pos_embed.py, resample_abs_pos_embed
-    return fields | {
-        "image_size": tuple(count * length for count, length in zip(grid, fields["patch_size"], strict=True)),
+    return {
+        "image_size": tuple(count * length for count, length in zip(grid, patch_size, strict=True)),
         "use_cls_position": num_positions > grid[0] * grid[1] or not has_cls,
-        "position_interpolation_antialias": True,
     }
+
+
+def _is_square(number: int) -> bool:
+    return number >= 0 and math.isqrt(number) ** 2 == number
 
 
 def _relative_fields(
@@ -162,43 +232,54 @@ def _relative_fields(
         raise UnsupportedCheckpointError(
             "The checkpoint has neither pos_embed nor rel_pos; positions of another kind are not supported."
         )
-    table = raw.tensors.get(f"{prefix}.relative_position_bias_table")
+    table = f"{prefix}.relative_position_bias_table"
+    rows = raw.shape(table, 2)[0] if table in raw.tensors else None
     fields: dict[str, Any] = {
-        "position_embedding_type": "relative_mlp" if table is None else "relative_table",
+        "position_embedding_type": "relative_mlp" if rows is None else "relative_table",
         "share_relative_position": shared,
-        # every pre-norm block has LayerScale; post-norm blocks have none (ResPostRelPosBlock)
-        "norm_position": "pre" if "blocks.0.ls1.gamma" in raw.tensors else "residual_post",
     }
+    named = "relpos" in setting(raw.config or {}, "architecture", str, "")
+    if not named and "blocks.0.ls1.gamma" not in raw.tensors:  # timm's blocks with norms before the layers have it by default
+        fields["norm_position"] = "residual_post"
+        raw.warnings.append(
+            "no LayerScale, and no config.json with timm's name of the architecture: norms assumed after attention and MLP, as in the rpn "
+            "models; otherwise pass the folder with its config.json"
+        )
     grid = known
-    if table is None:  # the weights do not depend on the size; timm's published models without config.json are for 224 pixels
-        fields["relative_position_hidden_size"] = raw.shape(f"{prefix}.mlp.fc1.weight")[0]
+    if rows is None:  # the weights do not depend on the size; timm's published models without config.json are for 224 pixels
+        fields["relative_position_hidden_size"] = raw.shape(f"{prefix}.mlp.fc1.weight", 2)[0]
         grid = known or (224 // patch_size[0], 224 // patch_size[1])
-    elif not known or (2 * known[0] - 1) * (2 * known[1] - 1) != table.shape[0] - 3 * has_cls:
-        side = (square_grid(table.shape[0] - 3 * has_cls, "relative_position_bias_table") + 1) // 2
+    elif not known or (2 * known[0] - 1) * (2 * known[1] - 1) != rows - 3 * has_cls:
+        side = (square_grid(rows - 3 * has_cls, "relative_position_bias_table") + 1) // 2
         grid = (side, side)
     assert grid is not None
-    return fields | {"image_size": tuple(count * length for count, length in zip(grid, patch_size, strict=True))}
+    image_size = tuple(count * length for count, length in zip(grid, patch_size, strict=True))
+    return fields | {"image_size": image_size, "position_interpolation_antialias": False}
 
 
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
     """Return the preprocessing of `pretrained_cfg` in config.json: timm/data/transforms_factory.py, transforms_imagenet_eval."""
     cfg = _pretrained_cfg_of(raw.config or {})
-    mode, interpolation = cfg.get("crop_mode", "center"), cfg.get("interpolation", "bicubic")
+    mode, interpolation = setting(cfg, "crop_mode", str, "center"), setting(cfg, "interpolation", str, "bicubic")
     if mode not in ("center", "squash") or interpolation not in INTERPOLATIONS:
         raise UnsupportedCheckpointError(
             f'pretrained_cfg has crop_mode="{mode}" and interpolation="{interpolation}"; supported are the crop modes "center" and '
             '"squash", and the interpolations "bicubic" and "bilinear". Edit config.json, or preprocess the images yourself.'
         )
-    height, width = config.image_size
+    height, width = config.image_shape
     if mode == "squash" or height != width:
-        processor = make_image_processor("google", image_size=config.image_size, num_channels=config.num_channels)
+        processor = make_image_processor("google", image_size=config.image_shape, num_channels=config.num_channels)
     else:
         processor = make_image_processor(
-            "timm", image_size=config.image_size, num_channels=config.num_channels, crop_pct=cfg.get("crop_pct") or 0.9
+            "timm",
+            image_size=config.image_shape,
+            num_channels=config.num_channels,
+            crop_pct=setting(cfg, "crop_pct", (int, float)) or 0.9,
         )
     options = processor.to_dict() | {"resample": INTERPOLATIONS[interpolation]}
-    if "mean" in cfg:
-        options |= {"image_mean": cfg["mean"], "image_std": cfg["std"], "num_channels": len(cfg["mean"])}
+    mean, std = setting(cfg, "mean", list), setting(cfg, "std", list)
+    if mean is not None and std is not None:
+        options |= {"image_mean": mean, "image_std": std, "num_channels": len(mean)}
     return VitrailImageProcessor(**options)
 
 
@@ -210,8 +291,8 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
     if int(config.hidden_size * mlp_ratio) != width:  # timm rounds down
         mlp_ratio = (width + 0.5) / config.hidden_size
     arguments: dict[str, Any] = {
-        "img_size": list(config.image_size),
-        "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
+        "img_size": list(config.image_shape),
+        "patch_size": config.patch_size,
         "in_chans": config.num_channels,
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
@@ -221,11 +302,7 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         "class_token": config.use_cls_token,
         "fc_norm": not config.norm_before_pooling,
     }
-    if config.hidden_act != "gelu":
-        if config.hidden_act not in ACTIVATIONS.values():
-            raise UnsupportedCheckpointError(
-                f"timm has no activation {config.hidden_act}; it has {', '.join(ACTIVATIONS.values())}."
-            )
+    if config.hidden_act != "gelu" and config.mlp_type == "mlp":  # timm's SwiGLU would obey it; ours is SiLU always
         arguments["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
     if relative:
         architecture = "vit_relpos_base_patch16_224" if config.norm_position == "pre" else "vit_relpos_medium_patch16_rpn_224"
@@ -236,10 +313,15 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         }
     else:
         architecture = "vit_giant_patch14_dinov2" if config.mlp_type == "swiglu" else "vit_base_patch16_224"
-        arguments |= {"reg_tokens": config.num_register_tokens, "no_embed_class": not config.use_cls_position}
-    arguments["init_values"] = None if config.layer_scale_init_value is None else float(config.layer_scale_init_value)
+        arguments |= {
+            "reg_tokens": config.num_register_tokens,
+            "no_embed_class": not (config.use_cls_token and config.use_cls_position),
+        }
+    # timm takes 0 for no LayerScale
+    arguments["init_values"] = None if config.layer_scale_init_value is None else float(config.layer_scale_init_value or 1e-5)
     global_pool = "token" if config.pooling == "cls" else config.pooling
-    return {
+    labels = {"label_names": [config.id2label[index] for index in range(num_classes)]} if has_labels(config) and num_classes else {}
+    return labels | {
         "architecture": architecture,
         "num_classes": num_classes,
         "num_features": config.hidden_size,
@@ -250,7 +332,7 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
 
 
 def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
-    height, width = config.image_size
+    height, width = config.image_shape
     size = dict(image_processor.size)
     crops = image_processor.do_center_crop and "shortest_edge" in size
     interpolation = next((name for name, number in INTERPOLATIONS.items() if number == int(image_processor.resample)), None)
@@ -273,12 +355,20 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
     }
 
 
+def holds(config: ViTConfig) -> Holds:
+    """Return what timm's VisionTransformer or VisionTransformerRelPos can hold."""
+    relative = config.position_embedding_type != "absolute"
+    return {
+        "pooling": ("cls", "avg"),
+        "representation_size": (None,),
+        "mlp_type": ("mlp",) if relative else ("mlp", "swiglu"),
+        # the class with relative positions takes no activation by name
+        "hidden_act": ("gelu",) if relative else tuple(ACTIVATIONS.values()),
+    }
+
+
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     """Add the position of [CLS] to [CLS] where there are registers: timm's models with registers have positions of patches only."""
-    if config.representation_size is not None:
-        raise UnsupportedCheckpointError(
-            "timm has no layer between pooling and classifier, but this model has one (representation_size)."
-        )
     config = without_mask_token(config, tensors, warnings)
     if not (config.num_register_tokens and config.use_cls_position and config.use_cls_token):
         return config
@@ -313,6 +403,15 @@ def load_peer(folder: Path, exported: Exported) -> RunPeer | None:
     return run
 
 
+def assumption(raw: RawCheckpoint) -> str:
+    """Return the warning for a bare file."""
+    other = '; for a file of DINO\'s own code, pass format="dino"' if is_dino(raw) else ""
+    return (
+        "no config.json next to the weights: read as a timm file, with the usual pooling, activation, norms before attention and MLP, and "
+        f"preprocessing (mean and std 0.5; crop 0.9){other}"
+    )
+
+
 def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return what follows for a row of the catalog: files with registers have positions of patches only."""
     antialias = {"position_interpolation_antialias": True} if architecture["position"] == "absolute" else {}
@@ -327,9 +426,10 @@ TIMM = Family(
     export_rules=lambda config: table(config.mlp_type == "swiglu", config.norm_before_pooling),
     ignored=(),
     configure=configure,
+    anchor=ANCHOR,
     image_processor=image_processor,
-    assumption="no config.json next to the weights: assuming timm's usual pooling, activation and preprocessing (mean, std 0.5; crop 0.9)",
-    export=Export(prepare, write_folder, describe, library="timm", load_peer=load_peer),
+    assumption=assumption,
+    export=Export(holds, prepare, write_folder, describe, holds_labels=True, library="timm", load_peer=load_peer),
     catalog_format="timm-hub",
     official_fields=official_fields,
 )

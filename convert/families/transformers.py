@@ -14,8 +14,9 @@ from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
-from .family import Family, RawCheckpoint
-from .formats import Export, Exported, RunPeer, with_mask_token, without_mask_token, write_folder
+from .dinov2 import image_processor as dinov2_image_processor
+from .family import Family, RawCheckpoint, setting
+from .formats import SQUARE, Export, Exported, Holds, RunPeer, with_mask_token, without_mask_token, write_folder
 from .rules import Concatenate, Rule, Unsqueeze
 
 CLASS_KEYS = ("image_processor_type", "feature_extractor_type")
@@ -23,10 +24,13 @@ VIT_TYPES, DINOV2_TYPES = ("vit", "deit", "vit_mae"), ("dinov2", "dinov2_with_re
 # Prefixes of the encoder's names in models with a head
 BASE_PREFIXES = {name: f"{name.removesuffix('_mae')}." for name in (*VIT_TYPES, *DINOV2_TYPES)}
 
+ANCHOR = "embeddings.patch_embeddings.projection.weight"
+BACKBONE_FIELDS = ("out_features", "out_indices", "apply_layernorm", "reshape_hidden_states")
+
 EMBEDDING_RULES = (
     Rule("embeddings.cls_token", "embeddings.cls_token"),
     Rule("embeddings.position_embeddings", "embeddings.position_embeddings"),
-    Rule("embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.projection.weight"),
+    Rule(ANCHOR, "embeddings.patch_embeddings.projection.weight"),
     Rule("embeddings.patch_embeddings.projection.bias", "embeddings.patch_embeddings.projection.bias"),
     Rule("embeddings.register_tokens", "embeddings.register_tokens"),
     Rule("layernorm.weight", "layernorm.weight"),
@@ -142,6 +146,7 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     transformers interpolates positions bicubically to the target size, without DINO's offset, and antialiased only with registers.
     """
     config = raw.config or {}
+    _note_differences(raw)
     defaults = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3, "qkv_bias": True}
     fields = {name: config.get(name, default) for name, default in defaults.items()}
     if num_heads is not None:
@@ -155,8 +160,10 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     }
     if config.get("problem_type"):
         fields["problem_type"] = config["problem_type"]
-    if labels := config.get("id2label"):
+    if labels := setting(config, "id2label", dict):
         fields |= {"id2label": labels, "label2id": config.get("label2id") or {label: int(index) for index, label in labels.items()}}
+    if is_backbone(raw):
+        fields |= {name: config[name] for name in BACKBONE_FIELDS if config.get(name) is not None}
     if model_type(raw) in VIT_TYPES:
         dropped = drops(raw)
         has_pooler = "pooler.dense.weight" in raw.tensors and "pooler.dense.weight" not in dropped
@@ -166,9 +173,10 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
             "intermediate_size": config.get("intermediate_size", 3072),
             "patch_size": config.get("patch_size", 16),
             "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
-            "representation_size": raw.tensors["pooler.dense.weight"].shape[0] if has_pooler else None,
+            "representation_size": raw.shape("pooler.dense.weight", 2)[0] if has_pooler else None,
         }
-    swiglu, width = config.get("use_swiglu_ffn", False), int(fields["hidden_size"] * config.get("mlp_ratio", 4))
+    swiglu = setting(config, "use_swiglu_ffn", bool, False)
+    width = int(setting(config, "hidden_size", int, 768) * setting(config, "mlp_ratio", (int, float), 4))
     registers = config.get("num_register_tokens", 4) if model_type(raw) == "dinov2_with_registers" else 0
     return fields | {
         "intermediate_size": (int(width * 2 / 3) + 7) // 8 * 8 if swiglu else width,
@@ -181,6 +189,25 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "position_interpolation_antialias": bool(registers),
         "classifier_mean_patch": "classifier.weight" in raw.tensors,
     }
+
+
+def is_backbone(raw: RawCheckpoint) -> bool:
+    """Return True where config.json names a backbone class, such as Dinov2Backbone."""
+    return any(str(name).endswith("Backbone") for name in _architectures(raw))
+
+
+def _architectures(raw: RawCheckpoint) -> list[Any]:
+    return setting(raw.config or {}, "architectures", list, [])
+
+
+def _note_differences(raw: RawCheckpoint) -> None:
+    """Add a warning where the model that config.json names does more than the encoder."""
+    if any(str(name).endswith("ForImageClassification") for name in _architectures(raw)) and "classifier.weight" not in raw.tensors:
+        raw.warnings.append("config.json names a classifier, but the file has none: the model is the encoder")
+    if model_type(raw) == "vit_mae":
+        raw.warnings.append("ViTMAE masks patches at random unless its mask_ratio is 0; this encoder reads all patches")
+    if is_backbone(raw):
+        raw.warnings.append("a backbone is loaded as its encoder: for its stages, save the model and load vitrail.ViTBackbone")
 
 
 def drops(raw: RawCheckpoint) -> dict[str, str]:
@@ -200,8 +227,9 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     saved = raw.preprocessor_config
     if saved is None:
         if model_type(raw) in VIT_TYPES:
-            return make_image_processor("google-hub", image_size=config.image_size, num_channels=config.num_channels)
-        return make_image_processor("dinov2", image_size=224, num_channels=config.num_channels)
+            processor = make_image_processor("google-hub", image_size=config.image_shape, num_channels=config.num_channels)
+            return raw.assume_preprocessing(processor)
+        return raw.assume_preprocessing(dinov2_image_processor(config))
     class_name = "".join(str(saved.get(key)) for key in CLASS_KEYS)
     crops = saved.get("do_center_crop", any(name in class_name for name in ("Bit", "CLIP", "DeiT")))  # their default
     size = saved.get("size", 224)
@@ -232,8 +260,8 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
     result: dict[str, Any] = {
         "model_type": model_type,
         "architectures": [f"{model_class}{'ForImageClassification' if classifies else 'Model'}"],
-        "image_size": config.image_size[0] if len(set(config.image_size)) == 1 else list(config.image_size),
-        "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
     }
     same = [
         *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "qkv_bias", "hidden_act", "layer_norm_eps"),
@@ -248,7 +276,7 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
     swiglu = config.mlp_type == "swiglu"
     registers = {"num_register_tokens": config.num_register_tokens} if model_type == "dinov2_with_registers" else {}
     return result | registers | {
-        "mlp_ratio": round(config.intermediate_size / config.hidden_size * (1.5 if swiglu else 1)),
+        "mlp_ratio": max(1, round(config.intermediate_size / config.hidden_size * (1.5 if swiglu else 1))),
         "use_swiglu_ffn": swiglu,
         "layerscale_value": float(config.layer_scale_init_value or 1.0),
         "drop_path_rate": config.drop_path_rate,
@@ -273,6 +301,14 @@ def transformers_preprocessor_config(image_processor: VitrailImageProcessor) -> 
     return result | {"image_processor_type": "BitImageProcessor" if image_processor.do_center_crop else "ViTImageProcessor"}
 
 
+def holds(config: ViTConfig) -> Holds:
+    """Return what transformers' class for this config can hold."""
+    common: Holds = {"use_cls_token": (True,), "use_cls_position": (True,), "position_embedding_type": ("absolute",)}
+    if export_model_type(config) == "vit":
+        return common | {"num_register_tokens": (0,), "mlp_type": ("mlp",)}
+    return common | {"patch_grid": SQUARE, "representation_size": (None,)}  # positions of a rectangle are read as those of a square
+
+
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     """Add or remove the mask token: Dinov2WithRegistersModel always has one, the other models where their config asks for it."""
     if config.num_register_tokens:
@@ -285,6 +321,8 @@ def describe(exported: Exported, config: ViTConfig, image_processor: VitrailImag
     classifies = num_classes > 0
     exported.config = transformers_config(config, classifies=classifies, use_mask_token="embeddings.mask_token" in exported.tensors)
     exported.preprocessor_config = transformers_preprocessor_config(image_processor)
+    if native_size_only(config):
+        exported.warnings.append("transformers runs this model at its own image size only, without interpolate_pos_encoding")
     exported.base_prefix = BASE_PREFIXES[exported.config["model_type"]] if classifies else ""
     if not classifies and not pools(config):
         tokens = exported.tensors["embeddings.cls_token"]
@@ -297,7 +335,12 @@ def describe(exported: Exported, config: ViTConfig, image_processor: VitrailImag
 
 def fixed_size(config: ViTConfig) -> bool:
     """Return True where the exported model interpolates positions only on request."""
-    return export_model_type(config) == "vit"
+    return export_model_type(config) == "vit" and not native_size_only(config)
+
+
+def native_size_only(config: ViTConfig) -> bool:
+    """Return True where the exported model cannot interpolate positions: ViTModel takes every grid and every patch for a square."""
+    return len(set(config.patch_grid)) > 1 or (export_model_type(config) == "vit" and not isinstance(config.patch_size, int))
 
 
 def pools(config: ViTConfig) -> bool:
@@ -313,9 +356,11 @@ def load_peer(folder: Path, exported: Exported) -> RunPeer:
     peer, loading = model_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
     classifies = hasattr(peer, "classifier")
-    options = {"interpolate_pos_encoding": True} if config["model_type"] == "vit" else {}
+    native = tuple(peer.base_model.embeddings.patch_embeddings.image_size)
 
     def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        resizes = config["model_type"] == "vit" and tuple(pixel_values.shape[-2:]) != native
+        options = {"interpolate_pos_encoding": True} if resizes else {}
         outputs = peer(pixel_values, output_hidden_states=classifies, **options)
         if not classifies:
             has_pooler = config["model_type"] != "vit" or "pooler_output_size" in config
@@ -345,17 +390,21 @@ TRANSFORMERS = Family(
     export_rules=lambda config: table(export_model_type(config)),
     ignored=(r"decoder\..*",),  # of MAE's pre-training and of SimMIM
     configure=configure,
+    anchor=ANCHOR,
+    requires="The names are those of transformers: pass the folder that also holds its config.json.",
     image_processor=image_processor,
     base_prefixes=BASE_PREFIXES,
     drops=drops,
     export=Export(
+        holds,
         prepare,
         write_folder,
         describe,
+        holds_labels=True,
         library="transformers",
         load_peer=load_peer,
         peer_image_processor=peer_image_processor,
-        peer_needs_square=True,
+        native_size_only=native_size_only,
         fixed_size=fixed_size,
         pools=pools,
     ),

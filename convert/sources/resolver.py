@@ -17,6 +17,7 @@ from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ...errors import DownloadError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError, public_text
 from ...utils.downloads import download, https_url
+from ...utils.folders import interrupted
 from ...version import __version__
 from .catalog import Checkpoint, checkpoint_names, checkpoints, find_checkpoint
 
@@ -67,9 +68,13 @@ def resolve(
         UnsupportedCheckpointError: a Hub repository holds no weights in the Hub's layout.
     """
     text = os.fspath(source)
-    path = Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves an unknown user's name as it is
+    path = Path(os.path.expanduser(text))  # Path.expanduser raises for an unknown user
     if text and os.path.exists(path):  # unlike Path.exists, false for what is too long to be a path
         return ResolvedSource(path=path, name=os.path.basename(os.path.abspath(path)))
+    if left := interrupted(path):
+        raise SourceNotFoundError(
+            f"{text} is missing, because a process died while it replaced the folder: rename {left} to {path}."
+        )
     if isinstance(source, os.PathLike):
         raise SourceNotFoundError(f"There is no file or folder {text}.")
 

@@ -62,7 +62,7 @@ def test_extract_reports(place, tmp_path, capsys):
         (["MODEL", "IMAGES", "OUT", "--max-errors", "3"], "more than max_errors=3"),
         (["MODEL", "NOWHERE", "OUT"], "NOWHERE"),
         (["NOWHERE", "IMAGES", "OUT"], "NOWHERE"),
-        (["MODEL", "IMAGES", "FILE"], "FILE is a file; expected the name of a folder."),
+        (["MODEL", "IMAGES", "FILE"], "cannot write into FILE: it is not a folder."),
         (["MODEL", "IMAGES", "IMAGES"], "IMAGES holds other things: choose a new or empty output folder."),
     ],
 )
@@ -90,13 +90,23 @@ def test_json(place, tmp_path, capsys):
     assert reported == {"output": str(page), "images": 12, "bytes": page.stat().st_size, "warnings": []}
 
 
-def test_names_that_are_not_unicode_are_escaped(capsys):
+@pytest.mark.parametrize("name", ["\udce9", "\x1b[2J", "\r", "\x85", "\u202e"])
+def test_names_that_would_control_a_terminal_are_escaped(name, capsys):
     """Names are escaped as text and as JSON, where the escape decodes to the same name."""
-    command = as_command(lambda: Result({"path": "\udce9.jpg"}, ["\udce9.jpg"]))
+    command = as_command(lambda: Result({"path": f"{name}.jpg"}, [f"é {name}.jpg"]))
     command(json=False, traceback=False)
-    assert capsys.readouterr().out == "\\udce9.jpg\n"
+    assert capsys.readouterr().out == f"é \\u{ord(name[0]):04x}{name[1:]}.jpg\n"
     command(json=True, traceback=False)
-    assert json.loads(capsys.readouterr().out) == {"path": "\udce9.jpg"}
+    assert json.loads(capsys.readouterr().out) == {"path": f"{name}.jpg"}
+
+
+def test_secrets_of_urls_are_not_printed(capsys):
+    url = "https://me:SECRET@example.org/a.jpg?X-Amz-Signature=SECRET"
+    command = as_command(lambda: Result({"path": url, "b": 1}, [f"read {url}, and more"]))
+    command(json=False, traceback=False)
+    assert capsys.readouterr().out == "read https://example.org/a.jpg, and more\n"
+    command(json=True, traceback=False)
+    assert json.loads(capsys.readouterr().out) == {"path": "https://example.org/a.jpg", "b": 1}
 
 
 def test_similar_prints_the_nearest_and_draws_them(place, tmp_path, capsys):
@@ -125,6 +135,13 @@ def test_report_writes_one_page(place, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_similar_writes_no_picture_unless_it_is_asked_to(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert not end_of("similar", place / "model", place / "out", PHOTOS[0], "--top", 1)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_report_names_what_is_missing(place, tmp_path, capsys):
     words = ["extract", place / "model", place / "images", tmp_path / "out", "--num-workers", 0]
     assert not end_of(*words)
@@ -132,7 +149,7 @@ def test_report_names_what_is_missing(place, tmp_path, capsys):
     capsys.readouterr()
     try:
         assert not end_of("report", tmp_path / "out", "--output", tmp_path / "page.html")
-        assert f"warning: the norms of patch tokens need the model, {place / 'model'}: " in capsys.readouterr().err
+        assert "warning: the norms of patch tokens need the model, model, which is not on this machine" in capsys.readouterr().err
         assert not end_of("report", tmp_path / "out", "--output", tmp_path / "page.html", "--model", tmp_path / "moved")
         assert capsys.readouterr().out.count("\n") == 1
     finally:

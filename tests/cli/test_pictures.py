@@ -97,6 +97,7 @@ def test_bad_input_is_one_message_and_exit_code_2(command, model_dir, tmp_path, 
         ([PHOTO, "--output", output, "--image-size", "large"], "found large; expected pixels, such as 480"),
         ([PHOTO, "--output", output, "--image-size", "8x8x8"], "found 8x8x8"),
         ([PHOTO, "--output", output, "--image-size", "0"], "found 0"),
+        ([tmp_path, "--output", output], "is a folder; expected image files"),
         (["--output", output], "Missing argument"),
     ):
         error = fail(capsys, command, model_dir, *words)

@@ -85,7 +85,7 @@ def test_a_resized_model_of_timm_matches_timms_own_resizing(tmp_path, variant):
     """timm's own `set_input_size` made the reference outputs."""
     folder = timm(tmp_path, deterministic.weights(CASES[variant]["checkpoint"]), CASES[variant]["config"])
     model, processor, report = vitrail.load(folder, image_size=(56, 40))
-    assert model.config.image_size == (56, 40)
+    assert model.config.image_shape == (56, 40)
     encoder, spec = getattr(model, "vit", model), INPUTS["56x40"]
     found = encoder(deterministic.pixel_values(spec)).last_hidden_state[:, spec["token_index"]]
     outputs = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
@@ -98,7 +98,7 @@ def test_a_resized_model_of_timm_matches_timms_own_resizing(tmp_path, variant):
 @pytest.mark.parametrize(("image_size", "expected"), [(48, (48, 48)), ((48, 24), (48, 24)), ([24, 40], (24, 40))])
 def test_one_number_is_a_square(tmp_path, image_size, expected):
     model, _, _ = vitrail.load(timm(tmp_path, PLAIN), image_size=image_size)
-    assert model.config.image_size == expected
+    assert model.config.image_shape == expected
     assert model.vit.embeddings.position_embeddings.shape[1] == expected[0] // 8 * expected[1] // 8 + 1
 
 
@@ -261,10 +261,22 @@ def test_a_fresh_classifier_has_the_dtype_of_the_file(tmp_path):
     assert vitrail.load(folder, num_labels=7)[0].dtype == torch.float16
 
 
-@pytest.mark.parametrize("num_labels", [0, -1])
-def test_a_classifier_has_classes(tmp_path, num_labels):
-    with pytest.raises(UnsupportedCheckpointError, match=f"num_labels is {num_labels}.*at least 1"):
-        vitrail.load(timm(tmp_path, PLAIN), num_labels=num_labels)
+@pytest.mark.parametrize(("option", "least"), [("num_labels", 0), ("num_channels", 1), ("num_heads", 1)])
+@pytest.mark.parametrize("number", [-1, "ten", 1.5, True])
+def test_counts_are_whole_numbers(tmp_path, option, least, number):
+    with pytest.raises(UnsupportedCheckpointError, match=f"{option} is .*at least {least}"):
+        vitrail.load(timm(tmp_path, PLAIN), **{option: number})
+
+
+@torch.no_grad()
+def test_no_classes_leave_the_encoder(tmp_path):
+    """As timm's num_classes=0."""
+    classifier, _, _ = vitrail.load(timm(tmp_path, PLAIN))
+    encoder, _, report = vitrail.load(timm(tmp_path, PLAIN), num_labels=0)
+    assert type(encoder) is vitrail.ViTModel
+    assert any("classifier for 5 classes is left out" in warning for warning in report.warnings)
+    pixel_values = torch.randn(1, 3, *encoder.config.image_shape)
+    assert torch.equal(encoder(pixel_values).pooler_output, classifier.vit(pixel_values).pooler_output)
 
 
 @torch.no_grad()

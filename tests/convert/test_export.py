@@ -77,10 +77,13 @@ def random_model(fields, num_labels=0):
     return model, vitrail.make_image_processor("google" if "hidden_act" in fields else "dino", image_size=32)
 
 
-def export(model, processor, tmp_path, to, name="model"):
+SUFFIXES = {"dino": ".pth", "dinov2": ".pth", "google": ".npz"}
+
+
+def export(model, processor, tmp_path, to, name="model", **options):
     vitrail.save(model, processor, tmp_path / f"saved {name}")
-    warnings = vitrail.export_model(tmp_path / f"saved {name}", tmp_path / name, to=to)
-    return tmp_path / name, warnings
+    path = tmp_path / f"{name}{SUFFIXES.get(to, '')}"
+    return path, vitrail.export_model(tmp_path / f"saved {name}", path, to=to, **options)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -113,8 +116,9 @@ def test_the_originals_tensors_come_back_bit_for_bit(tmp_path, case):
     case = deterministic.case(case)
     source = tmp_path / "source"
     deterministic.write_checkpoint(case, source)
-    vitrail.export_model(source, tmp_path / "back", to=case["format"])
-    back, original = open_checkpoint(tmp_path / "back"), open_checkpoint(source)
+    path = tmp_path / f"back{SUFFIXES[case['format']]}"
+    vitrail.export_model(source, path, to=case["format"])
+    back, original = open_checkpoint(path), open_checkpoint(source)
     assert back.tensors.keys() == original.tensors.keys()
     assert all(torch.equal(tensor, original.tensors[name]) for name, tensor in back.tensors.items())
 
@@ -126,7 +130,7 @@ def test_a_separate_classifier_is_written_next_to_the_backbone(tmp_path, to):
         for n in ((1, 2, 3) if to == "dino" else (1, 2))
     ):
         model, processor = random_model(MODELS[to] | {"num_hidden_layers": 3} | parts, num_labels=5)
-        path, _ = export(model, processor, tmp_path, to, name=f"{len(list(tmp_path.iterdir()))}.pth")
+        path, _ = export(model, processor, tmp_path, to, name=str(len(list(tmp_path.iterdir()))))
         head = path.with_name(f"{path.stem}_linear.pth")
         again, _, _ = vitrail.load(path, head=head)
         pixel_values = torch.randn(1, 3, 32, 32)
@@ -211,13 +215,13 @@ def test_another_rule_of_interpolation_is_reported():
     ("name", "to", "message"),
     [
         ("dino", "google", "hidden_act is gelu, but google would read gelu_pytorch_tanh"),
-        ("dino", "dinov2", "LayerScale is False, but dinov2 would read True"),
-        ("dinov2", "dino", r"cannot hold layers\.\{0\.\.1\}\.layer_scale1"),
-        ("dinov2 with registers", "google", "cannot hold embeddings.register_tokens"),
-        ("google", "timm", "representation_size"),
-        ("google", "dino", "cannot hold representation"),
-        ("timm relpos", "transformers", "relative_position"),
-        ("timm residual post-norm", "dinov2", "relative_position"),
+        ("dino", "dinov2", r"LayerScale \(layer_scale_init_value\) is False, but dinov2 would read True"),
+        ("dinov2", "dino", "layer_scale_init_value is 0.5; expected None"),
+        ("dinov2 with registers", "google", "num_register_tokens is 4; expected 0"),
+        ("google", "timm", "representation_size is 48; expected None"),
+        ("google", "dino", "representation_size is 48; expected None"),
+        ("timm relpos", "transformers", "position_embedding_type is relative_mlp; expected absolute"),
+        ("timm residual post-norm", "dinov2", "position_embedding_type is relative_mlp; expected absolute"),
         ("transformers vit", "dino", "layer_norm_eps is 1e-12, but dino would read 1e-06"),
         ("transformers vit", "timm", "layer_norm_eps"),
         ("dino", "onnxx", "Unsupported export format"),
@@ -240,16 +244,35 @@ def test_a_classifier_that_a_format_cannot_hold_is_refused(tmp_path):
         with pytest.raises(UnsupportedCheckpointError, match=message):
             export(model, processor, tmp_path, to, name=to)
     model, processor = random_model(MODELS["dino"] | {"classifier_cls_layers": 2}, num_labels=3)
-    with pytest.raises(UnsupportedCheckpointError, match="is for another input"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"is for another input\. Leave the classifier out \(classifier=False"):
         export(model, processor, tmp_path, "dino", name="dino")
+    path, _ = export(model, processor, tmp_path, "transformers", name="encoder", classifier=False)
+    pixel_values = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(vitrail.load(path)[0](pixel_values)[0], model.vit(pixel_values)[0])
 
 
 def test_nothing_is_written_over(tmp_path):
     model, processor = random_model(MODELS["dino"])
-    (tmp_path / "model").write_text("mine")
+    (tmp_path / "model.pth").write_text("mine")
     with pytest.raises(VitrailError, match="exists already"):
         export(model, processor, tmp_path, "dino")
-    assert (tmp_path / "model").read_text() == "mine"
+    assert (tmp_path / "model.pth").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "message"),
+    [
+        ("dino", "out", r"one file, but .*out does not end in \.pth or \.pt: add the extension"),
+        ("google", "out.pth", r"does not end in \.npz"),
+        ("timm", "out.safetensors", r"a folder, but .* leave \.safetensors out"),
+        ("onnx", "out.onnx", r"a folder, but .* leave \.onnx out"),
+    ],
+)
+def test_an_output_has_the_name_of_its_kind(tmp_path, to, name, message):
+    with pytest.raises(VitrailError, match=message):
+        vitrail.export_model(tmp_path / "not read", tmp_path / name, to=to)
+    assert not list(tmp_path.iterdir())
 
 
 def test_timm_config_names_what_the_model_is(tmp_path):
@@ -271,8 +294,8 @@ def test_an_exported_file_is_the_same_every_time(tmp_path):
     program = (
         "from pathlib import Path\n"
         "import vitrail\n"
-        "vitrail.export_model('saved model', 'again/model', to='dino')\n"
-        "assert Path('again/model').read_bytes() == Path('model').read_bytes()\n"
+        "vitrail.export_model('saved model', 'again/model.pth', to='dino')\n"
+        "assert Path('again/model.pth').read_bytes() == Path('model.pth').read_bytes()\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

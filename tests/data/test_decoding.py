@@ -1,6 +1,7 @@
 import errno
 import io
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -8,9 +9,13 @@ import pytest
 from fsspec.registry import known_implementations
 from PIL import Image
 
+from vitrail.data import read_images
 from vitrail.data.decoding import image_suffixes, open_entry, open_image
 from vitrail.data.entries import ImageEntry
+from vitrail.data.reader import _Decoder, _Reading
+from vitrail.data.remote import Hosts
 from vitrail.errors import UnreadableImageError, VitrailError
+from vitrail.processing.image_processing_vit import VitrailImageProcessor
 
 
 def png(level):
@@ -58,6 +63,7 @@ BAD = [
     (b"<html>", "Pillow does not recognize its format"),
     (noise()[:1000], "truncated"),
     (png(1)[:-20], "truncated"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS files are programs, which are not run"),
     (None, "the file does not exist"),
 ]
 
@@ -111,16 +117,62 @@ def test_what_is_not_a_file(tmp_path):
         open_entry(ImageEntry(0, "a.png", location=str(tmp_path)))
 
 
+def test_pipes_and_devices_are_not_opened(tmp_path, processor):
+    """Opening the pipe would wait for ever, and reading the device has no end."""
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    for entry in read_images(tmp_path).read():
+        with pytest.raises(UnreadableImageError, match="it is not a regular file"):
+            open_entry(entry)
+        with pytest.raises(ValueError, match=r"cannot read the image .*\.png: it is not a regular file"):
+            processor(entry.location)
+    for name in ("list.txt", "shard.tar", "rows.parquet"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(VitrailError, match=f"{name} is a named pipe; expected a file"):
+            read_images(tmp_path / name)
+
+
+@pytest.fixture
+def processor():
+    return VitrailImageProcessor()
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (65_000, 1)])
+@pytest.mark.parametrize("backend", ["pil", "torch"])
+def test_thin_images_are_not_enlarged_without_bound(size, backend):
+    message = f"an image of {size[0]} x {size[1]} pixels would be resized to .* raise PIL.Image.MAX_IMAGE_PIXELS"
+    with pytest.raises(ValueError, match=message):
+        VitrailImageProcessor(backend=backend)(Image.new("L", size))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError("too wide"), AttributeError("of SPIDER")])
+def test_what_one_image_raises_is_listed(monkeypatch, processor, error):
+    """Whether its decoder raises it, or the preprocessing does."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    entries = [ImageEntry(0, "a.png", content=png(1))]
+    decoder = _Decoder(processor, None)
+    for place, name in ((Image.Image, "resize"), (Image, "open")):
+        if isinstance(error, AttributeError) and name == "resize":
+            continue  # a fault of ours
+        monkeypatch.setattr(place, name, fail)
+        (unreadable,) = decoder.decode(_Reading(None, entries, None)).unreadable
+        assert unreadable.reason == (str(error) or "MemoryError")
+
+
 @pytest.mark.parametrize(("number", "bad"), [(errno.EACCES, True), (errno.EIO, True), (errno.EMFILE, False), (errno.ESTALE, False)])
-def test_faults_of_the_machine_are_not_faults_of_the_image(monkeypatch, number, bad):
+def test_faults_of_the_machine_are_not_faults_of_the_image(tmp_path, monkeypatch, number, bad):
     """Tests may run as root, who may read everything, so the system's replies are set by hand."""
 
     def refuse(path):
         raise OSError(number, "the system's words", path)
 
+    (tmp_path / "a.png").write_bytes(png(1))
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(VitrailError, match=r"a\.png: the system's words") as caught:
-        open_entry(ImageEntry(0, "a.png", location="/somewhere/a.png"))
+        open_entry(ImageEntry(0, "a.png", location=str(tmp_path / "a.png")))
     assert isinstance(caught.value, UnreadableImageError) == bad
 
 
@@ -190,6 +242,18 @@ def test_a_store_that_is_down_is_not_a_fault_of_the_image(no_network, impatient)
     with pytest.raises(VitrailError, match=r"cannot reach http://127\.0\.0\.1:9/a\.png: .*repeat the command") as caught:
         open_entry(ImageEntry(0, "a.png", location="http://127.0.0.1:9/a.png"))
     assert not isinstance(caught.value, UnreadableImageError)
+
+
+def test_a_host_that_is_down_is_asked_once_in_a_while(no_network, monkeypatch):
+    """It concerns the images of a list that are there, and each of them may be tried later."""
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr("vitrail.data.decoding.HOSTS", Hosts())
+    for name in "abc":
+        with pytest.raises(UnreadableImageError, match="cannot reach http") as caught:
+            open_entry(ImageEntry(0, f"{name}.png", location=f"http://127.0.0.1:9/{name}.png", own_store=True))
+        assert caught.value.retry
+    assert waits == [1, 4]
 
 
 def test_a_store_is_asked_again(url, http_server, monkeypatch):

@@ -18,8 +18,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hub_server import HubServer
-from vitrail.data import ImageEntry, read_images, row_id
+from vitrail.data import ImageEntry, read_images, row_id, tables
 from vitrail.data.decoding import open_entry
+from vitrail.data.labeled import load_labeled_images
 from vitrail.errors import SourceNotFoundError, UnreadableImageError, VitrailError
 
 pytestmark = pytest.mark.usefixtures("cache_of_datasets")
@@ -471,6 +472,28 @@ def test_a_parquet_file_that_is_damaged_within(tmp_path):
         list(collection.read())
 
 
+def test_parquet_files_that_expand_without_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MAX_EXPANDED", 500_000)
+    pq.write_table(pa.table({"image": [{"bytes": bytes(1_000_000), "path": None}]}), tmp_path / "a.parquet", compression="zstd")
+    for read in (read_images, load_labeled_images):
+        with pytest.raises(
+            VitrailError, match=r"a\.parquet is a decompression bomb: \d+ bytes of its column image\.bytes become 1000\d+"
+        ):
+            read(tmp_path / "a.parquet")
+
+
+def test_labels_that_do_not_fit(tmp_path):
+    labels = pa.array([7, 2**64 - 1], pa.uint64())
+    pq.write_table(table([1, 2], label=labels), tmp_path / "a.parquet")
+    first, second = read_images(tmp_path / "a.parquet").read()
+    assert (first.label, second.problem) == (7, "its label 18446744073709551615 does not fit into 64 bits with a sign")
+
+
+def test_parquet_without_rows(tmp_path):
+    pq.write_table(table([1])[:0], tmp_path / "a.parquet")
+    assert list(read_images(tmp_path / "a.parquet").read()) == []
+
+
 def test_digits():
     train, validation = read_images("digits"), read_images("digits", split="validation")
     assert train.num_rows + validation.num_rows == 1797
@@ -536,8 +559,11 @@ def test_files_on_the_hub(hub, tmp_path):
 def test_what_is_missing_on_the_hub(hub, impatient):
     with pytest.raises(SourceNotFoundError, match="neither a file or folder user/nothing nor such a dataset on the Hub"):
         read_images("user/nothing")
-    with pytest.raises(SourceNotFoundError, match=r"found no file .*/photos/of/cats"):
-        read_images("photos/of/cats")
+    hub.requests.clear()
+    for name in ("photos/of/cats", "nothere", "./nothere", "../nothere"):  # none of them is asked for
+        with pytest.raises(SourceNotFoundError, match=r"found no file .*/(photos/of/cats|nothere); give .*user/name"):
+            read_images(name)
+    assert hub.requests == []
     with pytest.raises(VitrailError, match="hf://datasets/user/nothing"):
         read_images("hf://datasets/user/nothing/")
 

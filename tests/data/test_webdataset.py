@@ -9,7 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFile
 from PIL import Image
 
-from vitrail.data import read_images, row_id
+from vitrail.data import read_images, row_id, webdataset
 from vitrail.data.decoding import open_entry
 from vitrail.errors import UnreadableImageError, VitrailError
 
@@ -322,3 +322,30 @@ def test_a_web_server_that_does_not_give_a_shard(no_network, impatient, http_ser
 def test_a_web_server_that_is_down(no_network, impatient):
     with pytest.raises(VitrailError, match=r"cannot reach http://127\.0\.0\.1:9/a\.tar"):
         read_images("http://127.0.0.1:9/a.tar")
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_members_beyond_the_bound_are_not_read(tmp_path, monkeypatch, sparse):
+    """A sparse member declares the size of its holes, which take no place in the archive."""
+    monkeypatch.setattr(webdataset, "MAX_IMAGE", 2000)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar_file:
+        for name, data in {"a.png": png(1), "b.png": png(2) if sparse else bytes(3000), "c.png": png(3)}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            if sparse and name == "b.png":
+                member.pax_headers = {"GNU.sparse.size": "3000", "GNU.sparse.map": f"0,{len(data)}"}
+            tar_file.addfile(member, io.BytesIO(data))
+    (tmp_path / "a.tar").write_bytes(archive.getvalue())
+    problem = "b.png has 3000 bytes, more than the limit of 2000"
+    assert [row[3] for row in content(read_images(tmp_path))] == [1, problem, 3]
+
+
+def test_labels_and_headers_beyond_the_bound_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset, "MAX_LABEL", 2000)
+    (tmp_path / "a.tar").write_bytes(tar({"a.png": png(1), "a.cls": b"7", "b.cls": bytes(3000), "b.png": png(2), "c.png": png(3)}))
+    problem = "b.cls has 3000 bytes, more than the limit of 2000"
+    assert [row[3] for row in content(read_images(tmp_path))] == [1, problem, 3]
+    long = tar({"a.png": png(1), "n" * 3000 + ".png": png(2)}, form=tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar").write_bytes(long)
+    assert content(read_images(tmp_path))[-1][3].endswith("after a.png: a header of 3005 bytes")

@@ -1,15 +1,20 @@
 """Heads that are trained together against heads that are trained alone, by a plain loop of torch."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
+from vitrail.errors import CorruptFileError, VitrailError
 from vitrail.evaluation.linear_probe import LinearHeads, ProbeTrainer, accuracies, top_classes
 from vitrail.evaluation.recipes import Head, Schedule
 from vitrail.evaluation.training import training_arguments
 from vitrail.evaluation.training_data import FeatureRows, UpdateSampler
-from vitrail.utils.trainer import last_checkpoint
+from vitrail.utils.checkpoint_files import check_whole, disk_is_full, last_checkpoint
 
 NUM_LABELS, TOKEN_SIZE, NUM_CLS_LAYERS = 7, 12, 4
 HEADS = tuple(
@@ -198,6 +203,18 @@ def test_every_row_goes_to_one_process(num_slices):
             assert [row for own in batches for batch in own[steps] for row in batch] == rows.tolist()
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A whole checkpoint, in a folder of its name."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    trainer = make_trainer(folder)
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_or_resume()
+    check_whole(folder / "checkpoint-18")
+    return folder / "checkpoint-18"
+
+
 class Interrupt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 20:
@@ -213,6 +230,7 @@ def test_interrupted_and_resumed_is_the_same_run(tmp_path, together):
     unfinished = tmp_path / "checkpoint-19"  # killed while it was written
     unfinished.mkdir()
     (unfinished / "trainer_state.json").write_text('{"epoch": 1')
+    (tmp_path / "checkpoint-best").mkdir()  # of the user
     trainer = make_trainer(tmp_path)
     assert trainer.train_or_resume() == 18
     for one, other in zip(weights_of(trainer), weights_of(together), strict=True):
@@ -234,3 +252,48 @@ def test_a_finished_run_is_only_read(tmp_path, together):
         assert torch.equal(one, other)
     assert last_checkpoint(tmp_path) == tmp_path / f"checkpoint-{EPOCHS.num_updates}"
     assert last_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        *(
+            (name, "cut", "is truncated or damaged")
+            for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+        ),
+        *((name, "remove", "is missing") for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")),
+        ("optimizer.pt", "flip", "is truncated or damaged"),
+        ("trainer_state.json", "other", "is not that of this checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, name, change, message):
+    """A Trainer would go on with a new optimizer, or from the first update, and end with other numbers."""
+    shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    (file,) = (tmp_path / checkpoint.name).glob(name)
+    content = file.read_bytes()
+    middle = len(content) // 2
+    changed = {"cut": content[:-9], "flip": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], "other": b"{}"}
+    if change == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(changed[change])
+    with pytest.raises(CorruptFileError, match=f"{re.escape(str(tmp_path / checkpoint.name / name))} {message}: remove the folder"):
+        make_trainer(tmp_path).train_or_resume()
+
+
+class FullDisk(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    trainer.add_callback(FullDisk())
+    with pytest.raises(VitrailError, match="is full: free space, and repeat the command"):
+        trainer.train_or_resume()
+    assert not disk_is_full(OSError(13, "Permission denied"), tmp_path)
+    assert disk_is_full(SafetensorError("I/O error: No space left on device (os error 28)"), tmp_path)
+    of_torch = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+    assert not disk_is_full(of_torch, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
+    assert disk_is_full(of_torch, tmp_path)

@@ -66,7 +66,7 @@ def make_results(num_rates=3, *, epochs=4, fine_tuning=None):
         "heads": heads,
         "curves": curves,
         "unreadable_images": [],
-        "data": {"source": "a|b", "train_images": 1000, "validation_images": 20, "labels": LABELS},
+        "data": {"source": "a|b", "fingerprint": "00", "train_images": 1000, "validation_images": 20, "labels": LABELS},
     }
 
 
@@ -194,7 +194,7 @@ def test_results_go_to_the_hub_with_the_model_and_go_away_with_it(folder, tmp_pa
     assert [result.metric_value for result in card.data.eval_results] == [0.75, 0.625]
     assert "confusion.png" not in card.text
     model, image_processor, _ = vitrail.load(folder)
-    save(model, image_processor, folder)
+    save(model, image_processor, folder, overwrite=True)
     assert not files & {path.name for path in folder.iterdir()}
     assert ModelCard.load(folder / "README.md").data.eval_results is None
 
@@ -210,3 +210,4 @@ def test_names_of_sources_do_not_reveal_their_location(tmp_path):
     assert public_name("ylecun/mnist") == "ylecun/mnist"
     assert public_name(str(tmp_path)) == tmp_path.name
     assert public_name(f"{tmp_path}/shards/*.tar") == "*.tar"
+    assert public_name("https://me:SECRET@example.org/images.tar?signature=SECRET") == "https://example.org/images.tar"

@@ -1,8 +1,11 @@
 """How features are kept: found again by what they are of, resumed after an interruption, the same from any number of processes."""
 
+import copy
 import io
 import itertools
+import logging
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -26,6 +29,7 @@ from vitrail.features.cache import FeatureCache
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.processing.presets import make_image_processor
+from vitrail.runtime.compiled import ENGINES, Engine, Runtime
 
 ROWS = 13
 FILES = ("tokens.npy", "labels.npy", "rows.npy", "manifest.json")
@@ -157,6 +161,65 @@ def test_reading_again_runs_no_model_and_maps_the_file(extraction):
     assert not again.tokens.flags.writeable
     np.testing.assert_array_equal(first.tokens, again.tokens)
     assert (again.tokens[0] != again.tokens[1]).any(axis=(1, 2)).all()
+
+
+def test_damaged_features_are_extracted_again(extraction, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vitrail"), "propagate", True)
+    extraction.run()
+    whole = contents(extraction.folder)
+    tokens, labels = whole["tokens.npy"], io.BytesIO()
+    np.save(labels, np.load(extraction.folder / "labels.npy")[::-1])
+    for name, content in (
+        ("tokens.npy", tokens[:-1] + bytes([tokens[-1] ^ 1])),
+        ("labels.npy", labels.getvalue()),
+        ("rows.npy", None),
+        ("manifest.json", b"{"),
+    ):
+        file = extraction.folder / name
+        file.unlink()  # the features of a run before may be memory-mapped
+        if content is not None:
+            file.write_bytes(content)
+        caplog.clear()
+        _, batches = extraction.run()
+        assert sum(batches) == ROWS
+        assert contents(extraction.folder) == whole
+        assert "are damaged, and are extracted again" in caplog.text
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_full_disk_is_an_error_and_resumes(extraction, views, monkeypatch):
+    """A limit on the size of files while the array is written, as on a disk that fills up."""
+    whole = extraction.run(views=views)[0].tokens
+    extraction.cache_dir = extraction.cache_dir.with_name("full")
+    write, limits = cache._write_array, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_on_a_full_disk(*args):
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.nbytes // 2, limits[1]))
+        try:
+            write(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    monkeypatch.setattr(cache, "_write_array", write_on_a_full_disk)
+    with pytest.raises(VitrailError, match=r"cannot be completed: .*too large.* remove that folder"):
+        extraction.run(views=views)
+    monkeypatch.setattr(cache, "_write_array", write)
+    features, batches = extraction.run(views=views)
+    assert batches == []
+    np.testing.assert_array_equal(features.tokens, whole)
+
+
+def test_a_damaged_extraction_names_the_folder_to_remove(extraction, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            extraction.run()
+    for file in (extraction.folder / "extraction" / "data").iterdir():
+        file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(VitrailError, match=r"cannot be completed: .* remove that folder"):
+        extraction.run()
 
 
 @pytest.mark.parametrize(("name", "num_cls_layers"), [("no_cls", 2), ("registers", 0)])
@@ -301,3 +364,22 @@ def test_another_process_waits_for_the_same_features(extraction):
         assert not (extraction.folder / "extraction").exists()
     waiting.join()
     contents(extraction.folder)
+
+
+@pytest.mark.parametrize("runtime", [Runtime(), Runtime("float64"), Runtime("float32", "openvino")], ids=str)
+def test_weights_that_change_in_place_change_the_features(extraction, runtime, monkeypatch):
+    """A cache is kept while a model is trained; `.data` changes weights without any counter that notices."""
+    copies = Engine(lambda module, example, **options: copy.deepcopy(module), ("float32",), fixed_size=True)
+    monkeypatch.setitem(ENGINES, "openvino", copies)  # as an engine that compiles, in no time
+    feature_cache = FeatureCache(extraction.cache_dir, batch_size=4, runtime=runtime, progress=False)
+    arguments = (extraction.model, extraction.image_processor, extraction.dataset)
+    before = feature_cache.features(*arguments, num_cls_layers=2)
+    for parameter in extraction.model.parameters():
+        parameter.data.mul_(-0.5)
+    after = feature_cache.features(*arguments, num_cls_layers=2)
+    expected = FeatureCache(extraction.cache_dir.with_name("other"), batch_size=4, progress=False).features(
+        *arguments, num_cls_layers=2
+    )
+    assert before.key != after.key
+    np.testing.assert_allclose(after.tokens, expected.tokens, atol=0.05)
+    assert np.abs(after.tokens - before.tokens).max() > 0.5

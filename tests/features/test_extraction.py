@@ -26,7 +26,7 @@ from image_folders import broken_files, small_model, small_processor, write_brok
 from vitrail.data import read_images
 from vitrail.errors import VitrailError
 from vitrail.features import inference, store
-from vitrail.features.extraction import extract
+from vitrail.features.extraction import extract, run_job
 from vitrail.features.job import Job
 from vitrail.features.store import ChunkWriter, FeatureFolder, StoredFeatures
 from vitrail.hub.saving import save
@@ -146,7 +146,7 @@ def test_features_too_large_for_float16_are_refused(pictures, tmp_path):
 def test_images_keep_their_shape_and_run_with_others_of_it(tmp_path):
     names = write_images(tmp_path / "pictures", 40, sizes=((64, 48), (48, 64), (90, 30), (64, 64)))
     model = small_model()
-    image_processor = keep_aspect(small_processor(), model.config.patch_size)
+    image_processor = keep_aspect(small_processor(), model.config.patch_shape)
     run(tmp_path / "pictures", tmp_path / "out", model, image_processor, features=["patches"], batch_size=4)
     table = pq.read_table(tmp_path / "out" / "data").to_pydict()
     assert table["path"] == names
@@ -315,7 +315,7 @@ def test_an_image_of_a_rare_shape_does_not_hold_up_the_others(tmp_path, monkeypa
     assert 2 <= most <= 20 < held
 
 
-def test_finished_files_are_not_made_again_and_lost_ones_are(pictures, tmp_path):
+def test_finished_files_are_not_made_again_but_lost_and_damaged_ones_are(pictures, tmp_path):
     run(pictures[0], tmp_path / "out", shard_size=10)
     whole = files_of(tmp_path / "out")
     assert run(pictures[0], tmp_path / "out", shard_size=10).images == 0
@@ -323,18 +323,22 @@ def test_finished_files_are_not_made_again_and_lost_ones_are(pictures, tmp_path)
     (tmp_path / "out" / "data" / "part-000000-000003.parquet").unlink()
     cut = tmp_path / "out" / "data" / "part-000000-000000.parquet"
     cut.write_bytes(cut.read_bytes()[:-10])
-    assert run(pictures[0], tmp_path / "out", shard_size=10).images == 20
+    flipped = tmp_path / "out" / "data" / "part-000000-000001.parquet"
+    content = bytearray(flipped.read_bytes())
+    content[100] ^= 1
+    flipped.write_bytes(content)
+    assert run(pictures[0], tmp_path / "out", shard_size=10).images == 30
     assert files_of(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"features": ["mean"]}, "features"),
-        ({"dtype": "float16"}, "dtype"),
-        ({"shard_size": 11}, "shard_size"),
-        ({"model": small_model(initializer_range=0.3)}, "weights, config"),
-        ({"image_processor": small_processor(resample=2)}, "image_processor"),
+        ({"features": ["mean"]}, r"features was \['pooled'\], is \['mean'\]"),
+        ({"dtype": "float16"}, "dtype was float32, is float16"),
+        ({"shard_size": 11}, "shard_size was 10, is 11"),
+        ({"model": small_model(initializer_range=0.3)}, "weights was .*…, is .*…; config.initializer_range was 0.2, is 0.3"),
+        ({"image_processor": small_processor(resample=2)}, "image_processor.resample was 3, is 2"),
     ],
 )
 def test_other_features_are_not_mixed_with_those_that_are_there(pictures, tmp_path, change, named):
@@ -347,7 +351,9 @@ def test_a_folder_that_has_changed_is_not_mixed_with_what_it_was(tmp_path):
     write_images(tmp_path / "pictures", 6)
     run(tmp_path / "pictures", tmp_path / "out")
     write_images(tmp_path / "pictures", 7)
-    with pytest.raises(VitrailError, match=r"was begun with different settings \(images\): repeat"):
+    with pytest.raises(
+        VitrailError, match=r"was begun with different settings \(images.number was 6, is 7; images.digest was .*: repeat"
+    ):
         run(tmp_path / "pictures", tmp_path / "out")
 
 
@@ -382,6 +388,15 @@ def test_a_finished_folder_is_not_touched_by_the_same_command(pictures, tmp_path
     assert not (tmp_path / "out" / ".progress").exists()
 
 
+def test_secrets_of_a_url_are_not_written(pictures, tmp_path):
+    collection = read_images(pictures[0])
+    collection.settings["source"] = "https://me:SECRET@example.org/images.tar?signature=SECRET"
+    run(collection, tmp_path / "out")
+    written = b"".join(file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
+    assert b"https://example.org/images.tar" in written
+    assert b"SECRET" not in written
+
+
 def test_a_folder_that_has_moved_is_the_same(tmp_path):
     write_images(tmp_path / "before", 5)
     run(tmp_path / "before", tmp_path / "out")
@@ -404,6 +419,58 @@ def test_a_collection_without_a_good_image_is_an_error(tmp_path):
     with pytest.raises(VitrailError, match=r"none of the 20 images of .* can be used; broken/bomb.png: "):
         run(tmp_path / "pictures", tmp_path / "out")
     assert len(pq.read_table(tmp_path / "out" / "errors.parquet")) == len(broken_files())
+
+
+def test_a_dead_host_is_an_error_of_its_images_which_are_tried_again(
+    tmp_path, no_network, http_server, page, impatient, monkeypatch
+):
+    names = write_images(tmp_path, 5)
+    http_server.pages["/a.jpg"] = page((tmp_path / names[0]).read_bytes(), status=503, ranges=False)
+    (tmp_path / "list.txt").write_text("\n".join([*names[:3], f"{http_server.url}/a.jpg", "http://127.0.0.1:9/b.jpg", *names[3:]]))
+    done = run(tmp_path / "list.txt", tmp_path / "out", shard_size=2, num_workers=0)
+    assert (done.rows, done.errors, done.unreachable) == (5, 2, 2)
+    http_server.pages["/a.jpg"].status = 200
+    again = run(tmp_path / "list.txt", tmp_path / "out", shard_size=2, num_workers=0)
+    assert (again.rows, again.errors, again.unreachable, again.images) == (6, 1, 1, 4)
+    whole = rows_by_path(tmp_path / "out")
+    np.testing.assert_array_equal(whole[f"{http_server.url}/a.jpg"], whole[names[0]])
+    job = Job(small_model(), small_processor(), read_images(tmp_path / "list.txt"), tmp_path / "cache", num_workers=0)
+    with pytest.raises(VitrailError, match=r"cannot reach http.*9/b\.jpg"):  # a cache would keep the error
+        run_job(job, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("batch_size", 0, 1), ("shard_size", 0, 1), ("max_errors", -1, 0), ("num_workers", -1, 0)]
+)
+def test_numbers_that_make_no_sense(pictures, tmp_path, name, value, least):
+    with pytest.raises(VitrailError, match=f"found {name}={value}; expected {least} or more"):
+        run(pictures[0], tmp_path / "out", **{name: value})
+
+
+def test_a_worker_that_is_killed_is_a_clear_error_wherever_it_strikes(pictures, tmp_path, monkeypatch):
+    """torch raises its error from the handler of a signal, here while a file is written; another error is a fault of ours."""
+    whole = store.synchronize
+    for message, expected in (("DataLoader worker (pid 7) is killed by signal: Killed.", VitrailError), ("a bug", RuntimeError)):
+
+        def strike(file, message=message):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(store, "synchronize", strike)
+        with pytest.raises(expected, match=message.partition("(")[0]) as caught:
+            run(pictures[0], tmp_path / "out")
+        assert caught.type in (VitrailError, RuntimeError)
+        assert ("has died" in str(caught.value)) == (expected is VitrailError)
+    monkeypatch.setattr(store, "synchronize", whole)
+    assert run(pictures[0], tmp_path / "out").rows == 30
+
+
+def test_the_card_of_features_names_no_folder_of_this_machine(tmp_path):
+    write_images(tmp_path / "pictures", 1)
+    run(tmp_path / "pictures", tmp_path / "out", features=["cls", "patches"], model_name=str(tmp_path / "model"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert str(tmp_path) not in card
+    for text in ("# Features of 1 image\n", "of `pictures`, by the model `model`.", "patches_shape", "0 images could not be used"):
+        assert text in card
 
 
 # The command, in separate processes

@@ -1,6 +1,8 @@
 import hashlib
 import json
-from pathlib import Path
+import os
+import re
+import shutil
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 import vitrail
 from small_models import tiny_config
 from vitrail.convert.verification import Check
-from vitrail.errors import ConversionError, UnsupportedCheckpointError, VitrailError
-from vitrail.hub.saving import keep_verification
+from vitrail.errors import ConversionError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
+from vitrail.evaluation.results import describe_model
+from vitrail.hub.saving import folder_of_run, keep_verification
+from vitrail.hub.upload import stage
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 FILES |= {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
@@ -110,7 +114,7 @@ def test_conversion_keeps_its_report(tmp_path):
     assert kept["format"] == "dino"
     assert kept["source"]["name"] == "dino.pth"
     assert str(tmp_path) not in json.dumps(kept), "a report that is published must not tell where its author keeps files"
-    assert AutoModel.from_pretrained(tmp_path / "model").config.patch_size == (16, 16)
+    assert AutoModel.from_pretrained(tmp_path / "model").config.patch_size == 16
 
 
 def test_a_folder_of_another_kind_is_not_written_over(tmp_path):
@@ -143,48 +147,89 @@ def test_the_size_and_hash_of_a_sharded_source_are_of_its_shards(tmp_path):
     assert report.source.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_a_folder_that_is_interrupted_is_not_a_mixture(tmp_path, monkeypatch):
+def test_a_save_that_is_interrupted_leaves_the_model_that_was_there(tmp_path, monkeypatch):
     """Weights of one model with the config of another would load, and be wrong."""
-    vitrail.save(*small(), tmp_path / "model")
-    replace = Path.replace
+    model, processor = small()
+    vitrail.save(model, processor, tmp_path / "model")
+    rename = os.rename
 
-    def interrupted(self, target):
-        if self.name == "modeling_vit.py" and Path(target).parent == tmp_path / "model":
-            raise KeyboardInterrupt
-        return replace(self, target)
+    def interrupted(source, target):
+        if ".vitrail-new" in str(source):
+            raise KeyboardInterrupt  # the old folder has been moved aside
+        rename(source, target)
 
-    monkeypatch.setattr(Path, "replace", interrupted)
+    monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        vitrail.save(*small(), tmp_path / "model")
+        vitrail.save(*small(num_register_tokens=2), tmp_path / "model")
     monkeypatch.undo()
-    with pytest.raises(VitrailError):
-        vitrail.load(tmp_path / "model")
+    assert vitrail.load(tmp_path / "model")[0].config.num_register_tokens == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_load_names_the_folder_that_a_killed_save_has_moved_aside(tmp_path):
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".model.vitrail-old")
+    with pytest.raises(SourceNotFoundError, match=r"a process died .*: rename .*\.model\.vitrail-old to "):
+        vitrail.load(str(tmp_path / "model"))
+
+
+RESULTS = '{"task": "linear probe", "weights_sha256": "of a model that was here before"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("results.json", RESULTS), ("pretraining.json", RESULTS), ("optimizer.pt", ""), ("training_args.bin", "")],
+)
+def test_a_trained_model_is_replaced_only_on_request(tmp_path, name, text):
+    """`vitrail convert FILE probed/` would lose days of work. What belonged to the training goes with its weights."""
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / name).write_text(text)
+    other, processor = small(num_register_tokens=2)
+    for write in (
+        lambda: vitrail.save(other, processor, tmp_path / "model"),
+        lambda: vitrail.convert_checkpoint("no such file", tmp_path / "model"),
+        lambda: folder_of_run(tmp_path / "model", overwrite=False),
+    ):
+        with pytest.raises(VitrailError, match=rf"holds a trained model \({name}\).*overwrite=True"):
+            write()
+    assert (tmp_path / "model" / name).read_text() == text
+    vitrail.save(other, processor, tmp_path / "model", overwrite=True)
+    assert vitrail.load(tmp_path / "model")[0].config.num_register_tokens == 2
+    assert not (tmp_path / "model" / name).exists()
+
+
+def test_a_run_may_replace_what_it_has_saved(tmp_path):
+    """A run that was killed after it saved its model, and before it ended, goes on."""
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "results.json").write_text(RESULTS)
+    (tmp_path / "model.run").mkdir()
+    (tmp_path / "model.run" / "run.json").write_text("{}")
+    assert folder_of_run(tmp_path / "model", overwrite=False).path == tmp_path / "model.run"
+
+
 def test_results_of_somebody_else_stay(tmp_path):
-    vitrail.save(*small(), tmp_path / "model")
-    (tmp_path / "model" / "results.json").write_text('{"accuracy": 0.9}')
-    vitrail.save(*small(), tmp_path / "model")
-    assert (tmp_path / "model" / "results.json").exists()
-    (tmp_path / "model" / "results.json").write_text(
-        '{"task": "linear probe", "weights_sha256": "of a model that was here before"}'
-    )
-    vitrail.save(*small(), tmp_path / "model")
-    assert not (tmp_path / "model" / "results.json").exists()
-
-
-def test_what_a_training_left_goes_with_the_weights(tmp_path):
-    """Files of the same name from elsewhere do not go along, nor does another record that vitrail did not write."""
+    """Files of the same name from elsewhere are not those of a training by vitrail."""
     names = ["pretraining.json", "pretraining.png", "results.json", "curves.png"]
     vitrail.save(*small(), tmp_path / "model")
     for name in names:
-        (tmp_path / "model" / name).write_text('{"loss": 0.9}')
+        (tmp_path / "model" / name).write_text('{"accuracy": 0.9}')
     vitrail.save(*small(), tmp_path / "model")
     assert all((tmp_path / "model" / name).exists() for name in names)
-    (tmp_path / "model" / "pretraining.json").write_text('{"task": "DINO", "weights_sha256": "of a model that was here before"}')
-    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "pretraining.json").write_text(RESULTS)
+    vitrail.save(*small(), tmp_path / "model", overwrite=True)
     assert [name for name in names if (tmp_path / "model" / name).exists()] == ["results.json", "curves.png"]
+
+
+@pytest.mark.parametrize("attribute", ["merge_and_unload", "_hf_peft_config_loaded"])
+def test_adapters_that_are_not_merged_are_refused(tmp_path, attribute):
+    """PeftModel has the first, and a model after `add_adapter` the second: save_pretrained would write the adapters alone."""
+    model, processor = small()
+    setattr(model, attribute, True)
+    with pytest.raises(VitrailError, match=r"not merged: save the model that merge_and_unload\(\)"):
+        vitrail.save(model, processor, tmp_path / "model")
+    with pytest.raises(VitrailError, match="found a Linear; expected a model of vitrail"):
+        vitrail.save(torch.nn.Linear(1, 1), processor, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_folder_by_another_name(tmp_path, monkeypatch):
@@ -192,14 +237,6 @@ def test_a_folder_by_another_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "model")
     vitrail.save(*small(), ".")
     assert "\n# model\n" in (tmp_path / "model" / "README.md").read_text()
-
-
-def test_a_report_of_another_program_is_not_an_origin(tmp_path):
-    model, processor = small()
-    vitrail.save(model, processor, tmp_path / "model")
-    for content in ("{bad", "[]", '{"weights_sha256": 1}'):
-        (tmp_path / "model" / "conversion.json").write_text(content)
-        assert vitrail.load(tmp_path / "model")[2].origin is None
 
 
 def test_an_edited_card_stays(tmp_path):
@@ -243,3 +280,45 @@ def test_the_origin_goes_along_as_long_as_the_weights_are_the_same(tmp_path):
     changed.save_pretrained(tmp_path / "again")
     _, _, report = vitrail.load(tmp_path / "again")
     assert report.origin is None
+
+
+def test_a_failed_check_is_kept_only_if_it_compared_the_recorded_source(tmp_path):
+    model, processor = small()
+    vitrail.save(model, processor, tmp_path / "first")
+    vitrail.export_model(tmp_path / "first", tmp_path / "original.pth", to="dino")
+    shutil.copy(tmp_path / "original.pth", tmp_path / "copy.pth")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    vitrail.convert_checkpoint(tmp_path / "original.pth", tmp_path / "model", num_heads=4)
+    failed = [Check("round trip", "a file", None, False)]
+    for file, kept in (("other.pth", False), ("original.pth", True), ("copy.pth", True)):
+        assert keep_verification(tmp_path / "model", failed, against=tmp_path / file) is kept
+        assert ("FAILED" in (tmp_path / "model" / "README.md").read_text()) is kept
+    assert not keep_verification(tmp_path / "model", failed, against=tmp_path / "copy.pth", head=tmp_path / "other.pth")
+
+
+def test_a_verified_model_without_a_report_is_converted_probed_and_pushed(tmp_path):
+    """Its conversion.json holds the checks alone."""
+    vitrail.save(*small(), tmp_path / "model")
+    keep_verification(tmp_path / "model", [Check("reload", "this model", 0.0, True)])
+    report = vitrail.convert_checkpoint(tmp_path / "model", tmp_path / "again")
+    assert report.checkpoint is None
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "| File | `model.safetensors`" in card
+    assert "None" not in card.partition("## Conversion")[2].partition("## ")[0]
+    assert describe_model(report)["name"] == "model.safetensors"
+    for folder in ("model", "again"):
+        assert "conversion.json" in stage(tmp_path / folder, tmp_path / f"{folder} staged", repo_id="user/name").files
+
+
+@pytest.mark.parametrize("content", ['{"format_version": 2}', "{bad", "[]", '{"weights_sha256": 1}'])
+def test_a_report_that_cannot_be_read_is_a_warning_of_load(tmp_path, content):
+    """The weights are sound. What describes them names the file."""
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "conversion.json").write_text(content)
+    report = vitrail.load(tmp_path / "model")[2]
+    assert report.origin is None
+    (warning,) = report.warnings
+    assert re.match(r"the origin of the weights is unknown: .*conversion\.json", warning)
+    assert "hash_unchanged" not in repr(report)
+    with pytest.raises(VitrailError, match=r"conversion\.json"):
+        stage(tmp_path / "model", tmp_path / "staged", repo_id="user/name")

@@ -18,6 +18,7 @@ from vitrail.convert.model_folder import hash_weights
 from vitrail.convert.verification import Check
 from vitrail.errors import UploadError, VitrailError
 from vitrail.hub.saving import keep_verification
+from vitrail.hub.upload import stage
 
 CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
 FILES = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
@@ -254,7 +255,7 @@ def test_what_a_training_left_is_pushed_and_goes_with_its_weights(hub_server, fo
     assert b"without labels with DINO" in files["README.md"]
     assert b"](pretraining.png)" in files["README.md"]
 
-    vitrail.save(*small(vitrail.ViTModel, seed=1), folder)
+    vitrail.save(*small(vitrail.ViTModel, seed=1), folder, overwrite=True)
     vitrail.push(folder, "user/name")
     files = hub_server.repositories["user/name"].files()
     assert files.keys() == FILES
@@ -266,7 +267,7 @@ def test_an_edited_card_on_the_hub_keeps_what_it_describes(hub_server, folder):
     keep_training(folder)
     vitrail.push(folder, "user/name")
     hub_server.put("user/name", {"README.md": b"# Edited on the Hub\n"})
-    vitrail.save(*small(vitrail.ViTModel, seed=1), folder)
+    vitrail.save(*small(vitrail.ViTModel, seed=1), folder, overwrite=True)
     vitrail.push(folder, "user/name")
     assert hub_server.repositories["user/name"].files().keys() == FILES | {"pretraining.json", "pretraining.png"}
 
@@ -347,8 +348,8 @@ def test_a_branch_and_a_pull_request(hub_server, folder):
     ("name", "content"),
     [
         ("pytorch_model.bin", b""),
-        ("optimizer.pt", b""),
-        ("checkpoint-500/x", b""),
+        ("model.pt", b""),
+        ("checkpoints/x", b""),
         ("notes.py", b""),
         ("model-00001-of-00002.safetensors", b"of no index"),
         ("LICENSE/x", b""),
@@ -360,6 +361,32 @@ def test_stray_and_unsafe_files_are_refused(hub_server, folder, name, content):
     with pytest.raises(VitrailError, match=f"also holds {name.partition('/')[0]}"):
         vitrail.push(folder, "user/name")
     assert not hub_server.requests
+
+
+def test_what_a_trainer_wrote_is_left_out_by_name(hub_server, folder, tmp_path):
+    for name in ("training_args.bin", "optimizer.pt", "checkpoint-500/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    upload = stage(folder, tmp_path / "upload", repo_id="user/name")
+    assert upload.files.keys() == FILES
+    assert upload.warnings == ["left out, because a Trainer wrote them: checkpoint-500, optimizer.pt, training_args.bin"]
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md", "model.safetensors", "conversion.json"])
+def test_links_are_uploaded_only_into_the_cache_of_the_hub(hub_server, folder, tmp_path, monkeypatch, name):
+    """A link in somebody's folder would publish a file of this machine."""
+    target = tmp_path / "blobs" / "0123"
+    target.parent.mkdir()
+    if (folder / name).exists():
+        (folder / name).rename(target)
+    else:
+        target.write_text("{}")
+    (folder / name).symlink_to(target)
+    with pytest.raises(VitrailError, match=f"{name} is a link to {target}, which is not in the Hub's cache"):
+        stage(folder, tmp_path / "refused", repo_id="user/name")
+    assert not (tmp_path / "refused").exists()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert name in stage(folder, tmp_path / "upload", repo_id="user/name").files.keys() | {"conversion.json"}
 
 
 def test_a_folder_without_an_image_processor_is_refused(hub_server, folder):

@@ -21,12 +21,13 @@ from vitrail.convert.model_folder import hash_weights
 from vitrail.convert.report import Check, ConversionRecord, ConversionReport, FileRecord, SourceFile
 from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
 from vitrail.convert.sources.labels import imagenet_labels
-from vitrail.errors import VitrailError
+from vitrail.errors import CorruptFileError, VitrailError
 from vitrail.hub.saving import keep_verification
 from vitrail.model_cards.card import OPTIONAL, TEMPLATE, folder_card, official_card, render_model_card
 from vitrail.model_cards.citations import PAPERS
 from vitrail.model_cards.descriptions import counts, preprocessing
 from vitrail.model_cards.provenance import linked
+from vitrail.model_cards.records import MeasuredResults, PretrainingRecord
 
 PHOTO = paths.IMAGES / "chelsea.jpg"
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 224, "patch_size": 16}
@@ -42,6 +43,14 @@ def record_of(name, **fields):
     return dataclasses.replace(report.record(), **fields)
 
 
+def records(options):
+    """The options of `render_model_card`, with the contents of JSON files as the records that they hold."""
+    kinds = {"pretraining": PretrainingRecord, "results": MeasuredResults}
+    return {
+        name: kinds[name].from_dict(value, f"{name}.json") if name in kinds and value else value for name, value in options.items()
+    }
+
+
 def converted(name, *, fields=(), processor=None, report=(), classifies=None, **options):
     """The card of an official checkpoint after its conversion, or of one that was changed."""
     row = find_checkpoint(name)
@@ -55,7 +64,7 @@ def converted(name, *, fields=(), processor=None, report=(), classifies=None, **
         record_of(name, **dict(report)),
         classifies=row.has_classifier if classifies is None else classifies,
         name="user/name",
-        **options,
+        **records(options),
     )
 
 
@@ -589,7 +598,7 @@ def test_counts_of_two_depths_give_those_of_the_model(model_class, fields):
 def trained(**options):
     """The card of a new model after a run of DINO."""
     return render_model_card(
-        CONFIG, PROCESSOR, None, **{"classifies": False, "name": "user/name", "pretraining": make_run()} | options
+        CONFIG, PROCESSOR, None, **records({"classifies": False, "name": "user/name", "pretraining": make_run()} | options)
     )
 
 
@@ -664,7 +673,7 @@ RESULTS = {
     "fine_tuning": None,
     "heads": [{}, {}],
     "unreadable_images": [],
-    "data": {"source": "digits", "train_images": 1000, "validation_images": 20, "labels": ["a", "b"]},
+    "data": {"source": "digits", "fingerprint": "00", "train_images": 1000, "validation_images": 20, "labels": ["a", "b"]},
 }
 
 
@@ -682,14 +691,83 @@ def test_a_classifier_on_top_of_what_was_trained_without_labels():
     assert section(trained(pretraining=None), "Training") == "*Not stated.*\n"
 
 
-def test_names_in_a_run_cannot_break_the_card():
-    run = make_run(model={"name": "a`b|<i>.pth", "checkpoint": None})
-    run["data"] |= {"source": "c`d<script>"}
-    run["recipe"] = {"name": "<b>", "source": "mine"}
-    text = section(trained(pretraining=run), "Training")
-    assert "from `a'b|<i>.pth`," in text  # as code
-    assert "images of `c'd<script>`: 3 epochs" in text
-    assert "<b>" not in text
+HOSTILE = "a`b|<script>alert(1)</script>\n# c"
+
+
+def hostile(content):
+    """Return a record in which each string is one that would break a card."""
+    if isinstance(content, dict):
+        return {key: hostile(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [hostile(value) for value in content]
+    return HOSTILE if isinstance(content, str) else content
+
+
+def test_no_string_of_a_record_breaks_the_card():
+    """Whoever writes the files of a folder, its card has no HTML, no heading and no column of theirs."""
+    source = dataclasses.asdict(FileRecord("name", "https://host/file", None, 1, "ab"))
+    coverage, check = (
+        {"converted": 1, "ignored": ["name"]},
+        {"name": "a", "against": "b", "difference": 0.0, "passed": True, "note": "c"},
+    )
+    content = {
+        "format": "dino",
+        "source": source,
+        "root": "teacher",
+        "coverage": coverage,
+        "warnings": ["a"],
+        "verification": [check],
+    }
+    content |= {"versions": {"vitrail": "1"}, "head": source | {"url": "javascript:alert(1)"}, "weights_sha256": "00"}
+    record = ConversionRecord.from_dict(hostile(content | {"origin": content}), "conversion.json")
+    run, results = hostile(make_run(model=MODEL, knn=KNN)), hostile(RESULTS | {"fine_tuning": {"epochs": 1, "source": "a"}})
+    options = records({"pretraining": run, "results": results})
+    card = render_model_card(CONFIG, PROCESSOR, record, classifies=True, name=HOSTILE, warnings=[HOSTILE], **options)
+    outside_code = re.sub(r"```.*?```|`[^`\n]*`", "", re.sub(r"\\`", "", card.text), flags=re.DOTALL)
+    assert "<script" not in outside_code
+    assert "`" not in outside_code
+    assert "javascript:" not in outside_code
+    assert "\n# c" not in card.text
+    assert all(len(row) == 1 for row in rows(section(card, "Conversion")).values())
+    assert all(len(row) == 4 for row in rows(section(card, "Verification")).values())
+    known = [re.escape(line) for line in card.text.splitlines() if line.startswith("#")]
+    assert len(known) == len(re.findall(r"^#{1,2} ", card.text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("conversion.json", ("coverage",), 3),
+        ("conversion.json", ("coverage", "converted"), "many"),
+        ("conversion.json", ("source", "bytes"), None),
+        ("conversion.json", ("versions", "vitrail"), 1),
+        ("results.json", ("accuracy",), "high"),
+        ("results.json", ("best_head",), None),
+        ("results.json", ("data", "labels"), [1]),
+        ("results.json", ("recipe", "name"), {}),
+        ("pretraining.json", ("epochs",), True),
+        ("pretraining.json", ("knn",), []),
+        ("pretraining.json", ("data", "source"), 0.5),
+    ],
+)
+def test_a_field_of_another_type_is_named(tmp_path, name, path, value):
+    for file, text in (("config.json", CONFIG), ("preprocessor_config.json", PROCESSOR)):
+        (tmp_path / file).write_text(text.to_json_string())
+    content = {
+        "conversion.json": dataclasses.asdict(record_of("dino-vits16", versions={"vitrail": "1"})),
+        "results.json": RESULTS,
+        "pretraining.json": make_run(knn=KNN),
+    }[name]
+    content = json.loads(json.dumps(content | {"weights_sha256": "00"}))
+    (tmp_path / name).write_text(json.dumps(content))
+    folder_card(tmp_path, weights_sha256="00")
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(CorruptFileError, match=rf"{re.escape(name)}: {': '.join(path)}.* is of type"):
+        folder_card(tmp_path, weights_sha256="00")
 
 
 def test_training_is_reported_of_the_weights_that_it_made(tmp_path):

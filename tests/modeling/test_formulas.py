@@ -8,7 +8,7 @@ import typing
 import pytest
 import torch
 
-from small_models import CONFIGS, TINY, VARIANT, every_config, make_config, make_images, make_model
+from small_models import CONFIGS, TINY, VARIANT, every_config, make_config, make_images, make_model, run
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 
@@ -89,7 +89,7 @@ def feed_forward(tokens, config, weights, name):
 
 def formulas(config, weights, images):
     """The forward pass at the config's own size, written down a second time: hidden states, tokens, pooled vector and logits."""
-    eps, (height, width), (patch_height, patch_width) = config.layer_norm_eps, config.patch_grid, config.patch_size
+    eps, (height, width), (patch_height, patch_width) = config.layer_norm_eps, config.patch_grid, config.patch_shape
     patches = [
         images[:, :, row : row + patch_height, column : column + patch_width].flatten(1)
         for row in range(0, height * patch_height, patch_height)
@@ -220,6 +220,26 @@ def test_gelu_in_place_gives_the_same_numbers():
         for layer in model.layers:
             layer.mlp.fc1.register_forward_hook(lambda module, arguments, output: None)
         assert torch.equal(model(images).last_hidden_state, in_place)
+
+
+def test_another_activation_is_used_with_and_without_gradients():
+    model = make_model(ViTModel, "absolute")
+    images = make_images(model.config)
+    plain = run(model, images)
+    model.layers[0].mlp.activation = torch.nn.ReLU()
+    model.layers[1].mlp.activation.forward = torch.sin
+    assert not torch.allclose(run(model, images), plain)
+    torch.testing.assert_close(run(model, images), model(images).last_hidden_state)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing reads every attribute, and makes constants of shapes
+def test_torch_jit_trace_with_and_without_gradients():
+    """torch checks a trace without gradients, so that no operation may depend on them."""
+    for name in ("absolute", "relative_mlp"):
+        model = make_model(ViTModel, name, return_dict=False)
+        images = make_images(model.config)
+        traced = torch.jit.trace(model, images, check_trace=True)
+        torch.testing.assert_close(traced(images), model(images))
 
 
 def test_what_a_caller_keeps_is_not_changed_in_place():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from small_models import (
     every_config,
@@ -94,6 +95,23 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, use_reentrant):
     model.activation_checkpointing_disable()
     torch.testing.assert_close(backward(), expected)
     assert len(runs) == 3 + 6 + 3
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # of the frozen blocks, rightly
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("name", ["absolute", "relative_table"])
+def test_gradient_checkpointing_behind_frozen_blocks(name, use_reentrant):
+    model = make_model(ViTForImageClassification, name).train()
+    model.vit.embeddings.requires_grad_(False)
+    model.vit.layers[0].requires_grad_(False)
+    images, labels = make_images(model.config), torch.tensor([0, 1])
+    model(images, labels=labels).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model(images, labels=labels).loss.backward()
+    assert any(name.startswith("vit.layers.1") for name in expected)
+    torch.testing.assert_close(gradients(model), expected)
 
 
 @pytest.mark.parametrize("name", ["absolute", "relative_table", "relative_mlp"])
@@ -209,11 +227,22 @@ def test_single_label_loss():
     assert model.config.problem_type == "single_label_classification"
 
 
-def test_multi_label_loss():
-    model = make_model(ViTForImageClassification, "absolute", problem_type="multi_label_classification")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_class_indices_of_any_integer_type(dtype):
+    model = make_model(ViTForImageClassification, "absolute")
+    images, labels = make_images(model.config), torch.tensor([3, 1])
+    torch.testing.assert_close(model(images, labels=labels.to(dtype)).loss, model(images, labels=labels).loss)
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_multi_label_loss(dtype, problem_type):
+    model = make_model(ViTForImageClassification, "absolute", problem_type=problem_type)
     images, labels = make_images(model.config), torch.tensor([[0.0, 1, 1, 0, 0], [1, 0, 0, 0, 1]])
-    output = model(images, labels=labels)
+    output = model(images, labels=labels.to(dtype))
     torch.testing.assert_close(output.loss, F.binary_cross_entropy_with_logits(output.logits, labels))
+    output.loss.backward()
+    assert model.config.problem_type == "multi_label_classification"
 
 
 @pytest.mark.parametrize("num_labels", [1, 3])
@@ -222,6 +251,14 @@ def test_regression_loss(num_labels):
     images, labels = make_images(model.config), torch.randn(2, num_labels)
     output = model(images, labels=labels)
     torch.testing.assert_close(output.loss, F.mse_loss(output.logits, labels))
+
+
+@pytest.mark.parametrize("switch", ["output_hidden_states", "output_attentions"])
+def test_evaluation_by_the_trainer_keeps_logits_alone(tmp_path, switch):
+    model = make_model(ViTForImageClassification, "absolute", **{switch: True})
+    data = [{"pixel_values": image, "labels": 1} for image in make_images(model.config)]
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    assert trainer.predict(data).predictions.shape == (2, 5)
 
 
 @every_config

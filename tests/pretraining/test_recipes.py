@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vitrail.errors import VitrailError
+from vitrail.errors import CorruptFileError, VitrailError
 from vitrail.pretraining.arguments import DINOTrainingArguments
 from vitrail.pretraining.recipes import RECIPES, PretrainingRecipe, find_recipe, fit_to_patches
 from vitrail.processing.multi_crop import DINO_AUGMENTATION
@@ -109,9 +109,10 @@ def test_a_file_keeps_the_arguments_of_its_recipe(write, monkeypatch):
         ({}, 'does not name the recipe that it changes: add "recipe": "dino"'),
         ({"recipe": "dinov3"}, "does not name the recipe"),
         ({"recipe": ["dino"]}, "does not name the recipe"),
-        ({"recipe": "dino", "batch": 3}, "has unknown fields: batch. Known fields: epochs, batch_size"),
+        ({"recipe": "dino", "batch": 3}, "has unknown fields: batch. Similar fields: batch_size."),
         ({"recipe": "dino", "name": "x"}, "has unknown fields: name"),
-        ({"recipe": "dino", "arguments": {"momentum": 0.9}}, "has unknown fields: momentum"),
+        ({"recipe": "dino", "arguments": {"momentum": 0.9}}, "has unknown fields: momentum. Similar fields: .*teacher_momentum"),
+        ({"recipe": "dino", "arguments": {"warmup": 3}}, "has unknown fields: warmup. Similar fields: .*warmup_epochs"),
         ({"recipe": "dino", "arguments": {"learning_rate": 0.9}}, "has unknown fields: learning_rate"),
         ({"recipe": "dino", "arguments": {"output_dir": "x"}}, "has unknown fields: output_dir"),
         ({"recipe": "dino", "arguments": [1]}, "has arguments: .1.; expected an object"),
@@ -131,7 +132,7 @@ def test_a_file_with_a_mistake_is_refused(write, content, message):
         find_recipe(write(**content))
 
 
-@pytest.mark.parametrize("name", ["dinov3", "nowhere.json", ""])
+@pytest.mark.parametrize("name", ["dinov3", ""])
 def test_an_unknown_recipe_is_refused(name):
     with pytest.raises(VitrailError, match=f'no recipe "{name}": choose dino, or give a .json file'):
         find_recipe(name)
@@ -192,3 +193,11 @@ def test_what_the_run_decides_is_not_an_argument_of_a_recipe(name, tmp_path):
     path.write_text(json.dumps({"recipe": "dino", "arguments": {name: 1}}))
     with pytest.raises(VitrailError, match=f"has unknown fields: {name}"):
         find_recipe(str(path))
+
+
+def test_a_recipe_that_is_not_there_or_not_json(tmp_path):
+    with pytest.raises(VitrailError, match=r"There is no file nothing\.json; expected a recipe: dino, or a \.json file"):
+        find_recipe("nothing.json")
+    (tmp_path / "mine.json").write_text('{"recipe": "dino",}')
+    with pytest.raises(CorruptFileError, match=r"mine\.json is not valid JSON .*: correct it\."):
+        find_recipe(str(tmp_path / "mine.json"))

@@ -11,10 +11,10 @@ from PIL import Image
 import paths
 from small_models import tiny_model
 from small_run import KNN, make_run, without_numbers
-from vitrail.convert.model_folder import hash_weights, read_pretraining
+from vitrail.convert.model_folder import hash_weights
 from vitrail.errors import VitrailError
 from vitrail.hub.saving import save
-from vitrail.pretraining.record import PretrainingRecord
+from vitrail.model_cards.records import PretrainingRecord, read_pretraining
 from vitrail.pretraining.report import training_curves, write_report
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.utils.atomic import read_json
@@ -75,7 +75,7 @@ def test_files_are_written_whole(folder, knn):
         assert min(picture.size) > 400
         assert len(set(picture.convert("L").tobytes())) > 20
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-    assert read_pretraining(folder) == written | {"weights_sha256": hash_weights(folder)}
+    assert read_pretraining(folder).to_dict() == written
 
 
 def test_a_run_of_one_update_can_be_drawn(folder):
@@ -95,7 +95,7 @@ def test_the_card_has_the_training(folder):
 def test_an_accuracy_that_is_not_known_is_not_reported(folder):
     """The accuracy is unknown when no labeled image is readable."""
     write_report(folder, record(make_run(knn=KNN | {"accuracy": math.nan})))
-    assert read_pretraining(folder)["knn"]["accuracy"] is None
+    assert read_pretraining(folder).knn.accuracy is None
     text = ModelCard.load(folder / "README.md").text
     assert "on the 12,345 images of" in text
     assert "nearest" not in text

@@ -181,3 +181,27 @@ def test_engines_of_a_processor_refuse_other_devices():
         elsewhere = nn.Linear(2, 2)
     with pytest.raises(VitrailError, match="openvino runs on a CPU, but the model is on meta"):
         CompiledModel(elsewhere, Runtime("float32", "openvino"), batch_size=1)
+
+
+def test_a_new_image_size_of_changed_weights_is_refused(built):
+    """The versions of two sizes would be of different weights."""
+    vit = small_model()
+    programs = CompiledModel(outputs_of(vit), Runtime("float32", "openvino"), batch_size=1)
+    programs(images(1))
+    assert programs.is_current
+    vit.layernorm.bias.data += 1
+    assert not programs.is_current
+    with pytest.raises(VitrailError, match="weights of the model have changed since it was compiled"):
+        programs(images(1, size=48))
+
+
+def test_the_engine_cannot_run_the_precision_of_the_weights():
+    with pytest.raises(
+        VitrailError, match=r"weights are float16, which engine onnxruntime does not .*float32 or int8 \(--precision"
+    ):
+        CompiledModel(outputs_of(small_model().half()), Runtime(engine="onnxruntime"), batch_size=1)
+
+
+def test_other_names_of_precisions_are_answered_by_ours():
+    with pytest.raises(VitrailError, match="found precision='fp16'; write float16"):
+        Runtime("fp16")

@@ -1,7 +1,9 @@
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from vitrail.errors import CorruptFileError, VitrailError
-from vitrail.utils.atomic import check_new, read_json, replaced, temporary_folder, write_json, write_text
+from vitrail.utils.atomic import check_new, read_json, replaced, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -52,14 +54,11 @@ def test_other_content_is_refused(tmp_path, text, message):
         read_json(tmp_path / "file.json")
 
 
-def test_nothing_stays_of_a_temporary_folder(tmp_path):
-    output = tmp_path / "new" / "model"
-    with temporary_folder(output) as folder:
-        assert folder.parent == output.parent
-        (folder / "model").mkdir()
-        (folder / "rest").touch()
-        (folder / "model").rename(output)
-    assert list(output.parent.iterdir()) == [output]
+def test_a_file_has_the_mode_of_new_files(tmp_path):
+    with replaced(tmp_path / "features.safetensors") as temporary:
+        save_file({"x": torch.zeros(1)}, temporary)  # which makes private files
+    (tmp_path / "new").touch()
+    assert (tmp_path / "features.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_what_exists_is_named(tmp_path):

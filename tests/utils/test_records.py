@@ -22,10 +22,17 @@ class Run(Record):
     others: tuple[Part, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
     earlier: "Run | None" = None
+    either: int | str | None = None
 
 
 def test_a_record_survives_a_round_trip(tmp_path: Path) -> None:
-    run = Run(first=Part("a", 3), others=(Part("b"), Part("ü")), scores={"top-1": 0.5}, earlier=Run(first=Part("c")))
+    run = Run(
+        first=Part("a", 3),
+        others=(Part("b"), Part("ü")),
+        scores={"top-1": 1, "top-5": 0.5},
+        either="a",
+        earlier=Run(first=Part("c")),
+    )
 
     run.write(tmp_path / "run.json")
 
@@ -52,6 +59,12 @@ def test_another_version_names_the_file_the_version_and_the_remedy(version: obje
         ({"first": {}}, "run.json: first has no name"),
         ({"first": 3}, "run.json: first is of type int; expected an object"),
         ({"first": {"name": "a"}, "others": "b"}, "run.json: others is of type str; expected a list"),
+        ({"first": {"name": 1}}, "run.json: first: name is of type int; expected a string"),
+        ({"first": {"name": None}}, "run.json: first: name is of type NoneType; expected a string"),
+        ({"first": {"name": "a", "size": 1.5}}, "run.json: first: size is of type float; expected a whole number"),
+        ({"first": {"name": "a", "size": True}}, "run.json: first: size is of type bool; expected a whole number"),
+        ({"first": {"name": "a"}, "scores": {"top-1": "1"}}, "run.json: scores: top-1 is of type str; expected a number"),
+        ({"first": {"name": "a"}, "either": 0.5}, "run.json: either is of type float; expected a whole number or a string"),
     ],
 )
 def test_a_damaged_record_names_the_place(content: dict, message: str) -> None:

@@ -1,5 +1,7 @@
 import json
+import os
 import threading
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -49,6 +51,17 @@ def test_files_of_others_stay(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {".git", "thesis.tex"}
 
 
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere"), lambda path: None])
+def test_what_is_no_folder_to_write_into(tmp_path, monkeypatch, make):
+    make(tmp_path / "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # tests may run as root, who may write everywhere
+    with (
+        pytest.raises(VitrailError, match=r"cannot write into .*out: it is (not a folder|read-only)\. Choose the name of a folder"),
+        RunFolder(tmp_path / "out").lock(),
+    ):
+        pass
+
+
 def test_an_empty_folder_of_the_user_stays(tmp_path):
     with RunFolder(tmp_path).lock():
         pass
@@ -59,7 +72,10 @@ def test_a_run_continues_with_the_settings_it_was_begun_with(folder):
     folder.path.mkdir(parents=True)
     folder.begin({"seed": 0, "sizes": (1, 2), "lr": 0.1}, has_results=False)
     folder.begin({"seed": 0, "sizes": (1, 2), "lr": 0.1}, has_results=True)
-    with pytest.raises(VitrailError, match=r"begun with different settings \(seed, lr\): repeat the run with the same settings"):
+    with pytest.raises(
+        VitrailError,
+        match=r"begun with different settings \(seed was 0, is 1; lr was 0.1, is 0.2\): repeat the run with the same settings",
+    ):
         folder.begin({"seed": 1, "sizes": [1, 2], "lr": 0.2}, has_results=True)
     assert json.loads(folder.settings_file.read_text())["seed"] == 0
 
@@ -73,14 +89,21 @@ def test_without_results_any_settings_may_begin(folder):
 
 def test_results_of_unknown_settings_are_refused(folder):
     folder.path.mkdir(parents=True)
-    with pytest.raises(VitrailError, match=r"different settings \(seed\)"):
+    with pytest.raises(VitrailError, match=r"different settings \(seed was not recorded, is None\)"):
         folder.begin({"seed": None}, has_results=True)
+
+
+def test_damaged_settings_name_the_folder_to_remove(folder):
+    folder.path.mkdir(parents=True)
+    folder.settings_file.write_text("{")
+    with pytest.raises(VitrailError, match=f"run.json is not valid JSON .*: remove the folder {folder.path} to start over"):
+        folder.begin({"seed": 0}, has_results=True)
 
 
 def test_ignored_settings_may_differ(tmp_path):
     folder = RunFolder(tmp_path, ignored_settings=["version"])
     folder.check_settings({"version": 2, "seed": 0}, {"version": 1, "seed": 0})
-    with pytest.raises(VitrailError, match=r"\(seed\)"):
+    with pytest.raises(VitrailError, match=r"\(seed was 1, is 0\)"):
         folder.check_settings({"version": 2, "seed": 0}, {"version": 1, "seed": 1})
 
 

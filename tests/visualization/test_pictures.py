@@ -6,6 +6,7 @@ import paths
 import vitrail
 from vitrail.errors import VitrailError
 from vitrail.processing.resizing import at_size, keep_aspect
+from vitrail.visualization import fonts
 from vitrail.visualization.pictures import HEAT_COLORS, HEAT_OPACITY, contact_sheet, heat_map, overlay
 
 PHOTO = paths.IMAGES / "chelsea.jpg"  # 451 x 300 pixels
@@ -155,6 +156,16 @@ def test_captions_can_be_read():
         rows, columns = ink.any(axis=1).nonzero()[0], ink.any(axis=0).nonzero()[0]
         assert rows[-1] - rows[0] + 1 >= max(11, 0.005 * sheet.width)
         assert 6 + 0.8 * size[0] < columns[-1] <= 6 + max(size[0], 160)
+
+
+def test_captions_of_any_script_are_drawn_or_escaped(monkeypatch):
+    caption, font = fonts.caption_font("é ñ", 16)
+    assert caption in ("é ñ", "\\xe9 \\xf1")
+    assert caption.isascii() or bytes(font.getmask("é")) != bytes(font.getmask("ñ"))
+    assert fonts.caption_font("a \U0010fffd", 16)[0] == "a \\U0010fffd"  # no font has it
+    monkeypatch.setattr(fonts, "CANDIDATES", ())
+    assert fonts.caption_font("é…", 16)[0] == "\\xe9\\u2026"
+    assert fonts.caption_font("e…", 16)[0] == "e…"
 
 
 def test_a_long_caption_keeps_both_ends():

@@ -27,6 +27,7 @@ from ...features.neighbors import nearest, unit_rows
 from ...features.store import StoredFeatures
 from ...modeling.modeling_vit import ViTPreTrainedModel
 from ...processing.image_processing_vit import VitrailImageProcessor
+from ...utils.text import public_name
 from ...version import __version__
 from ..pictures import preprocess
 from ..similar import CHUNK, check_same_model
@@ -88,23 +89,27 @@ class _Pictures:
     problem: str | None = None
 
 
-def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num_images: int = 400, seed: int = 0) -> Report:
+def make_report(
+    folder: str | os.PathLike[str], *, model: str | None = None, num_images: int = 400, seed: int = 0, allow_external: bool = False
+) -> Report:
     """Return an HTML page about the features in a folder that `extract` wrote.
 
     Args:
         model: checkpoint of the model, as `load` takes it; by default the model that is recorded in the folder.
         num_images: number of images in the map and the gallery; a random sample if there are more.
+        allow_external: fetch the recorded model and images where they are not local, and read files that rows of a dataset name.
+            Whoever wrote the folder chose them.
 
     Raises VitrailError if the folder contains no finished features, or if the features belong to another model. If the recorded model or
     the images no longer exist, the page has warnings instead.
     """
     stored = StoredFeatures(folder)
-    loaded, no_model = _load_model(stored, model)
+    loaded, no_model = _load_model(stored, model, allow_external)
     relations = _relate(stored, num_images, seed)
     ids, paths = stored.ids(), stored.paths()
     path_of = {int(ids[row]): paths[row] for row in relations.rows}
     drawn = list(path_of)[: relations.shown]
-    pictures = _open_pictures(stored, path_of, set(drawn[:NORM_IMAGES]), loaded)
+    pictures = _open_pictures(stored, path_of, set(drawn[:NORM_IMAGES]), loaded, allow_external)
     gone = len(drawn) - len(pictures.thumbnails.keys() & set(drawn))
     warnings = [warning for warning in (pictures.problem, no_model) if warning]
     if gone and not pictures.problem:
@@ -127,19 +132,23 @@ def make_report(folder: str | os.PathLike[str], *, model: str | None = None, num
     return Report(html, len(drawn), warnings)
 
 
-def _load_model(stored: StoredFeatures, given: str | None) -> tuple[ViTPreTrainedModel | None, str | None]:
+def _load_model(stored: StoredFeatures, given: str | None, allow_external: bool) -> tuple[ViTPreTrainedModel | None, str | None]:
     """Return the model of the features, or the reason why it is not available."""
     name = stored.manifest.settings["model"]
     if not (given or name):
         return None, "the norms of patch tokens need the model, which was not recorded with the features: pass it with --model."
+    shown = public_name(name)
+    if not (given or allow_external or os.path.exists(name)):
+        reason = "which is not on this machine: pass it with --model, or fetch it with --allow-external."
+        return None, f"the norms of patch tokens need the model, {shown}, {reason}"
     try:
         model, _, _ = load(given or name)
         check_same_model(model, stored)
     except (ValueError, OSError, StrictDataclassError) as error:
         if given is not None:
             raise
-        reason = " ".join(str(error).split())
-        return None, f"the norms of patch tokens need the model, {name}: {reason} If the model has moved, pass it with --model."
+        reason = " ".join(str(error).split()).replace(name, shown)
+        return None, f"the norms of patch tokens need the model, {shown}: {reason} If the model has moved, pass it with --model."
     return model, None
 
 
@@ -181,7 +190,7 @@ def _fit(positions: np.ndarray) -> list[list[float]]:
 
 
 def _open_pictures(
-    stored: StoredFeatures, path_of: Mapping[int, str], measured: set[int], model: ViTPreTrainedModel | None
+    stored: StoredFeatures, path_of: Mapping[int, str], measured: set[int], model: ViTPreTrainedModel | None, allow_external: bool
 ) -> _Pictures:
     settings = stored.manifest.settings
     image_processor = VitrailImageProcessor.from_dict(settings["image_processor"])
@@ -191,9 +200,10 @@ def _open_pictures(
         return jpeg_uri(thumbnail(image, THUMBNAIL), THUMBNAIL), preprocessed
 
     try:
-        results = map_images(draw, stored, path_of)
+        results = map_images(draw, stored, path_of, allow_external=allow_external)
     except (VitrailError, OSError) as error:
-        reason = " ".join(str(error).split())
+        source = settings["collection"]["source"]
+        reason = " ".join(str(error).split()).replace(source, public_name(source))
         return _Pictures({}, {}, f"there are no pictures, because the images cannot be read any more: {reason}")
     thumbnails = {number: picture for number, (picture, _) in results.items()}
     return _Pictures(thumbnails, {number: inputs for number, (_, inputs) in results.items() if inputs is not None})
@@ -225,7 +235,9 @@ def _facts(stored: StoredFeatures) -> dict[str, Any]:
     columns = [_vector_facts(stored, name) for name in stored.vector_columns]
     columns += [_tensor_facts(stored, name) for name in names if f"{name}_shape" in names]
     numbers = {"rows": len(stored), "files": len(shards), "bytes": sum(shard.bytes for shard in shards), "columns": columns}
-    return stored.manifest.settings | numbers
+    settings = stored.manifest.settings
+    names_of = {"model": public_name(settings["model"]), "source": public_name(settings["collection"]["source"])}
+    return settings | names_of | numbers
 
 
 def _vector_facts(stored: StoredFeatures, name: str) -> dict[str, Any]:

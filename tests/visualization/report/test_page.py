@@ -26,6 +26,7 @@ from vitrail.visualization.report.drawing import heat_uri, histogram
 from vitrail.visualization.report.page import MAX_PARTITIONS, NUM_NEIGHBORS, make_report
 from vitrail.visualization.report.patch_norms import compute_patch_norms
 from vitrail.visualization.report.projection import project
+from vitrail.visualization.stored_images import map_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -224,7 +225,7 @@ def test_without_the_model_is_reported(copy):
     report = make_report(copy / "out")
     page = Page(report.html)
     assert len(report.warnings) == 1
-    assert f"the norms of patch tokens need the model, {copy / 'model'}" in report.warnings[0]
+    assert "the norms of patch tokens need the model, model, which" in report.warnings[0]
     assert f"Not available: {report.warnings[0]}" in page.text
     assert page.data["items"][0]["picture"]
     given = make_report(copy / "out", model=str(copy / "moved"))
@@ -254,6 +255,25 @@ def test_without_the_images_is_reported(copy):
     assert "Not available: there are no pictures" in page.text
     assert {item["picture"] for item in page.data["items"]} == {None}
     assert len(page.data["points"]) == 66
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_nothing_is_fetched_unasked(copy, no_network, http_server, impatient, allowed):
+    """Whoever wrote the folder chose its addresses; an image of a list may have one too."""
+    manifest = json.loads((copy / "out" / "manifest.json").read_text())
+    manifest["settings"]["model"] = f"{http_server.url}/model.pth"
+    manifest["settings"]["collection"]["source"] = f"{http_server.url}/list.txt"
+    (copy / "out" / "manifest.json").write_text(json.dumps(manifest))
+    report = make_report(copy / "out", allow_external=allowed)
+    assert bool(http_server.requests) == allowed
+    assert len(report.warnings) == 2
+    first = StoredFeatures(copy / "out").paths()[0]
+    manifest["settings"]["collection"]["source"] = str(copy / "list.txt")
+    (copy / "out" / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "list.txt").write_text(f"{http_server.url}/a.jpg\n{first}\n")
+    http_server.requests.clear()
+    map_images(lambda number, image: number, StoredFeatures(copy / "out"), {0: f"{http_server.url}/a.jpg"}, allow_external=allowed)
+    assert bool(http_server.requests) == allowed
 
 
 def test_without_vectors_or_labels_there_is_a_gallery(tmp_path):

@@ -1,0 +1,134 @@
+"""The records of a training in the folder of its model, which a card describes: pretraining.json and results.json.
+
+A record counts only for the weights in the folder, whose SHA-256 it holds as `weights_sha256`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..convert.model_folder import PRETRAINING_NAME, RESULTS_NAME, hash_weights, read_ours
+from ..utils.records import Record
+
+Kept = TypeVar("Kept", bound=Record)
+
+
+@dataclass(kw_only=True)
+class RecipeSource:
+    """The recipe of a run: its name, and the document that it comes from."""
+
+    name: str
+    source: str
+
+
+@dataclass(kw_only=True)
+class TrainingData:
+    """The images of a run. The source is a Hub id, or the name of a folder or file without its path."""
+
+    source: str
+    fingerprint: str
+    train_images: int
+
+
+@dataclass(kw_only=True)
+class KNNEvaluation:
+    """The last k-NN evaluation of the teacher. The accuracy is None if no labeled image could be read."""
+
+    k: int
+    accuracy: float | None
+    train_images: int
+    validation_images: int
+
+
+@dataclass(kw_only=True)
+class PretrainingRecord(Record):
+    """How a teacher was trained. `hub.saving.keep_record` adds `weights_sha256`, the hash of the teacher's weights.
+
+    model: the checkpoint that the run started from; None for random weights.
+    arguments: of `DINOTrainingArguments`, those that change the numbers.
+    updates: of the optimizer.
+    knn: None without labels.
+    curves: the logged values, in the order of the run; a value that was not finite is None in the file.
+    resumed_from: the checkpoint that this run resumed from.
+    seconds: of this run, without the time of an interrupted run that it resumed.
+    """
+
+    task: str
+    model: dict[str, Any] | None
+    recipe: RecipeSource
+    epochs: int
+    batch_size: int
+    arguments: dict[str, Any]
+    augmentation: dict[str, Any]
+    precision: str
+    seed: int
+    data: TrainingData
+    updates: int
+    knn: KNNEvaluation | None
+    curves: list[dict[str, Any]]
+    processes: int
+    versions: dict[str, str]
+    resumed_from: str | None
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class EvaluationData:
+    """The images of an evaluation. The source is a Hub id, or the name of a folder or file without its path."""
+
+    source: str
+    fingerprint: str
+    train_images: int
+    validation_images: int
+    labels: list[str]
+
+
+@dataclass(kw_only=True)
+class BestHead:
+    """The classifier that an evaluation selected: the features it reads, and its learning rate for 256 images."""
+
+    features: str
+    learning_rate: float
+
+
+@dataclass(kw_only=True)
+class FineTuningSource:
+    """How the whole model was fine-tuned."""
+
+    epochs: int
+    source: str
+
+
+@dataclass(kw_only=True)
+class MeasuredResults(Record):
+    """The part of results.json that a card describes; `vitrail.evaluation.results.ProbeRecord` is the whole."""
+
+    accuracy: float
+    top_5_accuracy: float
+    mean_per_class_accuracy: float
+    data: EvaluationData
+    unreadable_images: list[Any]
+    recipe: RecipeSource
+    heads: list[Any]
+    best_head: BestHead
+    fine_tuning: FineTuningSource | None
+
+
+def read_results(folder: Path, weights_sha256: str | None = None) -> MeasuredResults | None:
+    """Return a folder's results.json; None where there is none of vitrail, or it describes other weights.
+
+    `weights_sha256` is the SHA-256 of the weights; by default, it is computed from the folder.
+    """
+    return _read(MeasuredResults, folder, RESULTS_NAME, weights_sha256)
+
+
+def read_pretraining(folder: Path, weights_sha256: str | None = None) -> PretrainingRecord | None:
+    """Return a folder's pretraining.json, like `read_results`."""
+    return _read(PretrainingRecord, folder, PRETRAINING_NAME, weights_sha256)
+
+
+def _read(kind: type[Kept], folder: Path, name: str, weights_sha256: str | None) -> Kept | None:
+    content = read_ours(folder / name)
+    if content is None or content["weights_sha256"] != (weights_sha256 or hash_weights(folder)):
+        return None
+    return kind.from_dict(content, folder / name)

@@ -1,0 +1,33 @@
+"""Locks between processes. The system releases the lock of a process that dies."""
+
+import contextlib
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import VitrailError
+
+
+def acquire(lock_file: Path, *, wait: bool, in_use: Path) -> FileLock:
+    """Acquire a lock, and create its file and the folder of the file. Remove the file before you release the lock.
+
+    Args:
+        wait: wait for another process to release the lock, instead of raising.
+        in_use: what the lock protects; for the error.
+
+    Raises:
+        VitrailError: another process holds the lock.
+    """
+    lock = FileLock(lock_file)
+    while not lock.is_locked:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with contextlib.suppress(FileNotFoundError):  # the process that held the lock has removed the folder
+                lock.acquire(timeout=-1 if wait else 0)
+        except Timeout as error:
+            raise VitrailError(
+                f"{in_use} is in use by another run: wait until it ends, or choose another output folder."
+            ) from error
+        if lock.is_locked and not lock_file.exists():  # removed after it was opened
+            lock.release()
+    return lock
