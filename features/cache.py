@@ -95,7 +95,7 @@ class FeatureCache:
     runner: "local", or "ray" for a Ray cluster whose machines all see the folder.
     """
 
-    folder: Path = field(default_factory=default_cache_dir)
+    folder: Path | str = field(default_factory=default_cache_dir)
     batch_size: int = 32
     num_workers: int = 0
     strict: bool = False
@@ -104,6 +104,9 @@ class FeatureCache:
     calibration: torch.Tensor | None = None
     runner: str = "local"
     _compiled: dict[Any, CompiledModel] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # frozen, and a string is welcome
 
     def compile(self, vit: ViTModel, feature_types: Sequence[FeatureType], *, num_streams: int = 1) -> CompiledModel:
         """Return the model compiled for its features and for calls from `num_streams` threads; compiled again if its weights change."""

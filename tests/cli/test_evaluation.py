@@ -158,4 +158,4 @@ def test_a_missing_package_is_named_with_the_remedy(words, capsys, tmp_path, mon
     output = ["--output", tmp_path / "model"] if command == "probe" else []
     assert end_of(command, *words, *output) == 2
     error = capsys.readouterr().err
-    assert 'not installed (datasets, sklearn): pip install "vitrail[evaluation]"' in error
+    assert 'not installed (datasets, sklearn): pip install ".[evaluation]" in a checkout' in error

@@ -3,7 +3,6 @@
 import copy
 import io
 import itertools
-import logging
 import os
 import resource
 import shutil
@@ -163,8 +162,7 @@ def test_reading_again_runs_no_model_and_maps_the_file(extraction):
     assert (again.tokens[0] != again.tokens[1]).any(axis=(1, 2)).all()
 
 
-def test_damaged_features_are_extracted_again(extraction, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vitrail"), "propagate", True)
+def test_damaged_features_are_extracted_again(extraction, caplog):
     extraction.run()
     whole = contents(extraction.folder)
     tokens, labels = whole["tokens.npy"], io.BytesIO()
