@@ -11,14 +11,21 @@ import re
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)([^\s/?#'\"<>]*@)?((?:(?!::\w{1,32}://)[^\s?'\"<>])*)(\?[^\s'\"<>]*)?")
 
 
+# Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def public_text(text: str) -> str:
-    """Return text that can be shown and published: its URLs lose user, password and query, which may be secrets."""
+    """Return text that can be shown and published.
+
+    URLs lose user, password and query, which may be secrets; control characters and invalid bytes of names are escaped, as in JSON.
+    """
 
     def without_secrets(url: re.Match[str]) -> str:
         query = url[4] or ""
         return url[1] + url[3] + query[len(query.rstrip(".,;:)]")) :]  # punctuation at the end belongs to the sentence
 
-    return _URL.sub(without_secrets, text)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", _URL.sub(without_secrets, text))
 
 
 class VitrailError(ValueError):

@@ -89,10 +89,12 @@ def verify(
     """Compare a model with its source and with other implementations; the exit code is 1 if a check fails."""
     loaded, image_processor, report = load_model(model, branch=branch)
     converted = Path(model).is_dir() and report.format == "vitrail"
+    if converted:
+        read_report(Path(model))  # raises before the checks, which take a while, if their table could not be kept
     source = against if against is not None or converted else model
     checks = run_checks(loaded, image_processor, against=source, head=head, branch=branch, image=image)
-    if converted:
-        keep_verification(model, checks)
+    if converted and not keep_verification(model, checks, against=against, head=head):
+        warn("the table is not kept: a check failed, and the file that it compares with is not the recorded source of the model.")
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -111,7 +113,7 @@ def info(model: Model, options: CheckpointOptions) -> Result:
     loaded, image_processor, report = load_model(model, **asdict(options))
     config = loaded.config
     counts, size = complexity(loaded), size_name(config)
-    (height, width), (patch_height, patch_width) = config.image_size, config.patch_size
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     positions = config.position_embedding_type.replace("_", " ")
     rows = {
         "model": f"{type(loaded).__name__}, {str(loaded.dtype).removeprefix('torch.')}, from a {report.format} checkpoint",

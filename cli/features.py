@@ -96,7 +96,7 @@ def extract(
         warn(*collection.warnings)
     loaded, image_processor, _ = load_model(model, **asdict(reading_options))
     if keep_aspect:
-        image_processor = make_keep_aspect(image_processor, loaded.config.patch_size)
+        image_processor = make_keep_aspect(image_processor, loaded.config.patch_shape)
     model_name = str(Path(model).absolute()) if Path(model).exists() else model
     try:
         done = job.extract(

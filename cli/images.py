@@ -152,7 +152,7 @@ def attention(
     loaded, image_processor, _ = load_model(model, **asdict(reading_options))
     number = loaded.config.num_hidden_layers
     chosen = None if layers is None else _parse_layers(layers, number)
-    image_processor = _resized(image_processor, loaded.config.patch_size, image_size, keep_aspect)
+    image_processor = _resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
     maps, picture = plot_attention(loaded, image_processor, images, layers=chosen, show=show, style=style)
     save_picture(picture, output)
     blocks = list(range(number)) if show == "rollout" else [block % number for block in chosen or (-1,)]
@@ -176,7 +176,7 @@ def pca(
     check_files(images)
     check_output(output, PICTURES)
     loaded, image_processor, _ = load_model(model, **asdict(reading_options))
-    image_processor = _resized(image_processor, loaded.config.patch_size, image_size, keep_aspect)
+    image_processor = _resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
     _, masks, picture = plot_pca(loaded, image_processor, images, foreground=foreground)
     save_picture(picture, output)
     share = float(sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks))

@@ -62,7 +62,7 @@ NumChannels = Annotated[int | None, typer.Option(help="Number of input channels 
 ChannelRule = Annotated[str | None, typer.Option(help="How to adapt the patch projection: sum, repeat or average.")]
 NumLabels = Annotated[int | None, typer.Option(help="Number of classes of a new, untrained classifier; 0 for the encoder alone.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="Dtype of the weights: float32, bfloat16 or float16.", metavar="D", show_default="from the file")
+    str | None, typer.Option(help="Dtype of the weights: float32, bfloat16 or float16.", show_default="from the file")
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of the Hub repository: a branch, tag or commit (push: a branch).")]
 Code = Annotated[
@@ -195,7 +195,7 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def as_options(text: str, names: Collection[str]) -> str:
-    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`.
+    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`, a flag for True.
 
     names: the parameters of the command; arguments of `vitrail.load` that it lacks are options of `vitrail convert`.
     """
@@ -204,7 +204,10 @@ def as_options(text: str, names: Collection[str]) -> str:
         name, value = match[1], match[2].strip('"')
         if name not in names and name not in LOADING:
             return match[0]
-        words = [f"--{name.replace('_', '-')}", *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value else [])]
+        words = [
+            f"--{name.replace('_', '-')}",
+            *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value not in ("", "True") else []),
+        ]
         return " ".join(words) + ("" if name in names else " of `vitrail convert`")
 
     return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|\(\d+, \d+\)|\w*(?:\.\w+)*)""", option, text)

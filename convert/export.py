@@ -80,14 +80,16 @@ def _check_holds(to: str, config: ViTConfig, holds: Holds, *, classifies: bool) 
     different = []
     for name, allowed in holds.items():
         value = getattr(config, name)
-        if name in unread_fields(config, classifies=classifies) or (
-            len(set(value)) == 1 if allowed is SQUARE else value in allowed
-        ):
+        if name in unread_fields(config, classifies=classifies) or (_is_square(value) if allowed is SQUARE else value in allowed):
             continue
         expected = allowed if allowed is SQUARE else " or ".join(map(str, allowed))
         different.append(f"{SHOWN.get(name, name)} is {value}; expected {expected}")
     if different:
         raise UnsupportedCheckpointError(f"The format {to} cannot hold this model: {'. '.join(different)}.")
+
+
+def _is_square(size: int | tuple[int, int]) -> bool:
+    return isinstance(size, int) or size[0] == size[1]
 
 
 def _head_rules(family: Family, config: ViTConfig) -> list[Rule]:

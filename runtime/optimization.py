@@ -75,7 +75,7 @@ class OptimizedModel:
         if len(outputs) == 1:
             return ImageClassifierOutput(logits=outputs[0])
         height, width = pixel_values.shape[-2:]
-        patch_height, patch_width = self.config.patch_size
+        patch_height, patch_width = self.config.patch_shape
         return ViTModelOutput(*outputs, patch_grid=(height // patch_height, width // patch_width))
 
 
@@ -133,6 +133,6 @@ def optimize(
 def _noise(config: ViTConfig, size: int | Sequence[int] | None) -> torch.Tensor:
     """Return two images of noise, always the same."""
     if size is None:
-        size = config.image_size
+        size = config.image_shape
     height, width = (size, size) if isinstance(size, int) else size
     return torch.randn(2, config.num_channels, height, width, generator=torch.Generator().manual_seed(0))

@@ -72,6 +72,7 @@ _DAMAGE = (
     LookupError,
     OSError,
     RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
     pickle.UnpicklingError,
@@ -412,7 +413,7 @@ def _read_shards(index_path: Path) -> CheckpointFile:
                 f"{shard_path} holds a {type(shard.content).__name__}; expected a dictionary of tensors, as in every shard."
             )
         files.append(shard_path)
-        tensors.update(shard.content)
+        tensors |= {key: value for key, value in shard.content.items() if index["weight_map"].get(key, name) == name}
         container = shard.container
     missing = sorted(index["weight_map"].keys() - tensors.keys())
     if missing:

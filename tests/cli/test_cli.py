@@ -11,13 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from typer.testing import CliRunner
 
 import deterministic
 import paths
 import vitrail
 from command_line import end_of
-from vitrail.cli.app import app
 from vitrail.cli.checkpoints import significant
 
 PHOTO = paths.IMAGES / "chelsea.jpg"
@@ -154,13 +152,27 @@ def test_traceback_on_demand(capsys):
     assert printed.err.splitlines()[-1].startswith("vitrail: ")
 
 
-def test_a_fault_of_ours_ends_with_a_traceback(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "code", "last"),
+    [
+        (RuntimeError("a fault"), 1, f"vitrail: this is a fault of vitrail {vitrail.__version__}: please report it"),
+        (KeyError("root"), 1, "vitrail: this is a fault"),
+        (ValueError("a mistake"), 2, "vitrail: a mistake"),
+        (OSError(28, "No space left on device"), 2, "vitrail: [Errno 28] No space left on device"),
+        (MemoryError(), 2, "vitrail: there is not enough memory (MemoryError)"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "vitrail: there is not enough memory (OutOfMemoryError)"),
+    ],
+)
+def test_only_a_fault_of_ours_prints_a_traceback(monkeypatch, capsys, error, code, last):
     def broken(*arguments, **options):
-        raise RuntimeError("a fault")
+        raise error
 
     monkeypatch.setattr("vitrail.cli.output.load", broken)
-    with pytest.raises(RuntimeError, match="a fault"):
-        CliRunner().invoke(app, ["info", "model"], catch_exceptions=False)
+    assert end_of("info", "model") == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback") == (code == 1)
+    assert printed.splitlines()[-1].startswith(last)
+    assert code == 1 or len(printed.splitlines()) == 1
 
 
 def test_warnings_of_a_conversion_go_to_standard_error(model_dir, capsys):
@@ -278,8 +290,12 @@ def test_verify_ends_with_1_when_a_check_fails(model_dir, tmp_path, capsys):
     tensors = torch.load(model_dir.parent / "dino_deitsmall16_pretrain.pth", weights_only=True)
     tensors["norm.bias"] += 1e-3
     torch.save(tensors, tmp_path / "other.pth")
+    kept = (model_dir / "conversion.json").read_bytes()
     assert end_of("verify", model_dir, "--against", tmp_path / "other.pth") == 1
-    assert "FAILED" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "FAILED" in printed.out
+    assert "the table is not kept: a check failed" in printed.err
+    assert (model_dir / "conversion.json").read_bytes() == kept, "a typing error does not mark a sound model"
 
 
 def test_export(model_dir, tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 import typer
 
 from vitrail.cli.app import app
+from vitrail.cli.options import as_options
 
 COMMANDS = typer.main.get_command(app).commands
 # Options that may differ between commands, with the reason
@@ -15,6 +16,7 @@ EXCEPTIONS = {
     ("--output", "required"): "knn, logistic and card also print what they write",
     ("--recipe", "help"): "probe and pretrain have recipes of their own",
     ("--recipe", "default"): "probe and pretrain have recipes of their own",
+    **{("--dtype", fact): "extract: the type of the stored features" for fact in ("help", "default", "show_default")},
     ("--top", "default"): "labels of one image, or images of a contact sheet",
     ("--batch-size", "help"): "export: the batch size that a graph is fixed to",
     ("--batch-size", "show_default"): "export: the batch size that a graph is fixed to",
@@ -81,3 +83,17 @@ def test_every_command_and_parameter_has_help(command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_json_and_traceback(command):
     assert {"--json", "--traceback"} <= {opts for name, opts, _ in options() if name == command}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ('for a timm file, pass format="timm"', "for a timm file, pass --format timm"),
+        ("write image_size=(28, 56).", "write --image-size 28x56."),
+        ("Set num_heads=.", "Set --num-heads of `vitrail convert`."),
+        ("num_attention_heads=5 does not divide", "num_attention_heads=5 does not divide"),
+        ("https://host/x?format=y is", "https://host/x?format=y is"),
+    ],
+)
+def test_messages_name_options_as_the_command_line_spells_them(message, expected):
+    assert as_options(message, ("format", "image_size")) == expected

@@ -182,7 +182,10 @@ def test_mistakes_end_with_one_message(files, capsys, options, message):
         ({"arguments": {"momentum": 3}}, "has unknown fields: momentum"),
         ({"arguments": {"teacher_momentum": 3}}, "teacher_momentum is 3; expected a number from 0 to 1"),
         ({"epochs": 5}, "warmup_epochs is 10.0, longer than the run of 5 epochs"),
-        ({"batch_size": 100}, "pictures has 12 images to train on, fewer than a batch of the recipe short, 100"),
+        (
+            {"batch_size": 100},
+            "pictures has 12 images to train on, fewer than a batch of the recipe short, 100: lower it with --total-batch-size.",
+        ),
     ],
 )
 def test_mistakes_in_a_recipe(files, capsys, changes, message):

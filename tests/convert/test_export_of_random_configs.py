@@ -163,6 +163,7 @@ def test_the_values_cover_every_field():
     assert set(ViTConfig.__annotations__) - {"_out_features", "_out_indices"} <= set(VALUES)
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple sequence")  # timm's own
 @pytest.mark.parametrize("to", MODELS)
 def test_random_configs_are_equal_or_refused(tmp_path, to):
     outcomes = []

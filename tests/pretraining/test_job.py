@@ -217,10 +217,10 @@ def test_crops_fit_the_patches():
 
 def test_too_few_images(prepared):
     too_few = "27 images to train on, fewer than a batch of the recipe"
-    with pytest.raises(VitrailError, match=f"{too_few} dino, 512: lower it with --total-batch-size"):
+    with pytest.raises(VitrailError, match=f"{too_few} dino, 512: lower it with total_batch_size="):
         run(prepared, "few", recipe="dino")
     with pytest.raises(VitrailError, match=f"{too_few} small, 30"):
-        run(prepared, "few", batch_size=30)
+        run(prepared, "few", total_batch_size=30)
     assert not (prepared / "few.run").exists()
 
 

@@ -77,7 +77,7 @@ def test_the_outputs_of_the_original_implementation(to, run, tmp_path):
     np.testing.assert_allclose(last_hidden_state[:, inputs["token_index"]], outputs["112x112/last_hidden_state"], atol=2e-5)
     np.testing.assert_allclose(pooler_output, outputs["112x112/cls"], atol=2e-5)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["image_size"] == [112, 112]
+    assert config["image_size"] == 112
 
 
 def test_one_batch_size(classifier, tmp_path):
