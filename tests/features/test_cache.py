@@ -214,8 +214,7 @@ def test_a_damaged_extraction_names_the_folder_to_remove(extraction, monkeypatch
         patch.setattr(cache, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             extraction.run()
-    for file in (extraction.folder / "extraction" / "data").iterdir():
-        file.write_bytes(b"\0" * file.stat().st_size)
+    (extraction.folder / "extraction" / "manifest.json").write_text("{")
     with pytest.raises(VitrailError, match=r"cannot be completed: .* remove that folder"):
         extraction.run()
 
