@@ -122,8 +122,8 @@ ResultsFile = Annotated[Path | None, typer.Option(help="JSON file to write the r
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointOptions:
-    """How a checkpoint is read and adapted."""
+class ReadingOptions:
+    """How a checkpoint is read."""
 
     head: Head = None
     head_name: HeadName = None
@@ -131,12 +131,18 @@ class CheckpointOptions:
     prefix: Prefix = None
     format: Format = "auto"
     num_heads: NumHeads = None
+    revision: Revision = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions(ReadingOptions):
+    """How a checkpoint is read and adapted."""
+
     image_size: ImageSize = None
     num_channels: NumChannels = None
     channel_rule: ChannelRule = None
     num_labels: NumLabels = None
     dtype: Dtype = None
-    revision: Revision = None
 
 
 LOADING = {field.name for field in dataclasses.fields(CheckpointOptions)}

@@ -98,8 +98,8 @@ def optimize(
         model: a ViTModel or a ViTForImageClassification. Its weights stay unchanged. After you change them, optimize it again.
         precision: "float32", "bfloat16", "float16", "float64" ("eager" and "compile") or "int8" (weights and activations); the
             precision of the weights by default.
-        engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install "vitrail[onnx]"`) or "openvino"
-            (`pip install "vitrail[openvino]"`); int8 requires one of the last two.
+        engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install ".[onnx]"`) or "openvino"
+            (`pip install ".[openvino]"`); int8 requires one of the last two.
         example_size: height and width, in pixels, of the images to expect; the config's image_size by default.
         examples: (N, C, H, W), preprocessed images, which also set the size. The models are compared on the first 8 of them, or on noise
             without any. int8 is calibrated on them and requires some dozens.

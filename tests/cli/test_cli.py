@@ -1,5 +1,6 @@
 """The command line: as an installed program, or in the process of the tests."""
 
+import csv
 import json
 import os
 import subprocess
@@ -59,6 +60,7 @@ def test_info(model_dir, capsys):
         "21.7 M",
         "4.25 (4.61 with the products of attention)",
         "196 patches",
+        "converted from a dino checkpoint, dino_deitsmall16_pretrain.pth",
     ):
         assert part in printed
 
@@ -123,7 +125,7 @@ def test_json_is_one_object_on_standard_output(hub_server, model_dir, tmp_path, 
     assert (embedded["shape"], embedded["dtype"]) == ([2, 384], "float32")
     assert embedded["optimization"]["precision"] == "bfloat16"
     classified = read("classify", model_dir.parent / "classifier", PHOTO, "--top", 3)
-    probabilities = [label["probability"] for label in classified["labels"]]
+    probabilities = [label["probability"] for label in classified["images"][0]["labels"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert len(probabilities) == 3
     assert classified["optimization"] is None
@@ -179,7 +181,8 @@ def test_warnings_of_a_conversion_go_to_standard_error(model_dir, capsys):
     assert report.warnings
     run("info", source)
     printed = capsys.readouterr()
-    assert printed.err == "".join(f"warning: {warning}\n" for warning in report.warnings)
+    assert printed.err.count("warning: ") == len(report.warnings)
+    assert "pass --format timm" in printed.err  # in the words of the command line
     assert "warning" not in printed.out
 
 
@@ -201,6 +204,19 @@ def test_classify_prints_labels_with_their_probabilities(model_dir, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all("LABEL_" in line and "%" in line for line in lines)
+
+
+def test_classify_takes_folders_and_writes_a_table(model_dir, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "photos" / name).write_bytes(Path(PHOTO).read_bytes())
+    (tmp_path / "photos" / "cut.jpg").write_bytes(b"")
+    run("classify", model_dir.parent / "classifier", tmp_path / "photos", "--top", 2, "--output", tmp_path / "labels.csv")
+    assert "skipped" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
+    assert [Path(row["image"]).name for row in rows] == ["a.jpg", "a.jpg", "b.jpg", "b.jpg"]
+    assert rows[0]["label"].startswith("LABEL_")
+    assert 1 >= float(rows[0]["probability"]) >= float(rows[1]["probability"])
 
 
 def test_bad_input_is_one_message_and_exit_code_2(model_dir, tmp_path, capsys):

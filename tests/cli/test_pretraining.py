@@ -236,7 +236,7 @@ def test_a_missing_package_is_named_with_the_remedy(files, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ("datasets", "sklearn") else find_spec(name))
     error = error_of(capsys, *words(files))
-    assert 'not installed (datasets, sklearn): pip install "vitrail[evaluation]"' in error
+    assert 'not installed (datasets, sklearn): pip install ".[evaluation]" in a checkout' in error
 
 
 def test_without_labels_all_images_are_trained_on(files, capsys):

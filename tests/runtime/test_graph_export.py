@@ -178,8 +178,8 @@ def test_what_is_refused_before_any_work(classifier, tmp_path, monkeypatch):
         graphs.export_graph(model, vitrail.make_image_processor("dino"), tmp_path / "out", to="onnx")
     monkeypatch.setattr("vitrail.utils.optional.find_spec", lambda name: None)
     for to, message in (
-        ("onnx", r"not installed \(onnx, onnxscript, onnxruntime\): pip install .vitrail\[onnx\]"),
-        ("openvino", r"not installed \(openvino\): pip install .vitrail\[openvino\]"),
+        ("onnx", r"not installed \(onnx, onnxscript, onnxruntime\): pip install .\.\[onnx\]"),
+        ("openvino", r"not installed \(openvino\): pip install .\.\[openvino\]"),
     ):
         with pytest.raises(VitrailError, match=message):
             vitrail.export_model(classifier, tmp_path / "out", to=to)
