@@ -203,7 +203,7 @@ def as_options(text: str, names: Collection[str]) -> str:
     """
 
     def option(match: re.Match[str]) -> str:
-        name, value = match[1], match[2].strip('"')
+        name, value = match[1], "" if match[2] == "True" else match[2].strip("\"'")
         if name not in names and name not in LOADING:
             return match[0]
         words = [
@@ -212,7 +212,7 @@ def as_options(text: str, names: Collection[str]) -> str:
         ]
         return " ".join(words) + ("" if name in names else " of `vitrail convert`")
 
-    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|\(\d+, \d+\)|\w*(?:\.\w+)*)""", option, text)
+    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|'[^']*'|\(\d+, \d+\)|-?\w*(?:\.\w+)*)""", option, text)
 
 
 def expand_groups(function: Callable[..., Value]) -> Callable[..., Value]:

@@ -92,6 +92,7 @@ def test_every_command_has_json_and_traceback(command):
         ("write image_size=(28, 56).", "write --image-size 28x56."),
         ("set classifier=False.", "set --no-classifier."),
         ("Set num_heads=.", "Set --num-heads of `vitrail convert`."),
+        ("found format='x'; image_size=True is", "found --format x; --image-size is"),
         ("num_attention_heads=5 does not divide", "num_attention_heads=5 does not divide"),
         ("https://host/x?format=y is", "https://host/x?format=y is"),
     ],
