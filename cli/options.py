@@ -122,8 +122,8 @@ ResultsFile = Annotated[Path | None, typer.Option(help="JSON file to write the r
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointOptions:
-    """How a checkpoint is read and adapted."""
+class ReadingOptions:
+    """How a checkpoint is read."""
 
     head: Head = None
     head_name: HeadName = None
@@ -131,12 +131,18 @@ class CheckpointOptions:
     prefix: Prefix = None
     format: Format = "auto"
     num_heads: NumHeads = None
+    revision: Revision = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions(ReadingOptions):
+    """How a checkpoint is read and adapted."""
+
     image_size: ImageSize = None
     num_channels: NumChannels = None
     channel_rule: ChannelRule = None
     num_labels: NumLabels = None
     dtype: Dtype = None
-    revision: Revision = None
 
 
 LOADING = {field.name for field in dataclasses.fields(CheckpointOptions)}
@@ -191,6 +197,8 @@ def given(**values: Any) -> dict[str, Any]:
 def as_options(text: str, names: Collection[str]) -> str:
     """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`.
 
+    A truth value becomes a flag.
+
     names: the parameters of the command; arguments of `vitrail.load` that it lacks are options of `vitrail convert`.
     """
 
@@ -198,7 +206,10 @@ def as_options(text: str, names: Collection[str]) -> str:
         name, value = match[1], "" if match[2] == "True" else match[2].strip("\"'")
         if name not in names and name not in LOADING:
             return match[0]
-        words = [f"--{name.replace('_', '-')}", *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value else [])]
+        words = [
+            f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}",
+            *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value not in ("", "True", "False") else []),
+        ]
         return " ".join(words) + ("" if name in names else " of `vitrail convert`")
 
     return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|'[^']*'|\(\d+, \d+\)|-?\w*(?:\.\w+)*)""", option, text)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import torch
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
@@ -20,9 +22,11 @@ from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import Agreement
 from ..utils.atomic import to_json
+from ..version import __version__
 from .options import Json, Traceback, as_options, expand_groups, set_signature
 
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 OPTIONS: ContextVar[Collection[str]] = ContextVar("OPTIONS", default=())  # the parameters of the command that runs
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -49,18 +53,9 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
 
     def command(*, json: bool, traceback: bool, **values: Any) -> None:
         OPTIONS.set(frozenset(values))
-        try:
-            # Trainers and engines print on standard output, which is for results
-            with contextlib.redirect_stdout(sys.stderr):
-                result = expanded(**values)
-        except BrokenPipeError:
-            raise
-        except USER_ERRORS as error:
-            if traceback:
-                traceback_module.print_exception(error)
-            message = as_options(" ".join(str(error).split()), OPTIONS.get())
-            typer.secho(public_text(f"vitrail: {message}"), fg=typer.colors.RED, err=True)
-            raise typer.Exit(2) from None
+        # Trainers and engines print on standard output, which is for results
+        with ErrorsAsMessages(traceback=traceback), contextlib.redirect_stdout(sys.stderr):
+            result = expanded(**values)
         if result is None:
             return
         for line in [to_json(result.record)] if json else result.lines:
@@ -74,6 +69,29 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
     ]
     set_signature(command, function, [*inspect.signature(expanded).parameters.values(), *own])
     return command
+
+
+class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
+    """Turns the errors of a command into a message and an exit code: 2 for what a user can mend, 1 and a traceback for faults of ours."""
+
+    def __init__(self, *, traceback: bool) -> None:
+        self.traceback = traceback
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Print the error, and exit."""
+        if not isinstance(error, Exception) or isinstance(error, BrokenPipeError | typer.Exit | typer.Abort | typer.BadParameter):
+            return
+        mends = isinstance(error, (*USER_ERRORS, *OUT_OF_MEMORY))
+        if self.traceback or not mends:
+            traceback_module.print_exception(error)
+        if isinstance(error, OUT_OF_MEMORY):
+            message = f"there is not enough memory ({type(error).__name__}): choose a smaller --batch-size, if the command has one."
+        elif mends:
+            message = as_options(" ".join(str(error).split()), OPTIONS.get()) or type(error).__name__
+        else:
+            message = f"this is a fault of vitrail {__version__}: please report it, with the text above and the command."
+        typer.secho(public_text(f"vitrail: {message}"), fg=typer.colors.RED, err=True)
+        raise typer.Exit(2 if mends else 1) from None
 
 
 def warn(*messages: str) -> None:
@@ -99,10 +117,10 @@ def agreement_lines(agreement: Mapping[str, Agreement]) -> list[str]:
 
 def check_output(output: Path, suffixes: tuple[str, ...]) -> None:
     """Raise VitrailError, before any work, if a file cannot be written."""
+    if output.is_dir():
+        raise VitrailError(f"{output} is a folder; expected the name of a file ({', '.join(suffixes)}).")
     if output.suffix.lower() not in suffixes:
         raise VitrailError(f"{output}: unsupported extension {output.suffix!r}; expected {', '.join(suffixes)}")
-    if output.is_dir():
-        raise VitrailError(f"{output} is a folder; expected the name of a file.")
     if not output.parent.is_dir():
         raise VitrailError(f"The folder {output.parent} does not exist: create it before writing {output.name}.")
 

@@ -39,7 +39,7 @@ def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], i
         table = tensors[name]
         resized = resize_relative_table(table[:num_offsets], before.patch_grid, after.patch_grid)
         tensors[name] = torch.cat((resized, table[num_offsets:]))
-    fields["image_size"] = after.image_size
+    fields["image_size"] = after.image_shape
     if POSITIONS not in tensors and not tables:  # the relative MLP works at any size
         return []
     (height, width), (new_height, new_width) = before.patch_grid, after.patch_grid

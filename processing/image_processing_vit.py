@@ -98,7 +98,8 @@ class VitrailImageProcessor(BaseImageProcessor):
     - num_channels: number of channels of the model. 3 converts Pillow images to RGB, 1 to grayscale; with another number an image must have
       that many channels, which are processed one by one. Grayscale is repeated for a model of 3 channels.
     - do_resize, size, resample: `{"shortest_edge": s}` keeps the aspect, with a bound if there is a "longest_edge";
-      `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter number.
+      `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter, by
+      number or name.
     - size_divisor: a patch size, int or (height, width). Each side becomes a multiple of it: the nearest, by resizing, or
       with do_pad the next, by padding right and bottom with zeros after the normalization, which are the mean color.
     - do_center_crop, crop_size: a smaller image is padded with black.
@@ -163,7 +164,7 @@ class VitrailImageProcessor(BaseImageProcessor):
         if isinstance(kwargs["size_divisor"], list):
             kwargs["size_divisor"] = tuple(kwargs["size_divisor"])
         if kwargs["resample"] is not None:
-            kwargs["resample"] = int(kwargs["resample"])
+            kwargs["resample"] = _filter_number(kwargs["resample"])
         return kwargs
 
     def decode(self, file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
@@ -182,14 +183,27 @@ class VitrailImageProcessor(BaseImageProcessor):
         _validate(settings)
         return settings
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
-        super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`.
+
+        Returns:
+            The paths of the files that transformers wrote.
+        """
+        written: list[str] = super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
         after_save = type(self).after_save
         if after_save is not None:
             after_save(Path(save_directory))
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return written
+
+
+def _filter_number(resample: int | str) -> int:
+    if not isinstance(resample, str):
+        return int(resample)
+    if resample.upper() not in Image.Resampling.__members__:
+        raise ValueError(f'found resample="{resample}"; write a filter of Pillow, for example "bilinear" or "bicubic"')
+    return int(Image.Resampling[resample.upper()])
 
 
 class VitrailImageProcessorTorch(VitrailImageProcessor):
@@ -197,6 +211,8 @@ class VitrailImageProcessorTorch(VitrailImageProcessor):
 
     transformers consumes the argument to choose a class, so the class must carry it.
     """
+
+    backend = "torch"
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:

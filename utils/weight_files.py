@@ -375,6 +375,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise UnsupportedCheckpointError(
             f"{path} has a header of {header} bytes; expected at most {MAX_HEADER_BYTES}. Save only the model's weights, without metadata."
         )
+    with safetensors.safe_open(path, framework="pt") as tensors:
+        check_expansion(path, 0, len(tensors.keys()))
     return safetensors.torch.load_file(path, device="cpu")
 
 
@@ -403,7 +405,7 @@ def _read_shards(index_path: Path) -> CheckpointFile:
                 f"{shard_path} holds a {type(shard.content).__name__}; expected a dictionary of tensors, as in every shard."
             )
         files.append(shard_path)
-        tensors.update(shard.content)
+        tensors |= {key: value for key, value in shard.content.items() if index["weight_map"].get(key, name) == name}
         container = shard.container
     missing = sorted(index["weight_map"].keys() - tensors.keys())
     if missing:

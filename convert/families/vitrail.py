@@ -29,7 +29,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     """Return the image processor of preprocessor_config.json."""
     if raw.preprocessor_config is not None:
         return VitrailImageProcessor.from_dict(raw.preprocessor_config)
-    return raw.assume_preprocessing(make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels))
+    return raw.assume_preprocessing(make_image_processor("dino", image_size=config.image_shape, num_channels=config.num_channels))
 
 
 VITRAIL = Family(

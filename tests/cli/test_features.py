@@ -190,5 +190,5 @@ def test_the_commands_are_there_without_what_they_need(tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 2
-    assert 'not installed (pyarrow, sklearn): pip install "vitrail[features]"' in " ".join(ended.stderr.split())
+    assert 'not installed (pyarrow, sklearn): pip install ".[features]" in a checkout' in " ".join(ended.stderr.split())
     assert ended.stdout.strip() == "[]"

@@ -21,6 +21,7 @@ EXCEPTIONS = {
     ("--batch-size", "help"): "export: the batch size that a graph is fixed to",
     ("--batch-size", "show_default"): "export: the batch size that a graph is fixed to",
 }
+READING = ("convert", "info", "embed", "classify", "attention", "pca", "extract", "similar", "probe", "knn", "logistic")
 FACTS = ("opts", "type", "min", "max", "multiple", "is_flag", "metavar", "required", "default", "show_default", "help")
 
 
@@ -45,6 +46,17 @@ def test_the_same_option_is_the_same_everywhere(name):
         if (option, name) not in EXCEPTIONS:
             found[option][repr(fact(parameter, name))].append(command)
     assert {option: dict(values) for option, values in found.items() if len(values) > 1} == {}
+
+
+def test_every_command_reads_a_checkpoint_with_the_same_options():
+    found = {command: {option for other, option, _ in options() if other == command} for command in COMMANDS}
+    reading = {"--head", "--head-name", "--branch", "--format", "--num-heads", "--revision"}
+    assert [command for command in READING if not reading <= found[command]] == []
+
+
+def test_help_has_a_short_name():
+    for context in (typer.main.get_command(app), *COMMANDS.values()):
+        assert "-h" in context.context_settings["help_option_names"]
 
 
 def test_every_exception_is_needed():
@@ -78,6 +90,7 @@ def test_every_command_has_json_and_traceback(command):
     [
         ('for a timm file, pass format="timm"', "for a timm file, pass --format timm"),
         ("write image_size=(28, 56).", "write --image-size 28x56."),
+        ("set classifier=False.", "set --no-classifier."),
         ("Set num_heads=.", "Set --num-heads of `vitrail convert`."),
         ("found format='x'; image_size=True is", "found --format x; --image-size is"),
         ("num_attention_heads=5 does not divide", "num_attention_heads=5 does not divide"),
@@ -85,4 +98,4 @@ def test_every_command_has_json_and_traceback(command):
     ],
 )
 def test_messages_name_options_as_the_command_line_spells_them(message, expected):
-    assert as_options(message, ("format", "image_size")) == expected
+    assert as_options(message, ("format", "image_size", "classifier")) == expected

@@ -88,7 +88,7 @@ def test_every_kind_matches_timm(variant, container, tmp_path):
     assert {name: getattr(encoder.config, name) for name in FIELDS[variant]} == FIELDS[variant]
     is_absolute = variant.startswith("absolute")
     # The relative MLP's weights do not determine the size; the weights of every other kind do
-    assert encoder.config.image_size == ((224, 224) if variant.startswith("mlp") else (32, 32))
+    assert encoder.config.image_shape == ((224, 224) if variant.startswith("mlp") else (32, 32))
     assert encoder.config.position_interpolation_antialias == is_absolute
     for size, spec in INPUTS.items():
         outputs = encoder(pixel_values := deterministic.pixel_values(spec))
@@ -164,7 +164,7 @@ def test_the_image_size_of_a_relative_mlp_stands_in_config_json(tmp_path, kind):
     config = (
         {"architecture": "vit_relpos", "pretrained_cfg": cfg} if kind == "pretrained_cfg" else {"architecture": "vit_relpos", **cfg}
     )
-    assert vitrail.load(write_folder(tmp_path, RELATIVE, config))[0].config.image_size == (64, 96)
+    assert vitrail.load(write_folder(tmp_path, RELATIVE, config))[0].config.image_shape == (64, 96)
 
 
 @torch.no_grad()
@@ -253,7 +253,7 @@ def test_a_rectangle_is_what_config_json_states(tmp_path, img_size, cls_position
     config = {"architecture": "vit_base_patch16_224", "model_args": {"img_size": list(img_size)}, "pretrained_cfg": {}}
     write_folder(tmp_path, tensors, config)
     model, _, _ = vitrail.load(tmp_path)
-    assert model.config.image_size == img_size
+    assert model.config.image_shape == img_size
     assert model.config.use_cls_position is cls_position
 
 

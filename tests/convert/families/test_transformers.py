@@ -259,8 +259,8 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(config):
     raw = RawCheckpoint({}, "safetensors", config={"model_type": config.model_type})
     ours = vitrail.ViTConfig(**TRANSFORMERS.configure(raw, None))
     assert {name: getattr(ours, name) for name in SAME_NAME} == {name: getattr(config, name) for name in SAME_NAME}
-    assert ours.image_size == (config.image_size, config.image_size)
-    assert ours.patch_size == (config.patch_size, config.patch_size)
+    assert ours.image_size == config.image_size
+    assert ours.patch_size == config.patch_size
     assert ours.num_register_tokens == getattr(config, "num_register_tokens", 0)
     assert ours.layer_scale_init_value == getattr(config, "layerscale_value", None)
     assert ours.intermediate_size == getattr(config, "intermediate_size", 4 * config.hidden_size)
