@@ -230,7 +230,7 @@ def test_a_second_run_into_the_same_output_is_refused(run, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, colors, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(VitrailError, match="is a file; expected a folder"):
+    with pytest.raises(VitrailError, match="is a file; expected the name of a folder"):
         run(tmp_path / "file")
     with pytest.raises(VitrailError, match="files that do not belong to a model"):
         run(tmp_path)
