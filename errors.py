@@ -7,9 +7,10 @@ the remedy.
 
 import re
 
+MAX_MESSAGE = 4000  # characters; a name in a file may have millions
+
 # A URL: scheme, user and password, address, query. In fsspec, "::" joins two URLs
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)([^\s/?#'\"<>]*@)?((?:(?!::\w{1,32}://)[^\s?'\"<>])*)(\?[^\s'\"<>]*)?")
-
 
 # Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -28,11 +29,18 @@ def public_text(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", _URL.sub(without_secrets, text))
 
 
+def one_line(text: str) -> str:
+    """Return public text as one line, without the middle of a text that is very long."""
+    lines = [line.strip() for line in text.replace("\t", " ").splitlines()]
+    line = public_text(" ".join(filter(None, lines)))
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE // 2]} … {line[-MAX_MESSAGE // 2 :]}"
+
+
 class VitrailError(ValueError):
-    """Base class of the errors that a user can fix."""
+    """Base class of the errors that a user can fix. The message is one line, whatever it quotes."""
 
     def __str__(self) -> str:
-        return public_text(self._message())
+        return one_line(self._message())
 
     def _message(self) -> str:
         return str(self.args[0]) if self.args else ""
@@ -82,7 +90,7 @@ class UnreadableImageError(VitrailError):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that the exception can be pickled
         self.path = path
-        self.reason = public_text(reason)
+        self.reason = one_line(reason)
 
     def _message(self) -> str:
         return f"cannot read the image {self.path}: {self.reason}"

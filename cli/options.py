@@ -195,22 +195,24 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def as_options(text: str, names: Collection[str]) -> str:
-    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`, a flag for True.
+    """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`.
+
+    A truth value becomes a flag.
 
     names: the parameters of the command; arguments of `vitrail.load` that it lacks are options of `vitrail convert`.
     """
 
     def option(match: re.Match[str]) -> str:
-        name, value = match[1], match[2].strip('"')
+        name, value = match[1], "" if match[2] == "True" else match[2].strip("\"'")
         if name not in names and name not in LOADING:
             return match[0]
         words = [
-            f"--{name.replace('_', '-')}",
-            *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value not in ("", "True") else []),
+            f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}",
+            *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value not in ("", "True", "False") else []),
         ]
         return " ".join(words) + ("" if name in names else " of `vitrail convert`")
 
-    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|\(\d+, \d+\)|\w*(?:\.\w+)*)""", option, text)
+    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|'[^']*'|\(\d+, \d+\)|-?\w*(?:\.\w+)*)""", option, text)
 
 
 def expand_groups(function: Callable[..., Value]) -> Callable[..., Value]:

@@ -32,6 +32,7 @@ LIMITS = {
     "num_register_tokens": 2**12,
     "num_labels": 2**20,
 }
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 MAX_SIDE = 2**16  # pixels
 # The attention that a config.json may choose. transformers takes any other name for a kernel to download and run
 ATTENTION = re.compile(r"sdpa|eager|flex_attention|flash_attention_\w+")
@@ -265,6 +266,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f'hidden_act "{self.hidden_act}" is not an activation of transformers: write for example "gelu" or "gelu_pytorch_tanh".'
             )
+        if self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type is {self.problem_type!r}: it must be one of {', '.join(map(repr, PROBLEM_TYPES))}.")
         for name in ("drop_path_rate", "position_interpolation_offset"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and less than 1.")

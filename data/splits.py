@@ -13,7 +13,8 @@ from ..errors import VitrailError
 from .columns import declare_images, load_dataset
 from .digits import digit_splits
 from .files import Listing, as_text
-from .folder_labels import (
+from .hf_datasets import load_saved
+from .image_labels import (
     TRAIN_NAMES,
     VALIDATION_NAMES,
     Label,
@@ -23,7 +24,6 @@ from .folder_labels import (
     split_folders,
     top_folders,
 )
-from .hf_datasets import load_saved
 from .image_sources import FoundSource
 from .remote import is_url
 from .tables import check_tables

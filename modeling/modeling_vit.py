@@ -7,6 +7,7 @@ Everything in which families differ is a field of `ViTConfig`. Shape letters: B 
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
@@ -174,9 +175,9 @@ def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
     while high - low > 1e-6:  # the ratio whose series of `reach` terms sums to `new_reach`
         ratio = (low + high) / 2
         low, high = (low, ratio) if (1 - ratio**reach) / (1 - ratio) > new_reach else (ratio, high)
-    steps = torch.tensor([ratio**power for power in range(reach)], dtype=torch.float64).cumsum(0)
-    known = torch.cat((-steps.flip(0), torch.zeros(1, dtype=torch.float64), steps))
-    wanted = torch.arange(-new_reach, new_reach + 1, dtype=torch.float64).clamp(known[0].item(), known[-1].item())
+    steps = list(itertools.accumulate(ratio**power for power in range(reach)))
+    known = torch.tensor([-step for step in reversed(steps)] + [0.0] + steps, dtype=torch.float64)
+    wanted = torch.arange(-new_reach, new_reach + 1, dtype=torch.float64).clamp(-steps[-1], steps[-1])
     right = torch.searchsorted(known, wanted, right=True).clamp(1, 2 * length - 2)
     share = (wanted - known[right - 1]) / (known[right] - known[right - 1])
     weights = torch.zeros(len(wanted), len(known), dtype=torch.float64)
@@ -529,6 +530,14 @@ class ViTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["ViTEmbeddings", "ViTLayer"]  # noqa: RUF012  # transformers' own form
+    # Not quantized, because two input features are no block of 4-bit weights; in float32 where the model is loaded in float16.
+    # bitsandbytes compares names of modules, torchao names of parameters.
+    _keep_in_fp32_modules = [  # noqa: RUF012
+        "relative_position.fc1",
+        "relative_position.fc2",
+        "relative_position.fc1.weight",
+        "relative_position.fc2.weight",
+    ]
     _input_embed_layer = "patch_embeddings"
     _supports_sdpa = True
     _supports_flash_attn = True

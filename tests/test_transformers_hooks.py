@@ -26,6 +26,7 @@ MODEL_HOOKS = (
     "_can_compile_fullgraph",
     "_init_weights",
     "_input_embed_layer",
+    "_keep_in_fp32_modules",
     "_no_split_modules",
     "_supports_attention_backend",
     "_supports_flash_attn",

@@ -168,7 +168,17 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "layer_scale_init_value": 1e-5 if "blocks.0.ls1.gamma" in tokens else None,
         "representation_size": raw.shape("pre_logits.fc.weight", 2)[0] if "pre_logits.fc.weight" in tokens else None,
     }
-    return fields | _pooling_fields(raw, config, model_args) | _position_fields(raw, config, fields)
+    return fields | _pooling_fields(raw, config, model_args) | _position_fields(raw, config, fields) | _label_fields(raw, config)
+
+
+def _label_fields(raw: RawCheckpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names of the classes in config.json, if there is one for each: timm/models/_hub.py, save_config_for_hf."""
+    names = setting(config, "label_names", list, [])
+    descriptions = setting(config, "label_descriptions", dict, {})
+    if not names or "head.weight" not in raw.tensors or len(names) != len(raw.tensors["head.weight"]):
+        return {}
+    labels = [str(descriptions.get(str(name), name)) for name in names]
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
 def _pooling_fields(raw: RawCheckpoint, config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...modeling.modeling_vit import ViTModel
+from ...utils.compat import CHECKPOINTING
 
 NUM_GLOBAL_CROPS = 2  # which the teacher sees: "The 2 global views", section 3.1
 
@@ -227,7 +228,9 @@ class DINOModel(nn.Module):
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Enable activation checkpointing in the student's backbone; transformers' Trainer calls it."""
-        self.student.backbone.activation_checkpointing_enable(**kwargs)
+        getattr(self.student.backbone, f"{CHECKPOINTING}_enable")(**kwargs)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # the name before transformers 5.23
 
     def forward(self, pixel_values: torch.Tensor, local_pixel_values: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Return the loss of a batch.

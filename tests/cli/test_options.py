@@ -90,10 +90,12 @@ def test_every_command_has_json_and_traceback(command):
     [
         ('for a timm file, pass format="timm"', "for a timm file, pass --format timm"),
         ("write image_size=(28, 56).", "write --image-size 28x56."),
+        ("set classifier=False.", "set --no-classifier."),
         ("Set num_heads=.", "Set --num-heads of `vitrail convert`."),
+        ("found format='x'; image_size=True is", "found --format x; --image-size is"),
         ("num_attention_heads=5 does not divide", "num_attention_heads=5 does not divide"),
         ("https://host/x?format=y is", "https://host/x?format=y is"),
     ],
 )
 def test_messages_name_options_as_the_command_line_spells_them(message, expected):
-    assert as_options(message, ("format", "image_size")) == expected
+    assert as_options(message, ("format", "image_size", "classifier")) == expected

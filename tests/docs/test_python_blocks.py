@@ -1,6 +1,7 @@
 """Every Python block of README and docs/ runs, on a small model and small images; the blocks of one page share their names."""
 
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from image_folders import write_images
 
 # README and the quickstart run with their outputs (test_generated.py); api.md shows signatures
 OTHERS = {*load_generator().RUN, paths.CHECKOUT / "docs" / "reference" / "api.md"}
+if not find_spec("torchao"):  # `make test-quantization` brings the packages of this page
+    OTHERS.add(paths.CHECKOUT / "docs" / "guides" / "quantization.md")
 WITH_PYTHON = [page for page in PAGES if page not in OTHERS and blocks(page, "python")]
 # Numbers of the pages that would take too long here
 SMALLER = {
@@ -24,7 +27,7 @@ SMALLER = {
         "vitrail.DINO_AUGMENTATION": "SMALL_AUGMENTATION",
     },
     "guides/evaluation.md": {'recipe="quick"': "recipe=SHORT_RECIPE"},
-    "guides/classification.md": {'report_to="none"': 'report_to="none", use_cpu=True'},
+    "guides/fine-tuning.md": {'report_to="none"': 'report_to="none", use_cpu=True', "num_train_epochs=3": "num_train_epochs=1"},
 }
 
 

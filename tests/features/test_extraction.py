@@ -323,7 +323,7 @@ def test_finished_files_are_not_made_again_but_lost_and_damaged_ones_are(picture
     (tmp_path / "out" / "data" / "part-000000-000003.parquet").unlink()
     cut = tmp_path / "out" / "data" / "part-000000-000000.parquet"
     cut.write_bytes(cut.read_bytes()[:-10])
-    flipped = tmp_path / "out" / "data" / "part-000000-000001.parquet"
+    flipped = tmp_path / "out" / "data" / "part-000000-000004.parquet"
     content = bytearray(flipped.read_bytes())
     content[100] ^= 1
     flipped.write_bytes(content)

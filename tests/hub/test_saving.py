@@ -45,8 +45,10 @@ def test_nothing_but_the_folder_is_left(tmp_path):
     vitrail.save(*small(), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
-    readable = [path.stat().st_mode & 0o044 == 0o044 for path in [tmp_path / "model", *(tmp_path / "model").iterdir()]]
-    assert all(readable), "others may read it"
+    vitrail.export_model(tmp_path / "model", tmp_path / "exported", to="timm")
+    (tmp_path / "file").touch()
+    modes = {path.stat().st_mode for folder in ("model", "exported") for path in (tmp_path / folder).iterdir()}
+    assert modes == {(tmp_path / "file").stat().st_mode}, "safetensors makes files that others cannot read"
 
 
 def test_a_model_can_be_saved_over_another(tmp_path):

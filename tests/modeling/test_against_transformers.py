@@ -111,11 +111,10 @@ def test_vit_hidden_states_and_attentions():
         expected = theirs(make_images(16, 16), output_hidden_states=True, output_attentions=True)
         output = ours(make_images(16, 16), output_hidden_states=True, output_attentions=True)
         selected = ours(make_images(16, 16), output_hidden_states=[-2, 0]).hidden_states
-        their_selected = theirs(make_images(16, 16), output_hidden_states=[-2, 0]).hidden_states
     assert len(output.hidden_states) == len(expected.hidden_states)
     torch.testing.assert_close(output.hidden_states, tuple(expected.hidden_states), **CLOSE)
     torch.testing.assert_close(output.attentions, tuple(expected.attentions), **CLOSE)
-    assert [tensor is None for tensor in selected] == [tensor is None for tensor in their_selected]
+    assert [tensor is None for tensor in selected] == [False, True, False, True]  # as transformers 5.23 and later
 
 
 @pytest.mark.parametrize(

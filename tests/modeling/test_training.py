@@ -28,6 +28,7 @@ from vitrail.modeling.modeling_vit import (
     ViTModel,
     drop_path,
 )
+from vitrail.utils.compat import CHECKPOINTING
 
 # -------------------------------------------------------------------------------------------------------------- training
 
@@ -89,10 +90,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, use_reentrant):
 
     expected = backward()
     assert len(runs) == 3
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": use_reentrant})
     torch.testing.assert_close(backward(), expected)
     assert len(runs) == 3 + 6  # each block once more in the backward pass
-    model.activation_checkpointing_disable()
+    getattr(model, f"{CHECKPOINTING}_disable")()
     torch.testing.assert_close(backward(), expected)
     assert len(runs) == 3 + 6 + 3
 
@@ -108,7 +109,7 @@ def test_gradient_checkpointing_behind_frozen_blocks(name, use_reentrant):
     model(images, labels=labels).loss.backward()
     expected = gradients(model)
     model.zero_grad()
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": use_reentrant})
     model(images, labels=labels).loss.backward()
     assert any(name.startswith("vit.layers.1") for name in expected)
     torch.testing.assert_close(gradients(model), expected)

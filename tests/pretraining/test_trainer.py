@@ -22,6 +22,7 @@ from golden_training import (
 )
 from vitrail.errors import VitrailError
 from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient, make_dino_model
+from vitrail.utils.compat import CHECKPOINTING
 
 TOLERANCE = 1e-4
 
@@ -56,7 +57,7 @@ def check_networks(model):
     [
         {},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-        {"activation_checkpointing": True},
+        {CHECKPOINTING: True},
         {"optim": "adamw_torch"},
         {"dataloader_num_workers": 1},
     ],

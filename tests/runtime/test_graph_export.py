@@ -97,6 +97,20 @@ def test_any_image_size(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_a_graph_does_differently_is_said(tmp_path, monkeypatch):
+    written = graphs.GraphFormat("model.onnx", lambda graph, path: path.touch(), lambda path: None, "onnxruntime", (), "onnx")
+    monkeypatch.setitem(graphs.GRAPH_FORMATS, "onnx", written)
+    monkeypatch.setattr(graphs, "trace", lambda *arguments: None)
+    monkeypatch.setattr(graphs, "compare", lambda *arguments: "agrees")
+    model, processor = make_model(vitrail.ViTModel, "absolute"), vitrail.make_image_processor("dino", image_size=8)
+    assert graphs.export_graph(model, processor, tmp_path / "plain", to="onnx") == ["agrees"]
+    warnings = graphs.export_graph(model.bfloat16(), processor, tmp_path / "half", to="onnx", dynamic_size=True)
+    assert warnings[1:] == [
+        "the graph computes in float32; the weights are bfloat16",
+        "the graph does not check image sizes: it cuts off rows and columns that do not fill a patch",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "prepared"),
     [

@@ -215,6 +215,13 @@ def test_a_page_is_not_a_file(http_server, page):
         download(f"{http_server.url}/w.pth")
 
 
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1:9/w.pth", "file:///etc/hostname"])
+def test_a_redirect_leads_to_http_alone(target, http_server, page):
+    http_server.pages["/w.pth"] = page(b"", status=302, headers={"Location": target})
+    with pytest.raises(DownloadError, match=r"it redirects to ftp|returned HTTP 302"):
+        download(f"{http_server.url}/w.pth")
+
+
 def test_no_network():
     with pytest.raises(DownloadError, match=r"cannot be reached \(.*\)\. Check the network"):
         download("http://127.0.0.1:9/w.pth")
