@@ -179,7 +179,11 @@ def test_warnings_of_a_conversion_go_to_standard_error(model_dir, capsys):
     assert report.warnings
     run("info", source)
     printed = capsys.readouterr()
-    assert printed.err == "".join(f"warning: {warning}\n" for warning in report.warnings)
+    spelled = [
+        warning.replace('format="timm"', "--format timm").replace("num_heads=", "--num-heads") for warning in report.warnings
+    ]
+    assert spelled != report.warnings
+    assert printed.err == "".join(f"warning: {warning}\n" for warning in spelled)
     assert "warning" not in printed.out
 
 
