@@ -7,7 +7,6 @@ Everything in which families differ is a field of `ViTConfig`. Shape letters: B 
 """
 
 import copy
-import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
@@ -180,7 +179,9 @@ def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
     while high - low > 1e-6:  # the ratio whose series of `reach` terms sums to `new_reach`
         ratio = (low + high) / 2
         low, high = (low, ratio) if (1 - ratio**reach) / (1 - ratio) > new_reach else (ratio, high)
-    steps = list(itertools.accumulate(ratio**power for power in range(reach)))
+    steps = [1.0]
+    for power in range(1, reach):
+        steps.append(steps[-1] + ratio**power)
     known = torch.tensor([-step for step in reversed(steps)] + [0.0] + steps, dtype=torch.float64)
     wanted = torch.arange(-new_reach, new_reach + 1, dtype=torch.float64).clamp(-steps[-1], steps[-1])
     right = torch.searchsorted(known, wanted, right=True).clamp(1, 2 * length - 2)
