@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .evaluation.metrics import MeanPerClassAccuracy as MeanPerClassAccuracy
     from .evaluation.metrics import TopKAccuracy as TopKAccuracy
     from .evaluation.metrics import compute_metrics as compute_metrics
+    from .evaluation.metrics import make_compute_metrics as make_compute_metrics
     from .evaluation.pooled_evaluation import evaluate_knn as evaluate_knn
     from .evaluation.pooled_evaluation import evaluate_logistic as evaluate_logistic
     from .evaluation.probing import probe as probe
@@ -107,6 +108,7 @@ PUBLIC_NAMES = {
     "TopKAccuracy": "evaluation.metrics",
     "MeanPerClassAccuracy": "evaluation.metrics",
     "compute_metrics": "evaluation.metrics",
+    "make_compute_metrics": "evaluation.metrics",
     # pretraining
     "pretrain": "pretraining.job",
     "DINOTrainer": "pretraining.trainer",

@@ -7,25 +7,40 @@ the remedy.
 
 import re
 
+MAX_MESSAGE = 4000  # characters; a name in a file may have millions
+
 # A URL: scheme, user and password, address, query. In fsspec, "::" joins two URLs
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)([^\s/?#'\"<>]*@)?((?:(?!::\w{1,32}://)[^\s?'\"<>])*)(\?[^\s'\"<>]*)?")
 
+# Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def public_text(text: str) -> str:
-    """Return text that can be shown and published: its URLs lose user, password and query, which may be secrets."""
+    """Return text that can be shown and published.
+
+    URLs lose user, password and query, which may be secrets; control characters and invalid bytes of names are escaped, as in JSON.
+    """
 
     def without_secrets(url: re.Match[str]) -> str:
         query = url[4] or ""
         return url[1] + url[3] + query[len(query.rstrip(".,;:)]")) :]  # punctuation at the end belongs to the sentence
 
-    return _URL.sub(without_secrets, text)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", _URL.sub(without_secrets, text))
+
+
+def one_line(text: str) -> str:
+    """Return public text as one line, without the middle of a text that is very long."""
+    lines = [line.strip() for line in text.replace("\t", " ").splitlines()]
+    line = public_text(" ".join(filter(None, lines)))
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE // 2]} … {line[-MAX_MESSAGE // 2 :]}"
 
 
 class VitrailError(ValueError):
-    """Base class of the errors that a user can fix."""
+    """Base class of the errors that a user can fix. The message is one line, whatever it quotes."""
 
     def __str__(self) -> str:
-        return public_text(self._message())
+        return one_line(self._message())
 
     def _message(self) -> str:
         return str(self.args[0]) if self.args else ""
@@ -75,7 +90,7 @@ class UnreadableImageError(VitrailError):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that the exception can be pickled
         self.path = path
-        self.reason = public_text(reason)
+        self.reason = one_line(reason)
 
     def _message(self) -> str:
         return f"cannot read the image {self.path}: {self.reason}"

@@ -27,7 +27,7 @@ def peers_of(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProce
 
         vitrail.export_model(folder / "vitrail", folder / "timm", to="timm")
         # A model of fixed size, as users of timm make it: it then resizes positions once
-        height, width = model.config.image_size
+        height, width = model.config.image_shape
         timms = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True, img_size=(height, width))
         peers["timm"] = timms.to(model.device, model.dtype).eval().forward_features
     return peers
@@ -35,7 +35,7 @@ def peers_of(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProce
 
 def matrix_products(config: vitrail.ViTConfig, batch_size: int, like: torch.Tensor) -> Callable[[], None]:
     """Nothing but the matrix products of a forward pass, on numbers of the type and device of `like`: a bound for what is possible."""
-    (rows, columns), (patch_height, patch_width) = config.patch_grid, config.patch_size
+    (rows, columns), (patch_height, patch_width) = config.patch_grid, config.patch_shape
     patches, hidden, heads = rows * columns, config.hidden_size, config.num_attention_heads
     tokens = patches + config.num_prefix_tokens
     inner = config.intermediate_size

@@ -31,9 +31,11 @@ COMMANDS = (
     pretraining.pretrain,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=HELP_NAMES)
 for _function in COMMANDS:
-    app.command(_function.__name__.partition("_")[0])(as_command(_function))
+    app.command(_function.__name__.partition("_")[0], context_settings=HELP_NAMES)(as_command(_function))
 
 
 def _print_version(wanted: bool) -> None:

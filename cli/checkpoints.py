@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from ..configuration.configuration_vit import ViTConfig
 from ..configuration.sizes import size_name
 from ..convert.export import FORMATS, export_model
 from ..convert.families.registry import EXPORT_FORMATS
-from ..convert.model_folder import REPORT_NAME
+from ..convert.model_folder import REPORT_NAME, read_report
+from ..convert.report import ConversionRecord
 from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
 from ..hub.saving import convert_checkpoint, keep_verification
@@ -87,10 +89,12 @@ def verify(
     """Compare a model with its source and with other implementations; the exit code is 1 if a check fails."""
     loaded, image_processor, report = load_model(model, branch=branch)
     converted = Path(model).is_dir() and report.format == "vitrail"
+    if converted:
+        read_report(Path(model))  # raises before the checks, which take a while, if their table could not be kept
     source = against if against is not None or converted else model
     checks = run_checks(loaded, image_processor, against=source, head=head, branch=branch, image=image)
-    if converted:
-        keep_verification(model, checks)
+    if converted and not keep_verification(model, checks, against=against, head=head):
+        warn("the table is not kept: a check failed, and the file that it compares with is not the recorded source of the model.")
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -108,12 +112,12 @@ def info(model: Model, options: CheckpointOptions) -> Result:
     """Show the architecture, the size and the preprocessing of a model."""
     loaded, image_processor, report = load_model(model, **asdict(options))
     config = loaded.config
-    counts = complexity(loaded)
-    (height, width), (patch_height, patch_width) = config.image_size, config.patch_size
+    counts, size = complexity(loaded), size_name(config)
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     positions = config.position_embedding_type.replace("_", " ")
     rows = {
         "model": f"{type(loaded).__name__}, {str(loaded.dtype).removeprefix('torch.')}, from a {report.format} checkpoint",
-        "size": f"{size_name(config) or 'unnamed'}: {config.num_hidden_layers} blocks, hidden size {config.hidden_size}, "
+        "size": f"{f'{size}: ' if size else ''}{config.num_hidden_layers} blocks, hidden size {config.hidden_size}, "
         f"{config.num_attention_heads} heads, {config.mlp_type} {config.intermediate_size}",
         "image": f"{height} x {width}, patches of {patch_height} x {patch_width}, {config.num_channels} channels",
         "tokens": f"{int(config.use_cls_token)} CLS, {config.num_register_tokens} registers, "
@@ -127,17 +131,36 @@ def info(model: Model, options: CheckpointOptions) -> Result:
         f"mean {list(image_processor.image_mean)}, std {list(image_processor.image_std)}",
     }
     if hasattr(loaded, "classifier"):
-        rows["classes"] = str(config.num_labels)
+        rows["classes"] = f"{config.num_labels}, from {_classifier_input(config)}"
+    converted = _first_conversion(model)
+    if converted is not None and converted.source is not None:
+        rows["converted"] = f"from a {converted.format} checkpoint, {converted.source.name}"
+        warn(*(message for message in converted.warnings if message not in report.warnings))
     record = {
         "class": type(loaded).__name__,
         "format": report.format,
         "checkpoint": report.checkpoint,
-        "size": size_name(config),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "converted": None if converted is None else {"format": converted.format, "warnings": converted.warnings},
+        "size": size,
         **asdict(counts),
         "config": config.to_dict(),
         "image_processor": image_processor.to_dict(),
     }
     return Result(record, [f"{name:{max(map(len, rows))}}  {value}" for name, value in rows.items()])
+
+
+def _first_conversion(model: str) -> ConversionRecord | None:
+    """Return the record of the conversion from another format, for a folder that has one."""
+    record = read_report(Path(model)) if Path(model).is_dir() else None
+    return record.chain[-1] if record is not None else None
+
+
+def _classifier_input(config: ViTConfig) -> str:
+    layers, mean_patch = config.classifier_cls_layers, config.classifier_mean_patch
+    if layers == 1 and not mean_patch:
+        return f"the pooled features ({config.pooling})"
+    return f"[CLS] of {layers} {'block' if layers == 1 else 'blocks'}{' and the mean patch' if mean_patch else ''}"
 
 
 def significant(value: float) -> str:

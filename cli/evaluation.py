@@ -1,6 +1,7 @@
 """Commands that evaluate a model on labeled images: `vitrail probe`, `knn` and `logistic`."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import NUM_CALIBRATION, Runtime
 from ..utils.atomic import to_json, write_text
 from ..utils.optional import check_packages
-from .options import Data, DataOptions, FeatureOptions, Model, Overwrite, ResultsFile, RuntimeOptions, given
+from .options import Data, DataOptions, FeatureOptions, Model, Overwrite, ReadingOptions, ResultsFile, RuntimeOptions, given
 from .output import Result, agreement_lines, check_not_itself, check_output, load_model, warn
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def probe(
     model: Model,
     data: Data,
     output: Annotated[Path, typer.Option(help="Folder to write: the model with its best head, results.json and pictures.")],
+    reading_options: ReadingOptions,
     data_options: DataOptions,
     feature_options: FeatureOptions,
     runtime_options: RuntimeOptions,
@@ -50,7 +52,7 @@ def probe(
 
     chosen = find_recipe(recipe)
     folder_of_run(output, overwrite=overwrite)
-    images, loaded, image_processor, report, cache = _load(model, data, data_options, feature_options, runtime)
+    images, loaded, image_processor, report, cache = _load(model, data, reading_options, data_options, feature_options, runtime)
     results = job.probe(
         loaded,
         image_processor,
@@ -68,13 +70,14 @@ def probe(
     lines = [f"best of {len(results['heads'])} heads on these images: {best['name']}, accuracy {best['accuracy']:.1%}"]
     if results["fine_tuning"] is not None:
         lines.append(f"fine-tuned for {unfreeze} epochs:")
-    lines += [_scores(results), *agreement_lines(cache.agreement)]
+    lines += [_scores(results, images), *agreement_lines(cache.agreement)]
     return _result(results, [*lines, f"written to {output}: the model, results.json and three pictures"])
 
 
 def knn(
     model: Model,
     data: Data,
+    reading_options: ReadingOptions,
     data_options: DataOptions,
     feature_options: FeatureOptions,
     runtime_options: RuntimeOptions,
@@ -91,9 +94,9 @@ def knn(
 
     if output is not None:
         check_output(output, (".json",))
-    images, loaded, image_processor, report, cache = _load(model, data, data_options, feature_options, runtime)
+    images, loaded, image_processor, report, cache = _load(model, data, reading_options, data_options, feature_options, runtime)
     results = evaluate_knn(loaded, image_processor, images, num_neighbors=k or NUM_NEIGHBORS, cache=cache, report=report)
-    lines = [f"k = {row['k']:<4} {_scores(row)}" for row in results["by_k"]]
+    lines = [f"k = {row['k']:<4} {_scores(row, images)}" for row in results["by_k"]]
     if skipped := sorted(set(k or NUM_NEIGHBORS) - {row["k"] for row in results["by_k"]}):
         lines.append(f"k = {', '.join(map(str, skipped))} skipped: there are fewer training images")
     return _result(results, [*lines, *agreement_lines(cache.agreement)], output)
@@ -102,6 +105,7 @@ def knn(
 def logistic(
     model: Model,
     data: Data,
+    reading_options: ReadingOptions,
     data_options: DataOptions,
     feature_options: FeatureOptions,
     runtime_options: RuntimeOptions,
@@ -114,16 +118,21 @@ def logistic(
 
     if output is not None:
         check_output(output, (".json",))
-    images, loaded, image_processor, report, cache = _load(model, data, data_options, feature_options, runtime)
+    images, loaded, image_processor, report, cache = _load(model, data, reading_options, data_options, feature_options, runtime)
     results = evaluate_logistic(loaded, image_processor, images, seed=data_options.seed, cache=cache, report=report)
-    lines = [f"C = {results['C']:.3g}   {_scores(results)}"]
+    lines = [f"C = {results['C']:.3g}   {_scores(results, images)}"]
     if results["unconverged"]:
         lines.append(f"the fits of {len(results['unconverged'])} values of C did not converge")
     return _result(results, [*lines, *agreement_lines(cache.agreement)], output)
 
 
 def _load(
-    model: str, data: str, data_options: DataOptions, feature_options: FeatureOptions, runtime: Runtime
+    model: str,
+    data: str,
+    reading_options: ReadingOptions,
+    data_options: DataOptions,
+    feature_options: FeatureOptions,
+    runtime: Runtime,
 ) -> tuple["LabeledImages", ViTPreTrainedModel, VitrailImageProcessor, ConversionReport, "FeatureCache"]:
     from ..data.image_sources import read_images
     from ..data.labeled import load_labeled_images
@@ -132,7 +141,7 @@ def _load(
 
     images = load_labeled_images(data, **data_options.arguments())
     warn(*images.warnings)
-    loaded, image_processor, report = load_model(model)
+    loaded, image_processor, report = load_model(model, **asdict(reading_options))
     int8 = runtime.precision == "int8"
     cache = FeatureCache(
         strict=feature_options.strict,
@@ -147,11 +156,10 @@ def _load(
     return images, loaded, image_processor, report, cache
 
 
-def _scores(results: Mapping[str, float]) -> str:
-    return (
-        f"accuracy {results['accuracy']:.1%}, top-5 {results['top_5_accuracy']:.1%}, "
-        f"mean per class {results['mean_per_class_accuracy']:.1%}"
-    )
+def _scores(results: Mapping[str, float], images: "LabeledImages") -> str:
+    """Return the scores in words; the top-5 accuracy of up to 5 classes is always 1."""
+    top_5 = f", top-5 {results['top_5_accuracy']:.1%}" if len(images.label_names) > 5 else ""
+    return f"accuracy {results['accuracy']:.1%}{top_5}, mean per class {results['mean_per_class_accuracy']:.1%}"
 
 
 def _result(results: Mapping[str, Any], lines: list[str], output: Path | None = None) -> Result | None:

@@ -23,6 +23,7 @@ from .options import (
     LabelColumn,
     Model,
     NumWorkers,
+    ReadingOptions,
     RuntimeOptions,
     Split,
     Top,
@@ -61,6 +62,7 @@ def extract(
     model: Model,
     source: Images,
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    reading_options: ReadingOptions,
     source_options: SourceOptions,
     options: ExtractionOptions,
     runtime_options: RuntimeOptions,
@@ -92,9 +94,9 @@ def extract(
     )
     if start_processes().is_main_process:
         warn(*collection.warnings)
-    loaded, image_processor, _ = load_model(model)
+    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
     if keep_aspect:
-        image_processor = make_keep_aspect(image_processor, loaded.config.patch_size)
+        image_processor = make_keep_aspect(image_processor, loaded.config.patch_shape)
     model_name = str(Path(model).absolute()) if Path(model).exists() else model
     try:
         done = job.extract(
@@ -129,6 +131,7 @@ def similar(
     model: Model,
     folder: Features,
     query: ImageFile,
+    reading_options: ReadingOptions,
     output: Annotated[Path | None, typer.Option(help="Contact sheet to write: .png, .jpg or .webp.")] = None,
     top: Top = 15,
     column: Annotated[str | None, typer.Option(help="Column of vectors to compare, if there are several.")] = None,
@@ -143,7 +146,7 @@ def similar(
     from ..visualization.stored_images import is_local
 
     stored = StoredFeatures(folder)
-    loaded, _, _ = load_model(model)
+    loaded, _, _ = load_model(model, **asdict(reading_options))
     ids, cosines, sheet = job.find_similar(loaded, stored, query, top=top, column=column, allow_external=allow_external)
     if output is not None:
         save_picture(sheet, output)

@@ -1,9 +1,12 @@
 """Commands that run a model on a few images: `vitrail embed`, `classify`, `attention` and `pca`."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -18,10 +21,10 @@ from ..processing.resizing import at_size
 from ..processing.resizing import keep_aspect as make_keep_aspect
 from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Runtime
 from ..runtime.optimization import OptimizedModel, optimize
-from ..utils.atomic import replaced
+from ..utils.atomic import replaced, to_json, write_text
 from ..visualization.attention import plot_attention
 from ..visualization.pca import plot_pca
-from .options import BatchSize, ImageFile, ImageFiles, ImageSize, KeepAspect, Model, PictureFile, RuntimeOptions, Top
+from .options import BatchSize, ImageFiles, ImageSize, KeepAspect, Model, PictureFile, ReadingOptions, RuntimeOptions, Top
 from .output import PICTURES, Result, check_output, load_model, warn
 
 BATCH_SIZE = 8
@@ -46,6 +49,7 @@ def embed(
     model: Model,
     images: ImageFiles,
     output: Annotated[Path, typer.Option(help=".safetensors file to write.")],
+    reading_options: ReadingOptions,
     runtime_options: RuntimeOptions,
     batch_size: BatchSize = None,
 ) -> Result:
@@ -53,7 +57,7 @@ def embed(
     check_files(images)
     check_output(output, (".safetensors",))
     runtime, batch_size = runtime_options.runtime(), batch_size or BATCH_SIZE
-    loaded, image_processor, _ = load_model(model)
+    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
     runner = _optimized(loaded.base_model, image_processor, images, runtime=runtime, batch_size=batch_size)
     features = extract_features(runner, image_processor, images, batch_size=batch_size)
     with replaced(output) as temporary:
@@ -64,26 +68,71 @@ def embed(
     return _with_agreement(Result(record, lines), runner)
 
 
-def classify(model: Model, image: ImageFile, runtime_options: RuntimeOptions, top: Top = 5) -> Result:
-    """Print the most probable labels of an image."""
-    check_files([image])
-    runtime = runtime_options.runtime()
-    loaded, image_processor, _ = load_model(model)
+def classify(
+    model: Model,
+    files: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    reading_options: ReadingOptions,
+    runtime_options: RuntimeOptions,
+    top: Top = 5,
+    output: Annotated[Path | None, typer.Option(help="File to write: .json, or .csv with a row for each label.")] = None,
+) -> Result:
+    """Print the most probable labels of images."""
+    if output is not None:
+        check_output(output, (".json", ".csv"))
+    runtime, images = runtime_options.runtime(), _image_files(files)
+    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
     if not isinstance(loaded, ViTForImageClassification):
         raise VitrailError(
             f"{model} has no classifier: convert the backbone again with --head FILE, train one with `vitrail probe`, or choose a model "
             "that has one."
         )
-    runner = _optimized(loaded, image_processor, [image], runtime=runtime, batch_size=1)
-    labels = classify_image(runner, image_processor, image, top=top)
-    record = {"image": str(image), "labels": [{"label": label, "probability": value} for label, value in labels]}
-    return _with_agreement(Result(record, [f"{value:6.1%}  {label}" for label, value in labels]), runner)
+    runner = _optimized(loaded, image_processor, images, runtime=runtime, batch_size=1)
+    lines, records = [], []
+    for image in images:
+        try:
+            labels = classify_image(runner, image_processor, image, top=top)
+        except ValueError as error:
+            if len(images) == 1:
+                raise
+            warn(f"skipped: {image}: {error}")
+            continue
+        records.append({"image": str(image), "labels": [{"label": label, "probability": value} for label, value in labels]})
+        lines += [str(image)] if len(images) > 1 else []
+        lines += [f"{value:6.1%}  {label}" for label, value in labels]
+    result = _with_agreement(Result({"images": records}, lines), runner)
+    if output is not None:
+        write_text(output, _table(records) if output.suffix.lower() == ".csv" else to_json(result.record) + "\n")
+        result = Result(result.record, [*result.lines, f"written to {output}: {len(records)} images"])
+    return result
+
+
+def _image_files(paths: Sequence[Path]) -> list[Path]:
+    """Return files as they are, and the images in folders."""
+    from ..data.image_sources import find_source
+
+    files: list[Path] = []
+    for path in paths:
+        found = find_source(path) if path.is_dir() else None
+        if found is not None and found.kind != "images":
+            raise VitrailError(f"{path} holds {found.kind}, and no image files: expected image files, or folders of them.")
+        files += [path] if found is None else map(Path, found.listing.locations())
+    return files
+
+
+def _table(records: Sequence[dict[str, Any]]) -> str:
+    """Return CSV with a row for each label of each image."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("image", "label", "probability"))
+    writer.writerows((record["image"], *label.values()) for record in records for label in record["labels"])
+    return stream.getvalue()
 
 
 def attention(
     model: Model,
     images: ImageFiles,
     output: PictureFile,
+    reading_options: ReadingOptions,
     layers: Annotated[
         str | None,
         typer.Option(help="Blocks: all, or a list such as 3,7,11 (0: the first, -1: the last).", show_default="the last"),
@@ -100,10 +149,10 @@ def attention(
     """Draw the attention of a model in images."""
     check_files(images)
     check_output(output, PICTURES)
-    loaded, image_processor, _ = load_model(model)
+    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
     number = loaded.config.num_hidden_layers
     chosen = None if layers is None else _parse_layers(layers, number)
-    image_processor = _resized(image_processor, loaded.config.patch_size, image_size, keep_aspect)
+    image_processor = _resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
     maps, picture = plot_attention(loaded, image_processor, images, layers=chosen, show=show, style=style)
     save_picture(picture, output)
     blocks = list(range(number)) if show == "rollout" else [block % number for block in chosen or (-1,)]
@@ -116,6 +165,7 @@ def pca(
     model: Model,
     images: ImageFiles,
     output: PictureFile,
+    reading_options: ReadingOptions,
     foreground: Annotated[
         bool, typer.Option("--foreground/--no-foreground", help="Color only the foreground, which is detected first.")
     ] = True,
@@ -125,8 +175,8 @@ def pca(
     """Draw patch features as colors: the principal components over all images, so that similar patches have similar colors."""
     check_files(images)
     check_output(output, PICTURES)
-    loaded, image_processor, _ = load_model(model)
-    image_processor = _resized(image_processor, loaded.config.patch_size, image_size, keep_aspect)
+    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
+    image_processor = _resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
     _, masks, picture = plot_pca(loaded, image_processor, images, foreground=foreground)
     save_picture(picture, output)
     share = float(sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks))

@@ -62,7 +62,7 @@ NumChannels = Annotated[int | None, typer.Option(help="Number of input channels 
 ChannelRule = Annotated[str | None, typer.Option(help="How to adapt the patch projection: sum, repeat or average.")]
 NumLabels = Annotated[int | None, typer.Option(help="Number of classes of a new, untrained classifier; 0 for the encoder alone.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="Dtype of the weights: float32, bfloat16 or float16.", metavar="D", show_default="from the file")
+    str | None, typer.Option(help="Dtype of the weights: float32, bfloat16 or float16.", show_default="from the file")
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of the Hub repository: a branch, tag or commit (push: a branch).")]
 Code = Annotated[
@@ -122,8 +122,8 @@ ResultsFile = Annotated[Path | None, typer.Option(help="JSON file to write the r
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointOptions:
-    """How a checkpoint is read and adapted."""
+class ReadingOptions:
+    """How a checkpoint is read."""
 
     head: Head = None
     head_name: HeadName = None
@@ -131,12 +131,18 @@ class CheckpointOptions:
     prefix: Prefix = None
     format: Format = "auto"
     num_heads: NumHeads = None
+    revision: Revision = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions(ReadingOptions):
+    """How a checkpoint is read and adapted."""
+
     image_size: ImageSize = None
     num_channels: NumChannels = None
     channel_rule: ChannelRule = None
     num_labels: NumLabels = None
     dtype: Dtype = None
-    revision: Revision = None
 
 
 LOADING = {field.name for field in dataclasses.fields(CheckpointOptions)}
@@ -191,17 +197,22 @@ def given(**values: Any) -> dict[str, Any]:
 def as_options(text: str, names: Collection[str]) -> str:
     """Return a message with its keyword arguments written as options: `--image-size 28x28` for `image_size=(28, 28)`.
 
+    A truth value becomes a flag.
+
     names: the parameters of the command; arguments of `vitrail.load` that it lacks are options of `vitrail convert`.
     """
 
     def option(match: re.Match[str]) -> str:
-        name, value = match[1], match[2].strip('"')
+        name, value = match[1], "" if match[2] == "True" else match[2].strip("\"'")
         if name not in names and name not in LOADING:
             return match[0]
-        words = [f"--{name.replace('_', '-')}", *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value else [])]
+        words = [
+            f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}",
+            *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value not in ("", "True", "False") else []),
+        ]
         return " ".join(words) + ("" if name in names else " of `vitrail convert`")
 
-    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|\(\d+, \d+\)|\w*(?:\.\w+)*)""", option, text)
+    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|'[^']*'|\(\d+, \d+\)|-?\w*(?:\.\w+)*)""", option, text)
 
 
 def expand_groups(function: Callable[..., Value]) -> Callable[..., Value]:

@@ -2,15 +2,16 @@
 
 import contextlib
 import inspect
-import re
 import sys
 import traceback as traceback_module
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import torch
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
@@ -21,11 +22,11 @@ from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import Agreement
 from ..utils.atomic import to_json
+from ..version import __version__
 from .options import Json, Traceback, as_options, expand_groups, set_signature
 
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
-# Characters that a terminal obeys, that reverse the direction of text, and surrogates, which cannot be written
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 OPTIONS: ContextVar[Collection[str]] = ContextVar("OPTIONS", default=())  # the parameters of the command that runs
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -52,22 +53,13 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
 
     def command(*, json: bool, traceback: bool, **values: Any) -> None:
         OPTIONS.set(frozenset(values))
-        try:
-            # Trainers and engines print on standard output, which is for results
-            with contextlib.redirect_stdout(sys.stderr):
-                result = expanded(**values)
-        except BrokenPipeError:
-            raise
-        except USER_ERRORS as error:
-            if traceback:
-                traceback_module.print_exception(error)
-            message = as_options(" ".join(str(error).split()), OPTIONS.get())
-            typer.secho(_printable(f"vitrail: {message}"), fg=typer.colors.RED, err=True)
-            raise typer.Exit(2) from None
+        # Trainers and engines print on standard output, which is for results
+        with ErrorsAsMessages(traceback=traceback), contextlib.redirect_stdout(sys.stderr):
+            result = expanded(**values)
         if result is None:
             return
         for line in [to_json(result.record)] if json else result.lines:
-            typer.echo(_printable(line))
+            typer.echo(public_text(line))
         if result.exit_code:
             raise typer.Exit(result.exit_code)
 
@@ -79,15 +71,33 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
     return command
 
 
+class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
+    """Turns the errors of a command into a message and an exit code: 2 for what a user can mend, 1 and a traceback for faults of ours."""
+
+    def __init__(self, *, traceback: bool) -> None:
+        self.traceback = traceback
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Print the error, and exit."""
+        if not isinstance(error, Exception) or isinstance(error, BrokenPipeError | typer.Exit | typer.Abort | typer.BadParameter):
+            return
+        mends = isinstance(error, (*USER_ERRORS, *OUT_OF_MEMORY))
+        if self.traceback or not mends:
+            traceback_module.print_exception(error)
+        if isinstance(error, OUT_OF_MEMORY):
+            message = f"there is not enough memory ({type(error).__name__}): choose a smaller --batch-size, if the command has one."
+        elif mends:
+            message = as_options(" ".join(str(error).split()), OPTIONS.get()) or type(error).__name__
+        else:
+            message = f"this is a fault of vitrail {__version__}: please report it, with the text above and the command."
+        typer.secho(public_text(f"vitrail: {message}"), fg=typer.colors.RED, err=True)
+        raise typer.Exit(2 if mends else 1) from None
+
+
 def warn(*messages: str) -> None:
     """Print warnings on standard error."""
     for message in messages:
-        typer.secho(_printable(f"warning: {as_options(message, OPTIONS.get())}"), fg=typer.colors.YELLOW, err=True)
-
-
-def _printable(text: str) -> str:
-    """Return text without secrets of URLs, and with control characters and invalid bytes of names escaped, as in JSON."""
-    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", public_text(text))
+        typer.secho(public_text(f"warning: {as_options(message, OPTIONS.get())}"), fg=typer.colors.YELLOW, err=True)
 
 
 def load_model(source: str, **options: Any) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
@@ -107,10 +117,10 @@ def agreement_lines(agreement: Mapping[str, Agreement]) -> list[str]:
 
 def check_output(output: Path, suffixes: tuple[str, ...]) -> None:
     """Raise VitrailError, before any work, if a file cannot be written."""
+    if output.is_dir():
+        raise VitrailError(f"{output} is a folder; expected the name of a file ({', '.join(suffixes)}).")
     if output.suffix.lower() not in suffixes:
         raise VitrailError(f"{output}: unsupported extension {output.suffix!r}; expected {', '.join(suffixes)}")
-    if output.is_dir():
-        raise VitrailError(f"{output} is a folder; expected the name of a file.")
     if not output.parent.is_dir():
         raise VitrailError(f"The folder {output.parent} does not exist: create it before writing {output.name}.")
 

@@ -86,7 +86,7 @@ def pretrain(
         output_dir=output,
         recipe=chosen,
         epochs=options.epochs,
-        batch_size=options.total_batch_size,
+        total_batch_size=options.total_batch_size,
         seed=data_options.seed,
         device_batch_size=options.batch_size,
         num_workers=options.num_workers or 0,

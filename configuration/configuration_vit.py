@@ -1,5 +1,6 @@
 """Configuration of the Vision Transformer for the DINO, DINOv2, Google and timm families."""
 
+import json
 import math
 import os
 import re
@@ -13,7 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 if TYPE_CHECKING:
-    Size = tuple[int, int]  # as the config keeps it
+    Size = int | tuple[int, int]  # as the config keeps it
 else:
     Size = int | list[int] | tuple[int, int]  # as it may be given
 
@@ -31,6 +32,7 @@ LIMITS = {
     "num_register_tokens": 2**12,
     "num_labels": 2**20,
 }
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 MAX_SIDE = 2**16  # pixels
 # The attention that a config.json may choose. transformers takes any other name for a kernel to download and run
 ATTENTION = re.compile(r"sdpa|eager|flex_attention|flash_attention_\w+")
@@ -40,7 +42,8 @@ ATTENTION = re.compile(r"sdpa|eager|flex_attention|flash_attention_\w+")
 class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of a Vision Transformer. Everything in which the published families differ is a field.
 
-    The defaults are those of DINO's ViT-B/16. `image_size` and `patch_size` accept one number; they are stored as (height, width).
+    The defaults are those of DINO's ViT-B/16. `image_size` and `patch_size` are one number where height and width
+    are equal, as in transformers' own configs, or else a pair; `image_shape` and `patch_shape` are always (height, width).
 
     Size:
         hidden_size (`int`, defaults to 768): width D of each token.
@@ -113,8 +116,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    image_size: Size = (224, 224)
-    patch_size: Size = (16, 16)
+    image_size: Size = 224
+    patch_size: Size = 16
     num_channels: int = 3
 
     use_cls_token: bool = True
@@ -164,8 +167,9 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: object) -> None:  # `from_pretrained(…, image_size=…)` sets fields later
-        if name in ("image_size", "patch_size") and isinstance(value, int | list):
-            value = _as_pair(name, value)
+        if name in ("image_size", "patch_size") and isinstance(value, int | list | tuple):
+            pair = _as_pair(name, value)
+            value = pair[0] if pair[0] == pair[1] else pair
         super().__setattr__(name, value)
 
     @classmethod
@@ -189,18 +193,32 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
+        """Write config.json, then call `after_save` with the folder, then upload it if `push_to_hub`.
+
+        As in transformers, `auto_map` in the file is an attribute from then on: the file read again equals this config.
+        """
         super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
         after_save = type(self).after_save
         if after_save is not None:
             after_save(Path(save_directory))
+            self.auto_map = json.loads(Path(save_directory, "config.json").read_text(encoding="utf-8")).get("auto_map")
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """`image_size` as (height, width)."""
+        return _as_pair("image_size", self.image_size)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """`patch_size` as (height, width)."""
+        return _as_pair("patch_size", self.patch_size)
+
+    @property
     def patch_grid(self) -> tuple[int, int]:
         """Number of rows and columns of patches, (h, w), at `image_size`."""
-        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
         return height // patch_height, width // patch_width
 
     @property
@@ -227,7 +245,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise ValueError if fields contradict each other; `@strict` calls this after construction."""
-        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
         if height % patch_height or width % patch_width:
             raise ValueError(
                 f"image_size {height}x{width} is not a multiple of patch_size {patch_height}x{patch_width}: write image_size="
@@ -248,6 +266,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f'hidden_act "{self.hidden_act}" is not an activation of transformers: write for example "gelu" or "gelu_pytorch_tanh".'
             )
+        if self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type is {self.problem_type!r}: it must be one of {', '.join(map(repr, PROBLEM_TYPES))}.")
         for name in ("drop_path_rate", "position_interpolation_offset"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and less than 1.")

@@ -39,7 +39,7 @@ def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], i
         table = tensors[name]
         resized = resize_relative_table(table[:num_offsets], before.patch_grid, after.patch_grid)
         tensors[name] = torch.cat((resized, table[num_offsets:]))
-    fields["image_size"] = after.image_size
+    fields["image_size"] = after.image_shape
     if POSITIONS not in tensors and not tables:  # the relative MLP works at any size
         return []
     (height, width), (new_height, new_width) = before.patch_grid, after.patch_grid
@@ -63,6 +63,8 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
         raise UnsupportedCheckpointError(
             f'channel_rule="{rule}" does not apply to {num_channels} channels; expected "repeat" or "average", or "sum" for one channel.'
         )
+    fields["num_channels"] = num_channels
+    make_config(fields)  # refuses more channels than a model may have
     values = weight.float()
     if rule == "sum":
         values = values.sum(dim=1, keepdim=True)
@@ -71,7 +73,6 @@ def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any],
     else:
         values = values.mean(dim=1, keepdim=True).expand(-1, num_channels, -1, -1) * (old / num_channels)
     tensors[PROJECTION] = values.to(weight.dtype)
-    fields["num_channels"] = num_channels
     return [f"patch projection adapted from {old} to {num_channels} channels by the rule {rule}"]
 
 

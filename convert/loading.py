@@ -117,7 +117,7 @@ def load(
         image_processor = adapt_image_processor(
             family.image_processor(raw, config),
             image_size=size,
-            patch_size=config.patch_size,
+            patch_size=config.patch_shape,
             num_channels=config.num_channels,
         )
     del raw  # or tensors that the conversion copied (q, k and v become one tensor) would stay in memory twice

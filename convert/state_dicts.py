@@ -7,6 +7,7 @@ keys "model" and the prefix "teacher.backbone." lead to one.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -218,5 +219,5 @@ def _without_network(
         )
     tensors = state_dicts[root]
     while prefix := next((prefix for prefix in wrappers if any(name.startswith(prefix) for name in tensors)), None):
-        tensors = renamed(tensors, lambda name, prefix=prefix: name.removeprefix(prefix))
+        tensors = renamed(tensors, methodcaller("removeprefix", prefix))
     return FoundStateDict(tensors, ".".join(root) or None, _others(content, root))

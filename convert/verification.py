@@ -73,7 +73,7 @@ def _pixel_values(config: ViTConfig, size: tuple[int, int]) -> torch.Tensor:
 
 def _off_grid(config: ViTConfig) -> tuple[int, int]:
     """Return a size that is neither square nor the model's."""
-    (rows, columns), (patch_height, patch_width) = config.patch_grid, config.patch_size
+    (rows, columns), (patch_height, patch_width) = config.patch_grid, config.patch_shape
     return (rows + 2) * patch_height, max(columns - 3, 1) * patch_width
 
 
@@ -216,7 +216,7 @@ def _same_outputs(model: ViTPreTrainedModel, peer: RunPeer, exported: Exported, 
             for key, value in differences.items()
         ]
 
-    native, other = model.config.image_size, _off_grid(model.config)
+    native, other = model.config.image_shape, _off_grid(model.config)
     if EXPORT_FORMATS[exported.format].native_size_only(model.config):
         return compare(reference, native)
     if not exported.interpolation:
@@ -250,7 +250,7 @@ def _reload(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor) -
         image_processor.save_pretrained(folder)
         again = type(model).from_pretrained(folder, dtype=model.dtype).eval()
         same_images = VitrailImageProcessor.from_pretrained(folder).to_dict() == image_processor.to_dict()
-    pixel_values = _pixel_values(model.config, model.config.image_size)
+    pixel_values = _pixel_values(model.config, model.config.image_shape)
     difference = _difference(again(pixel_values)[0].float(), model(pixel_values)[0].float())
     note = "" if same_images else "the settings of the image processor changed"
     return Check("saved and loaded again", "this model", difference, difference == 0 and same_images, note)

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 
 from ..errors import SourceNotFoundError, VitrailError
-from .folder_labels import LABEL_NAMES
+from .image_labels import LABEL_NAMES
 
 # What `datasets` raises for damaged files, missing configurations and an unreachable network
 LOAD_ERRORS = (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError, LookupError, tarfile.TarError)

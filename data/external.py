@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from .remote import is_url
 
-REFUSED = "its row names {path}, which is not part of the dataset; allow_external=True (--allow-external) reads what rows name"
+REFUSED = "its row names {path}, which is not part of the dataset; allow_external=True reads what rows name"
 
 
 class RowPaths:

@@ -12,7 +12,7 @@ from .decoding import image_suffixes
 from .entries import ImageCollection
 from .external import ANY_PATHS, RowPaths
 from .files import FileCollection, Listing, is_pattern, list_folder, list_pattern, read_list, suffix_of
-from .folder_labels import METADATA, Label, Metadata, folder_labels, label_column_of, read_metadata
+from .image_labels import METADATA, Label, Metadata, folder_labels, label_column_of, read_metadata
 from .remote import is_url
 from .webdataset import TAR_SUFFIXES, TarCollection
 

@@ -172,6 +172,7 @@ def _label(
     image_column, label_column = columns
     feature = train.features[label_column]
     train_values = train[label_column][:]
+    _check_labeled(feature, train_values, "train")
     names = _label_names(feature, train_values, label_column)
     train_labels = _labels(feature, train_values, names, "train")
     train_images = _images_of(train, image_column)
@@ -180,13 +181,20 @@ def _label(
         validation_images, validation_labels = train_images, train_labels
     else:
         check_columns(validation.features, image_column, label_column)
-        validation_labels = _labels(validation.features[label_column], validation[label_column][:], names, "validation")
+        feature, validation_values = validation.features[label_column], validation[label_column][:]
+        _check_labeled(feature, validation_values, "validation")
+        validation_labels = _labels(feature, validation_values, names, "validation")
         validation_images = _images_of(validation, image_column)
         train_rows, validation_rows = np.arange(len(train_labels)), np.arange(len(validation_labels))
     splits = {
         "train": _split(train_images, train_labels, train_rows, names),
         "validation": _split(validation_images, validation_labels, validation_rows, names),
     }
+    if splits["train"]._fingerprint == splits["validation"]._fingerprint:
+        raise VitrailError(
+            f"{source} has the same images for train and for validation, so that an evaluation would measure what it has learned: choose "
+            "another validation split, or leave it out to hold out a part of train."
+        )
     for name, split in splits.items():
         if len(split) == 0:
             raise VitrailError(f"{source} leaves no images for {name}; at least one class needs two or more images")
@@ -231,8 +239,12 @@ def _label_names(feature: Any, values: list, column: str) -> tuple[str, ...]:
         return tuple(feature.names)
     kinds = {type(value) for value in values}
     if len(kinds) != 1 or not kinds <= {int, str, bool}:
-        found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
-        raise VitrailError(f"the labels in the column {column!r} are of the type {found}; expected one integer or string per image")
+        first = {kind.__name__: next(row for row, value in enumerate(values) if type(value) is kind) for kind in kinds}
+        found = ", ".join(f"{kind} (row {row}: {values[row]!r})" for kind, row in sorted(first.items())) or "nothing"
+        raise VitrailError(
+            f"the labels in the column {column!r} are of the type {found}; expected one integer or string per image: change these "
+            "labels, or choose another column with label_column"
+        )
     return tuple(str(value) for value in sorted(set(values)))
 
 
@@ -245,12 +257,18 @@ def _labels(feature: Any, values: list, names: tuple[str, ...], split: str) -> n
                 f"{split} has labels that train does not have: {', '.join(unknown[:10])}; add them to train or remove them"
             )
         return np.array([indices[str(value)] for value in values], dtype=np.int64)
-    unlabeled = sum(value is None or value < 0 for value in values)
-    if unlabeled:
-        raise VitrailError(
-            f"{unlabeled} of {len(values)} images of {split} have no label; choose another with {split}_split, or remove them"
-        )
     return np.array(values, dtype=np.int64)
+
+
+def _check_labeled(feature: Any, values: list, split: str) -> None:
+    """Raise VitrailError if labels are missing: null, or the -1 of a ClassLabel."""
+    is_class = isinstance(feature, datasets.ClassLabel)
+    rows = [row for row, value in enumerate(values) if value is None or (is_class and value < 0)]
+    if rows:
+        raise VitrailError(
+            f"{len(rows)} of {len(values)} images of {split} have no label, the first of them in row {rows[0]}: label them, remove "
+            f"them, or choose another split with {split}_split"
+        )
 
 
 def _split(images: datasets.Dataset, labels: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> datasets.Dataset:

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
+from transformers.utils import logging
 
 from ..errors import VitrailError
 from .columns import declare_images, load_dataset
 from .digits import digit_splits
 from .files import Listing, as_text
-from .folder_labels import (
+from .hf_datasets import load_saved
+from .image_labels import (
     TRAIN_NAMES,
     VALIDATION_NAMES,
     Label,
@@ -22,12 +24,13 @@ from .folder_labels import (
     split_folders,
     top_folders,
 )
-from .hf_datasets import load_saved
 from .image_sources import FoundSource
 from .remote import is_url
 from .tables import check_tables
 
 BUILDERS = {"archives": "webdataset", "tables": "parquet"}  # of `datasets`, by the kind of the source
+
+logger = logging.get_logger(__name__)
 
 Splits = tuple[datasets.Dataset, datasets.Dataset | None]
 
@@ -134,6 +137,6 @@ def _class_folders(listing: Listing) -> datasets.Dataset:
     if not is_url(listing.root):
         for folder in sorted(filter(Path.is_dir, Path(listing.root).iterdir())):
             if not (folder.name.startswith(".") or folder.is_symlink() or as_text(folder.name) in labels):
-                raise VitrailError(f"{folder} holds no images; add images, or remove the folder of that class")
+                logger.warning(f"{folder} holds no images: the class is left out. Add images, or remove the folder.")
     chosen = [index for index, label in enumerate(labels) if label is not None]
     return image_table(listing.select(chosen), [labels[index] for index in chosen])

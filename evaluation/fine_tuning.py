@@ -10,7 +10,7 @@ from torch import nn
 
 from ..modeling.modeling_vit import ViTForImageClassification
 from .linear_probe import top_classes
-from .metrics import TopKAccuracy, compute_metrics
+from .metrics import TopKAccuracy, make_compute_metrics
 from .recipes import REFERENCE_BATCH, Schedule
 from .training import ScheduledTrainer, training_arguments
 from .training_data import ImageRows
@@ -77,7 +77,7 @@ class FineTuner(ScheduledTrainer):
     description = "fine-tuning"
 
     def __init__(self, *, settings: FineTuning, **kwargs: Any) -> None:
-        super().__init__(compute_metrics=compute_metrics(TopKAccuracy(1)), preprocess_logits_for_metrics=top_classes, **kwargs)
+        super().__init__(compute_metrics=make_compute_metrics(TopKAccuracy(1)), preprocess_logits_for_metrics=top_classes, **kwargs)
         self.settings = settings
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -1,7 +1,7 @@
 """Classification metrics as `evaluate` modules that need no network.
 
 The same objects serve `evaluate.evaluator("image-classification")`, which passes the predicted class of each image, and
-the Trainer (`compute_metrics`), which may pass several classes, the most probable first. All values are from 0 to 1.
+the Trainer (`make_compute_metrics`), which may pass several classes, the most probable first. All values are from 0 to 1.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ import numpy as np
 from transformers import EvalPrediction
 
 from ..errors import VitrailError
+
+TOP = 5
 
 CITATION = """@article{russakovsky2015imagenet, title={{ImageNet} Large Scale Visual Recognition Challenge},
 author={Russakovsky, Olga and Deng, Jia and Su, Hao and others}, journal={IJCV}, year={2015}}"""
@@ -86,7 +88,22 @@ class MeanPerClassAccuracy(evaluate.Metric):
         return {"mean_per_class_accuracy": float((correct[images > 0] / images[images > 0]).mean())}
 
 
-def compute_metrics(*metrics: evaluate.Metric) -> Callable[[EvalPrediction], dict[str, float]]:
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Compute accuracy, mean accuracy per class and, of more than five classes, top-5 accuracy: `Trainer(compute_metrics=compute_metrics)`.
+
+    prediction: with float logits, (N, K), or classes, (N,) or (N, k).
+    """
+    if not isinstance(prediction, EvalPrediction):
+        raise VitrailError(
+            f"found {type(prediction).__name__}, expected an EvalPrediction: pass compute_metrics itself to the Trainer, or "
+            "make_compute_metrics(…) for metrics of your choice."
+        )
+    predictions = np.asarray(prediction.predictions)
+    top_5 = [TopKAccuracy(TOP)] if predictions.ndim == 2 and predictions.shape[1] > TOP else []
+    return make_compute_metrics(TopKAccuracy(1), *top_5, MeanPerClassAccuracy())(prediction)
+
+
+def make_compute_metrics(*metrics: evaluate.Metric) -> Callable[[EvalPrediction], dict[str, float]]:
     """Return a `compute_metrics` function for a Trainer, whose predictions are classes, (N,) or (N, k), or float logits, (N, K)."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:

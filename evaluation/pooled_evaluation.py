@@ -126,7 +126,7 @@ def evaluate_logistic(
     Args:
         model: moves to the device of this process.
         data: from `vitrail.load_labeled_images`, or a source that it takes.
-        seed: of the random choice of the training images that select C.
+        seed: of the random choice of the training images that select C; see `fit_logistic`.
         cache: where features are kept, and how they are computed.
         report: from `vitrail.load`, for the results.
 
@@ -145,6 +145,7 @@ def evaluate_logistic(
         **compute_scores(fitted.classify(vectors.validation), vectors.validation_labels),
         C=fitted.C,
         by_C=[{"C": strength, "accuracy": accuracy} for strength, accuracy in fitted.scores.items()],
+        selection=f"C by its accuracy on {fitted.num_selecting} training images that were held out",
         unconverged=list(fitted.unconverged),
         seed=seed,
         **vectors.describe(),

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from accelerate import PartialState
+from transformers.utils import logging
 
 from ..convert.report import ConversionReport
 from ..data.image_sources import ImageSource
@@ -37,6 +38,9 @@ from .training_data import FeatureRows, ImageRows
 HEADS, FINE_TUNING = "heads", "fine-tuning"  # folders of checkpoints in the folder of a run
 EVALUATIONS = 25  # of a recipe that counts iterations; one that counts epochs is evaluated after each
 MAX_LOGITS = 2**27  # numbers that all heads make at a time, on features: 512 MiB; larger batches are accumulated
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,7 @@ def _run_probe(
         fine_tuner = run.fine_tune(merged, train, validation, unfreeze_epochs)
         classes = fine_tuner.predict(fine_tuner.eval_dataset).predictions
         _check_finite(classes, "fine-tuning diverged")
+        check_better(classes, validation.labels, heads[best])
         merged = fine_tuner.model
         fine_tuning = {"epochs": unfreeze_epochs, **asdict(fine_tuner.settings)}
     times.append(time.monotonic())
@@ -251,6 +256,16 @@ def _run_probe(
 def _check_finite(classes: np.ndarray, otherwise: str) -> None:
     if (classes == DIVERGED).any():
         raise VitrailError(f"{otherwise}: the learning rates are too high for this batch size; lower them in the recipe")
+
+
+def check_better(classes: np.ndarray, labels: np.ndarray, head: dict[str, Any]) -> None:
+    """Warn if the classes of a fine-tuned model are less accurate than the head that it began with."""
+    accuracy = float((classes[:, 0] == labels).mean())
+    if accuracy < head["accuracy"]:
+        logger.warning(
+            f"fine-tuning lowers the accuracy of the best head from {head['accuracy']:.1%} to {accuracy:.1%}. The fine-tuned model is "
+            "written; leave out the fine-tuning (--unfreeze) to keep the model with that head."
+        )
 
 
 def _head_results(trainer: ProbeTrainer, classes: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:

@@ -78,10 +78,10 @@ def accuracy_by_head(results: Mapping[str, Any]) -> Figure:
         for choice, color, marker in zip(choices, COLORS, MARKERS, strict=False):
             heads = [head for head in results["heads"] if head["features"] == choice]
             rates, accuracies = [head["learning_rate"] for head in heads], [100 * head["accuracy"] for head in heads]
-            axes.plot(rates, accuracies, color=color, marker=marker, markersize=5, linewidth=1.4, label=choice)
-        axes.plot(
-            best["learning_rate"], 100 * best["accuracy"], "o", markersize=13, fillstyle="none", color="black", markeredgewidth=1.4
-        )
+            front = 4 if choice == best["features"] else 2  # above heads of the same accuracy
+            axes.plot(rates, accuracies, color=color, marker=marker, markersize=5, linewidth=1.4, label=choice, zorder=front)
+        (ring,) = axes.plot(best["learning_rate"], 100 * best["accuracy"], "o", markersize=13, fillstyle="none", zorder=5)
+        ring.set(color="black", markeredgewidth=1.4)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate, for 256 images")
         axes.set_ylim(max(-1, 100 * min(head["accuracy"] for head in results["heads"]) - 5), 102)

@@ -17,7 +17,7 @@ from ..utils.processes import start_processes
 from ..utils.records import Record
 from ..utils.text import public_name
 from ..utils.versions import installed_versions
-from .metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics
+from .metrics import MeanPerClassAccuracy, TopKAccuracy, make_compute_metrics
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "pillow", "scikit-learn")
 
@@ -71,6 +71,7 @@ class LogisticRecord(EvaluationRecord):
     """A logistic regression: the scores of the best C, the accuracies that selected it, and the values of C that did not converge."""
 
     C: float
+    selection: str
     by_C: list[dict[str, float]]  # noqa: N815 - the name of the parameter
     unconverged: list[float]
     seed: int
@@ -99,7 +100,7 @@ def compute_scores(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         classes: (N, at most 5), the most probable classes, the most probable first.
         labels: (N,).
     """
-    return compute_metrics(TopKAccuracy(1), TopKAccuracy(5), MeanPerClassAccuracy())(EvalPrediction(classes, labels))
+    return make_compute_metrics(TopKAccuracy(1), TopKAccuracy(5), MeanPerClassAccuracy())(EvalPrediction(classes, labels))
 
 
 def describe_model(report: ConversionReport | None) -> dict[str, Any] | None:

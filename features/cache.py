@@ -105,6 +105,9 @@ class FeatureCache:
     runner: str = "local"
     _compiled: dict[Any, CompiledModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # a string is welcome, and the dataclass is frozen
+
     def compile(self, vit: ViTModel, feature_types: Sequence[FeatureType], *, num_streams: int = 1) -> CompiledModel:
         """Return the model compiled for its features and for calls from `num_streams` threads; compiled again if its weights change."""
         key = (vit, tuple(feature_types), num_streams)
@@ -259,7 +262,7 @@ def _write_array(path: Path, shape: tuple[int, ...], batches: Iterator[np.ndarra
         for batch in batches:
             for view, values in enumerate(batch):
                 file.seek(begin + (view * shape[1] + start) * row_bytes)
-                file.write(np.ascontiguousarray(values, dtype="<f4"))
+                file.write(np.ascontiguousarray(values, dtype="<f4").data)
             start += batch.shape[1]
 
 

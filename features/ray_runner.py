@@ -20,6 +20,7 @@ import torch
 from ..data.reader import Piece
 from ..errors import VitrailError
 from ..runtime.workers import InferenceWorkers
+from ..utils.optional import install_command
 from ..version import __version__
 from .job import CORES_PER_WORKER, MAX_WORKERS, TOO_MANY, Job
 
@@ -28,7 +29,7 @@ try:
     import ray.data
     from ray.exceptions import RayError, RayTaskError
 except ImportError as error:
-    raise VitrailError(f'a Ray cluster needs Ray Data, which is not installed ({error}): pip install "vitrail[ray]"') from error
+    raise VitrailError(f"a Ray cluster needs Ray Data, which is not installed ({error}): {install_command('ray')}") from error
 
 ATTEMPTS = 4  # at a piece whose actors die, or at starting an actor; Ray Data's own attempts at a piece have no end
 CONNECT_TIMEOUT = 20
@@ -197,7 +198,7 @@ def _actor_class() -> type:
             except ModuleNotFoundError as error:
                 self.error = (
                     f"the machine {socket.gethostname()} of the Ray cluster has no package {error.name}: "
-                    f'pip install "vitrail[ray]=={version}" on all of them.'
+                    f"install vitrail {version} with its extra ray on all of them."
                 )
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..convert.model_folder import (
     read_report,
 )
 from ..convert.report import Check, ConversionRecord, ConversionReport
+from ..convert.sources.resolver import resolve
 from ..errors import VitrailError
 from ..model_cards.card import folder_card
 from ..model_cards.readme import may_be_rendered, write_card
@@ -27,7 +28,9 @@ from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import to_json, write_text
 from ..utils.folders import check_writable, move_into_place, temporary_folder
+from ..utils.hashing import sha256
 from ..utils.run_folder import RunFolder
+from ..utils.weight_files import find_weights, read_checkpoint
 from .remote_code import remove_code
 
 MAX_SHARD_SIZE = "5GB"  # the Hub recommends no larger files
@@ -104,7 +107,7 @@ def check_output_dir(output_dir: Path, *, overwrite: bool = False) -> None:
     if trained and not overwrite:
         raise VitrailError(
             f"{output_dir} holds a trained model ({', '.join(trained)}), which would be lost: choose another folder, or replace it with "
-            "--overwrite (overwrite=True)."
+            "overwrite=True."
         )
 
 
@@ -119,13 +122,33 @@ def folder_of_run(output_dir: Path, *, overwrite: bool) -> RunFolder:
     return run_folder
 
 
-def keep_verification(folder: str | os.PathLike, checks: list[Check]) -> None:
-    """Write the table of `verify` into a folder's conversion.json and, unless it was edited, into its card."""
+def keep_verification(
+    folder: str | os.PathLike,
+    checks: list[Check],
+    *,
+    against: str | os.PathLike | None = None,
+    head: str | os.PathLike | None = None,
+) -> bool:
+    """Write the table of `verify` into a folder's conversion.json and, unless it was edited, into its card.
+
+    Args:
+        against, head: the files that the model was compared with. A check that fails says nothing about the model where they are not the
+            recorded ones; nothing is written then.
+
+    Returns:
+        Whether the table was written.
+    """
     folder = Path(folder)
     weights_sha256 = hash_weights(folder)
     record = read_report(folder, weights_sha256) or ConversionRecord(weights_sha256=weights_sha256)
+    if any(check.passed is False for check in checks):
+        recorded = {file.sha256 for entry in record.chain for file in (entry.source, entry.head) if file is not None}
+        compared = [resolve(source).path for source in (against, head) if source is not None]
+        if not all(sha256(*read_checkpoint(find_weights(path) if path.is_dir() else path).files) in recorded for path in compared):
+            return False
     replace(record, verification=checks).write(folder / REPORT_NAME)
     _render_card(folder, weights_sha256)
+    return True
 
 
 def keep_record(folder: Path, name: str, record: Mapping[str, Any]) -> None:

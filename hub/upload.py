@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
@@ -19,14 +19,11 @@ from ..convert.loading import load
 from ..convert.model_folder import (
     CARD_NAME,
     CODE_NAMES,
-    CONFIG_NAME,
     INDEX_NAME,
-    LICENSE_NAMES,
     PREPROCESSOR_CONFIG_NAME,
     PRETRAINING_NAMES,
     REPORT_NAME,
     RESULT_NAMES,
-    TRAINER_STATE,
     WEIGHTS,
     is_model_folder,
     read_report,
@@ -39,14 +36,11 @@ from ..model_cards.readme import is_rendered, may_be_rendered, write_card
 from ..model_cards.records import read_pretraining, read_results
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..version import __version__
+from .published_files import MODEL_NAMES, RECORD_NAMES, check_files
 from .remote_code import add_code, remove_code
 from .saving import save
 
 LAYOUTS = (ViTConfig.model_type, *(name for name, export in EXPORT_FORMATS.items() if export.library is not None))
-# Records of an evaluation or a training, which the card describes
-RECORD_NAMES = (*RESULT_NAMES, *PRETRAINING_NAMES)
-# Files that a model's folder may hold in addition to its weights
-MODEL_NAMES = (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME, REPORT_NAME, CARD_NAME, *RECORD_NAMES, *CODE_NAMES, *LICENSE_NAMES)
 # Files that a push may delete from a repository, in addition to old weights
 REMOVABLE_NAMES = (PREPROCESSOR_CONFIG_NAME, REPORT_NAME, *CODE_NAMES)
 
@@ -195,38 +189,6 @@ def stage(
     upload.files |= {file.name: file for file in folder.iterdir()}
     upload.files = dict(sorted(upload.files.items()))
     return upload
-
-
-def check_files(folder: Path) -> list[str]:
-    """Check that a folder holds a model and nothing else, except hidden files and those of a Trainer, which are never uploaded.
-
-    Returns:
-        Warnings: the files of a Trainer.
-
-    Raises:
-        VitrailError: the folder holds other files, or a link that leads elsewhere than into the Hub's cache.
-    """
-    weights = weight_files(folder)
-    known = {*MODEL_NAMES, *(file.name for file in weights), *([INDEX_NAME] if (folder / INDEX_NAME).is_file() else [])}
-    others = [
-        file
-        for file in sorted(folder.iterdir())
-        if not (file.name.startswith(".") or file.name == "__pycache__" or (file.is_file() and file.name in known))
-    ]
-    of_trainer = [file for file in others if TRAINER_STATE.fullmatch(file.name) or re.fullmatch(r"checkpoint-\d+", file.name)]
-    if strays := [file.name + "/" * file.is_dir() for file in others if file not in of_trainer]:
-        raise VitrailError(
-            f"{folder} also holds {', '.join(strays)}, which do not belong to a model (a pickle could execute code when it is loaded): "
-            "move them elsewhere, and push again."
-        )
-    cache = Path(constants.HF_HUB_CACHE).resolve()
-    for name in sorted(known):
-        link = folder / name
-        if link.is_symlink() and not link.resolve().is_relative_to(cache):
-            raise VitrailError(
-                f"{link} is a link to {link.resolve()}, which is not in the Hub's cache: replace it by the file, if it may be published."
-            )
-    return [f"left out, because a Trainer wrote them: {', '.join(file.name for file in of_trainer)}"] if of_trainer else []
 
 
 def send(

@@ -64,13 +64,13 @@ def format_size(size: tuple[int, int]) -> str:
 
 def architecture_name(config: ViTConfig) -> str:
     """Return a name like ViT-S/8; sizes without a name have no letter."""
-    size, (height, width) = size_name(config), config.patch_size
-    return f"ViT{'-' + LETTERS[size] if size else ''}/{height if height == width else format_size(config.patch_size)}"
+    size, (height, width) = size_name(config), config.patch_shape
+    return f"ViT{'-' + LETTERS[size] if size else ''}/{height if height == width else format_size(config.patch_shape)}"
 
 
 def tokens(config: ViTConfig, size: tuple[int, int]) -> tuple[int, str]:
     """Return the number of tokens of an image of `size` (height, width) pixels, and their kinds."""
-    grid = size[0] // config.patch_size[0], size[1] // config.patch_size[1]
+    grid = size[0] // config.patch_shape[0], size[1] // config.patch_shape[1]
     registers = f"{config.num_register_tokens} register{'s' if config.num_register_tokens > 1 else ''}"
     parts = ["[CLS]"] * config.use_cls_token + [registers] * (config.num_register_tokens > 0) + [f"{format_size(grid)} patches"]
     return config.num_prefix_tokens + grid[0] * grid[1], ", ".join(parts)
@@ -82,7 +82,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
     activation = ACTIVATIONS.get(config.hidden_act) or escape(config.hidden_act)
     epsilon = f"{config.layer_norm_eps:g}".replace("e-0", "e-")
     norm = "before" if config.norm_position == "pre" else "after"
-    count, which = tokens(config, config.image_size)
+    count, which = tokens(config, config.image_shape)
     pooled = POOLED[config.pooling] + (", after the final norm" if config.norm_before_pooling else ", then the final norm")
     if config.representation_size is not None:
         pooled += f", then a layer of {config.representation_size} with tanh (pre_logits)"
@@ -97,7 +97,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
         "Epsilon of LayerNorm": epsilon,
         "LayerScale": NONE if config.layer_scale_init_value is None else "yes",
         "Bias of query, key and value": "yes" if config.qkv_bias else NONE,
-        "Image": f"{format_size(config.image_size)} pixels, {channels}, patches of {format_size(config.patch_size)}",
+        "Image": f"{format_size(config.image_shape)} pixels, {channels}, patches of {format_size(config.patch_shape)}",
         "Tokens": f"{count:,}: {which}",
         **mask_token,
         **_positions(config),

@@ -35,16 +35,16 @@ def model_facts(
 ) -> dict[str, Any]:
     """Return the facts from config and image processor; `official`: they are those of the checkpoint in the catalog."""
     prepared = _prepared(config, image_processor)
-    sizes = dict.fromkeys([config.image_size, *([prepared] if prepared else [])])
+    sizes = dict.fromkeys([config.image_shape, *([prepared] if prepared else [])])
     counted = {size: counts(config, classifies=classifies, size=size) for size in sizes}
-    parameters = counted[config.image_size].parameters
+    parameters = counted[config.image_shape].parameters
     named = official or has_named_classes(config)
     rows = architecture(config, classifies=classifies, named_classes=named) | {"Parameters": f"{parameters:,}"}
     if official and checkpoint is not None and checkpoint.params != parameters:
         rows["Parameters"] += f"; {checkpoint.params:,} in the file, including a head of zeros that is left out"
     for size, count in counted.items():
         rows[f"GMACs at {format_size(size)}"] = f"{_giga(count.macs)} ({_giga(count.macs_with_attention)})"
-    height, width = config.patch_size
+    height, width = config.patch_shape
     facts = {
         "size": architecture_name(config),
         "parameters": f"{parameters / 1e6:,.1f} million" if parameters >= 1e6 else f"{parameters:,}",
@@ -55,9 +55,9 @@ def model_facts(
         "num_labels": config.num_labels,
         "hidden_size": config.hidden_size,
         "pooled_width": config.pooled_size,
-        "patch": format_size(config.patch_size),
-        "multiple": height if height == width else format_size(config.patch_size),
-        "native": format_size(config.image_size),
+        "patch": format_size(config.patch_shape),
+        "multiple": height if height == width else format_size(config.patch_shape),
+        "native": format_size(config.image_shape),
         "prepared": format_size(prepared) if prepared else None,
         "relative_positions": config.position_embedding_type != "absolute",
         "pools_patches": config.use_cls_token and config.pooling == "avg",
@@ -75,7 +75,7 @@ def _giga(count: int) -> str:
 def _prepared(config: ViTConfig, image_processor: VitrailImageProcessor) -> tuple[int, int] | None:
     """Return the height and width of every preprocessed image, where the patch divides them."""
     size = output_size(image_processor)
-    fits = size is not None and not any(length % patch for length, patch in zip(size, config.patch_size, strict=True))
+    fits = size is not None and not any(length % patch for length, patch in zip(size, config.patch_shape, strict=True))
     return size if fits else None
 
 
@@ -100,7 +100,7 @@ def usage_facts(
     prepared = _prepared(config, image_processor)
     where = "hf-hub" if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else "local-dir"
     fixed_size = export is not None and export.fixed_size(config)
-    count, which = tokens(config, config.image_size)
+    count, which = tokens(config, config.image_shape)
     facts = {
         "name_in_shell": shlex.quote(" ".join(name.split())),
         "name_in_python": _in_python(name),
@@ -109,7 +109,7 @@ def usage_facts(
         "auto_class": "AutoModelForImageClassification" if classifies else "AutoModel",
         "carries_code": carries_code,
         "trust": ", trust_remote_code=True" if carries_code else "",
-        "interpolate": ", interpolate_pos_encoding=True" if fixed_size and prepared != config.image_size else "",
+        "interpolate": ", interpolate_pos_encoding=True" if fixed_size and prepared != config.image_shape else "",
         "outputs": "\n".join(_outputs(config, prepared, export, classifies=classifies)),
         "native_tokens": f"(1, {count}, {config.hidden_size}): {which}",
     }
@@ -131,7 +131,7 @@ def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, export: Export
         ]
         ours = f"model.vit(**inputs).pooler_output  # (1, {config.pooled_size}): features of the image"
         return lines if export else [*lines, ours]
-    count, which = tokens(config, prepared or config.image_size)
+    count, which = tokens(config, prepared or config.image_shape)
     shape = f"(1, {count}, {config.hidden_size}): {which}" if prepared else f"(1, tokens, {config.hidden_size})"
     pooled = f"outputs.pooler_output  # (1, {config.pooled_size}): the image"
     if export and not export.pools(config):

@@ -42,13 +42,13 @@ def index() -> str:
 
 def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
     config = official_config(checkpoint)
-    count = counts(config, classifies=checkpoint.has_classifier, size=config.image_size)
+    count = counts(config, classifies=checkpoint.has_classifier, size=config.image_shape)
     return (
         f"[{load_name(checkpoint)}]({checkpoint.name}.md)",
         architecture_name(config),
         lineage_of(checkpoint).name,
         ", ".join(checkpoint.training_data),
-        str(config.image_size[0]),
+        str(config.image_shape[0]),
         f"{count.parameters / 1e6:,.1f}",
         f"{count.macs / 1e9:,.1f}",
         "; ".join(f"{METRICS[name].name} {value}" for name, value in published_metrics(checkpoint).items()),

@@ -25,4 +25,5 @@ def weights_digest(module: nn.Module) -> str:
 
 def config_fields(vit: ViTModel) -> dict[str, Any]:
     """Return the fields of the config that the features of an encoder depend on."""
-    return {name: getattr(vit.config, name) for name in sorted(ViTConfig.__annotations__.keys() - WITHOUT_EFFECT)}
+    fields = {name: getattr(vit.config, name) for name in sorted(ViTConfig.__annotations__.keys() - WITHOUT_EFFECT)}
+    return fields | {"image_size": vit.config.image_shape, "patch_size": vit.config.patch_shape}

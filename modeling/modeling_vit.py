@@ -232,7 +232,7 @@ class ViTPatchEmbeddings(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.num_channels = config.num_channels
-        self.patch_size = config.patch_size
+        self.patch_size = config.patch_shape
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, stride=self.patch_size)
 
     def grid_of(self, pixel_values: torch.Tensor) -> tuple[int, int]:
@@ -494,7 +494,7 @@ class ViTLayer(GradientCheckpointingLayer):
         return torch.addcmul(hidden_states, branch, layer_scale)  # one pass over memory instead of two
 
 
-def _loses_gradients(layer: ViTLayer, hidden_states: torch.Tensor) -> bool:
+def _loses_gradients(layer: nn.Module, hidden_states: torch.Tensor) -> bool:
     """Return whether a checkpoint of a block would drop its gradients: with `use_reentrant`, where no input requires a gradient."""
     if not (layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()) or hidden_states.requires_grad:
         return False

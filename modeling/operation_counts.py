@@ -31,7 +31,7 @@ def complexity(model: ViTPreTrainedModel, image_size: tuple[int, int] | None = N
     """Count by running the architecture on the meta device, for an image of `image_size` (height, width) pixels."""
     with torch.device("meta"):
         twin = type(model)(model.config).eval()
-        pixel_values = torch.empty(1, model.config.num_channels, *(image_size or model.config.image_size))
+        pixel_values = torch.empty(1, model.config.num_channels, *(image_size or model.config.image_shape))
     counts = {"macs": 0, "attention": 0, "activations": 0}
 
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> None:

@@ -47,7 +47,7 @@ def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, Vitra
             "or a config.json with the fields of ViTConfig."
         )
     set_seed(seed)
-    return ViTModel(config), make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels)
+    return ViTModel(config), make_image_processor("dino", image_size=config.image_shape, num_channels=config.num_channels)
 
 
 def _read_config(path: Path) -> ViTConfig:

@@ -94,7 +94,7 @@ def _arguments(trainer: DINOTrainer, recipe: PretrainingRecipe) -> argparse.Name
     first, _ = recipe.augmentation.global_crops
     return argparse.Namespace(
         arch=f"vit_{size_name(config) or 'custom'}",
-        patch_size=config.patch_size[0],
+        patch_size=config.patch_size,
         out_dim=args.num_prototypes,
         norm_last_layer=args.normalize_last_layer,
         momentum_teacher=args.teacher_momentum,

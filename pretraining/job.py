@@ -49,7 +49,7 @@ def pretrain(
     output_dir: str | os.PathLike,
     recipe: str | PretrainingRecipe = "dino",
     epochs: int | None = None,
-    batch_size: int | None = None,
+    total_batch_size: int | None = None,
     seed: int = 0,
     device_batch_size: int | None = None,
     num_workers: int = 0,
@@ -72,7 +72,7 @@ def pretrain(
         image_processor: of the model. The crops are normalized with its mean and standard deviation.
         images: to train on. Labels, if there are any, are only used to evaluate the teacher.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
-        epochs, batch_size: replace the numbers in the recipe. The batch of an update is that of all devices.
+        epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all devices.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
         device_batch_size: images per device and forward pass, with all their crops; gradients are accumulated up to the recipe's batch.
             None runs the whole batch in one pass.
@@ -96,8 +96,8 @@ def pretrain(
     recipe = dataclasses.replace(
         recipe,
         epochs=recipe.epochs if epochs is None else epochs,
-        batch_size=recipe.batch_size if batch_size is None else batch_size,
-        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_size),
+        batch_size=recipe.batch_size if total_batch_size is None else total_batch_size,
+        augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_shape),
     )
     output_dir = Path(output_dir)
     run_folder = folder_of_run(output_dir, overwrite=overwrite)
@@ -108,7 +108,7 @@ def pretrain(
     if len(images.train) < recipe.batch_size:
         raise VitrailError(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
-            f"{recipe.batch_size}: lower it with --total-batch-size (batch_size=)."
+            f"{recipe.batch_size}: lower it with total_batch_size=."
         )
     processes = start_processes()
     initial_model = None if from_scratch else describe_model(report) or UNKNOWN
@@ -122,7 +122,7 @@ def pretrain(
                 "seed": seed,
                 "data": images.fingerprint,
                 "model": initial_model,
-                "config": json.loads(vit.config.to_json_string()),
+                "config": {key: value for key, value in json.loads(vit.config.to_json_string()).items() if key != "auto_map"},
                 "image processor": json.loads(image_processor.to_json_string()),
             }
             run_folder.begin(settings, has_results=last_checkpoint(run_folder.path) is not None)
@@ -174,7 +174,7 @@ def training_arguments(
     if rest:
         raise VitrailError(
             f"A batch of {recipe.batch_size} images cannot be divided evenly among {processes.num_processes} processes: change it with "
-            "--total-batch-size (batch_size=), or start another number of processes."
+            "total_batch_size=, or start another number of processes."
         )
     per_pass = max(number for number in range(1, min(device_batch_size or share, share) + 1) if share % number == 0)
     return DINOTrainingArguments(

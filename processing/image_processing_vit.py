@@ -36,6 +36,7 @@ Batch: TypeAlias = tuple[list[int], torch.Tensor]
 
 BACKENDS = ("pil", "torch")
 DOWNLOAD_TIMEOUT = 30.0  # seconds
+MAX_SIDE = 2**16  # pixels
 SIZE_KEYS = ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
 
 # The largest value that an array of each type can hold; bool arrays become uint8 levels of 0 and 255.
@@ -97,7 +98,8 @@ class VitrailImageProcessor(BaseImageProcessor):
     - num_channels: number of channels of the model. 3 converts Pillow images to RGB, 1 to grayscale; with another number an image must have
       that many channels, which are processed one by one. Grayscale is repeated for a model of 3 channels.
     - do_resize, size, resample: `{"shortest_edge": s}` keeps the aspect, with a bound if there is a "longest_edge";
-      `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter number.
+      `{"height": h, "width": w}` squashes, and usually goes with do_center_crop=False. `resample` is Pillow's filter, by
+      number or name.
     - size_divisor: a patch size, int or (height, width). Each side becomes a multiple of it: the nearest, by resizing, or
       with do_pad the next, by padding right and bottom with zeros after the normalization, which are the mean color.
     - do_center_crop, crop_size: a smaller image is padded with black.
@@ -162,7 +164,7 @@ class VitrailImageProcessor(BaseImageProcessor):
         if isinstance(kwargs["size_divisor"], list):
             kwargs["size_divisor"] = tuple(kwargs["size_divisor"])
         if kwargs["resample"] is not None:
-            kwargs["resample"] = int(kwargs["resample"])
+            kwargs["resample"] = _filter_number(kwargs["resample"])
         return kwargs
 
     def decode(self, file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
@@ -181,14 +183,27 @@ class VitrailImageProcessor(BaseImageProcessor):
         _validate(settings)
         return settings
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`."""
-        super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write preprocessor_config.json, then call `after_save` with the folder, then upload it if `push_to_hub`.
+
+        Returns:
+            The paths of the files that transformers wrote.
+        """
+        written: list[str] = super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
         after_save = type(self).after_save
         if after_save is not None:
             after_save(Path(save_directory))
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return written
+
+
+def _filter_number(resample: int | str) -> int:
+    if not isinstance(resample, str):
+        return int(resample)
+    if resample.upper() not in Image.Resampling.__members__:
+        raise ValueError(f'found resample="{resample}"; write a filter of Pillow, for example "bilinear" or "bicubic"')
+    return int(Image.Resampling[resample.upper()])
 
 
 class VitrailImageProcessorTorch(VitrailImageProcessor):
@@ -196,6 +211,8 @@ class VitrailImageProcessorTorch(VitrailImageProcessor):
 
     transformers consumes the argument to choose a class, so the class must carry it.
     """
+
+    backend = "torch"
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -285,13 +302,18 @@ def _validate(settings: Settings) -> None:
     _validate_values(settings)
 
 
+def _are_sides(sides: Iterable[Any]) -> bool:
+    """Return True for numbers of pixels that an image may have after resizing; a file with larger ones is damaged, or a trap."""
+    return all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
+
+
 def _validate_geometry(settings: Settings) -> None:
     backend, size, crop_size = settings.backend, settings.size, settings.crop_size
     resample, size_divisor = settings.resample, settings.size_divisor
     if backend not in BACKENDS:
         raise ValueError(f"found backend={backend!r}; write 'pil' (exact) or 'torch' (fast, within 2 levels)")
     if settings.do_resize:
-        if size is None or set(size.to_dict()) not in SIZE_KEYS or min(size.to_dict().values()) < 1:
+        if size is None or set(size.to_dict()) not in SIZE_KEYS or not _are_sides(size.to_dict().values()):
             raise ValueError(
                 f"found size={None if size is None else size.to_dict()}; write positive numbers of pixels as "
                 '{"shortest_edge": s}, {"shortest_edge": s, "longest_edge": l} or {"height": h, "width": w}'
@@ -307,7 +329,7 @@ def _validate_geometry(settings: Settings) -> None:
                 "and 3 (bicubic); write one of these, or backend='pil'"
             )
     if settings.do_center_crop:
-        if crop_size is None or set(crop_size.to_dict()) != {"height", "width"} or min(crop_size.to_dict().values()) < 1:
+        if crop_size is None or set(crop_size.to_dict()) != {"height", "width"} or not _are_sides(crop_size.to_dict().values()):
             found = None if crop_size is None else crop_size.to_dict()
             raise ValueError(f'found crop_size={found}; write positive numbers of pixels as {{"height": h, "width": w}}')
         if size_divisor is not None:
@@ -317,7 +339,7 @@ def _validate_geometry(settings: Settings) -> None:
             )
     if size_divisor is not None:
         sides = _pair(size_divisor)
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        if len(sides) != 2 or not _are_sides(sides):
             raise ValueError(f"found size_divisor={size_divisor}; write a positive int or a (height, width) pair")
     elif settings.do_pad:
         raise ValueError("found do_pad=True without a size_divisor to pad to; write size_divisor=<patch size>")
@@ -325,6 +347,9 @@ def _validate_geometry(settings: Settings) -> None:
         raise ValueError(
             f"found pad_size={settings.pad_size.to_dict()}; images are padded to multiples of size_divisor, write that"
         )
+    for name in ("do_resize", "do_center_crop", "do_pad", "do_rescale", "do_normalize"):
+        if getattr(settings, name) not in (None, True, False):
+            raise ValueError(f"found {name}={getattr(settings, name)!r}; write True or False")
     if not isinstance(settings.jpeg_draft, bool):
         raise ValueError(f"found jpeg_draft={settings.jpeg_draft!r}; write True to decode JPEG files at a reduced scale, or False")
 

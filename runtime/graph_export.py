@@ -108,7 +108,7 @@ def export_graph(
     output = Path(output)
     check_new(output)
     module = named_outputs(model, *OUTPUT_NAMES[type(model)])
-    size = output_size(image_processor) or model.config.image_size
+    size = output_size(image_processor) or model.config.image_shape
     image: tuple[int | None, int | None] = (None, None) if dynamic_size else size
     with temporary_folder(output) as temporary:
         folder = temporary / output.name
@@ -133,7 +133,7 @@ def shapes_to_compare(
     model: ViTPreTrainedModel, size: tuple[int, int], batch_size: int | None, dynamic_size: bool
 ) -> list[tuple[int, int, int, int]]:
     """Return shapes of `pixel_values`: of the size of the graph and, if the size is dynamic, of two others."""
-    (height, width), (patch_height, patch_width) = model.config.image_size, model.config.patch_size
+    (height, width), (patch_height, patch_width) = model.config.image_shape, model.config.patch_shape
     sizes = {size: None}
     if dynamic_size:
         sizes |= {(height, width): None, (height + patch_height, max(width - patch_width, patch_width)): None}

@@ -75,7 +75,7 @@ class OptimizedModel:
         if len(outputs) == 1:
             return ImageClassifierOutput(logits=outputs[0])
         height, width = pixel_values.shape[-2:]
-        patch_height, patch_width = self.config.patch_size
+        patch_height, patch_width = self.config.patch_shape
         return ViTModelOutput(*outputs, patch_grid=(height // patch_height, width // patch_width))
 
 
@@ -98,8 +98,8 @@ def optimize(
         model: a ViTModel or a ViTForImageClassification. Its weights stay unchanged. After you change them, optimize it again.
         precision: "float32", "bfloat16", "float16", "float64" ("eager" and "compile") or "int8" (weights and activations); the
             precision of the weights by default.
-        engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install "vitrail[onnx]"`) or "openvino"
-            (`pip install "vitrail[openvino]"`); int8 requires one of the last two.
+        engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install ".[onnx]"`) or "openvino"
+            (`pip install ".[openvino]"`); int8 requires one of the last two.
         example_size: height and width, in pixels, of the images to expect; the config's image_size by default.
         examples: (N, C, H, W), preprocessed images, which also set the size. The models are compared on the first 8 of them, or on noise
             without any. int8 is calibrated on them and requires some dozens.
@@ -133,6 +133,6 @@ def optimize(
 def _noise(config: ViTConfig, size: int | Sequence[int] | None) -> torch.Tensor:
     """Return two images of noise, always the same."""
     if size is None:
-        size = config.image_size
+        size = config.image_shape
     height, width = (size, size) if isinstance(size, int) else size
     return torch.randn(2, config.num_channels, height, width, generator=torch.Generator().manual_seed(0))

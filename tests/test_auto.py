@@ -82,7 +82,7 @@ def test_the_config_is_found_by_its_model_type(tmp_path):
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is vitrail.ViTConfig
     assert loaded.to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
-    assert loaded.image_size == (32, 32)
+    assert loaded.image_size == 32
 
 
 @pytest.mark.parametrize("auto_class", BUILT)
@@ -235,3 +235,11 @@ def test_a_transformers_vit_loads_next_to_ours(tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path)) is transformers.ViTModel
     assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is transformers.ViTForImageClassification
     assert type(AutoModelForMaskedImageModeling.from_pretrained(tmp_path)) is transformers.ViTForMaskedImageModeling
+
+
+def test_heads_of_transformers_that_compute_with_sizes():
+    """DPT and LLaVA-NeXT divide by the size of a patch, which is one number in the backbones of transformers."""
+    backbone = vitrail.ViTConfig(**SMALL, out_indices=[0, 1, 2, 3], reshape_hidden_states=False)
+    widths = {"neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}
+    model = transformers.DPTForDepthEstimation(transformers.DPTConfig(backbone_config=backbone, **widths)).eval()
+    assert model(torch.zeros(1, 3, 32, 32)).predicted_depth.shape == (1, 64, 64)

@@ -186,11 +186,18 @@ def _broken_off(part: Path, known: DownloadRecord, *, reason: str) -> DownloadEr
     )
 
 
+class _NoFTP(urllib.request.FTPHandler):
+    """Refuses redirects to ftp, which urllib follows by default."""
+
+    def ftp_open(self, req: urllib.request.Request) -> Any:
+        raise urllib.error.URLError(f"it redirects to {req.full_url}, which is neither http nor https")
+
+
 def _open(url: str, headers: dict[str, str]) -> Any:
     """Return the response to a GET request; a refused range (416) is a response too."""
     try:
         request = urllib.request.Request(url, headers=headers)
-        return urllib.request.urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        return urllib.request.build_opener(_NoFTP).open(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and "Range" in headers:
             return error

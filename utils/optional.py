@@ -20,7 +20,12 @@ def check_packages(names: Iterable[str], *, extra: str) -> None:
     """
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise VitrailError(f'This needs packages that are not installed ({", ".join(missing)}): pip install "vitrail[{extra}]"')
+        raise VitrailError(f"This needs packages that are not installed ({', '.join(missing)}): {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs the packages of an extra."""
+    return f'pip install ".[{extra}]" in a checkout of vitrail'
 
 
 def import_without_telemetry(name: str) -> ModuleType:

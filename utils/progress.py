@@ -14,31 +14,38 @@ SECONDS_OF_SPEED = 300  # the rate is averaged over these: results of other mach
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self.unit}/s")
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int | None, *, wanted: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show on stderr how many images are done, the rate, and the time left. Yield the function that advances by a number.
+def progress_bar(
+    description: str, total: int | None, *, unit: str = "images", wanted: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how many units are done, the rate, and the time left. Yield the function that advances by a number.
 
     Args:
         description: of the job.
-        total: number of images; None if it is unknown.
+        total: number of units; None if it is unknown.
+        unit: what is counted, in the plural.
         wanted: whether anything is shown.
     """
     console = Console(stderr=True)
     wanted = wanted and not are_progress_bars_disabled()
     if wanted and not console.is_terminal:
-        yield _lines(console, description, total)
+        yield _lines(console, description, total, unit)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not wanted, speed_estimate_period=SECONDS_OF_SPEED) as bar:
         task = bar.add_task(description, total=total)
         yield lambda number: bar.advance(task, number)
 
 
-def _lines(console: Console, description: str, total: int | None) -> Callable[[int], None]:
+def _lines(console: Console, description: str, total: int | None, unit: str) -> Callable[[int], None]:
     started = last = time.monotonic()
     done = 0
 
@@ -50,6 +57,6 @@ def _lines(console: Console, description: str, total: int | None) -> Callable[[i
             last = now
             rate = done / (now - started)
             left = "" if total is None else f" of {total}, {(total - done) / rate / 60:.0f} minutes left"
-            console.print(f"{description}: {done}{left}, {rate:.1f} images/s", soft_wrap=True, highlight=False)
+            console.print(f"{description}: {done}{left}, {rate:.1f} {unit}/s", soft_wrap=True, highlight=False)
 
     return advance

@@ -84,7 +84,7 @@ class RunFolder:
         """Raise VitrailError if settings differ from those that a run was begun with."""
         settings = json.loads(json.dumps(settings))  # as they are read back: tuples become lists
         compared = [name for name in settings if name not in self.ignored_settings]
-        if different := [one for name in compared for one in _differences(name, begun_with.get(name, UNKNOWN), settings[name])]:
+        if different := [one for name in compared for one in differences(name, begun_with.get(name, UNKNOWN), settings[name])]:
             more = f"; and {len(different) - MAX_SHOWN} more" if len(different) > MAX_SHOWN else ""
             raise VitrailError(
                 f"{self.path} was begun with different settings ({'; '.join(different[:MAX_SHOWN])}{more}): repeat the run with the same "
@@ -118,11 +118,11 @@ class RunFolder:
             self.path.rmdir()
 
 
-def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
+def differences(name: str, old: Any, new: Any) -> Iterator[str]:
     """Yield what differs between two settings: `name was old, is new`, for each entry of dictionaries."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+            yield from differences(f"{name}.{key}", old.get(key), new.get(key))
     elif old != new:
         shown = (text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…" for text in map(str, (old, new)))
         yield "{} was {}, is {}".format(name, *shown)

@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import re
-import stat
 import struct
 import tokenize
 import zipfile
@@ -28,6 +27,7 @@ import torch
 from ..errors import CorruptFileError, SourceNotFoundError, UnsafeFileError, UnsupportedCheckpointError, VitrailError
 from .atomic import read_json
 from .bounds import check_expansion
+from .file_kinds import special_kind
 from .pickles import check_pickle, imported_names
 from .zip_archives import check_checksums, check_directory
 
@@ -72,6 +72,7 @@ _DAMAGE = (
     LookupError,
     OSError,
     RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
     pickle.UnpicklingError,
@@ -88,14 +89,6 @@ _NOT_WEIGHTS = (
     (b"<!doctype html", "an HTML page, not weights", "the download was refused; open the page to see why, then download again"),
     (b"<html", "an HTML page, not weights", "the download was refused; open the page to see why, then download again"),
     (b"<?xml", "an XML page, not weights", "the download was refused; open the page to see why, then download again"),
-)
-
-# What is not a regular file; opening a pipe or a device can wait for ever
-_SPECIAL_FILES = (
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
 )
 
 _TRUSTED = (
@@ -182,14 +175,12 @@ def _container(path: Path) -> str:
 def _first_bytes(path: Path) -> bytes:
     """Return the first bytes of a regular file; raise a VitrailError for anything else, which is not opened."""
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        if path.is_dir():
             raise UnsupportedCheckpointError(
                 f"{path} is a folder; expected a file. Pass one of the files in it ({_listing(path)})."
             )
-        for is_kind, kind in _SPECIAL_FILES:
-            if is_kind(mode):
-                raise UnsupportedCheckpointError(f"{path} is {kind}; expected a file. Write its content to a file and pass that.")
+        if kind := special_kind(path):
+            raise UnsupportedCheckpointError(f"{path} is {kind}; expected a file. Write its content to a file and pass that.")
         with path.open("rb") as file:
             return file.read(512)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -384,6 +375,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise UnsupportedCheckpointError(
             f"{path} has a header of {header} bytes; expected at most {MAX_HEADER_BYTES}. Save only the model's weights, without metadata."
         )
+    with safetensors.safe_open(path, framework="pt") as tensors:
+        check_expansion(path, 0, len(tensors.keys()))
     return safetensors.torch.load_file(path, device="cpu")
 
 
@@ -412,7 +405,7 @@ def _read_shards(index_path: Path) -> CheckpointFile:
                 f"{shard_path} holds a {type(shard.content).__name__}; expected a dictionary of tensors, as in every shard."
             )
         files.append(shard_path)
-        tensors.update(shard.content)
+        tensors |= {key: value for key, value in shard.content.items() if index["weight_map"].get(key, name) == name}
         container = shard.container
     missing = sorted(index["weight_map"].keys() - tensors.keys())
     if missing:

@@ -1,10 +1,11 @@
 """Fonts for captions: a font of this machine that has the characters, or else the font of Pillow and escaped characters."""
 
 import functools
+from typing import TypeAlias
 
 from PIL import ImageFont
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # In order of preference; Pillow finds them in the folders of the system
 CANDIDATES = (

@@ -16,6 +16,7 @@ from ..features.store import StoredFeatures
 from ..modeling.fingerprint import config_fields, weights_digest
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..utils.run_folder import differences
 from .pictures import contact_sheet
 from .stored_images import map_images, thumbnail
 
@@ -73,10 +74,9 @@ def check_same_model(model: ViTPreTrainedModel, stored: StoredFeatures) -> None:
             f"{settings['weights'][:12]}…; the weights of this model have {weights[:12]}…: {remedy}"
         )
     config = json.loads(json.dumps(config_fields(vit)))
-    different = [name for name in config if config[name] != settings["config"].get(name)]
-    if different:
+    if different := list(differences("config", {name: settings["config"].get(name) for name in config}, config)):
         raise VitrailError(
-            f"{stored.folder} contains features of a model with these weights, but with another {' and '.join(different)}: {remedy}"
+            f"{stored.folder} contains features of a model with these weights and other settings ({'; '.join(different)}): {remedy}"
         )
 
 

@@ -50,7 +50,7 @@ def map_images(
     settings = {**stored.manifest.settings["collection"], "allow_external": allow_external}
     source = str(settings["source"])
     if not (allow_external or is_local(source)):
-        raise VitrailError(f"they are at {source}; allow_external=True (--allow-external) reads them.")
+        raise VitrailError(f"they are at {source}; allow_external=True reads them.")
     collection = read_images(**settings)
     entries = _find(collection, paths)
     results: dict[int, Result] = {}

@@ -93,7 +93,7 @@ DINO = Family(
     configure=configure,
     anchor=ANCHOR,
     image_processor=lambda raw, config: make_image_processor(
-        "dino", image_size=config.image_size, num_channels=config.num_channels
+        "dino", image_size=config.image_shape, num_channels=config.num_channels
     ),
     assumption=assumption,
     head_rules=head_rules,

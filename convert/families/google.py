@@ -117,7 +117,7 @@ GOOGLE = Family(
     configure=configure,
     anchor=ANCHOR,
     image_processor=lambda raw, config: make_image_processor(
-        "google", image_size=config.image_size, num_channels=config.num_channels
+        "google", image_size=config.image_shape, num_channels=config.num_channels
     ),
     prefixes=("opt/target/", "params/"),  # flax's optimizer and training state
     drops=drops,

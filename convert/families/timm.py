@@ -168,7 +168,17 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "layer_scale_init_value": 1e-5 if "blocks.0.ls1.gamma" in tokens else None,
         "representation_size": raw.shape("pre_logits.fc.weight", 2)[0] if "pre_logits.fc.weight" in tokens else None,
     }
-    return fields | _pooling_fields(raw, config, model_args) | _position_fields(raw, config, fields)
+    return fields | _pooling_fields(raw, config, model_args) | _position_fields(raw, config, fields) | _label_fields(raw, config)
+
+
+def _label_fields(raw: RawCheckpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names of the classes in config.json, if there is one for each: timm/models/_hub.py, save_config_for_hf."""
+    names = setting(config, "label_names", list, [])
+    descriptions = setting(config, "label_descriptions", dict, {})
+    if not names or "head.weight" not in raw.tensors or len(names) != len(raw.tensors["head.weight"]):
+        return {}
+    labels = [str(descriptions.get(str(name), name)) for name in names]
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
 def _pooling_fields(raw: RawCheckpoint, config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,13 +276,13 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
             f'pretrained_cfg has crop_mode="{mode}" and interpolation="{interpolation}"; supported are the crop modes "center" and '
             '"squash", and the interpolations "bicubic" and "bilinear". Edit config.json, or preprocess the images yourself.'
         )
-    height, width = config.image_size
+    height, width = config.image_shape
     if mode == "squash" or height != width:
-        processor = make_image_processor("google", image_size=config.image_size, num_channels=config.num_channels)
+        processor = make_image_processor("google", image_size=config.image_shape, num_channels=config.num_channels)
     else:
         processor = make_image_processor(
             "timm",
-            image_size=config.image_size,
+            image_size=config.image_shape,
             num_channels=config.num_channels,
             crop_pct=setting(cfg, "crop_pct", (int, float)) or 0.9,
         )
@@ -291,8 +301,8 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
     if int(config.hidden_size * mlp_ratio) != width:  # timm rounds down
         mlp_ratio = (width + 0.5) / config.hidden_size
     arguments: dict[str, Any] = {
-        "img_size": list(config.image_size),
-        "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
+        "img_size": list(config.image_shape),
+        "patch_size": config.patch_size,
         "in_chans": config.num_channels,
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
@@ -332,7 +342,7 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
 
 
 def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
-    height, width = config.image_size
+    height, width = config.image_shape
     size = dict(image_processor.size)
     crops = image_processor.do_center_crop and "shortest_edge" in size
     interpolation = next((name for name, number in INTERPOLATIONS.items() if number == int(image_processor.resample)), None)

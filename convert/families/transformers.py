@@ -227,7 +227,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     saved = raw.preprocessor_config
     if saved is None:
         if model_type(raw) in VIT_TYPES:
-            processor = make_image_processor("google-hub", image_size=config.image_size, num_channels=config.num_channels)
+            processor = make_image_processor("google-hub", image_size=config.image_shape, num_channels=config.num_channels)
             return raw.assume_preprocessing(processor)
         return raw.assume_preprocessing(dinov2_image_processor(config))
     class_name = "".join(str(saved.get(key)) for key in CLASS_KEYS)
@@ -260,8 +260,8 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
     result: dict[str, Any] = {
         "model_type": model_type,
         "architectures": [f"{model_class}{'ForImageClassification' if classifies else 'Model'}"],
-        "image_size": config.image_size[0] if len(set(config.image_size)) == 1 else list(config.image_size),
-        "patch_size": config.patch_size[0] if len(set(config.patch_size)) == 1 else list(config.patch_size),
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
     }
     same = [
         *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "qkv_bias", "hidden_act", "layer_norm_eps"),
@@ -340,7 +340,7 @@ def fixed_size(config: ViTConfig) -> bool:
 
 def native_size_only(config: ViTConfig) -> bool:
     """Return True where the exported model cannot interpolate positions: ViTModel takes every grid and every patch for a square."""
-    return len(set(config.patch_grid)) > 1 or (export_model_type(config) == "vit" and len(set(config.patch_size)) > 1)
+    return len(set(config.patch_grid)) > 1 or (export_model_type(config) == "vit" and not isinstance(config.patch_size, int))
 
 
 def pools(config: ViTConfig) -> bool:

@@ -11,7 +11,9 @@ from .rules import Rule
 
 # Keys that transformers adds to the fields of a config.json
 NOT_FIELDS = ("model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "auto_map", "stage_names")
-FIELDS = {field.name for field in fields(ViTConfig)} | {"num_labels", "out_features", "out_indices", "output_attentions"}
+FIELDS = {field.name for field in fields(ViTConfig)} | {
+    *("num_labels", "out_features", "out_indices", "output_attentions", "_attn_implementation")
+}
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     """Return the image processor of preprocessor_config.json."""
     if raw.preprocessor_config is not None:
         return VitrailImageProcessor.from_dict(raw.preprocessor_config)
-    return raw.assume_preprocessing(make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels))
+    return raw.assume_preprocessing(make_image_processor("dino", image_size=config.image_shape, num_channels=config.num_channels))
 
 
 VITRAIL = Family(

@@ -1,5 +1,6 @@
 """The command line: as an installed program, or in the process of the tests."""
 
+import csv
 import json
 import os
 import subprocess
@@ -10,13 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from typer.testing import CliRunner
 
 import deterministic
 import paths
 import vitrail
 from command_line import end_of
-from vitrail.cli.app import app
 from vitrail.cli.checkpoints import significant
 
 PHOTO = paths.IMAGES / "chelsea.jpg"
@@ -61,6 +60,7 @@ def test_info(model_dir, capsys):
         "21.7 M",
         "4.25 (4.61 with the products of attention)",
         "196 patches",
+        "converted from a dino checkpoint, dino_deitsmall16_pretrain.pth",
     ):
         assert part in printed
 
@@ -125,7 +125,7 @@ def test_json_is_one_object_on_standard_output(hub_server, model_dir, tmp_path, 
     assert (embedded["shape"], embedded["dtype"]) == ([2, 384], "float32")
     assert embedded["optimization"]["precision"] == "bfloat16"
     classified = read("classify", model_dir.parent / "classifier", PHOTO, "--top", 3)
-    probabilities = [label["probability"] for label in classified["labels"]]
+    probabilities = [label["probability"] for label in classified["images"][0]["labels"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert len(probabilities) == 3
     assert classified["optimization"] is None
@@ -152,13 +152,27 @@ def test_traceback_on_demand(capsys):
     assert printed.err.splitlines()[-1].startswith("vitrail: ")
 
 
-def test_a_fault_of_ours_ends_with_a_traceback(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "code", "last"),
+    [
+        (RuntimeError("a fault"), 1, f"vitrail: this is a fault of vitrail {vitrail.__version__}: please report it"),
+        (KeyError("root"), 1, "vitrail: this is a fault"),
+        (ValueError("a mistake"), 2, "vitrail: a mistake"),
+        (OSError(28, "No space left on device"), 2, "vitrail: [Errno 28] No space left on device"),
+        (MemoryError(), 2, "vitrail: there is not enough memory (MemoryError)"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "vitrail: there is not enough memory (OutOfMemoryError)"),
+    ],
+)
+def test_only_a_fault_of_ours_prints_a_traceback(monkeypatch, capsys, error, code, last):
     def broken(*arguments, **options):
-        raise RuntimeError("a fault")
+        raise error
 
     monkeypatch.setattr("vitrail.cli.output.load", broken)
-    with pytest.raises(RuntimeError, match="a fault"):
-        CliRunner().invoke(app, ["info", "model"], catch_exceptions=False)
+    assert end_of("info", "model") == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback") == (code == 1)
+    assert printed.splitlines()[-1].startswith(last)
+    assert code == 1 or len(printed.splitlines()) == 1
 
 
 def test_warnings_of_a_conversion_go_to_standard_error(model_dir, capsys):
@@ -167,7 +181,8 @@ def test_warnings_of_a_conversion_go_to_standard_error(model_dir, capsys):
     assert report.warnings
     run("info", source)
     printed = capsys.readouterr()
-    assert printed.err == "".join(f"warning: {warning}\n" for warning in report.warnings)
+    assert printed.err.count("warning: ") == len(report.warnings)
+    assert "pass --format timm" in printed.err  # in the words of the command line
     assert "warning" not in printed.out
 
 
@@ -189,6 +204,19 @@ def test_classify_prints_labels_with_their_probabilities(model_dir, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all("LABEL_" in line and "%" in line for line in lines)
+
+
+def test_classify_takes_folders_and_writes_a_table(model_dir, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "photos" / name).write_bytes(Path(PHOTO).read_bytes())
+    (tmp_path / "photos" / "cut.jpg").write_bytes(b"")
+    run("classify", model_dir.parent / "classifier", tmp_path / "photos", "--top", 2, "--output", tmp_path / "labels.csv")
+    assert "skipped" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
+    assert [Path(row["image"]).name for row in rows] == ["a.jpg", "a.jpg", "b.jpg", "b.jpg"]
+    assert rows[0]["label"].startswith("LABEL_")
+    assert 1 >= float(rows[0]["probability"]) >= float(rows[1]["probability"])
 
 
 def test_bad_input_is_one_message_and_exit_code_2(model_dir, tmp_path, capsys):
@@ -263,8 +291,12 @@ def test_verify_ends_with_1_when_a_check_fails(model_dir, tmp_path, capsys):
     tensors = torch.load(model_dir.parent / "dino_deitsmall16_pretrain.pth", weights_only=True)
     tensors["norm.bias"] += 1e-3
     torch.save(tensors, tmp_path / "other.pth")
+    kept = (model_dir / "conversion.json").read_bytes()
     assert end_of("verify", model_dir, "--against", tmp_path / "other.pth") == 1
-    assert "FAILED" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "FAILED" in printed.out
+    assert "the table is not kept: a check failed" in printed.err
+    assert (model_dir / "conversion.json").read_bytes() == kept, "a typing error does not mark a sound model"
 
 
 def test_export(model_dir, tmp_path, capsys):

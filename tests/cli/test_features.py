@@ -57,12 +57,12 @@ def test_extract_reports(place, tmp_path, capsys):
     ("words", "message"),
     [
         (["MODEL", "IMAGES", "OUT", "--features", "class"], "found the features 'class'; write one of pooled, cls, mean, cls+mean"),
-        (["MODEL", "IMAGES", "OUT", "--dtype", "int8"], "found dtype='int8'; expected float32 or float16"),
-        (["MODEL", "IMAGES", "OUT", "--runner", "spark"], "found runner='spark'; expected local or ray"),
-        (["MODEL", "IMAGES", "OUT", "--max-errors", "3"], "more than max_errors=3"),
+        (["MODEL", "IMAGES", "OUT", "--dtype", "int8"], "found --dtype int8; expected float32 or float16"),
+        (["MODEL", "IMAGES", "OUT", "--runner", "spark"], "found --runner spark; expected local or ray"),
+        (["MODEL", "IMAGES", "OUT", "--max-errors", "3"], "more than --max-errors 3"),
         (["MODEL", "NOWHERE", "OUT"], "NOWHERE"),
         (["NOWHERE", "IMAGES", "OUT"], "NOWHERE"),
-        (["MODEL", "IMAGES", "FILE"], "cannot write into FILE: it is not a folder."),
+        (["MODEL", "IMAGES", "FILE"], "FILE: it is not a folder. Choose the name of a folder"),
         (["MODEL", "IMAGES", "IMAGES"], "IMAGES holds other things: choose a new or empty output folder."),
     ],
 )
@@ -190,5 +190,5 @@ def test_the_commands_are_there_without_what_they_need(tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 2
-    assert 'not installed (pyarrow, sklearn): pip install "vitrail[features]"' in " ".join(ended.stderr.split())
+    assert 'not installed (pyarrow, sklearn): pip install ".[features]" in a checkout' in " ".join(ended.stderr.split())
     assert ended.stdout.strip() == "[]"

@@ -6,6 +6,7 @@ import pytest
 import typer
 
 from vitrail.cli.app import app
+from vitrail.cli.options import as_options
 
 COMMANDS = typer.main.get_command(app).commands
 # Options that may differ between commands, with the reason
@@ -15,10 +16,12 @@ EXCEPTIONS = {
     ("--output", "required"): "knn, logistic and card also print what they write",
     ("--recipe", "help"): "probe and pretrain have recipes of their own",
     ("--recipe", "default"): "probe and pretrain have recipes of their own",
+    **{("--dtype", fact): "extract: the type of the stored features" for fact in ("help", "default", "show_default")},
     ("--top", "default"): "labels of one image, or images of a contact sheet",
     ("--batch-size", "help"): "export: the batch size that a graph is fixed to",
     ("--batch-size", "show_default"): "export: the batch size that a graph is fixed to",
 }
+READING = ("convert", "info", "embed", "classify", "attention", "pca", "extract", "similar", "probe", "knn", "logistic")
 FACTS = ("opts", "type", "min", "max", "multiple", "is_flag", "metavar", "required", "default", "show_default", "help")
 
 
@@ -45,6 +48,17 @@ def test_the_same_option_is_the_same_everywhere(name):
     assert {option: dict(values) for option, values in found.items() if len(values) > 1} == {}
 
 
+def test_every_command_reads_a_checkpoint_with_the_same_options():
+    found = {command: {option for other, option, _ in options() if other == command} for command in COMMANDS}
+    reading = {"--head", "--head-name", "--branch", "--format", "--num-heads", "--revision"}
+    assert [command for command in READING if not reading <= found[command]] == []
+
+
+def test_help_has_a_short_name():
+    for context in (typer.main.get_command(app), *COMMANDS.values()):
+        assert "-h" in context.context_settings["help_option_names"]
+
+
 def test_every_exception_is_needed():
     for option, name in EXCEPTIONS:
         assert len({repr(fact(parameter, name)) for _, opts, parameter in options() if opts == option}) > 1, (option, name)
@@ -69,3 +83,19 @@ def test_every_command_and_parameter_has_help(command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_json_and_traceback(command):
     assert {"--json", "--traceback"} <= {opts for name, opts, _ in options() if name == command}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ('for a timm file, pass format="timm"', "for a timm file, pass --format timm"),
+        ("write image_size=(28, 56).", "write --image-size 28x56."),
+        ("set classifier=False.", "set --no-classifier."),
+        ("Set num_heads=.", "Set --num-heads of `vitrail convert`."),
+        ("found format='x'; image_size=True is", "found --format x; --image-size is"),
+        ("num_attention_heads=5 does not divide", "num_attention_heads=5 does not divide"),
+        ("https://host/x?format=y is", "https://host/x?format=y is"),
+    ],
+)
+def test_messages_name_options_as_the_command_line_spells_them(message, expected):
+    assert as_options(message, ("format", "image_size", "classifier")) == expected

@@ -182,7 +182,10 @@ def test_mistakes_end_with_one_message(files, capsys, options, message):
         ({"arguments": {"momentum": 3}}, "has unknown fields: momentum"),
         ({"arguments": {"teacher_momentum": 3}}, "teacher_momentum is 3; expected a number from 0 to 1"),
         ({"epochs": 5}, "warmup_epochs is 10.0, longer than the run of 5 epochs"),
-        ({"batch_size": 100}, "pictures has 12 images to train on, fewer than a batch of the recipe short, 100"),
+        (
+            {"batch_size": 100},
+            "pictures has 12 images to train on, fewer than a batch of the recipe short, 100: lower it with --total-batch-size.",
+        ),
     ],
 )
 def test_mistakes_in_a_recipe(files, capsys, changes, message):
@@ -233,7 +236,7 @@ def test_a_missing_package_is_named_with_the_remedy(files, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ("datasets", "sklearn") else find_spec(name))
     error = error_of(capsys, *words(files))
-    assert 'not installed (datasets, sklearn): pip install "vitrail[evaluation]"' in error
+    assert 'not installed (datasets, sklearn): pip install ".[evaluation]" in a checkout' in error
 
 
 def test_without_labels_all_images_are_trained_on(files, capsys):

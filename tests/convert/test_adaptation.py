@@ -85,7 +85,7 @@ def test_a_resized_model_of_timm_matches_timms_own_resizing(tmp_path, variant):
     """timm's own `set_input_size` made the reference outputs."""
     folder = timm(tmp_path, deterministic.weights(CASES[variant]["checkpoint"]), CASES[variant]["config"])
     model, processor, report = vitrail.load(folder, image_size=(56, 40))
-    assert model.config.image_size == (56, 40)
+    assert model.config.image_shape == (56, 40)
     encoder, spec = getattr(model, "vit", model), INPUTS["56x40"]
     found = encoder(deterministic.pixel_values(spec)).last_hidden_state[:, spec["token_index"]]
     outputs = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
@@ -98,7 +98,7 @@ def test_a_resized_model_of_timm_matches_timms_own_resizing(tmp_path, variant):
 @pytest.mark.parametrize(("image_size", "expected"), [(48, (48, 48)), ((48, 24), (48, 24)), ([24, 40], (24, 40))])
 def test_one_number_is_a_square(tmp_path, image_size, expected):
     model, _, _ = vitrail.load(timm(tmp_path, PLAIN), image_size=image_size)
-    assert model.config.image_size == expected
+    assert model.config.image_shape == expected
     assert model.vit.embeddings.position_embeddings.shape[1] == expected[0] // 8 * expected[1] // 8 + 1
 
 
@@ -275,7 +275,7 @@ def test_no_classes_leave_the_encoder(tmp_path):
     encoder, _, report = vitrail.load(timm(tmp_path, PLAIN), num_labels=0)
     assert type(encoder) is vitrail.ViTModel
     assert any("classifier for 5 classes is left out" in warning for warning in report.warnings)
-    pixel_values = torch.randn(1, 3, *encoder.config.image_size)
+    pixel_values = torch.randn(1, 3, *encoder.config.image_shape)
     assert torch.equal(encoder(pixel_values).pooler_output, classifier.vit(pixel_values).pooler_output)
 
 

@@ -231,6 +231,94 @@ BAD = {
             "Use the file as it was published",
         ],
     ),
+    "a block too few in the middle": (
+        pth({name.replace("blocks.1.", "blocks.3."): tensor for name, tensor in vit().items()}),
+        UnsupportedCheckpointError,
+        ["blocks up to blocks.3", "no blocks.{1..2}"],
+    ),
+    "a number of 5000 digits": (
+        pth(vit(**{f"blocks__{'9' * 5000}__norm1__bias": (WIDTH,)})),
+        ConversionError,
+        ["1 unexpected keys: layers.9999", "…"],
+    ),
+    "a number out of reach": (
+        pth(vit(blocks__4__norm1__bias=(WIDTH,), blocks__999999999__norm1__bias=(WIDTH,))),
+        UnsupportedCheckpointError,
+        ["no blocks.{2..3}"],
+    ),
+    "control characters": (
+        folder_of(vit() | {"a\x1b[31m\nb": torch.zeros(1)}, TIMM),
+        ConversionError,
+        ["1 unexpected keys: a\\x1b[31m\\nb"],
+    ),
+    "very many names": (
+        folder_of(vit(**{f"extra{'x' * n}__weight": (1,) for n in range(30)}), TIMM),
+        ConversionError,
+        ["30 unexpected keys", "and 22 more groups"],
+    ),
+    "a weight without axes": (
+        pth(vit(blocks__0__mlp__fc1__weight=())),
+        UnsupportedCheckpointError,
+        ["blocks.0.mlp.fc1.weight has the shape ()", "expected 2 axes"],
+    ),
+    "patches of no pixels": (
+        pth(vit(patch_embed__proj__weight=(WIDTH, 3, 0, 0))),
+        UnsupportedCheckpointError,
+        ["none of them empty"],
+    ),
+    "no positions": (pth(vit(pos_embed=(1, 0, WIDTH))), UnsupportedCheckpointError, ["pos_embed has the shape (1, 0, 64)"]),
+    "the position of [CLS] alone": (pth(vit(pos_embed=(1, 1, WIDTH))), UnsupportedCheckpointError, ["image_size is (0, 0)"]),
+    "a kernel with other axes": (
+        npz(flax(Transformer__encoderblock_0__MlpBlock_3__Dense_0__bias=(4 * WIDTH,), pre_logits__kernel=(WIDTH,))),
+        UnsupportedCheckpointError,
+        ["pre_logits/kernel has the shape (64,)"],
+    ),
+    "too many channels": (
+        pth(vit() | {"patch_embed.proj.weight": torch.zeros(WIDTH, 5000, 1, 1)}),
+        UnsupportedCheckpointError,
+        ["num_channels is 5000", "at most 4096"],
+    ),
+    "a quantized folder": (
+        folder_of(vit(), {"model_type": "vitrail", "quantization_config": {"quant_method": "torchao"}}),
+        UnsupportedCheckpointError,
+        ["quantized (quantization_config in config.json)", "from_pretrained"],
+    ),
+    "names with braces": (
+        folder_of({"{layer}": torch.zeros(1), "a{x}{x}": torch.zeros(1), "{0}": torch.zeros(1)}, {"model_type": "vitrail"}),
+        ConversionError,
+        ["3 unexpected keys: ", "a{x}{x}", "{0}", "{layer}"],
+    ),
+    "parallel blocks": (
+        folder_of(vit(blocks__0__attns__0__qkv__weight=(1,)), TIMM),
+        UnsupportedCheckpointError,
+        ["parallel attention and MLP", '"vit_small_patch16_224"'],
+    ),
+    "SwiGLU in two parts": (folder_of(vit(blocks__0__mlp__fc1_g__weight=(1,)), TIMM), UnsupportedCheckpointError, ["AIMv2"]),
+    "DINOv3 of timm": (
+        folder_of(vit(pos_embed=None, blocks__0__gamma_1=(WIDTH,)), {"architecture": "vit_small_patch16_dinov3"}),
+        UnsupportedCheckpointError,
+        ["DINOv3", '"vit_small_patch16_dinov3"'],
+    ),
+    "BEiT": (
+        folder_of(vit(blocks__0__gamma_1=(WIDTH,), blocks__0__attn__q_bias=(WIDTH,)), {"architecture": "beit_base_patch16_224"}),
+        UnsupportedCheckpointError,
+        ["BEiT's attention"],
+    ),
+    "CaiT": (
+        folder_of(vit(blocks__0__gamma_1=(WIDTH,), blocks_token_only__0__gamma_1=(WIDTH,)), TIMM),
+        UnsupportedCheckpointError,
+        ["class attention (CaiT)"],
+    ),
+    "positions for registers": (
+        folder_of(vit(reg_token=(1, 4, WIDTH), pos_embed=(1, GRID**2 + 5, WIDTH)), TIMM),
+        UnsupportedCheckpointError,
+        ["positions of 4 registers, too (so150m)", "use timm"],
+    ),
+    "no final norm": (
+        folder_of(vit(norm__weight=None, norm__bias=None), TIMM),
+        UnsupportedCheckpointError,
+        ["no final norm (RADIO)", "use timm"],
+    ),
     "a block too few": (
         pth({name: tensor for name, tensor in vit().items() if not name.startswith("blocks.0.")}),
         UnsupportedCheckpointError,
@@ -280,6 +368,13 @@ def test_an_unknown_format_is_refused_with_those_there_are(tmp_path):
         match=r'Unknown format "dinov4"; expected auto, vitrail, transformers, google, dinov2, dino, timm',
     ):
         vitrail.load(pth(vit())(tmp_path), format="dinov4")
+
+
+def test_the_architecture_determines_the_heads_of_timms_test_models(tmp_path):
+    """64 wide with 2 heads, where published models have one head for 64."""
+    model, _, report = vitrail.load(folder_of(vit(), {"architecture": "test_vit"})(tmp_path))
+    assert model.config.num_attention_heads == 2
+    assert not any("heads assumed" in warning for warning in report.warnings)
 
 
 def test_a_format_that_the_file_is_not_of_is_refused(tmp_path):

@@ -163,6 +163,7 @@ def test_the_values_cover_every_field():
     assert set(ViTConfig.__annotations__) - {"_out_features", "_out_indices"} <= set(VALUES)
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple sequence")  # timm's own
 @pytest.mark.parametrize("to", MODELS)
 def test_random_configs_are_equal_or_refused(tmp_path, to):
     outcomes = []
@@ -203,6 +204,13 @@ def test_what_a_target_cannot_hold_is_refused_by_name(tmp_path, to, fields, mess
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("to", ["dino", "dinov2"])
+def test_a_classifier_that_no_head_file_holds(tmp_path, to):
+    config = make_config(MODELS[to][0] | {"classifier_cls_layers": 2, "classifier_mean_patch": True})
+    with pytest.raises(UnsupportedCheckpointError, match=r"reads 2 \[CLS\] tokens \(classifier_cls_layers\) and the mean patch"):
+        check(config, True, to, tmp_path)
+
+
 def test_timm_reads_every_variant_as_it_is(tmp_path):
     """The arguments that timm's classes need, where timm itself is not installed to show it."""
 
@@ -226,6 +234,7 @@ def test_class_names_are_kept_or_reported(tmp_path):
     labels = {"id2label": {0: "ant", 1: "bee", 2: "cat"}}
     (tmp_path / "timm").mkdir()
     assert check(make_config(ANTIALIAS | labels), True, "timm", tmp_path / "timm").config["label_names"] == ["ant", "bee", "cat"]
+    assert vitrail.load(tmp_path / "timm" / "timm.pth")[0].config.id2label == labels["id2label"]
     (tmp_path / "dino").mkdir()
     exported = check(make_config(MODELS["dino"][0] | labels | {"num_attention_heads": 2}), True, "dino", tmp_path / "dino")
     assert "the names of the classes are left out: the format has none" in exported.warnings

@@ -23,8 +23,8 @@ DINOV2 = DINO | {
     "use_mask_token": True,
     "layer_scale_init_value": 1.0,
     "mlp_type": "mlp",
-    "image_size": (518, 518),
-    "patch_size": (14, 14),
+    "image_size": 518,
+    "patch_size": 14,
 }
 REGISTERS = {"num_register_tokens": 4, "position_interpolation_offset": 0.0, "position_interpolation_antialias": True}
 GOOGLE = {
@@ -33,7 +33,7 @@ GOOGLE = {
     "position_interpolation_mode": "bilinear",
     "position_interpolation_align_corners": True,
 }
-RELATIVE = {"position_embedding_type": "relative_mlp", "patch_size": (16, 16), "image_size": (224, 224), "layer_norm_eps": 1e-6}
+RELATIVE = {"position_embedding_type": "relative_mlp", "patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-6}
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 MEDIUM = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -41,18 +41,17 @@ TINY = {"hidden_size": 128, "num_attention_heads": 2}
 
 # How the file of each case is detected: the family, and fields of the config
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "dino_vits8": ("dino", DINO | SMALL | {"patch_size": (8, 8)}),
-    "dino_vitb16": ("dino", DINO | BASE | {"patch_size": (16, 16)}),
+    "dino_vits8": ("dino", DINO | SMALL | {"patch_size": 8}),
+    "dino_vitb16": ("dino", DINO | BASE | {"patch_size": 16}),
     "dinov2_vits14": ("dinov2", DINOV2 | SMALL),
     "dinov2_vits14_reg4": ("dinov2", DINOV2 | SMALL | REGISTERS),
     "dinov2_swiglu_tiny": ("dinov2", DINOV2 | TINY | {"num_hidden_layers": 3, "mlp_type": "swiglu", "intermediate_size": 344}),
-    "dinov2_chunked_teacher_tiny": ("dinov2", DINOV2 | TINY | {"num_hidden_layers": 4, "image_size": (98, 98)}),
-    "google_b32_in21k": ("google", GOOGLE | BASE | {"patch_size": (32, 32), "representation_size": 768, "num_labels": 218}),
-    "google_s16_augreg": ("google", GOOGLE | SMALL | {"patch_size": (16, 16), "representation_size": None, "num_labels": 1000}),
+    "dinov2_chunked_teacher_tiny": ("dinov2", DINOV2 | TINY | {"num_hidden_layers": 4, "image_size": 98}),
+    "google_b32_in21k": ("google", GOOGLE | BASE | {"patch_size": 32, "representation_size": 768, "num_labels": 218}),
+    "google_s16_augreg": ("google", GOOGLE | SMALL | {"patch_size": 16, "representation_size": None, "num_labels": 1000}),
     "timm_vit_base_patch8_224.dino": (
         "timm",
-        BASE
-        | {"patch_size": (8, 8), "pooling": "cls", "position_interpolation_offset": 0.0, "position_interpolation_antialias": True},
+        BASE | {"patch_size": 8, "pooling": "cls", "position_interpolation_offset": 0.0, "position_interpolation_antialias": True},
     ),
     "timm_vit_relpos_base_patch16_clsgap_224.sw_in1k": ("timm", RELATIVE | BASE | {"pooling": "avg", "norm_before_pooling": False}),
     "timm_vit_relpos_medium_patch16_cls_224.sw_in1k": ("timm", RELATIVE | MEDIUM | {"pooling": "cls", "use_cls_token": True}),

@@ -1,13 +1,14 @@
 """`load`: its errors when the arguments or a config make no model, where the weights lie, and what it defers."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForImageClassification, initialization
+from transformers import AutoConfig, AutoModelForImageClassification, initialization
 
 import deterministic
 import vitrail
@@ -15,7 +16,8 @@ from small_models import make_model
 from vitrail.convert import report as report_module
 from vitrail.convert.families.rules import Coverage
 from vitrail.convert.loading import build_model
-from vitrail.errors import ConversionError, CorruptFileError, UnsupportedCheckpointError, VitrailError
+from vitrail.errors import ConversionError, CorruptFileError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
+from vitrail.processing.resizing import output_size
 from vitrail.utils.hashing import sha256
 
 
@@ -73,6 +75,100 @@ def test_a_damaged_download_leaves_the_cache(source, http_server, page):
 def test_an_activation_that_nobody_knows():
     with pytest.raises(Exception, match='hidden_act "foo" is not an activation'):
         vitrail.ViTConfig(hidden_act="foo")
+
+
+# --------------------------------------------------------------------------------------- dtype, device, attention, config.json
+
+
+@pytest.mark.parametrize("option", [{"dtype": "x"}, {"dtype": torch.int8}, {"dtype": 16}, {"device": "gpu"}, {"device": 1.5}])
+def test_a_dtype_or_device_that_does_not_exist(source, option):
+    ((name, value),) = option.items()
+    with pytest.raises(UnsupportedCheckpointError, match=rf"{name}={value!r} is not a .*; expected"):
+        vitrail.load(source, **option)
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "foo", "someone/kernel"])
+def test_an_attention_that_is_not_installed(source, name):
+    with pytest.raises(UnsupportedCheckpointError, match="The model cannot be made"):
+        vitrail.load(source, attn_implementation=name)
+
+
+def test_dtype_and_attention_are_those_that_are_given(source, tmp_path):
+    half = {name: tensor.half() for name, tensor in torch.load(source, weights_only=True)["teacher"].items()}
+    torch.save(half, tmp_path / "half.pth")
+    for dtype, expected in ((None, "float16"), ("auto", "float16"), ("bfloat16", "bfloat16"), (torch.float32, "float32")):
+        model, _, report = vitrail.load(tmp_path / "half.pth", dtype=dtype, attn_implementation="eager")
+        assert model.dtype == model.config.dtype == getattr(torch, expected)
+        assert model.config._attn_implementation == "eager"
+        said = [
+            warning
+            for warning in report.warnings
+            if 'the weights are float16, and so is the model: to train it, set dtype="float32"' in warning
+        ]
+        assert len(said) == (dtype is None)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize(("name", "taken"), [("someone/kernel", False), ({"": "someone/kernel"}, False), ("eager", True)])
+def test_a_config_json_chooses_no_attention_that_would_be_downloaded(key, name, taken, folder):
+    edit(folder / "config.json", {key: name})
+    model, _, report = vitrail.load(folder)
+    assert any("is ignored: choose one with attn_implementation=" in warning for warning in report.warnings) != taken
+    assert AutoConfig.from_pretrained(folder)._attn_implementation == ("eager" if taken and "internal" not in key else None)
+    assert model.config._attn_implementation == ("eager" if taken and "internal" not in key else "sdpa")
+
+
+def edit(path, changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+ODD_CONFIGS = [
+    *[
+        {name: 10**30}
+        for name in ("hidden_size", "num_hidden_layers", "num_channels", "num_labels", "image_size", "num_register_tokens")
+    ],
+    *[{name: float("nan")} for name in ("layer_norm_eps", "initializer_range", "layer_scale_init_value", "drop_path_rate")],
+    *[{"image_size": value} for value in (0, [], ["x", "y"], [1, 2, 3], {}, None)],
+    *[{"id2label": value} for value in (["a"], {"x": "a"}, 5)],
+    *[{"out_indices": [10**6]}, {"out_features": 5}, {"problem_type": "x"}],
+    *[{"model_type": ["vitrail"]}, {"architectures": 5, "hidden_size": "x"}, {"layer_norm_eps": -1.0}],
+]
+ODD_PROCESSORS = [
+    *[{"image_std": [value] * 3} for value in (float("nan"), float("inf"), -1, "x", None)],
+    *[{"image_mean": value} for value in (None, [float("nan")] * 3, {})],
+    *[{"rescale_factor": value} for value in (float("inf"), float("nan"), 0, "x")],
+    *[{"size": value} for value in ("x", [], {"height": -1, "width": 1}, {"sides": 3}, 10**9, {"shortest_edge": float("inf")})],
+    *[{"do_center_crop": value} for value in ("x", float("nan"))],
+]
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_odd_values_are_one_sentence(file, folder):
+    path = folder / file
+    before = path.read_text()
+    for changes in ODD_CONFIGS if file == "config.json" else ODD_PROCESSORS:
+        edit(path, changes)
+        with pytest.raises(VitrailError):
+            pytest.fail(f"{changes}: {vitrail.load(folder)[0].config}")
+        path.write_text(before)
+
+
+def test_a_config_json_replaces_no_method(folder):
+    edit(folder / "config.json", {"to_dict": 5, "patch_grid": 5})
+    assert vitrail.load(folder)[0].config.to_dict()["model_type"] == "vitrail"
+
+
+def test_a_model_without_its_image_processor(folder):
+    (folder / "preprocessor_config.json").unlink()
+    _, image_processor, report = vitrail.load(folder)
+    assert output_size(image_processor) == (16, 24)  # that of the model
+    assert any("assuming images of 16x24 pixels, mean 0.485, 0.456, 0.406" in warning for warning in report.warnings)
+    assert any("image_processor.save_pretrained" in warning for warning in report.warnings)
+
+
+def test_a_user_who_does_not_exist():
+    with pytest.raises(SourceNotFoundError, match="~nosuchuser"):
+        vitrail.load("~nosuchuser/x")
 
 
 # ---------------------------------------------------------------------------------------------------- where the weights lie

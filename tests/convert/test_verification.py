@@ -149,6 +149,7 @@ def test_what_load_can_make_verify_can_look_at(fields):
     processor = vitrail.make_image_processor("dino", image_size=config.image_size, num_channels=config.num_channels)
     checks = vitrail.verify(vitrail.ViTModel(config).eval(), processor)
     assert all(check.passed is not False for check in checks), checks
+    assert any(check.name.startswith("features at") and check.passed for check in checks)
 
 
 def test_the_torch_backend_may_be_two_levels_off(sources):

@@ -221,7 +221,7 @@ def test_a_list_of_images(tmp_path, labels):
     train, validation = both(images)
     assert sorted(train + validation) == [(level, str(labels[level % 2])) for level in (1, 2, 3, 4)]
     (tmp_path / "list.txt").write_text("\n".join([*lines[:3], "images/004.png"]))
-    with pytest.raises(VitrailError, match="type NoneType, "):
+    with pytest.raises(VitrailError, match="1 of 4 images of train have no label, the first of them in row 3: label them"):
         load_labeled_images(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("images/001.png")
     with pytest.raises(VitrailError, match=r"list\.txt has no labels; write a tab and the label"):
@@ -315,9 +315,19 @@ def test_folders_that_are_not_a_collection(tmp_path):
     write_images(tmp_path / "val", {"cat": [4], "bird": [5], "cow": [6]})
     with pytest.raises(VitrailError, match="validation has labels that train does not have: bird, cow"):
         load_labeled_images(tmp_path)
-    (tmp_path / "train" / "empty").mkdir()
-    with pytest.raises(VitrailError, match="empty holds no images"):
-        load_labeled_images(tmp_path)
+
+
+def test_an_empty_class_folder_is_left_out(tmp_path, caplog):
+    write_images(tmp_path, {"cat": [1, 2], "dog": [3, 4]})
+    (tmp_path / "empty").mkdir()
+    assert load_labeled_images(tmp_path).label_names == ("cat", "dog")
+    assert "empty holds no images: the class is left out" in caplog.text
+
+
+def test_training_images_do_not_validate(tmp_path):
+    write_images(tmp_path / "train", {"cat": [1, 2], "dog": [3, 4]})
+    with pytest.raises(VitrailError, match="same images for train and for validation"):
+        load_labeled_images(tmp_path, validation_split="train")
 
 
 def test_too_few_images(tmp_path):
@@ -345,8 +355,8 @@ def test_a_revision_of_what_is_not_on_the_hub():
         ({"label": [1, 2]}, {"label_column": "kind"}, "no column 'kind'; found image .*, label"),
         ({"label": [1, 2]}, {"image_column": "picture"}, "no column 'picture'"),
         ({"label": [1, 2]}, {"image_column": "label"}, "'label' holds no images"),
-        ({"label": [0.5, 1.5]}, {}, "type float"),
-        ({"label": [1, None]}, {}, "type NoneType, int"),
+        ({"label": [0.5, 1.5]}, {}, r"type float \(row 0: 0\.5\); expected one integer or string"),
+        ({"label": [1, None]}, {}, "1 of 2 images of train have no label, the first of them in row 1"),
     ],
 )
 def test_columns_that_do_not_fit(tmp_path, columns, given, message):
@@ -360,7 +370,9 @@ def test_a_split_without_labels(tmp_path):
     for split, label in (("train", 0), ("test", -1)):
         rows = datasets.Dataset.from_dict({"image": [png(1)], "label": [label]}, features=features)
         rows.to_parquet(tmp_path / f"{split}.parquet")
-    with pytest.raises(VitrailError, match="1 of 1 images of validation have no label; choose another with validation_split"):
+    with pytest.raises(
+        VitrailError, match=r"1 of 1 images of validation have no label, .* choose another split with validation_split"
+    ):
         load_labeled_images(tmp_path)
 
 
@@ -413,7 +425,8 @@ def test_fingerprint_of_what_is_in_memory(monkeypatch):
     def fingerprints(level, label, names):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         rows = {"image": [png(0), png(level), png(level)], "label": [0, label, label]}
-        splits = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, features=features) for split in ("train", "test")})
+        train = datasets.Dataset.from_dict(rows, features=features)
+        splits = datasets.DatasetDict({"train": train, "test": train.select([0, 1])})
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
         images = load_labeled_images("someone/pictures")
         return images.fingerprint, images.train._fingerprint

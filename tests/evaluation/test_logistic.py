@@ -67,9 +67,9 @@ def test_the_weights_minimize_the_penalized_loss(splits, probe):
         errors = probe.C * (probabilities - targets)
         return value, np.concatenate([(errors.T @ features + weight).ravel(), errors.sum(axis=0)])
 
-    found = np.concatenate([probe.estimator.coef_.ravel(), probe.estimator.intercept_])
+    found = np.concatenate([probe.weight.ravel(), probe.bias - probe.bias.mean()])
     best = minimize(loss, np.zeros(650), jac=True, method="L-BFGS-B", options={"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-8})
-    np.testing.assert_allclose(found[:640], best.x[:640], atol=2e-3)
+    np.testing.assert_allclose(found[:640], best.x[:640], atol=1e-4)
     assert loss(found)[0] == pytest.approx(best.fun, rel=1e-6)
 
 
@@ -82,32 +82,62 @@ def test_scores_are_of_images_that_were_not_learned():
     assert (probe.classify(features)[:, 0] == labels).mean() > 0.95
 
 
-def test_a_tenth_chooses():
-    fits = []
-    features, labels = np.random.default_rng(0).normal(size=(205, 3)), np.arange(205) % 2
+@pytest.fixture
+def held_out(monkeypatch):
+    """For each fit of a grid, the rows that it does not have; features are the numbers of the rows."""
+    fits, rest = [], logistic._fits
 
-    def fit(estimator, rows, targets):
-        fits.append((rows, targets))
-        estimator.fit(rows, targets)
-        return True
+    def fit(features, labels, num_classes, grid):
+        fits.append(sorted(set(range(num_rows)) - set(features[:, 0].astype(int).tolist())))
+        return rest(features * 0, labels, num_classes, grid)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logistic, "_fit", fit)
-        fit_logistic(features, labels, grid=(1.0,), seed=0)
-        fit_logistic(features, labels, grid=(1.0,), seed=1)
-    assert [len(rows) for rows, _ in fits] == [185, 205, 185, 205]
-    np.testing.assert_array_equal(fits[1][0], features)
-    held_out = [{tuple(row) for row in features} - {tuple(row) for row in rows} for rows, _ in fits]
-    assert len(held_out[0]) == 20
-    assert held_out[0] != held_out[2]
+    num_rows = 2105
+    monkeypatch.setattr(logistic, "_fits", fit)
+    return fits
 
 
-def test_of_equal_scores_the_smallest_c(splits):
+def test_a_tenth_of_each_class_chooses(held_out):
+    """Of 2105 images in classes of 2000, 100, 4 and 1; the single image is always learned."""
+    labels = np.repeat([0, 1, 2, 3], [2000, 100, 4, 1])
+    for seed in (0, 1):
+        fit_logistic(np.arange(2105.0)[:, None], labels, grid=(1.0,), seed=seed)
+    first, whole, second, _ = held_out
+    assert whole == []
+    assert first != second
+    assert np.bincount(labels[first]).tolist() == [200, 10, 1]
+
+
+def test_of_few_images_all_choose_in_turn(held_out, caplog):
+    labels = np.repeat([0, 1, 2], [60, 30, 1])
+    probe = fit_logistic(np.arange(91.0)[:, None], labels, grid=(1.0,))
+    rows = sorted(row for fit in held_out[:-1] for row in fit if row < 91)
+    assert rows == list(range(90))
+    assert len(held_out) == 11
+    assert all(np.bincount(labels[[row for row in fit if row < 91]]).tolist() == [6, 3] for fit in held_out[:-1])
+    assert probe.num_selecting == 90
+    assert "only 90 training images select C" in caplog.text
+
+
+def test_of_equal_scores_the_middle_c(splits):
     """Two classes that are far apart: every C is right."""
     features = np.concatenate([np.zeros((50, 1)), np.ones((50, 1))]) + 0.0
     probe = fit_logistic(features, np.repeat([0, 1], 50), grid=(100.0, 1.0, 10.0))
     assert set(probe.scores.values()) == {1.0}
-    assert probe.C == 1.0
+    assert probe.C == 10.0
+
+
+@pytest.mark.parametrize("shape", [(60, 8, 3), (20, 50, 3), (60, 8, 2)], ids=["wide", "more features than images", "two classes"])
+def test_weights_are_those_of_scikit_learn(shape):
+    """Of features that are far from 0 and of very different scales."""
+    number, size, num_classes = shape
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(number, size)) * np.geomspace(0.01, 10, size) + 5
+    labels = rng.integers(num_classes, size=number)
+    probe = fit_logistic(features, labels, grid=(0.1,))
+    reference = LogisticRegression(C=0.1, tol=1e-10, max_iter=100_000).fit(features, labels)
+    logits = features @ probe.weight.T + probe.bias
+    expected = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])
+    np.testing.assert_allclose(expected, reference.predict_proba(features), atol=1e-4)
 
 
 def test_every_fit_is_independent_of_where_it_began(splits):

@@ -9,7 +9,7 @@ from sklearn import metrics as sklearn_metrics
 import vitrail
 from vitrail.data.labeled import load_labeled_images
 from vitrail.errors import VitrailError
-from vitrail.evaluation.metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics, confusion_matrix
+from vitrail.evaluation.metrics import MeanPerClassAccuracy, TopKAccuracy, compute_metrics, confusion_matrix, make_compute_metrics
 
 CLASSES = 7
 
@@ -148,8 +148,11 @@ def test_evaluator_of_a_pipeline(classifier, digits, monkeypatch):
     assert result["accuracy"]["standard_error"] > 0
 
 
-@pytest.mark.parametrize("keep_logits", [True, False])
-def test_trainer_takes_the_same_objects(classifier, digits, tmp_path, keep_logits):
+CHOSEN = make_compute_metrics(TopKAccuracy(), TopKAccuracy(5), MeanPerClassAccuracy())
+
+
+@pytest.mark.parametrize(("function", "keep_logits"), [(CHOSEN, True), (CHOSEN, False), (compute_metrics, True)])
+def test_trainer_takes_the_same_objects(classifier, digits, tmp_path, function, keep_logits):
     model, image_processor = classifier
     rows = digits.with_transform(
         lambda batch: {
@@ -163,7 +166,7 @@ def test_trainer_takes_the_same_objects(classifier, digits, tmp_path, keep_logit
             str(tmp_path), use_cpu=True, report_to=[], remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False
         ),
         eval_dataset=rows,
-        compute_metrics=compute_metrics(TopKAccuracy(), TopKAccuracy(5), MeanPerClassAccuracy()),
+        compute_metrics=function,
         preprocess_logits_for_metrics=None if keep_logits else lambda logits, labels: logits.topk(5).indices,
     )
     result = trainer.evaluate()
@@ -171,3 +174,8 @@ def test_trainer_takes_the_same_objects(classifier, digits, tmp_path, keep_logit
     assert result["eval_accuracy"] == pytest.approx((predictions == references).mean())
     assert result["eval_mean_per_class_accuracy"] == pytest.approx(mean_recall(references, predictions))
     assert result["eval_accuracy"] < result["eval_top_5_accuracy"] < 1
+
+
+def test_a_factory_in_place_of_the_function():
+    with pytest.raises(VitrailError, match=r"found TopKAccuracy, expected an EvalPrediction: .*make_compute_metrics"):
+        compute_metrics(TopKAccuracy())

@@ -25,7 +25,7 @@ from vitrail.data.labeled import LabeledImages
 from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.evaluation import training
 from vitrail.evaluation.linear_probe import merge_head, token_slice
-from vitrail.evaluation.probing import probe
+from vitrail.evaluation.probing import check_better, probe
 from vitrail.evaluation.recipes import RECIPES, Head, Recipe, recipe_heads
 from vitrail.features.cache import FeatureCache
 from vitrail.hub.saving import save
@@ -230,7 +230,7 @@ def test_a_second_run_into_the_same_output_is_refused(run, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, colors, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(VitrailError, match="is a file; expected a folder"):
+    with pytest.raises(VitrailError, match="is a file; expected the name of a folder"):
         run(tmp_path / "file")
     with pytest.raises(VitrailError, match="files that do not belong to a model"):
         run(tmp_path)
@@ -338,3 +338,10 @@ def test_heads_of_any_model_merge(name, tmp_path):
         again = AutoModelForImageClassification.from_pretrained(tmp_path)
         assert torch.equal(again(pixel_values).logits, merged(pixel_values).logits)
     assert again.config.label2id == {name: number for number, name in enumerate(NAMES)}
+
+
+def test_fine_tuning_that_lowers_the_accuracy_is_named(caplog):
+    check_better(np.array([[0], [1]]), np.array([0, 0]), {"accuracy": 0.4})
+    assert not caplog.records
+    check_better(np.array([[0], [1]]), np.array([0, 0]), {"accuracy": 0.8})
+    assert "lowers the accuracy of the best head from 80.0% to 50.0%" in caplog.text

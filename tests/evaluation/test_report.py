@@ -108,6 +108,7 @@ def test_accuracy_by_head_has_a_line_for_each_choice_of_features():
     np.testing.assert_allclose(both.get_ydata(), [55, 65, 75])
     assert (ring.get_xdata(), ring.get_ydata()) == ([0.01], [75])
     assert cls.get_marker() != both.get_marker()
+    assert ring.get_zorder() > both.get_zorder() > cls.get_zorder()  # the best is in front of its equals
 
 
 def test_one_head_alone_can_be_drawn(tmp_path):
@@ -210,4 +211,4 @@ def test_names_of_sources_do_not_reveal_their_location(tmp_path):
     assert public_name("ylecun/mnist") == "ylecun/mnist"
     assert public_name(str(tmp_path)) == tmp_path.name
     assert public_name(f"{tmp_path}/shards/*.tar") == "*.tar"
-    assert public_name("https://me:SECRET@example.org/images.tar?signature=SECRET") == "images.tar"
+    assert public_name("https://me:SECRET@example.org/images.tar?signature=SECRET") == "https://example.org/images.tar"

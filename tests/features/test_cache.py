@@ -3,7 +3,6 @@
 import copy
 import io
 import itertools
-import logging
 import os
 import resource
 import shutil
@@ -163,8 +162,7 @@ def test_reading_again_runs_no_model_and_maps_the_file(extraction):
     assert (again.tokens[0] != again.tokens[1]).any(axis=(1, 2)).all()
 
 
-def test_damaged_features_are_extracted_again(extraction, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vitrail"), "propagate", True)
+def test_damaged_features_are_extracted_again(extraction, caplog):
     extraction.run()
     whole = contents(extraction.folder)
     tokens, labels = whole["tokens.npy"], io.BytesIO()
@@ -211,15 +209,22 @@ def test_a_full_disk_is_an_error_and_resumes(extraction, views, monkeypatch):
     np.testing.assert_array_equal(features.tokens, whole)
 
 
-def test_a_damaged_extraction_names_the_folder_to_remove(extraction, monkeypatch):
+def test_a_damaged_extraction_is_repeated_or_names_the_folder_to_remove(extraction, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_join", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             extraction.run()
-    for file in (extraction.folder / "extraction" / "data").iterdir():
-        file.write_bytes(b"\0" * file.stat().st_size)
+    manifest = extraction.folder / "extraction" / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text("{")
     with pytest.raises(VitrailError, match=r"cannot be completed: .* remove that folder"):
         extraction.run()
+    manifest.write_text(whole)
+    for file in (extraction.folder / "extraction" / "data").iterdir():
+        file.write_bytes(b"\0" * file.stat().st_size)
+    features, batches = extraction.run()
+    assert sum(batches) == len(features.rows)
+    assert np.abs(features.tokens).max(axis=(0, 2, 3)).all()
 
 
 @pytest.mark.parametrize(("name", "num_cls_layers"), [("no_cls", 2), ("registers", 0)])

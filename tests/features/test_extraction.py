@@ -146,7 +146,7 @@ def test_features_too_large_for_float16_are_refused(pictures, tmp_path):
 def test_images_keep_their_shape_and_run_with_others_of_it(tmp_path):
     names = write_images(tmp_path / "pictures", 40, sizes=((64, 48), (48, 64), (90, 30), (64, 64)))
     model = small_model()
-    image_processor = keep_aspect(small_processor(), model.config.patch_size)
+    image_processor = keep_aspect(small_processor(), model.config.patch_shape)
     run(tmp_path / "pictures", tmp_path / "out", model, image_processor, features=["patches"], batch_size=4)
     table = pq.read_table(tmp_path / "out" / "data").to_pydict()
     assert table["path"] == names
@@ -323,7 +323,7 @@ def test_finished_files_are_not_made_again_but_lost_and_damaged_ones_are(picture
     (tmp_path / "out" / "data" / "part-000000-000003.parquet").unlink()
     cut = tmp_path / "out" / "data" / "part-000000-000000.parquet"
     cut.write_bytes(cut.read_bytes()[:-10])
-    flipped = tmp_path / "out" / "data" / "part-000000-000001.parquet"
+    flipped = tmp_path / "out" / "data" / "part-000000-000004.parquet"
     content = bytearray(flipped.read_bytes())
     content[100] ^= 1
     flipped.write_bytes(content)

@@ -72,7 +72,7 @@ def test_damaged_images(half, fuzz):
         places = range(min(64, len(content))) if half == "header" else None
         return read_one(OneImage(mutate(content, rng, places) if places else damaged(content, rng)))
 
-    fuzz(attempt, 400)
+    fuzz(attempt, 600)
 
 
 def members():

@@ -55,12 +55,12 @@ MORE_PREPROCESSOR = ("crop_pct", "feature_extractor_type", "processor_class", "b
 
 # A file of a model's folder, by the kind of folder, with other keys that it may have, and the number of inputs
 CONFIGS = {
-    ("vitrail", "config.json"): (MORE_CONFIG, 150),
-    ("transformers", "config.json"): (MORE_CONFIG, 60),
-    ("timm", "config.json"): (MORE_CONFIG, 60),
+    ("vitrail", "config.json"): (MORE_CONFIG, 250),
+    ("transformers", "config.json"): (MORE_CONFIG, 100),
+    ("timm", "config.json"): (MORE_CONFIG, 100),
     ("vitrail", "preprocessor_config.json"): (MORE_PREPROCESSOR, 100),
-    ("transformers", "preprocessor_config.json"): (MORE_PREPROCESSOR, 60),
-    ("shards", "model.safetensors.index.json"): ((), 30),
+    ("transformers", "preprocessor_config.json"): (MORE_PREPROCESSOR, 100),
+    ("shards", "model.safetensors.index.json"): ((), 50),
 }
 
 
@@ -99,7 +99,7 @@ def test_records_of_a_model(name, sources, tmp_path, fuzz):
         stage(folder, tmp_path / str(number), repo_id="user/name")
         keep_verification(folder, [])
 
-    fuzz(attempt, 12)
+    fuzz(attempt, 20)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_other_files(name, tmp_path, fuzz):
         (tmp_path / name).write_bytes(damage_json(content, rng))
         return read(tmp_path / name)
 
-    fuzz(attempt, 40)
+    fuzz(attempt, 60)
 
 
 def test_record_of_a_download(http_server, page, tmp_path, fuzz):

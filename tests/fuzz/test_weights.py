@@ -24,7 +24,7 @@ FILES = {
     "shards": ("model-00001-of-00002.safetensors", False),
 }
 # Each kind of damage, with the number of inputs
-DAMAGE = {"truncated": 12, "header": 50, "numbers": 8}
+DAMAGE = {"truncated": 15, "header": 80, "numbers": 10}
 DEFLATED = {kind for kind in FILES if kind.endswith("deflated")}
 
 

@@ -25,6 +25,8 @@ MEMORY = 512 << 20  # bytes by which one input may raise the peak of the process
 ADDRESS_SPACE = 6 << 30  # bytes beyond those in use: an input that asks for more does not get them
 FACTOR = float(os.environ.get("VITRAIL_FUZZ", "1"))
 CASE = os.environ.get("VITRAIL_FUZZ_CASE")
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: control characters, surrogates, separators of lines
+DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 ANYTHING = object()  # for `expected`: an input may be accepted as anything
 
 
@@ -104,7 +106,7 @@ def differences(result: Any, expected: Any) -> str:
 def check_message(error: BaseException) -> None:
     """Raise Fault unless the message is one line of printable text, and memory was not what stopped the input."""
     text = str(error)
-    if not text or any(unicodedata.category(character) in ("Cc", "Cs", "Cf", "Zl", "Zp") for character in text):
+    if not text or any(unicodedata.category(one) in CONTROLS or unicodedata.bidirectional(one) in DIRECTIONS for one in text):
         raise Fault(f"{describe(error)[:300]!r}, which is not one line of text") from error
     cause: BaseException | None = error
     while cause is not None:

@@ -107,7 +107,7 @@ def make_model(model_class, name, **fields):
 
 def make_images(config, batch_size=2, grid=None, seed=0):
     """Images of the config's size, or of as many patches as `grid` specifies."""
-    size = [length * patch for length, patch in zip(grid or config.patch_grid, config.patch_size, strict=True)]
+    size = [length * patch for length, patch in zip(grid or config.patch_grid, config.patch_shape, strict=True)]
     return torch.randn(batch_size, config.num_channels, *size, generator=torch.Generator().manual_seed(seed))
 
 

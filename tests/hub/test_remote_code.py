@@ -161,7 +161,7 @@ def test_save_pretrained_carries_the_code(tmp_path):
         "configuration_vit.py",
         "modeling_vit.py",
     }
-    image_processor.save_pretrained(tmp_path / "images")
+    assert image_processor.save_pretrained(tmp_path / "images") == [str(tmp_path / "images" / "preprocessor_config.json")]
     assert {file.name for file in (tmp_path / "images").iterdir()} == {"preprocessor_config.json", "image_processing_vit.py"}
 
 

@@ -1,6 +1,8 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import vitrail
 from small_models import tiny_config
 from vitrail.convert.verification import Check
 from vitrail.errors import ConversionError, SourceNotFoundError, UnsupportedCheckpointError, VitrailError
+from vitrail.evaluation.results import describe_model
 from vitrail.hub.saving import folder_of_run, keep_verification
+from vitrail.hub.upload import stage
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 FILES |= {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
@@ -41,8 +45,10 @@ def test_nothing_but_the_folder_is_left(tmp_path):
     vitrail.save(*small(), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
-    readable = [path.stat().st_mode & 0o044 == 0o044 for path in [tmp_path / "model", *(tmp_path / "model").iterdir()]]
-    assert all(readable), "others may read it"
+    vitrail.export_model(tmp_path / "model", tmp_path / "exported", to="timm")
+    (tmp_path / "file").touch()
+    modes = {path.stat().st_mode for folder in ("model", "exported") for path in (tmp_path / folder).iterdir()}
+    assert modes == {(tmp_path / "file").stat().st_mode}, "safetensors makes files that others cannot read"
 
 
 def test_a_model_can_be_saved_over_another(tmp_path):
@@ -110,7 +116,7 @@ def test_conversion_keeps_its_report(tmp_path):
     assert kept["format"] == "dino"
     assert kept["source"]["name"] == "dino.pth"
     assert str(tmp_path) not in json.dumps(kept), "a report that is published must not tell where its author keeps files"
-    assert AutoModel.from_pretrained(tmp_path / "model").config.patch_size == (16, 16)
+    assert AutoModel.from_pretrained(tmp_path / "model").config.patch_size == 16
 
 
 def test_a_folder_of_another_kind_is_not_written_over(tmp_path):
@@ -186,7 +192,7 @@ def test_a_trained_model_is_replaced_only_on_request(tmp_path, name, text):
         lambda: vitrail.convert_checkpoint("no such file", tmp_path / "model"),
         lambda: folder_of_run(tmp_path / "model", overwrite=False),
     ):
-        with pytest.raises(VitrailError, match=rf"holds a trained model \({name}\).*--overwrite"):
+        with pytest.raises(VitrailError, match=rf"holds a trained model \({name}\).*overwrite=True"):
             write()
     assert (tmp_path / "model" / name).read_text() == text
     vitrail.save(other, processor, tmp_path / "model", overwrite=True)
@@ -235,14 +241,6 @@ def test_a_folder_by_another_name(tmp_path, monkeypatch):
     assert "\n# model\n" in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_a_report_of_another_program_is_not_an_origin(tmp_path):
-    model, processor = small()
-    vitrail.save(model, processor, tmp_path / "model")
-    for content in ("{bad", "[]", '{"weights_sha256": 1}'):
-        (tmp_path / "model" / "conversion.json").write_text(content)
-        assert vitrail.load(tmp_path / "model")[2].origin is None
-
-
 def test_an_edited_card_stays(tmp_path):
     """A card that was only rendered is rendered again, for instance when verify has numbers."""
     vitrail.save(*small(), tmp_path / "model")
@@ -284,3 +282,45 @@ def test_the_origin_goes_along_as_long_as_the_weights_are_the_same(tmp_path):
     changed.save_pretrained(tmp_path / "again")
     _, _, report = vitrail.load(tmp_path / "again")
     assert report.origin is None
+
+
+def test_a_failed_check_is_kept_only_if_it_compared_the_recorded_source(tmp_path):
+    model, processor = small()
+    vitrail.save(model, processor, tmp_path / "first")
+    vitrail.export_model(tmp_path / "first", tmp_path / "original.pth", to="dino")
+    shutil.copy(tmp_path / "original.pth", tmp_path / "copy.pth")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    vitrail.convert_checkpoint(tmp_path / "original.pth", tmp_path / "model", num_heads=4)
+    failed = [Check("round trip", "a file", None, False)]
+    for file, kept in (("other.pth", False), ("original.pth", True), ("copy.pth", True)):
+        assert keep_verification(tmp_path / "model", failed, against=tmp_path / file) is kept
+        assert ("FAILED" in (tmp_path / "model" / "README.md").read_text()) is kept
+    assert not keep_verification(tmp_path / "model", failed, against=tmp_path / "copy.pth", head=tmp_path / "other.pth")
+
+
+def test_a_verified_model_without_a_report_is_converted_probed_and_pushed(tmp_path):
+    """Its conversion.json holds the checks alone."""
+    vitrail.save(*small(), tmp_path / "model")
+    keep_verification(tmp_path / "model", [Check("reload", "this model", 0.0, True)])
+    report = vitrail.convert_checkpoint(tmp_path / "model", tmp_path / "again")
+    assert report.checkpoint is None
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "| File | `model.safetensors`" in card
+    assert "None" not in card.partition("## Conversion")[2].partition("## ")[0]
+    assert describe_model(report)["name"] == "model.safetensors"
+    for folder in ("model", "again"):
+        assert "conversion.json" in stage(tmp_path / folder, tmp_path / f"{folder} staged", repo_id="user/name").files
+
+
+@pytest.mark.parametrize("content", ['{"format_version": 2}', "{bad", "[]", '{"weights_sha256": 1}'])
+def test_a_report_that_cannot_be_read_is_a_warning_of_load(tmp_path, content):
+    """The weights are sound. What describes them names the file."""
+    vitrail.save(*small(), tmp_path / "model")
+    (tmp_path / "model" / "conversion.json").write_text(content)
+    report = vitrail.load(tmp_path / "model")[2]
+    assert report.origin is None
+    (warning,) = report.warnings
+    assert re.match(r"the origin of the weights is unknown: .*conversion\.json", warning)
+    assert "hash_unchanged" not in repr(report)
+    with pytest.raises(VitrailError, match=r"conversion\.json"):
+        stage(tmp_path / "model", tmp_path / "staged", repo_id="user/name")

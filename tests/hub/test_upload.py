@@ -370,6 +370,7 @@ def test_what_a_trainer_wrote_is_left_out_by_name(hub_server, folder, tmp_path):
     upload = stage(folder, tmp_path / "upload", repo_id="user/name")
     assert upload.files.keys() == FILES
     assert upload.warnings == ["left out, because a Trainer wrote them: checkpoint-500, optimizer.pt, training_args.bin"]
+    assert not hub_server.requests, "a dry run needs no network"
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "README.md", "model.safetensors", "conversion.json"])

@@ -89,7 +89,7 @@ def feed_forward(tokens, config, weights, name):
 
 def formulas(config, weights, images):
     """The forward pass at the config's own size, written down a second time: hidden states, tokens, pooled vector and logits."""
-    eps, (height, width), (patch_height, patch_width) = config.layer_norm_eps, config.patch_grid, config.patch_size
+    eps, (height, width), (patch_height, patch_width) = config.layer_norm_eps, config.patch_grid, config.patch_shape
     patches = [
         images[:, :, row : row + patch_height, column : column + patch_width].flatten(1)
         for row in range(0, height * patch_height, patch_height)

@@ -108,7 +108,7 @@ def test_the_order_of_patches_is_row_by_row(name):
     config = model.config
     images = make_images(config, grid=(3, 5))
     changed = images.clone()
-    changed[:, :, config.patch_size[0] :, 2 * config.patch_size[1] :][:, :, : config.patch_size[0], : config.patch_size[1]] += 1
+    changed[:, :, config.patch_shape[0] :, 2 * config.patch_shape[1] :][:, :, : config.patch_shape[0], : config.patch_shape[1]] += 1
     with torch.no_grad():
         before, after = (model.embeddings(pixels) for pixels in (images, changed))
     different = (before != after).any(-1).any(0).nonzero().flatten().tolist()
@@ -122,7 +122,7 @@ def test_masked_patches_are_replaced_by_the_mask_token(name):
     config = model.config
     images, mask = make_images(config), make_mask(config)
     visible = images.clone()
-    height, width = config.patch_size
+    height, width = config.patch_shape
     for sample, patch in mask.nonzero().tolist():
         row, column = divmod(patch, config.patch_grid[1])
         visible[sample, :, row * height : (row + 1) * height, column * width : (column + 1) * width] = 99.0
@@ -150,7 +150,7 @@ def test_masked_image_modeling_paints_patches_where_they_belong(name):
     output = model(images)
     assert output.loss is None
     assert output.reconstruction.shape == images.shape
-    height, width = config.patch_size
+    height, width = config.patch_shape
     tokens = model.vit(images).last_hidden_state[:, config.num_prefix_tokens :]
     painted = tokens @ model.decoder.weight.flatten(1).T + model.decoder.bias  # each token's pixels, channel by channel
     for patch in range(tokens.shape[1]):
@@ -165,7 +165,7 @@ def test_masked_image_modeling_loss_is_the_mean_error_of_masked_pixels(name):
     model = make_model(ViTForMaskedImageModeling, name)
     images, mask = make_images(model.config), make_mask(model.config)
     output = model(images, bool_masked_pos=mask)
-    height, width = model.config.patch_size
+    height, width = model.config.patch_shape
     errors = (output.reconstruction - images).abs().unfold(2, height, height).unfold(3, width, width)  # (B, C, h, w, ph, pw)
     masked = errors.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)[mask]
     assert output.loss.item() == pytest.approx(masked.mean().item(), rel=1e-5)

@@ -50,8 +50,8 @@ def test_a_name_is_the_original_architecture():
 def test_sizes_and_patches(name, size, expected, hidden_size):
     model, image_processor = new_model(name, image_size=size, seed=0)
     config = model.config
-    assert config.image_size == (expected, expected)
-    assert config.patch_size == (int(name[-2:]),) * 2
+    assert config.image_size == expected
+    assert config.patch_size == int(name[-2:])
     assert config.hidden_size == hidden_size
     assert (image_processor.crop_size["height"], image_processor.crop_size["width"]) == (expected, expected)
 
@@ -76,7 +76,7 @@ def test_the_config_of_a_model_of_ours(tmp_path):
     vitrail.save(vitrail.ViTForImageClassification(config), vitrail.make_image_processor("dino", image_size=16), tmp_path / "model")
     model, _ = new_model(str(tmp_path / "model" / "config.json"), image_size=224, seed=0)
     assert type(model) is vitrail.ViTModel
-    assert (model.config.num_register_tokens, model.config.image_size) == (2, (16, 16))
+    assert (model.config.num_register_tokens, model.config.image_size) == (2, 16)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_killed_it_goes_on(prepared, whole):
     assert not (prepared / "model").exists()
     with pytest.raises(VitrailError, match=r"begun with different settings \(seed was 0, is 1\): repeat the run"):
         run(prepared, seed=1)
-    with pytest.raises(VitrailError, match=r"begun with different settings \(config, image processor\)"):
+    with pytest.raises(VitrailError, match=r"begun with different settings \(config.image_size was"):
         run(prepared, num_attention_heads=4, layer_norm_eps=1e-5, image_size=32)
     resumed = run(prepared)
     assert resumed["resumed_from"] == "checkpoint-3"
@@ -217,10 +217,10 @@ def test_crops_fit_the_patches():
 
 def test_too_few_images(prepared):
     too_few = "27 images to train on, fewer than a batch of the recipe"
-    with pytest.raises(VitrailError, match=f"{too_few} dino, 512: lower it with --total-batch-size"):
+    with pytest.raises(VitrailError, match=f"{too_few} dino, 512: lower it with total_batch_size="):
         run(prepared, "few", recipe="dino")
     with pytest.raises(VitrailError, match=f"{too_few} small, 30"):
-        run(prepared, "few", batch_size=30)
+        run(prepared, "few", total_batch_size=30)
     assert not (prepared / "few.run").exists()
 
 

@@ -631,10 +631,20 @@ def test_loading_overrides(tmp_path):
     )
     assert (loaded.backend, loaded.size, loaded.crop_size) == ("torch", {"shortest_edge": 300}, {"height": 224, "width": 224})
     assert unused["color"] == "blue"
+    assert VitrailImageProcessorTorch().backend == "torch"
     by_auto_class = VitrailImageProcessorTorch.from_pretrained(tmp_path)
     assert type(by_auto_class) is VitrailImageProcessor
     assert by_auto_class.to_dict() == VitrailImageProcessor(backend="torch").to_dict()
     assert by_auto_class.to_dict() != VitrailImageProcessor().to_dict()
+
+
+def test_a_filter_by_name():
+    image_processor = VitrailImageProcessor()
+    expected = image_processor(photograph(), resample=2, return_tensors="pt")["pixel_values"]
+    assert torch.equal(image_processor(photograph(), resample="bilinear", return_tensors="pt")["pixel_values"], expected)
+    assert VitrailImageProcessor(resample="bilinear").to_dict()["resample"] == 2
+    with pytest.raises(ValueError, match='found resample="cubic"; write a filter of Pillow'):
+        image_processor(photograph(), resample="cubic")
 
 
 @pytest.mark.parametrize("size", [384, [384, 384], {"height": 384, "width": 384}])

@@ -78,7 +78,7 @@ def test_several_threads_call_a_compiled_model_together(module, compiled):
 def test_missing_packages(build, package, extra, module, monkeypatch):
     find = sys.modules["vitrail.utils.optional"].find_spec
     monkeypatch.setattr("vitrail.utils.optional.find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(VitrailError, match=rf'not installed \({package}\): pip install "vitrail\[{extra}\]"'):
+    with pytest.raises(VitrailError, match=rf'not installed \({package}\): pip install "\.\[{extra}\]"'):
         build(module, make_images(module.vit.config), precision="float32", calibration=None, num_streams=1)
 
 

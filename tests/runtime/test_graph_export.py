@@ -77,7 +77,7 @@ def test_the_outputs_of_the_original_implementation(to, run, tmp_path):
     np.testing.assert_allclose(last_hidden_state[:, inputs["token_index"]], outputs["112x112/last_hidden_state"], atol=2e-5)
     np.testing.assert_allclose(pooler_output, outputs["112x112/cls"], atol=2e-5)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["image_size"] == [112, 112]
+    assert config["image_size"] == 112
 
 
 def test_one_batch_size(classifier, tmp_path):
@@ -95,6 +95,20 @@ def test_any_image_size(tmp_path):
     with pytest.raises(UnsupportedCheckpointError, match="write a graph for each image size"):
         vitrail.export_model(tmp_path / "model", tmp_path / "out", to="onnx", dynamic_size=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_graph_does_differently_is_said(tmp_path, monkeypatch):
+    written = graphs.GraphFormat("model.onnx", lambda graph, path: path.touch(), lambda path: None, "onnxruntime", (), "onnx")
+    monkeypatch.setitem(graphs.GRAPH_FORMATS, "onnx", written)
+    monkeypatch.setattr(graphs, "trace", lambda *arguments: None)
+    monkeypatch.setattr(graphs, "compare", lambda *arguments: "agrees")
+    model, processor = make_model(vitrail.ViTModel, "absolute"), vitrail.make_image_processor("dino", image_size=8)
+    assert graphs.export_graph(model, processor, tmp_path / "plain", to="onnx") == ["agrees"]
+    warnings = graphs.export_graph(model.bfloat16(), processor, tmp_path / "half", to="onnx", dynamic_size=True)
+    assert warnings[1:] == [
+        "the graph computes in float32; the weights are bfloat16",
+        "the graph does not check image sizes: it cuts off rows and columns that do not fill a patch",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,8 +178,8 @@ def test_what_is_refused_before_any_work(classifier, tmp_path, monkeypatch):
         graphs.export_graph(model, vitrail.make_image_processor("dino"), tmp_path / "out", to="onnx")
     monkeypatch.setattr("vitrail.utils.optional.find_spec", lambda name: None)
     for to, message in (
-        ("onnx", r"not installed \(onnx, onnxscript, onnxruntime\): pip install .vitrail\[onnx\]"),
-        ("openvino", r"not installed \(openvino\): pip install .vitrail\[openvino\]"),
+        ("onnx", r"not installed \(onnx, onnxscript, onnxruntime\): pip install .\.\[onnx\]"),
+        ("openvino", r"not installed \(openvino\): pip install .\.\[openvino\]"),
     ):
         with pytest.raises(VitrailError, match=message):
             vitrail.export_model(classifier, tmp_path / "out", to=to)

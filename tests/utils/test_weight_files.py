@@ -149,8 +149,11 @@ def test_shards(kind, suffix, tensors, tmp_path):
     file = read_checkpoint(index)
     assert file.container == kind.split()[0]
     assert_same(file.content, tensors)
+    first = next(iter(tensors))
+    write(kind, {key: tensors[key] if key != first else tensors[first] + 1 for key in tensors}, tmp_path / names[1])
+    assert_same(read_checkpoint(index).content, tensors)  # each tensor from the shard that the index names
 
-    index.write_text(json.dumps({"weight_map": {**dict.fromkeys(tensors, names[0]), "head.weight": names[1]}}))
+    index.write_text(json.dumps({"weight_map": dict(zip(tensors, names, strict=True)) | {"head.weight": names[1]}}))
     with pytest.raises(CorruptFileError, match=r"lack 1 of its tensors \(head.weight\)"):
         read_checkpoint(index)
     (tmp_path / names[1]).unlink()

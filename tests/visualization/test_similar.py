@@ -173,7 +173,10 @@ def test_other_weights_are_refused(stored):
 
 def test_the_same_weights_in_another_model_are_refused(stored):
     other = small_model(pooling="avg", layer_norm_eps=1e-3)
-    with pytest.raises(VitrailError, match="these weights, but with another layer_norm_eps and pooling: pass the model"):
+    with pytest.raises(
+        VitrailError,
+        match=r"these weights and other settings \(config.layer_norm_eps was 1e-06, is 0.001; config.pooling was cls, is avg\): pass",
+    ):
         find_similar(other, stored, PHOTOS[0])
     check_same_model(small_model(), stored)
 

@@ -77,7 +77,7 @@ def test_the_shapes_give_the_architecture(published):
         HEADS,
         40,
     )
-    assert (config.image_size, config.patch_size, config.num_labels) == ((32, 32), (8, 8), CLASSES)
+    assert (config.image_size, config.patch_size, config.num_labels) == (32, 8, CLASSES)
     assert (config.hidden_act, config.layer_norm_eps) == ("gelu_pytorch_tanh", 1e-6)
 
 

@@ -87,6 +87,26 @@ def test_names_with_two_numbers_are_grouped_only_where_every_combination_is_ther
     assert group_names(["blocks.0.0.w", "blocks.1.1.w"]) == ["blocks.0.0.w", "blocks.1.1.w"]
 
 
+def test_names_are_not_read_again_for_every_rule():
+    """Otherwise a file of a million names takes a million times a million steps."""
+
+    class Counted(dict):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    tensors = Counted({f"layer{number}x": torch.zeros(()) for number in range(100)})
+    converted, _ = convert_tensors(tensors, [Rule(name, name) for name in list(tensors)])
+    assert len(converted) == 100
+    assert tensors.passes < 10
+
+
+def test_numbers_that_are_far_apart_are_not_counted_through():
+    assert group_names(["b.0.w", "b.999999999.w", f"b.{'9' * 5000}.w"]) == ["b.{0,999999999}.w", f"b.{'9' * 5000}.w"]
+
+
 def test_the_report_names_every_problem_in_groups():
     coverage = Coverage(
         unexpected=["extra"], missing=[f"layers.{index}.norm1.bias" for index in range(3)], mismatched=["x (file (1,), model (2,))"]

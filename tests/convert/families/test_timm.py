@@ -88,7 +88,7 @@ def test_every_kind_matches_timm(variant, container, tmp_path):
     assert {name: getattr(encoder.config, name) for name in FIELDS[variant]} == FIELDS[variant]
     is_absolute = variant.startswith("absolute")
     # The relative MLP's weights do not determine the size; the weights of every other kind do
-    assert encoder.config.image_size == ((224, 224) if variant.startswith("mlp") else (32, 32))
+    assert encoder.config.image_shape == ((224, 224) if variant.startswith("mlp") else (32, 32))
     assert encoder.config.position_interpolation_antialias == is_absolute
     for size, spec in INPUTS.items():
         outputs = encoder(pixel_values := deterministic.pixel_values(spec))
@@ -164,7 +164,7 @@ def test_the_image_size_of_a_relative_mlp_stands_in_config_json(tmp_path, kind):
     config = (
         {"architecture": "vit_relpos", "pretrained_cfg": cfg} if kind == "pretrained_cfg" else {"architecture": "vit_relpos", **cfg}
     )
-    assert vitrail.load(write_folder(tmp_path, RELATIVE, config))[0].config.image_size == (64, 96)
+    assert vitrail.load(write_folder(tmp_path, RELATIVE, config))[0].config.image_shape == (64, 96)
 
 
 @torch.no_grad()
@@ -253,7 +253,7 @@ def test_a_rectangle_is_what_config_json_states(tmp_path, img_size, cls_position
     config = {"architecture": "vit_base_patch16_224", "model_args": {"img_size": list(img_size)}, "pretrained_cfg": {}}
     write_folder(tmp_path, tensors, config)
     model, _, _ = vitrail.load(tmp_path)
-    assert model.config.image_size == img_size
+    assert model.config.image_shape == img_size
     assert model.config.use_cls_position is cls_position
 
 
@@ -268,3 +268,80 @@ def test_positions_of_no_known_kind_are_refused(tmp_path):
     write_folder(tmp_path, {name: tensor for name, tensor in PLAIN.items() if name != "pos_embed"})
     with pytest.raises(UnsupportedCheckpointError, match="neither pos_embed nor rel_pos"):
         vitrail.load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- arguments that change the model
+
+
+SWIGLU = deterministic.weights(CASES["absolute, swiglu"]["checkpoint"])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        (PLAIN, {"model_args": {"pool_include_prefix": True}}, "pool_include_prefix=True"),
+        (PLAIN, {"model_args": {"norm_layer": "layernorm2d"}}, "norm_layer='layernorm2d'"),
+        (PLAIN, {"model_args": {"block_fn": "some"}}, "block_fn='some'"),
+        (PLAIN, {"global_pool": ""}, 'global_pool="" \\(logits for each token\\)'),
+        (SWIGLU, {"model_args": {"act_layer": "relu"}}, 'act_layer="relu" is not supported with SwiGLU; expected "silu"'),
+        (PLAIN, {"model_args": [1]}, '"model_args": \\[1\\]; expected an object'),
+        (PLAIN, {"model_args": {"img_size": "32"}}, '"img_size": 32; expected a whole number or a list'),
+        (PLAIN, {"pretrained_cfg": {"crop_pct": "x"}}, '"crop_pct": x; expected a whole number or a number'),
+        (PLAIN, {"pretrained_cfg": {"mean": [1, 2], "std": [1, None]}}, "does not describe a valid image processor"),
+    ],
+)
+def test_an_argument_with_another_model_as_its_effect_is_refused(tmp_path, tensors, config, message):
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        vitrail.load(write_folder(tmp_path, tensors, {"architecture": "vit"} | config))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "expected"),
+    [
+        (PLAIN, {"model_args": {"pool_include_prefix": False, "norm_layer": "layernorm"}}, {"hidden_act": "gelu"}),
+        (SWIGLU, {"model_args": {"act_layer": "silu"}}, {"mlp_type": "swiglu"}),
+        (PLAIN, {"architecture": "vit_base_patch16_224"}, {"position_interpolation_mode": "bicubic"}),
+        (
+            PLAIN,
+            {"architecture": "flexivit_small"},  # _create_vision_transformer: bilinear, not antialiased
+            {"position_interpolation_mode": "bilinear", "position_interpolation_antialias": False},
+        ),
+    ],
+)
+def test_arguments_and_architectures_that_determine_the_model(tmp_path, tensors, config, expected):
+    model, _, _ = vitrail.load(write_folder(tmp_path, tensors, {"architecture": "vit"} | config))
+    assert {name: getattr(model.config, name) for name in expected} == expected
+
+
+def test_without_layer_scale_the_name_determines_where_the_norms_are(tmp_path):
+    """init_values=0.0 leaves LayerScale out; without timm's name, only the rpn models do."""
+    bare = {name: tensor for name, tensor in RELATIVE.items() if ".ls" not in name}
+    for architecture, expected in (("vit_relpos_base_patch16_224", "pre"), ("vit_relpos_medium_patch16_rpn_224", "residual_post")):
+        model, _, report = vitrail.load(write_folder(tmp_path, bare, {"architecture": architecture}))
+        assert model.config.norm_position == expected
+        assert not any("norms assumed" in warning for warning in report.warnings)
+    save_file(bare, tmp_path / "bare.safetensors")
+    model, _, report = vitrail.load(tmp_path / "bare.safetensors")
+    assert model.config.norm_position == "residual_post"
+    assert any("norms assumed after attention and MLP" in warning for warning in report.warnings)
+
+
+def test_an_image_size_that_patches_do_not_cover_is_a_warning(tmp_path):
+    """timm's vit_so400m_patch14_siglip_gap_384 drops the last 6 pixels."""
+    config = {"architecture": "vit", "pretrained_cfg": CFG | {"input_size": [3, 36, 36]}}
+    model, processor, report = vitrail.load(write_folder(tmp_path, PLAIN, config))
+    assert model.config.image_size == (32, 32)
+    assert dict(processor.crop_size) == {"height": 32, "width": 32}
+    assert any("timm prepares images of 36x36 pixels and drops" in warning for warning in report.warnings)
+
+
+def test_a_bare_file_of_dinos_layout_names_the_other_reading(tmp_path):
+    backbone = {name: tensor for name, tensor in PLAIN.items() if not name.startswith("head.")}
+    save_file(backbone, tmp_path / "vit.safetensors")
+    torch.save(backbone, tmp_path / "vit.pth")
+    for name, other in (("vit.safetensors", "dino"), ("vit.pth", "timm")):
+        warnings = vitrail.load(tmp_path / name)[2].warnings
+        assert any(f'pass format="{other}"' in warning for warning in warnings)
+        assert any(
+            "2 attention heads assumed, each 64 wide as in published models: set num_heads=" in warning for warning in warnings
+        )

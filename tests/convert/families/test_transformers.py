@@ -259,8 +259,8 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(config):
     raw = RawCheckpoint({}, "safetensors", config={"model_type": config.model_type})
     ours = vitrail.ViTConfig(**TRANSFORMERS.configure(raw, None))
     assert {name: getattr(ours, name) for name in SAME_NAME} == {name: getattr(config, name) for name in SAME_NAME}
-    assert ours.image_size == (config.image_size, config.image_size)
-    assert ours.patch_size == (config.patch_size, config.patch_size)
+    assert ours.image_size == config.image_size
+    assert ours.patch_size == config.patch_size
     assert ours.num_register_tokens == getattr(config, "num_register_tokens", 0)
     assert ours.layer_scale_init_value == getattr(config, "layerscale_value", None)
     assert ours.intermediate_size == getattr(config, "intermediate_size", 4 * config.hidden_size)
@@ -412,3 +412,57 @@ def test_a_saved_processor_goes_with_another_number_of_channels(tmp_path):
 )
 def test_without_a_processor_it_is_what_the_family_does(tmp_path, model, theirs):
     assert_same_pixels(vitrail.load(write(tmp_path, MODELS[model]()))[1], theirs)
+
+
+# ------------------------------------------------------------------------------------------------------------- other classes
+
+
+BACKBONES = {
+    "Dinov2Backbone": lambda **fields: transformers.Dinov2Backbone(dinov2(**fields)),
+    "Dinov2WithRegistersBackbone": lambda **fields: transformers.Dinov2WithRegistersBackbone(registers(**fields)),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("options", [{"out_indices": [1, 3]}, {"out_features": ["stage2"], "apply_layernorm": False}])
+@torch.no_grad()
+def test_a_backbone_keeps_its_stages(tmp_path, name, options):
+    theirs = with_random_weights(BACKBONES[name](**options))
+    theirs.save_pretrained(tmp_path / "theirs")
+    encoder, image_processor, report = vitrail.load(tmp_path / "theirs")
+    assert any("vitrail.ViTBackbone" in warning for warning in report.warnings)
+    vitrail.save(encoder, image_processor, tmp_path / "ours")
+    ours = vitrail.ViTBackbone.from_pretrained(tmp_path / "ours")
+    pixel_values = torch.randn(1, 3, 48, 24)
+    found, expected = ours(pixel_values).feature_maps, theirs(pixel_values).feature_maps
+    assert len(found) == len(expected) == len(theirs.out_features)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: transformers.ViTForImageClassification(vit(num_labels=0)), "names a classifier, but the file has none"),
+        (lambda: transformers.ViTMAEModel(transformers.ViTMAEConfig(**VIT)), "ViTMAE masks patches at random"),
+        (MODELS["vit"], "no preprocessor_config.json: assuming images of 32x32 pixels, mean 0.5, std 0.5"),
+        (MODELS["dinov2"], "no preprocessor_config.json: assuming images of 224x224 pixels, mean 0.485, 0.456, 0.406"),
+    ],
+)
+def test_what_differs_or_is_assumed_is_a_warning(tmp_path, make, message):
+    report = vitrail.load(write(tmp_path, make()))[2]
+    assert any(message in warning for warning in report.warnings)
+
+
+def test_a_bare_file_needs_its_config(tmp_path):
+    torch.save(MODELS["vit, classifier"]().state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(UnsupportedCheckpointError, match=r"names are those of transformers: pass the folder.*config\.json"):
+        vitrail.load(tmp_path / "vit.pth")
+
+
+def test_the_model_classes_refuse_folders_of_other_models(tmp_path):
+    """transformers would initialize an encoder at random, and say so in a log."""
+    write(tmp_path, MODELS["vit"]())
+    for model_class in (vitrail.ViTModel, vitrail.ViTForImageClassification, vitrail.ViTBackbone, vitrail.ViTConfig):
+        with pytest.raises(ValueError, match=r'model type "vit"; expected "vitrail"\. Load the checkpoint with vitrail\.load'):
+            model_class.from_pretrained(tmp_path)

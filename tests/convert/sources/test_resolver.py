@@ -42,12 +42,21 @@ def test_download_keeps_file_and_record(http_server, page, tmp_path):
     assert path.read_bytes() == BODY
     record = json.loads(path.with_name("weights.pth.json").read_text())
     expected = hashlib.sha256(BODY).hexdigest()
-    assert record == {"url": url, "size": len(BODY), "etag": '"v1"', "last_modified": None, "sha256": expected}
+    assert record == {"format_version": 1, "url": url, "size": len(BODY), "etag": '"v1"', "last_modified": None, "sha256": expected}
     assert sha256(path) == expected
     assert not path.with_name("weights.pth.part").exists()
 
     assert download(url) == path
     assert len(http_server.requests) == 1
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", "{", '{"size": 10, "etag": 3}'])
+def test_a_damaged_record_of_a_download_is_none(record, http_server, page):
+    http_server.pages["/w.pth"] = page(OTHER, headers={"ETag": '"v1"'})
+    path = download(f"{http_server.url}/w.pth")
+    path.rename(path.with_name("w.pth.part"))
+    path.with_name("w.pth.json").write_text(record)
+    assert download(f"{http_server.url}/w.pth").read_bytes() == OTHER
 
 
 def test_same_base_name_does_not_collide(http_server, page, tmp_path):
@@ -203,6 +212,13 @@ def test_refusals(status, message, http_server, page):
 def test_a_page_is_not_a_file(http_server, page):
     http_server.pages["/w.pth"] = page(b"<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})
     with pytest.raises(DownloadError, match="returns an HTML page"):
+        download(f"{http_server.url}/w.pth")
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1:9/w.pth", "file:///etc/hostname"])
+def test_a_redirect_leads_to_http_alone(target, http_server, page):
+    http_server.pages["/w.pth"] = page(b"", status=302, headers={"Location": target})
+    with pytest.raises(DownloadError, match=r"it redirects to ftp|returned HTTP 302"):
         download(f"{http_server.url}/w.pth")
 
 

@@ -97,8 +97,9 @@ def test_the_head_of_the_page_names_the_features(place, report):
     text, stored = Page(report.html).text, StoredFeatures(place / "out")
     assert "Features of 66 images" in text
     assert "unreadable images 21" in text
-    for words in (str(place / "images"), str(place / "model"), "float32", stored.manifest.settings["weights"][:16]):
+    for words in ("Images: images . Model: model .", "float32", stored.manifest.settings["weights"][:16]):
         assert words in text
+    assert str(place) not in report.html
     norms = np.linalg.norm(stored.vectors("mean"), axis=1)
     assert f"mean vectors of 32 {np.median(norms):.3g} {np.percentile(norms, 5):.3g} to {np.percentile(norms, 95):.3g}" in text
     assert "patches tensors, the first 4 by 4 by 32" in text

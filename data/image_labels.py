@@ -66,9 +66,11 @@ def read_metadata(root: str, names: Sequence[str], images: Sequence[str]) -> Met
         folder, found = table.rpartition("/")[0], False
         for record in _records(root + table):
             row = row_of.get(os.path.normpath(os.path.join(folder, str(record.pop(FILE_NAME, None)))))
-            for column, value in record.items() if row is not None else ():
+            if row is None:
+                continue
+            found = True
+            for column, value in record.items():
                 columns.setdefault(column, [None] * len(images))[row] = value
-            found = found or row is not None
         if not found:
             raise VitrailError(
                 f"{root}{table} names no image: write the path of each image, relative to the table, into its column {FILE_NAME}, or "
@@ -99,7 +101,7 @@ def _records(file: str) -> Iterator[dict[str, Any]]:
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             if file.endswith(".csv"):
-                yield from csv.DictReader(stream)
+                yield from csv.DictReader(stream, restkey="(more)")
             else:
                 yield from (_flat(json.loads(line)) for line in stream if line.strip())
     except (OSError, ValueError, csv.Error, RecursionError) as error:
