@@ -535,7 +535,7 @@ def test_two_processes_give_the_rows_of_one(model_dir, pictures, tars, tmp_path)
     words = command(model_dir, pictures[0], tmp_path / "two-folder", "--shard-size", 6, "--max-errors", 15)[2:]
     ended = subprocess.run([*launch, *words], capture_output=True, text=True)
     assert ended.returncode != 0
-    assert "found 20 unreadable images, more than max_errors=15" in ended.stderr, "though neither has found so many"
+    assert "found 20 unreadable images, more than --max-errors 15" in ended.stderr, "though neither has found so many"
     assert run(pictures[0], tmp_path / "two-folder", shard_size=6).images == 0, "both have done all that they could"
     for kind, source in (("folder", pictures[0]), ("tars", tars)):
         run(source, tmp_path / f"one-{kind}", shard_size=6)
