@@ -7,7 +7,6 @@ Everything in which families differ is a field of `ViTConfig`. Shape letters: B 
 """
 
 import copy
-import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
@@ -75,6 +74,11 @@ def relative_position_index(grid: tuple[int, int], device: torch.device) -> torc
     return (row_offset[:, None, :, None] * (2 * width - 1) + column_offset[None, :, None, :]).flatten()
 
 
+def _has_global_hooks() -> bool:
+    """Return whether a hook sees the outputs of all modules."""
+    return bool(nn.modules.module._global_forward_pre_hooks or nn.modules.module._global_forward_hooks)
+
+
 class ViTRelativePosition(nn.Module):
     """Base class of the relative biases: computes the bias of a patch grid, or reuses the last one.
 
@@ -112,7 +116,7 @@ class ViTRelativePosition(nn.Module):
         if not all(parameter.device.type == "cpu" and type(parameter) is nn.Parameter for parameter in parameters):
             return False
         # What a hook holds may change through a view that has no version, such as a NumPy array
-        return not (self._forward_hooks or nn.modules.module._has_any_global_hook())
+        return not (self._forward_hooks or _has_global_hooks())
 
     def __getstate__(self) -> dict[str, Any]:  # copies and pickles of a model start without a bias
         return {name: value for name, value in self.__dict__.items() if name != "last"}
@@ -175,7 +179,9 @@ def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
     while high - low > 1e-6:  # the ratio whose series of `reach` terms sums to `new_reach`
         ratio = (low + high) / 2
         low, high = (low, ratio) if (1 - ratio**reach) / (1 - ratio) > new_reach else (ratio, high)
-    steps = list(itertools.accumulate(ratio**power for power in range(reach)))
+    steps = [1.0]
+    for power in range(1, reach):
+        steps.append(steps[-1] + ratio**power)
     known = torch.tensor([-step for step in reversed(steps)] + [0.0] + steps, dtype=torch.float64)
     wanted = torch.arange(-new_reach, new_reach + 1, dtype=torch.float64).clamp(-steps[-1], steps[-1])
     right = torch.searchsorted(known, wanted, right=True).clamp(1, 2 * length - 2)
@@ -419,8 +425,7 @@ class ViTMLP(nn.Module):
         if "forward" in vars(self.fc1) or "forward" in vars(self.activation):  # wrapped, as adapters and offloading do
             return False
         hooks = (self.fc1._forward_hooks, self.activation._forward_pre_hooks, self.activation._forward_hooks)
-        global_hooks = (nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks)
-        return not any(hooks + global_hooks)
+        return not (any(hooks) or _has_global_hooks())
 
 
 class ViTSwiGLU(nn.Module):

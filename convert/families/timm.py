@@ -368,7 +368,9 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
 def holds(config: ViTConfig) -> Holds:
     """Return what timm's VisionTransformer or VisionTransformerRelPos can hold."""
     relative = config.position_embedding_type != "absolute"
-    return {
+    # timm's post-norm block with relative positions has no LayerScale
+    unscaled = {"layer_scale_init_value": (None,)} if relative and config.norm_position == "residual_post" else {}
+    return unscaled | {
         "pooling": ("cls", "avg"),
         "representation_size": (None,),
         "mlp_type": ("mlp",) if relative else ("mlp", "swiglu"),

@@ -187,6 +187,7 @@ RELATIVE = {"position_embedding_type": "relative_mlp", **AVERAGE, **LAYER_SCALE}
     [
         ("timm", RELATIVE | {"mlp_type": "swiglu"}, "mlp_type is swiglu; expected mlp"),
         ("timm", RELATIVE | {"hidden_act": "relu"}, "hidden_act is relu; expected gelu"),
+        ("timm", RELATIVE | {"norm_position": "residual_post"}, r"layer_scale_init_value is 1\.0; expected None"),
         ("timm", ANTIALIAS | {"hidden_act": "mish"}, "hidden_act is mish; expected gelu_pytorch_tanh or"),
         ("timm", ANTIALIAS | {"pooling": "cls+avg"}, r"pooling is cls\+avg; expected cls or avg"),
         ("transformers", AVERAGE, "use_cls_token is False; expected True"),

@@ -18,6 +18,7 @@ LINEAR = {
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # of a model without a name
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("target_modules", [["qkv"], "all-linear"], ids=["qkv", "all-linear"])
 def test_lora(target_modules, name, tmp_path):
@@ -44,7 +45,7 @@ def test_lora(target_modules, name, tmp_path):
 @pytest.mark.parametrize("model_class", [ViTModel, ViTForImageClassification])
 def test_fsdp_wraps_each_block(model_class):
     model = make_model(model_class, "relative_mlp_shared")
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    plugin = FullyShardedDataParallelPlugin(auto_wrap_policy="transformer_based_wrap")
     plugin.set_auto_wrap_policy(model)
     assert plugin.auto_wrap_policy.keywords["transformer_layer_cls"] == {ViTEmbeddings, ViTLayer}
 

@@ -24,6 +24,7 @@ def test_compiled_equals_eager(name, backend):
 
 
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # torch 2.7, of constants
+@pytest.mark.filterwarnings("ignore:(Node .* target .*lifted_tensor|Additional .* about get_attr):UserWarning")
 @pytest.mark.parametrize("grid", [None, (3, 5)])
 @pytest.mark.parametrize("name", ["registers", "offset", "relative_table", "relative_mlp_shared"])
 def test_exported_equals_eager(name, grid):
