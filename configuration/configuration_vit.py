@@ -1,7 +1,6 @@
 """Configuration of the Vision Transformer for the DINO, DINOv2, Google and timm families."""
 
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -34,6 +33,7 @@ LIMITS = {
 }
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 MAX_SIDE = 2**16  # pixels
+MAX_FLOAT = 3.4e38  # of float32
 # The attention that a config.json may choose. transformers takes any other name for a kernel to download and run
 ATTENTION = re.compile(r"sdpa|eager|flex_attention|flash_attention_\w+")
 
@@ -255,8 +255,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             _check_count(name, getattr(self, name), int(name not in ("num_register_tokens", "num_labels")))
         for name in ("layer_norm_eps", "initializer_range", "layer_scale_init_value"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and (value >= 0 or name == "layer_scale_init_value")):
-                raise ValueError(f"{name} is {value}: it must be a finite number, and not negative.")
+            if value is not None and not (abs(value) <= MAX_FLOAT and (value >= 0 or name == "layer_scale_init_value")):
+                raise ValueError(f"{name} is {value}: it must be a finite number in float32, and not negative.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} cannot be split into num_attention_heads={self.num_attention_heads} equal heads: "
@@ -265,6 +265,11 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.hidden_act not in ACT2FN:
             raise ValueError(
                 f'hidden_act "{self.hidden_act}" is not an activation of transformers: write for example "gelu" or "gelu_pytorch_tanh".'
+            )
+        indices = self.output_hidden_states if isinstance(self.output_hidden_states, list | tuple) else [self.output_hidden_states]
+        if not all(index is None or isinstance(index, int) for index in indices):
+            raise ValueError(
+                f"output_hidden_states is {self.output_hidden_states!r}: it must be true, false, or one or several indices of blocks."
             )
         if self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"problem_type is {self.problem_type!r}: it must be one of {', '.join(map(repr, PROBLEM_TYPES))}.")

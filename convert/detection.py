@@ -1,10 +1,11 @@
 """Open a weight file and find the family of its checkpoint: from names and shapes, never from the file's name."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnsupportedCheckpointError
+from ..errors import CorruptFileError, UnsupportedCheckpointError
 from ..utils.atomic import read_json
 from ..utils.weight_files import WEIGHT_FILES, find_weights, read_checkpoint
 from .families.family import Family, RawCheckpoint, setting
@@ -88,7 +89,15 @@ def open_checkpoint(path: Path, *, branch: str = "teacher", prefix: str | None =
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
-    return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
+    """Return the content of a JSON file in a folder; None where there is none."""
+    if folder is None or not (folder / name).is_file():
+        return None
+    content = read_json(folder / name)
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError as error:
+        raise CorruptFileError(f"{folder / name} contains NaN or infinity; expected finite numbers. Download it again.") from error
+    return content
 
 
 def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:

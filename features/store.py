@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from ..data.entries import ImageEntry, row_id
 from ..data.reader import Chunk, UnreadableEntry
-from ..errors import VitrailError
+from ..errors import CorruptFileError, VitrailError
 from ..utils.atomic import TEMPORARY_MARK, replaced, synchronize, write_json, write_text
 from ..utils.hashing import sha256
 from ..utils.records import Record
@@ -118,6 +118,10 @@ class FeatureFolder:
         return [shards[chunk] for chunk in sorted(shards)]
 
     def _partitions(self, manifest: Manifest, files: Iterable[Path]) -> dict[int, int]:
+        if unknown := [name for name in manifest.partitions if not name.isdecimal()]:
+            raise CorruptFileError(
+                f"{self.path / MANIFEST} names a partition {unknown[0]!r}; expected a number. Remove the folder."
+            )
         settled = {int(partition): rows for partition, rows in manifest.partitions.items()}
         return settled | {end.partition: end.rows for end in map(PartitionEnd.read, files)}
 
@@ -276,8 +280,15 @@ class StoredFeatures:
         self.manifest = Manifest.read(self.folder / MANIFEST)
         if not self.manifest.finished:
             raise VitrailError(f"{folder} holds unfinished features: run the same `vitrail extract` command again, to its end.")
-        files = [str(self.folder / shard.file) for shard in self.manifest.shards if shard.file is not None]
-        self.dataset = pads.dataset(files, format="parquet")
+        rows = {self.folder / shard.file: shard.rows for shard in self.manifest.shards if shard.file is not None}
+        if missing := [str(file) for file in rows if not file.is_file()]:
+            raise CorruptFileError(f"{missing[0]} is missing: copy the whole folder again, or extract into a new one.")
+        if sum(rows.values()) != self.manifest.rows:
+            raise CorruptFileError(
+                f"{self.folder / MANIFEST} counts {self.manifest.rows} rows, and {sum(rows.values())} in its files: copy the whole folder "
+                "again, or extract into a new one."
+            )
+        self.dataset = pads.dataset([str(file) for file in rows], format="parquet")
 
     def __len__(self) -> int:
         return self.manifest.rows

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptFileError, VitrailError
+from .file_kinds import check_kind
 
 MAX_JSON_BYTES = 64 << 20  # of a file that is read whole; a list of a million names has 30 MB
 TEMPORARY_MARK = ".part"  # in the name of every file that is not complete
@@ -62,8 +63,10 @@ def read_json(path: Path, *, remedy: str = "download it again, or remove it") ->
     """Return the object in a JSON file; `remedy` is the advice of the errors.
 
     Raises:
+        VitrailError: the path is a pipe, a device or a socket.
         CorruptFileError: the file is not JSON, holds no object, or is far too large.
     """
+    check_kind(path)
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise CorruptFileError(f"{path} has {size} bytes; expected at most {MAX_JSON_BYTES}: {remedy}.")
     try:

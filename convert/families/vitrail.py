@@ -1,5 +1,6 @@
 """vitrail's own folders, written by `vitrail.save` and `save_pretrained`: every name stays."""
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -36,7 +37,7 @@ VITRAIL = Family(
     name=ViTConfig.model_type,
     containers=("safetensors", "torch"),
     recognizes=lambda raw: (raw.config or {}).get("model_type") == ViTConfig.model_type,
-    rules=lambda raw: [Rule(name, name) for name in raw.tensors if not name.startswith("decoder.") and "{" not in name],
+    rules=lambda raw: [Rule(name, name) for name in raw.tensors if re.fullmatch(r"(?!decoder\.)[\w.]+", name)],
     export_rules=lambda config: (),
     ignored=(r"decoder\..*",),  # of masked image modeling
     base_prefixes={ViTConfig.model_type: "vit."},

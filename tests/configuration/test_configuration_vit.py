@@ -233,6 +233,10 @@ def test_a_grid_of_any_shape_is_accepted(edges):
         {"position_interpolation_offset": -0.1},
         {"hidden_dropout_prob": -0.1},
         {"attention_probs_dropout_prob": 1.5},
+        {"layer_norm_eps": float("nan")},
+        {"layer_scale_init_value": 1e308},
+        {"output_hidden_states": 0.5},
+        {"output_hidden_states": [1, "x"]},
     ],
     ids=str,
 )

@@ -24,7 +24,7 @@ import forked
 from command_line import end_of
 from image_folders import broken_files, small_model, small_processor, write_broken, write_images
 from vitrail.data import read_images
-from vitrail.errors import VitrailError
+from vitrail.errors import CorruptFileError, VitrailError
 from vitrail.features import inference, store
 from vitrail.features.extraction import extract, run_job
 from vitrail.features.job import Job
@@ -98,6 +98,19 @@ def test_rows_are_what_the_model_gives_for_each_image(pictures, tmp_path):
     assert errors["path"] == bad
     assert all(errors["reason"])
     assert not set(errors["id"]) & set(table["id"])
+
+
+def test_a_folder_that_was_not_copied_as_a_whole(pictures, tmp_path):
+    run(pictures[0], tmp_path / "out", shard_size=7)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest | {"rows": 10**30}))
+    with pytest.raises(
+        CorruptFileError, match=r"manifest\.json counts 10+ rows, and \d+ in its files: copy the whole folder again"
+    ):
+        StoredFeatures(tmp_path / "out")
+    (tmp_path / "out" / manifest["shards"][0]["file"]).unlink()
+    with pytest.raises(CorruptFileError, match=r"part-000000-000000\.parquet is missing: copy the whole folder again"):
+        StoredFeatures(tmp_path / "out")
 
 
 def test_other_tools_read_the_folder_as_it_is(pictures, tmp_path):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -51,6 +53,12 @@ def test_json_is_read_as_it_was_written(tmp_path):
 def test_other_content_is_refused(tmp_path, text, message):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(CorruptFileError, match=message):
+        read_json(tmp_path / "file.json")
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "file.json")
+    with pytest.raises(VitrailError, match=r"file\.json is a named pipe; expected a file"):
         read_json(tmp_path / "file.json")
 
 
