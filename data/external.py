@@ -5,8 +5,12 @@ Whoever wrote the dataset chose them. Read without asking, they could be any fil
 
 import os
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from .remote import is_url
+
+# Links of a chained URL, such as zip://a.png::hf://…, that read from the next link. Other links, such as file://, ignore the next one
+ARCHIVES = ("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd")
 
 REFUSED = "its row names {path}, which is not part of the dataset; allow_external=True reads what rows name"
 
@@ -18,8 +22,13 @@ class RowPaths:
         self.roots = None if roots is None else tuple(_with_slash(os.fspath(root)) for root in roots)
 
     def contain(self, path: str) -> bool:
-        """Whether a path or URL is below one of the roots."""
-        return self.roots is not None and _absolute(path.rpartition("::")[2]).startswith(self.roots)
+        """Whether a path or URL, or the archive that holds it, is below one of the roots."""
+        *inner, place = path.split("::")
+        if self.roots is None or not all(link.partition("://")[0] in ARCHIVES for link in inner):
+            return False
+        if is_url(place) and ".." in unquote(place).split("/"):
+            return False
+        return _absolute(place).startswith(self.roots)
 
     def refusal(self, path: str) -> str | None:
         """Return why a path or URL is not read, or None."""

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("cache_of_datasets")
 
 @pytest.fixture
 def hostile(tmp_path):
-    """Parquet of an image beside it, and rows that name a file of this machine and a URL; and what `save_to_disk` makes of it."""
+    """Parquet of an image next to it, and rows that name a file of this machine and a URL; and what `save_to_disk` makes of it."""
     Image.new("L", (4, 4), 7).save(tmp_path / "private.png")
     (tmp_path / "data").mkdir()
     Image.new("L", (4, 4), 5).save(tmp_path / "data" / "own.png")
@@ -63,6 +63,12 @@ def test_paths_below_roots():
     outside = [
         "hf://datasets/user/other@1/a.png",
         "hf://x::file:///etc/a.png",
+        "file:///etc/a.png::hf://datasets/user/name@1/a.zip",
+        "file:///etc/a.png::/data/photos/a.zip",
+        "/etc/a.png::/data/photos/a.zip",
+        "http://host/a.png::zip://a.zip::hf://datasets/user/name@1/a.zip",
+        "hf://datasets/user/name@1/../../other/a.png",
+        "hf://datasets/user/name@1/%2e%2e/a.png",
         "/data/photos/../a.png",
         "/data/photos-2/a.png",
         "a.png",
