@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ class Page:
     """The response of the server at one path.
 
     cut: close the connection after this number of bytes of the body; `ranges`: answer Range requests, and `if_range`: only while the
-    ETag or date that the client names is still the file's.
+    ETag or date that the client names is still the file's; `held`: answer nothing until this event.
     """
 
     body: bytes = b""
@@ -52,6 +53,7 @@ class Page:
     ranges: bool = True
     if_range: bool = True
     chunked: bool = False
+    held: threading.Event | None = None
 
 
 class HttpServer:
@@ -80,6 +82,8 @@ class HttpServer:
         wanted = {name.lower(): value for name, value in handler.headers.items()}
         self.requests.append(Request(handler.command, path, wanted))
         page = self.pages.get(path, Page(b"nothing here", status=404))
+        if page.held is not None:
+            page.held.wait()
         status, body, headers = page.status, page.body, dict(page.headers)
         same_version = wanted.get("if-range") in (None, headers.get("ETag"), headers.get("Last-Modified"))
         if page.ranges and "range" in wanted and (same_version or not page.if_range):

@@ -52,7 +52,7 @@ def test_extract_records_how_the_model_was_run(place, tmp_path, capsys):
     assert stored.manifest.settings["precision"] == "bfloat16"
     assert stored.manifest.settings["engine"] == "eager"
     assert end_of(*words[:-2]) == 2  # the existing rows were computed in another precision
-    assert "different settings (precision)" in capsys.readouterr().err
+    assert "different settings (precision was bfloat16, is float32)" in capsys.readouterr().err
 
 
 def test_evaluations_keep_features_of_each_precision_apart(tmp_path, place, capsys):
@@ -80,7 +80,7 @@ def test_what_cannot_run_is_one_message(place, tmp_path, capsys, command):
         "probe": ["model", "--data", place / "images", "--output", tmp_path / "out"],
     }.get(command, ["model", "--data", place / "images"])
     assert end_of(command, place / words[0], *words[1:], "--engine", "tensorrt") == 2
-    assert "found engine='tensorrt'; write one of eager, compile, onnxruntime, openvino" in capsys.readouterr().err
+    assert "found --engine tensorrt; write one of eager, compile, onnxruntime, openvino" in capsys.readouterr().err
     assert end_of(command, place / words[0], *words[1:], "--precision", "int8") == 2
     assert "eager does not support int8" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

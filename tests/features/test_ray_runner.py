@@ -72,20 +72,25 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def one_process(pictures, tmp_path_factory):
-    """The features that one process takes of them."""
-    folder = tmp_path_factory.mktemp("one") / "out"
-    extract(small_model(), small_processor(), read_images(pictures), folder, shard_size=5, progress=False)
-    return StoredFeatures(folder)
-
-
 def begun_job(pictures, folder, **options):
     """A job whose folder is ready for it, as `extract` makes it."""
     job = Job(small_model(), small_processor(), read_images(pictures), folder, **{"shard_size": 5, **options})
     folder.mkdir(parents=True)
     job.folder.begin(job.settings)
     return job
+
+
+@pytest.fixture
+def held(http_server, page):
+    """Returns the URL of an image that does not come until an event."""
+    event = threading.Event()
+
+    def hold(content):
+        http_server.pages["/held.jpg"] = page(content, ranges=False, held=event)
+        return f"{http_server.url}/held.jpg", event
+
+    yield hold
+    event.set()  # closing the server waits for its answers
 
 
 def assert_same_rows(one, other):
@@ -118,14 +123,13 @@ def commands_with(text):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the actors' processes in /proc")
-def test_two_actors_of_which_one_is_killed_give_the_rows_of_one_process(cluster, pictures, one_process, tmp_path, monkeypatch):
+def test_two_actors_of_which_one_is_killed_give_the_rows_of_one_process(cluster, pictures, held, no_network, tmp_path, monkeypatch):
     """An image that never comes keeps an actor in the middle of its piece, until the actor is killed."""
-    folder = tmp_path / "pictures"
-    shutil.copytree(pictures, folder)
-    image = next((folder / "coffee").iterdir())
-    content = image.read_bytes()
-    image.unlink()
-    os.mkfifo(image)
+    names = [str(path) for path in sorted(pictures.rglob("*.*"))]
+    place = next(place for place, name in enumerate(names) if "coffee" in name)
+    names[place], come = held(Path(names[place]).read_bytes())
+    images = tmp_path / "images.txt"
+    images.write_text("\n".join(names))
     killed = []
 
     def busy_actors():
@@ -136,20 +140,20 @@ def test_two_actors_of_which_one_is_killed_give_the_rows_of_one_process(cluster,
         while len(list((tmp_path / "out").glob(".progress/chunk-*"))) < 9 or len(busy_actors()) != 1:
             time.sleep(0.05)
         killed.extend(busy_actors())
-        image.unlink()
-        image.write_bytes(content)
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
+        come.set()
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     monkeypatch.setattr(ray_runner, "CORES_PER_WORKER", 1)  # so that two cores are two actors
-    options = {"shard_size": 5, "runner": "ray", "progress": False}
-    done = extract(small_model(), small_processor(), read_images(folder), tmp_path / "out", **options)
+    options = {"shard_size": 5, "progress": False}
+    done = extract(small_model(), small_processor(), read_images(images), tmp_path / "out", **options, runner="ray")
     killer.join()
     assert len(killed) == 1
     assert (done.rows, done.errors, done.images) == (30, 20, 50), "what is done again counts once"
-    assert_same_rows(one_process, StoredFeatures(tmp_path / "out"))
+    extract(small_model(), small_processor(), read_images(images), tmp_path / "one", **options)
+    assert_same_rows(StoredFeatures(tmp_path / "one"), StoredFeatures(tmp_path / "out"))
 
 
 def test_an_error_of_an_actor_is_that_of_the_run(cluster, pictures, tmp_path):
@@ -281,15 +285,15 @@ def test_a_cluster_without_room_is_an_error():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds Ray's processes in /proc")
-def test_ctrl_c_ends_the_command_and_its_ray_and_the_rest_is_done_later(cluster, tmp_path):
+def test_ctrl_c_ends_the_command_and_its_ray_and_the_rest_is_done_later(cluster, held, no_network, tmp_path):
     model, image_processor = small_model(), small_processor()
     save(model, image_processor, tmp_path / "model", code=False)
-    folder = tmp_path / "pictures"
-    names = write_images(folder, 13)
-    last = (folder / names[-1]).rename(tmp_path / "last.jpg")
-    os.mkfifo(folder / names[-1])  # an image that does not come
+    names = [str(tmp_path / "pictures" / name) for name in write_images(tmp_path / "pictures", 13)]
+    names[-1], come = held(Path(names[-1]).read_bytes())
+    images = tmp_path / "images.txt"
+    images.write_text("\n".join(names))
     ray_folder = tempfile.mkdtemp(prefix="ray-")
-    words = ["extract", tmp_path / "model", folder, tmp_path / "out", "--shard-size", "4", "--runner", "ray"]
+    words = ["extract", tmp_path / "model", images, tmp_path / "out", "--shard-size", "4", "--runner", "ray"]
     process = subprocess.Popen(
         [sys.executable, "-m", "vitrail", *map(str, words)],
         stdout=subprocess.PIPE,
@@ -308,9 +312,9 @@ def test_ctrl_c_ends_the_command_and_its_ray_and_the_rest_is_done_later(cluster,
     assert not commands_with(ray_folder)
     shutil.rmtree(ray_folder)
 
-    last.replace(folder / names[-1])
+    come.set()
     options = {"shard_size": 4, "progress": False}
-    done = extract(model, image_processor, read_images(folder), tmp_path / "out", **options, runner="ray")
+    done = extract(model, image_processor, read_images(images), tmp_path / "out", **options, runner="ray")
     assert (done.rows, done.images) == (13, 1)
-    extract(model, image_processor, read_images(folder), tmp_path / "one", **options)
+    extract(model, image_processor, read_images(images), tmp_path / "one", **options)
     assert_same_rows(StoredFeatures(tmp_path / "one"), StoredFeatures(tmp_path / "out"))

@@ -330,7 +330,7 @@ def test_an_image_size_that_patches_do_not_cover_is_a_warning(tmp_path):
     """timm's vit_so400m_patch14_siglip_gap_384 drops the last 6 pixels."""
     config = {"architecture": "vit", "pretrained_cfg": CFG | {"input_size": [3, 36, 36]}}
     model, processor, report = vitrail.load(write_folder(tmp_path, PLAIN, config))
-    assert model.config.image_size == (32, 32)
+    assert model.config.image_size == 32
     assert dict(processor.crop_size) == {"height": 32, "width": 32}
     assert any("timm prepares images of 36x36 pixels and drops" in warning for warning in report.warnings)
 
