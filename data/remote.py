@@ -18,7 +18,7 @@ from ..errors import StoreUnreachableError, VitrailError
 Result = TypeVar("Result")
 
 WAITS = (1, 4)  # seconds before the second and third try
-CONNECT_TIMEOUT, READ_TIMEOUT = 30, 300  # seconds of a request to a web server: to connect, in all
+SILENCE, READ_TIMEOUT = 30, 300  # seconds of a request to a web server: until it connects and between its bytes, in all
 QUIET = 60  # seconds for which a host that has not responded is not asked again
 URL = re.compile(r"([A-Za-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -46,7 +46,7 @@ def open_store(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_http(location):
         import aiohttp  # which fsspec reads from web servers with
 
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=READ_TIMEOUT, sock_connect=CONNECT_TIMEOUT)}
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=READ_TIMEOUT, sock_connect=SILENCE, sock_read=SILENCE)}
     try:
         return fsspec.core.url_to_fs(location, **options)
     except (ImportError, ValueError) as error:  # "Install s3fs to access S3"; "Protocol not known: x"

@@ -128,7 +128,9 @@ class TarCollection(ImageCollection):
 
     def _first_label_type(self) -> LabelType | None:
         """Return the type of the first label that can be read."""
-        problem: str | None = f"none of the members is a {self.image_extension or 'image'}"
+        problem: str | None = (
+            "no member is an image" if self.image_extension is None else f"no member has the extension {self.image_extension}"
+        )
         for partition in range(self.num_partitions):
             for sample in self._samples(partition, 0):
                 if sample.image is None:

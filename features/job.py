@@ -35,8 +35,8 @@ BATCH_SIZE_ON_CPU = 4  # of each worker; larger batches are no faster, because l
 CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
 MAX_WORKERS = 16
 TOO_MANY = (
-    "found {number} unreadable images, more than max_errors={maximum}. Finished files are kept: run the same command with a larger "
-    "max_errors to resume."
+    "found {number} unreadable images, more than max_errors={maximum}. Finished files are kept: to resume, run the same command with a "
+    "larger number."
 )
 
 

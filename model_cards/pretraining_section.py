@@ -21,7 +21,8 @@ def pretraining_facts(run: PretrainingRecord, *, pictures: bool) -> dict[str, An
         "epochs": f"{run.epochs:,}",
         "batch_size": f"{run.batch_size:,}",
         "updates": f"{run.updates:,}",
-        "time": None if run.resumed_from else str(timedelta(seconds=round(run.seconds))),  # of the whole run
+        # of the whole run
+        "time": None if run.resumed_from or not 0 <= run.seconds < 1e9 else str(timedelta(seconds=round(run.seconds))),
         "processes": "one process" if run.processes == 1 else f"{run.processes} processes",
         "precision": run.precision,
         "recipe": f"{run.recipe.name} ({run.recipe.source})",

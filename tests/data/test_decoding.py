@@ -3,6 +3,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import socket
 
 import numpy as np
 import pytest
@@ -242,6 +243,14 @@ def test_a_store_that_is_down_is_not_a_fault_of_the_image(no_network, impatient)
     with pytest.raises(VitrailError, match=r"cannot reach http://127\.0\.0\.1:9/a\.png: .*repeat the command") as caught:
         open_entry(ImageEntry(0, "a.png", location="http://127.0.0.1:9/a.png"))
     assert not isinstance(caught.value, UnreadableImageError)
+
+
+def test_a_server_that_accepts_and_is_silent(no_network, impatient, monkeypatch):
+    monkeypatch.setattr("vitrail.data.remote.SILENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
+        with pytest.raises(VitrailError, match=f"cannot reach {url}: .*Timeout"):
+            open_entry(ImageEntry(0, url, location=url))
 
 
 def test_a_host_that_is_down_is_asked_once_in_a_while(no_network, monkeypatch):

@@ -94,7 +94,7 @@ def test_the_image_of_a_sample(tmp_path):
         ("a.tar/folder.d/d.png", 5),
     ]
     assert [row[2:4] for row in content(read_images(tmp_path, image_column="seg.png"))] == [("a.tar/a.seg.png", 1)]
-    with pytest.raises(VitrailError, match=r"found no images in .*: none of the members is a mask\.png"):
+    with pytest.raises(VitrailError, match=r"found no images in .*: no member has the extension mask\.png"):
         read_images(tmp_path, image_column="mask.png")
 
 

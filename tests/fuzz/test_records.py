@@ -1,6 +1,7 @@
 """JSON files: configs of all layouts, the index of shards, and every record, with odd values, without values, and damaged."""
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -17,9 +18,11 @@ from damage import damage_json
 from fuzzing import Fault
 from image_folders import PHOTOS, small_model, small_processor, write_images
 from vitrail.convert.model_folder import hash_weights
+from vitrail.evaluation.results import ProbeRecord, SkippedImage
 from vitrail.features.cache import FeatureCache
 from vitrail.hub.saving import check_output_dir, keep_verification
 from vitrail.hub.upload import stage
+from vitrail.model_cards.records import EvaluationData
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.recipes import find_recipe
 from vitrail.utils.downloads import download
@@ -81,23 +84,48 @@ def test_configs(kind, name, sources, tmp_path, fuzz):
     fuzz(attempt, number)
 
 
+RESULTS = ProbeRecord(
+    task="linear probe",
+    accuracy=0.5,
+    top_5_accuracy=0.9,
+    mean_per_class_accuracy=0.5,
+    model={"name": "a.pth", "checkpoint": None},
+    data=EvaluationData(source="photos", fingerprint="00", train_images=3, validation_images=2, labels=["a", "b"]),
+    unreadable_images=[SkippedImage(split="train", row=1, path="a.jpg", reason="it is empty")],
+    runtime={"precision": "float32", "engine": "torch"},
+    processes=1,
+    seconds={"features": 1.0},
+    versions={"vitrail": "0.1"},
+    best_head={"features": "cls4", "learning_rate": 0.1},
+    selection="validation",
+    recipe={"name": "quick", "source": "vitrail"},
+    fine_tuning={"epochs": 3, "source": "DeiT"},
+    heads=[{"features": "cls4", "learning_rate": 0.1, "accuracy": 0.5}],
+    curves=[],
+    resumed_from=None,
+)
+
+
 @pytest.mark.parametrize("name", ["config.json", "conversion.json", "results.json", "pretraining.json"])
 def test_records_of_a_model(name, sources, tmp_path, fuzz):
     folder = tmp_path / "model"
     vitrail.convert_checkpoint(sources / "timm", folder, code=False)
-    for record in ("results.json", "pretraining.json"):
-        content = json.loads((paths.EXAMPLES / "digits" / record).read_text()) | {"weights_sha256": hash_weights(folder)}
-        (folder / record).write_text(json.dumps(content))
+    pretraining = json.loads((paths.EXAMPLES / "digits" / "pretraining.json").read_text())
+    for record, content in {"results.json": RESULTS.to_dict(), "pretraining.json": pretraining}.items():
+        (folder / record).write_text(json.dumps(content | {"weights_sha256": hash_weights(folder)}))
     content = json.loads((folder / name).read_text())
-    number = 0
+    numbers = itertools.count()
+
+    def use():
+        check_output_dir(folder, overwrite=True)
+        stage(folder, tmp_path / str(next(numbers)), repo_id="user/name")
+        keep_verification(folder, [])
+
+    use()
 
     def attempt(rng):
-        nonlocal number
-        number += 1
         (folder / name).write_bytes(damage_json(content, rng))
-        check_output_dir(folder)
-        stage(folder, tmp_path / str(number), repo_id="user/name")
-        keep_verification(folder, [])
+        use()
 
     fuzz(attempt, 20)
 
