@@ -29,9 +29,11 @@ def temporary_folder(output: Path) -> Iterator[Path]:
         _mend(output)
         temporary = _beside(output, NEW)
         temporary.mkdir()
-        yield temporary
+        try:
+            yield temporary
+        finally:
+            _mend(output)
     finally:
-        _mend(output)
         lock_file.unlink(missing_ok=True)
         lock.release()
 

@@ -112,6 +112,7 @@ def test_an_old_folder_with_another_successor_is_not_removed(tmp_path):
     with pytest.raises(VitrailError, match=r"\.model\.vitrail-old is what .*model was before"):
         write(tmp_path / "model", "new")
     assert (tmp_path / ".model.vitrail-old").exists()
+    assert not (tmp_path / ".model.vitrail-lock").exists()
 
 
 def test_the_old_folder_comes_back_if_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
