@@ -72,7 +72,7 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
 
 
 class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
-    """Turns the errors of a command into a message and an exit code: 2 for what a user can mend, 1 and a traceback for faults of ours."""
+    """Turn an error of a command into a message and an exit code: 2 if the user can fix it; 1, with a traceback, for a fault of vitrail."""
 
     def __init__(self, *, traceback: bool) -> None:
         self.traceback = traceback

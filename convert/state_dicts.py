@@ -1,4 +1,4 @@
-"""Finding the network in what a weight file holds: its state dict, and the prefix that wrappers put in front of its names.
+"""Find the network in the content of a weight file: its state dict, and the prefix that wrappers put in front of its names.
 
 The patch projection of each family, its anchor, marks a network: in `{"model": {"teacher.backbone.patch_embed.proj.weight": …}}`, the
 keys "model" and the prefix "teacher.backbone." lead to one.

@@ -19,7 +19,7 @@ class ImageEntry:
     location: the file or URL to open; content: the bytes of the file. One of them is None.
     label: None where the image has none.
     problem: the reason why it is unreadable, if known already; then location and content are None.
-    own_store: whether its location is a store of its own, and not that of the source: if it is unreachable, this image is unreadable.
+    own_store: whether the location is in another store than the source. If that store is unreachable, only this image is unreadable.
     """
 
     row: int
@@ -47,7 +47,7 @@ class ImageCollection(ABC):
     num_rows: of all partitions; None if it cannot be known without reading all of them.
     label_type: None without labels.
     settings: the arguments of `read_images` that give the same collection, in types of JSON.
-    warnings: what was left out.
+    warnings: about files that were left out.
     """
 
     source: str

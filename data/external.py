@@ -12,7 +12,7 @@ from .remote import is_url
 # Links of a chained URL, such as zip://a.png::hf://…, that read from the next link. Other links, such as file://, ignore the next one
 ARCHIVES = ("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd")
 
-REFUSED = "its row names {path}, which is not part of the dataset; allow_external=True reads what rows name"
+REFUSED = "its row names {path}, which is not part of the dataset; to read what rows name, set allow_external=True"
 
 
 class RowPaths:

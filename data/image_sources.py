@@ -91,7 +91,7 @@ class FoundSource:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was left out of a folder."""
+        """The warning about files that were left out of a folder."""
         number = sum(self.left_out.values())
         if not number:
             return ()

@@ -27,7 +27,7 @@ class LabeledImages:
         `_fingerprint` of each is a digest of its rows, the same in every process.
     label_names: in the order of the class indices.
     source: as the user gave it.
-    warnings: what was left out.
+    warnings: about files that were left out.
     fingerprint: of both splits. It differs if a row, a label, a name or a file differs, and is stable between processes. A file is
         identified by its path, size and time of change, an image in a Parquet or WebDataset file by the version of that file.
     """

@@ -60,7 +60,7 @@ def fetch(location: str) -> bytes:
 
 
 class Hosts:
-    """Reads from many hosts; after one has not responded, its other locations fail at once for a while."""
+    """Read from many hosts. After a host has not responded, its other locations fail without a request for QUIET seconds."""
 
     def __init__(self) -> None:
         self._silent: dict[str, float] = {}  # since when, by host

@@ -1,4 +1,4 @@
-"""Bounds of Parquet files: what a column would take in memory, as the file declares it."""
+"""Bounds of Parquet files: the memory that a column would take, as the file declares it."""
 
 from collections.abc import Iterable
 

@@ -49,7 +49,7 @@ def save(
 
     With the code, transformers loads the folder without vitrail, by `trust_remote_code=True`; `code=False` leaves the code out.
 
-    The folder is written beside its place and then moved there, so that it is complete or absent. A model that was there before is
+    The folder is written under a hidden name and then renamed, so that it is complete or absent. A model that was there before is
     replaced as a whole; files of yours, and a card that you have edited, move into the new folder.
 
     Args:
@@ -132,8 +132,8 @@ def keep_verification(
     """Write the table of `verify` into a folder's conversion.json and, unless it was edited, into its card.
 
     Args:
-        against, head: the files that the model was compared with. A check that fails says nothing about the model where they are not the
-            recorded ones; nothing is written then.
+        against, head: the files that the model was compared with. If a check fails and the files are not the recorded ones, nothing
+            is written.
 
     Returns:
         Whether the table was written.

@@ -39,7 +39,7 @@ def trusted(content: Any) -> Any:
 
 
 def escape(content: Any) -> Any:
-    """Return text on one line, with its HTML, backticks and backslashes escaped; Markdown and what is no text as it is."""
+    """Return text on one line, with HTML, backticks and backslashes escaped; Markdown and other values stay as they are."""
     if isinstance(content, Markdown) or not isinstance(content, str):
         return content
     return Markdown(re.sub(r"([\\`])", r"\\\1", html.escape(" ".join(content.split()), quote=False)))

@@ -535,7 +535,7 @@ class ViTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["ViTEmbeddings", "ViTLayer"]  # noqa: RUF012  # transformers' own form
-    # Not quantized, because two input features are no block of 4-bit weights; in float32 where the model is loaded in float16.
+    # Not quantized, because two input features do not fill a block of 4-bit weights; in float32 where the model is loaded in float16.
     # bitsandbytes compares names of modules, torchao names of parameters.
     _keep_in_fp32_modules = [  # noqa: RUF012
         "relative_position.fc1",

@@ -74,7 +74,9 @@ def find_recipe(name: str) -> PretrainingRecipe:
         return RECIPES[name]
     path = Path(name)
     if path.suffix == ".json" and not path.is_file():
-        raise VitrailError(f"There is no file {path}; expected a recipe: {', '.join(RECIPES)}, or a .json file that changes one.")
+        raise VitrailError(
+            f"There is no file {path}; expected a recipe: {', '.join(RECIPES)}, or a .json file that changes a recipe."
+        )
     if path.suffix != ".json":
         raise VitrailError(f'There is no recipe "{name}": choose {", ".join(RECIPES)}, or give a .json file that changes a recipe.')
     changes = read_json(path, remedy="correct it")

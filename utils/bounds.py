@@ -1,4 +1,4 @@
-"""Bounds of what reading a file may cost beyond its own size, whatever the file declares."""
+"""Bounds of the memory that reading a file may take beyond its size, whatever the file declares."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What differs between the supported releases of transformers."""
+"""Names that differ between the supported releases of transformers."""
 
 from transformers import PreTrainedModel
 

@@ -46,7 +46,7 @@ class DownloadRecord(Record):
 
     @property
     def validator(self) -> str | None:
-        """What identifies the version of a partial file; None where it cannot be resumed."""
+        """The identifier of the version of a partial file; None where it cannot be resumed."""
         if not self.size:
             return None
         return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified  # If-Range takes no weak tag

@@ -1,7 +1,7 @@
-"""Write folders that are complete or absent: beside their place, then moved into it by renaming.
+"""Write folders that are complete or absent: under a hidden name next to their place, then renamed.
 
-A process that dies leaves hidden entries beside the output. The next one that writes there removes them, and puts the old folder back
-where the process died between the two renames of `move_into_place`. A lock keeps it away from those of a process that is running.
+A process that dies leaves hidden entries next to the output. The next process that writes there removes them, and restores the old folder
+where the process died between the two renames of `move_into_place`. A lock protects the entries of a process that is running.
 """
 
 import os
@@ -23,11 +23,11 @@ def temporary_folder(output: Path) -> Iterator[Path]:
 
     Other processes that write to the same output wait.
     """
-    lock_file = _beside(output, LOCK)
+    lock_file = _hidden(output, LOCK)
     lock = acquire(lock_file, wait=True, in_use=output)
     try:
         _mend(output)
-        temporary = _beside(output, NEW)
+        temporary = _hidden(output, NEW)
         temporary.mkdir()
         try:
             yield temporary
@@ -42,7 +42,7 @@ def move_into_place(temporary: Path, output: Path, *, keeps: Callable[[str], boo
     """Replace a folder by the one from `temporary_folder(output)`, with two renames.
 
     Args:
-        keeps: whether an entry of the old folder, by its name, belongs into the new one, too. What the new folder holds wins.
+        keeps: whether an entry of the old folder, by its name, is kept. Entries of the new folder take precedence.
     """
     share(temporary)
     if output.exists():
@@ -51,7 +51,7 @@ def move_into_place(temporary: Path, output: Path, *, keeps: Callable[[str], boo
                 _link(entry, temporary / entry.name)
         shutil.copymode(output, temporary)
     if output.exists():
-        output.rename(_beside(output, OLD))
+        output.rename(_hidden(output, OLD))
     temporary.rename(output)
 
 
@@ -84,13 +84,13 @@ def interrupted(output: str | os.PathLike[str]) -> Path | None:
     return Path(old) if os.path.isdir(old) and not os.path.exists(output) else None
 
 
-def _beside(output: Path, suffix: str) -> Path:
+def _hidden(output: Path, suffix: str) -> Path:
     return output.with_name(f".{output.name}{suffix}")
 
 
 def _mend(output: Path) -> None:
-    """Put the old folder back where a process died between the two renames, and remove everything else that one left."""
-    new, old = _beside(output, NEW), _beside(output, OLD)
+    """Restore the old folder where a process died between the two renames, and remove the other entries of that process."""
+    new, old = _hidden(output, NEW), _hidden(output, OLD)
     if old.exists() and not output.exists():
         old.rename(output)
     if old.exists() and new.exists():  # both renames had not been done, and yet there is a folder

@@ -13,7 +13,7 @@ def acquire(lock_file: Path, *, wait: bool, in_use: Path) -> FileLock:
 
     Args:
         wait: wait for another process to release the lock, instead of raising.
-        in_use: what the lock protects; for the error.
+        in_use: the path that the lock protects; for the error.
 
     Raises:
         VitrailError: another process holds the lock.

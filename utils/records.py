@@ -89,7 +89,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 
 def _check_type(value: Any, expected: tuple[type, ...], where: str) -> None:
-    """Raise CorruptFileError for a value of none of the types. A whole number is a float, too; True is no number."""
+    """Raise CorruptFileError unless a value has one of the types. A whole number is accepted as a float; True is not a number."""
     accepted = (*expected, int) if float in expected else expected
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in expected):
         wanted = " or ".join(SCALARS.get(kind, "a list" if kind is list else "an object") for kind in expected)

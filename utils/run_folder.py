@@ -119,7 +119,7 @@ class RunFolder:
 
 
 def differences(name: str, old: Any, new: Any) -> Iterator[str]:
-    """Yield what differs between two settings: `name was old, is new`, for each entry of dictionaries."""
+    """Yield the differences between two settings, as `name was old, is new`, for each entry of dictionaries."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from differences(f"{name}.{key}", old.get(key), new.get(key))

@@ -394,7 +394,7 @@ def _read_shards(index_path: Path) -> CheckpointFile:
         if Path(name).name != name or not name:
             raise UnsafeFileError(f"{index_path} names the shard {name!r}, which is outside its folder; it was not read.")
         shard_path = index_path.with_name(name)
-        if not os.path.exists(shard_path):  # unlike Path.exists, false for what is too long to be a path
+        if not os.path.exists(shard_path):  # unlike Path.exists, false for a name that is too long
             raise SourceNotFoundError(f"{index_path} names the shard {name}, which is missing from its folder; download it too.")
         shard_container = _container(shard_path)
         if shard_container == "index":

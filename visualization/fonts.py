@@ -19,7 +19,7 @@ CANDIDATES = (
     "msyh.ttc",
     "Hiragino Sans GB.ttc",
 )
-NO_CHARACTER = "\U0010fffe"  # drawn as what a font has in place of characters that it lacks
+NO_CHARACTER = "\U0010fffe"  # drawn as the glyph for characters that a font lacks
 
 
 def caption_font(caption: str, size: int) -> tuple[str, Font]:
