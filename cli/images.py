@@ -22,6 +22,7 @@ from ..processing.resizing import keep_aspect as make_keep_aspect
 from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Runtime
 from ..runtime.optimization import OptimizedModel, optimize
 from ..utils.atomic import replaced, to_json, write_text
+from ..utils.text import count
 from ..visualization.attention import plot_attention
 from ..visualization.pca import plot_pca
 from .options import BatchSize, ImageFiles, ImageSize, KeepAspect, Model, PictureFile, ReadingOptions, RuntimeOptions, Top
@@ -102,7 +103,7 @@ def classify(
     result = _with_agreement(Result({"images": records}, lines), runner)
     if output is not None:
         write_text(output, _table(records) if output.suffix.lower() == ".csv" else to_json(result.record) + "\n")
-        result = Result(result.record, [*result.lines, f"written to {output}: {len(records)} images"])
+        result = Result(result.record, [*result.lines, f"written to {output}: {count(len(records), 'image')}"])
     return result
 
 

@@ -67,7 +67,7 @@ class Hosts:
 
     def fetch(self, location: str) -> bytes:
         """Return the content at a URL. Raises the errors of `persist`."""
-        host = urlsplit(location).netloc
+        host = urlsplit(location.rpartition("::")[2]).netloc  # of the last link, such as zip://a.png::https://host/a.zip
         since = self._silent.get(host)
         if since is not None and time.monotonic() - since < QUIET:
             raise StoreUnreachableError(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hi
 from ..errors import CorruptFileError, VitrailError
 from .atomic import read_json, write_json
 
-SCALARS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+SCALARS: dict[type, str] = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError, VitrailError
 from ...processing.image_processing_vit import VitrailImageProcessor
+from ...utils.records import SCALARS
 from .formats import Export
 from .rules import Rule, list_names
 
@@ -172,7 +173,7 @@ def setting(content: Mapping[str, Any], name: str, kind: type | tuple[type, ...]
     return value
 
 
-_JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+_JSON_NAMES = SCALARS | {dict: "an object", list: "a list"}
 
 
 def make_config(fields: dict[str, Any]) -> ViTConfig:
