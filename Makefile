@@ -32,7 +32,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# The same with the oldest and the newest releases that setup.cfg allows, each in an environment of its own (.venv-oldest, .venv-newest).
+# The same with the oldest and the newest releases that setup.cfg allows, each in a separate environment (.venv-oldest, .venv-newest).
 test-oldest test-newest: test-%:
 	$(MAKE) test VENV=.venv-$* CONSTRAINTS=constraints-$*.txt
 

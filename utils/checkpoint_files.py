@@ -41,7 +41,7 @@ def check_whole(checkpoint: Path) -> None:
     """Raise CorruptFileError if a file of a complete checkpoint has been removed or damaged since."""
     state = _state(checkpoint)
     if not isinstance(state, dict) or state.get("global_step") != checkpoint_update(checkpoint):
-        raise _damaged(checkpoint / TRAINER_STATE_NAME, "is not that of this checkpoint")
+        raise _damaged(checkpoint / TRAINER_STATE_NAME, "belongs to another checkpoint")
     for pattern in NEEDED:
         files = sorted(checkpoint.glob(pattern))
         if not files:
@@ -81,6 +81,6 @@ def _is_whole(file: Path) -> bool:
 
 def _damaged(file: Path, reason: str) -> CorruptFileError:
     return CorruptFileError(
-        f"{file} {reason}: remove the folder {file.parent}, and repeat the command. It resumes from the checkpoint before, or else starts "
+        f"{file} {reason}: remove the folder {file.parent}, and repeat the command. It resumes from the previous checkpoint, or starts "
         "over."
     )

@@ -94,7 +94,7 @@ def _mend(output: Path) -> None:
     if old.exists() and not output.exists():
         old.rename(output)
     if old.exists() and new.exists():  # both renames had not been done, and yet there is a folder
-        raise VitrailError(f"{old} is what {output} was before a run that was interrupted: move it elsewhere, or remove it.")
+        raise VitrailError(f"{old} is the earlier {output}, left by a run that was interrupted: move it elsewhere, or remove it.")
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(new, ignore_errors=True)
 

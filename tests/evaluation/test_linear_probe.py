@@ -263,7 +263,7 @@ def test_a_finished_run_is_only_read(tmp_path, together):
         ),
         *((name, "remove", "is missing") for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")),
         ("optimizer.pt", "flip", "is truncated or damaged"),
-        ("trainer_state.json", "other", "is not that of this checkpoint"),
+        ("trainer_state.json", "other", "belongs to another checkpoint"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, name, change, message):

@@ -109,7 +109,7 @@ def test_nothing_stays_of_a_temporary_folder(tmp_path):
 def test_an_old_folder_with_another_successor_is_not_removed(tmp_path):
     for name in ("model", ".model.vitrail-old", ".model.vitrail-new"):
         (tmp_path / name).mkdir()
-    with pytest.raises(VitrailError, match=r"\.model\.vitrail-old is what .*model was before"):
+    with pytest.raises(VitrailError, match=r"\.model\.vitrail-old is the earlier .*model, left by a run"):
         write(tmp_path / "model", "new")
     assert (tmp_path / ".model.vitrail-old").exists()
     assert not (tmp_path / ".model.vitrail-lock").exists()
