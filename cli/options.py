@@ -89,7 +89,7 @@ DataRevision = Annotated[str | None, typer.Option(help="Revision of the Hub data
 AllowExternal = Annotated[
     bool,
     typer.Option(
-        "--allow-external", help="Read files and URLs outside of a dataset that its rows, or the manifest of features, name."
+        "--allow-external", help="Read files and URLs outside of the dataset if its rows, or a manifest of features, name them."
     ),
 ]
 KeepAspect = Annotated[

@@ -33,7 +33,7 @@ def check_files(folder: Path) -> list[str]:
         Warnings: the files of a Trainer.
 
     Raises:
-        VitrailError: the folder holds other files, or a link that leads elsewhere than into the Hub's cache.
+        VitrailError: the folder holds other files, or a link that leads elsewhere than into the same repository of the Hub's cache.
     """
     weights = weight_files(folder)
     known = {*MODEL_NAMES, *(file.name for file in weights), *([INDEX_NAME] if (folder / INDEX_NAME).is_file() else [])}
@@ -48,11 +48,18 @@ def check_files(folder: Path) -> list[str]:
             f"{folder} also holds {', '.join(strays)}, which do not belong to a model (a pickle could execute code when it is loaded): "
             "move them elsewhere, and push again."
         )
-    cache = Path(constants.HF_HUB_CACHE).resolve()
+    repository = _cached_repository(folder)
     for name in sorted(known):
         link = folder / name
-        if link.is_symlink() and not link.resolve().is_relative_to(cache):
+        if link.is_symlink() and (repository is None or not link.resolve().is_relative_to(repository)):
             raise VitrailError(
-                f"{link} is a link to {link.resolve()}, which is not in the Hub's cache: replace it by the file, if it may be published."
+                f"{link} is a link to {link.resolve()}, which is not in the same repository of the Hub's cache: replace it by the file, "
+                "if it may be published."
             )
     return [f"left out, because a Trainer wrote them: {', '.join(file.name for file in of_trainer)}"] if of_trainer else []
+
+
+def _cached_repository(folder: Path) -> Path | None:
+    """Return the repository of the Hub's cache whose snapshot a folder is; its files are links to the blobs of the repository."""
+    cache, folder = Path(constants.HF_HUB_CACHE).resolve(), folder.resolve()
+    return cache / folder.relative_to(cache).parts[0] if folder != cache and folder.is_relative_to(cache) else None

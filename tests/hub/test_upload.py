@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -374,20 +375,24 @@ def test_what_a_trainer_wrote_is_left_out_by_name(hub_server, folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "README.md", "model.safetensors", "conversion.json"])
-def test_links_are_uploaded_only_into_the_cache_of_the_hub(hub_server, folder, tmp_path, monkeypatch, name):
-    """A link in somebody's folder would publish a file of this machine."""
-    target = tmp_path / "blobs" / "0123"
-    target.parent.mkdir()
-    if (folder / name).exists():
-        (folder / name).rename(target)
-    else:
-        target.write_text("{}")
-    (folder / name).symlink_to(target)
-    with pytest.raises(VitrailError, match=f"{name} is a link to {target}, which is not in the Hub's cache"):
-        stage(folder, tmp_path / "refused", repo_id="user/name")
-    assert not (tmp_path / "refused").exists()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert name in stage(folder, tmp_path / "upload", repo_id="user/name").files.keys() | {"conversion.json"}
+def test_links_are_uploaded_only_into_the_same_repository_of_the_cache(hub_server, folder, tmp_path, monkeypatch, name):
+    """A link in somebody's folder would publish a file of this machine, or of a private repository."""
+    snapshot = tmp_path / "cache" / "models--user--name" / "snapshots" / "0123"
+    shutil.copytree(folder, snapshot)
+    for repository, allowed in (("models--user--private", False), ("models--user--name", True)):
+        target = tmp_path / "cache" / repository / "blobs" / "4567"
+        target.parent.mkdir(parents=True)
+        target.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
+        (snapshot / name).unlink(missing_ok=True)
+        (snapshot / name).symlink_to(target)
+        for cache in (tmp_path / "elsewhere", tmp_path / "cache"):
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+            if allowed and cache.name == "cache":
+                assert name in stage(snapshot, tmp_path / "upload", repo_id="user/name").files.keys() | {"conversion.json"}
+                continue
+            with pytest.raises(VitrailError, match=f"{name} is a link to {target}, which is not in the same repository"):
+                stage(snapshot, tmp_path / "refused", repo_id="user/name")
+            assert not (tmp_path / "refused").exists()
 
 
 def test_a_folder_without_an_image_processor_is_refused(hub_server, folder):

@@ -7,6 +7,7 @@ import pytest
 from filelock import FileLock
 
 from vitrail.errors import VitrailError
+from vitrail.utils import locks
 from vitrail.utils.run_folder import RunFolder
 
 
@@ -107,7 +108,8 @@ def test_ignored_settings_may_differ(tmp_path):
         folder.check_settings({"version": 2, "seed": 0}, {"version": 1, "seed": 1})
 
 
-def test_a_run_that_waits_finds_the_folder_again(folder):
+def test_a_run_that_waits_says_so_and_finds_the_folder_again(folder, monkeypatch, caplog):
+    monkeypatch.setattr(locks, "PATIENCE", 0.01)
     entered = threading.Event()
 
     def wait() -> None:
@@ -120,6 +122,7 @@ def test_a_run_that_waits_finds_the_folder_again(folder):
         waiting.start()
         assert not entered.wait(0.2)
     waiting.join(10)
+    assert caplog.messages == [f"waiting for another process that writes to {folder.path}"]
     assert folder.settings_file.is_file()
     with FileLock(folder.lock_file, timeout=0):
         pass
