@@ -34,7 +34,7 @@ NOT_COMPARED = (
     *("apply_layernorm", "reshape_hidden_states"),
 )
 CLASSIFIER_FIELDS = {"classifier_cls_layers", "classifier_mean_patch"}
-CLASSIFIER_REMEDY = " To leave the classifier out, set classifier=False."
+CLASSIFIER_REMEDY = " To leave the classifier out, export the model with classifier=False."
 SHOWN = {"patch_grid": "the patch grid, image_size / patch_size,"}
 # Settings of an image processor that change its output; `crop_size` too, where it crops
 PREPROCESSING = (
