@@ -245,7 +245,8 @@ def test_a_classifier_that_a_format_cannot_hold_is_refused(tmp_path):
             export(model, processor, tmp_path, to, name=to)
     model, processor = random_model(MODELS["dino"] | {"classifier_cls_layers": 2}, num_labels=3)
     with pytest.raises(
-        UnsupportedCheckpointError, match=r"is for another input\. To leave the classifier out, set classifier=False"
+        UnsupportedCheckpointError,
+        match=r"is for another input\. To leave the classifier out, export the model with classifier=False",
     ):
         export(model, processor, tmp_path, "dino", name="dino")
     path, _ = export(model, processor, tmp_path, "transformers", name="encoder", classifier=False)
