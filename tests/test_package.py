@@ -40,7 +40,7 @@ def test_what_importing_imports(tmp_path):
         "before = {name.partition('.')[0] for name in sys.modules}\n"
         "import vitrail\n"
         "after = {name.partition('.')[0] for name in sys.modules}\n"
-        "print(sorted(after - before - sys.stdlib_module_names))\n"
+        "print(sorted(after - before - sys.stdlib_module_names - {'psutil'}))\n"  # which transformers 5.24 imports later
         "import vitrail.cli.app, numpy\n"
         f"print([name for name in {extra} if name in sys.modules])\n"
         "image_processor = vitrail.make_image_processor('dino')\n"

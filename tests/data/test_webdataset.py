@@ -203,7 +203,7 @@ def test_archives_without_images(tmp_path):
     for whole, reason in (
         (b"no archive at all", "truncated header"),
         (b"", "empty header"),
-        (tar({"a.txt": b"x"}), "none of the members"),
+        (tar({"a.txt": b"x"}), "no member is an image"),
     ):
         (tmp_path / "a.tar").write_bytes(whole)
         with pytest.raises(VitrailError, match=f"found no images in .*: .*{reason}"):
