@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..convert.loading import load
 from ..convert.report import ConversionReport
-from ..errors import VitrailError, public_text
+from ..errors import VitrailError, one_line, public_text
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import Agreement
@@ -87,10 +87,10 @@ class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
         if isinstance(error, OUT_OF_MEMORY):
             message = f"there is not enough memory ({type(error).__name__}): choose a smaller --batch-size, if the command has one."
         elif mends:
-            message = as_options(" ".join(str(error).split()), OPTIONS.get()) or type(error).__name__
+            message = as_options(one_line(str(error)), OPTIONS.get()) or type(error).__name__
         else:
             message = f"this is a fault of vitrail {__version__}: please report it, with the text above and the command."
-        typer.secho(public_text(f"vitrail: {message}"), fg=typer.colors.RED, err=True)
+        typer.secho(f"vitrail: {message}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2 if mends else 1) from None
 
 

@@ -100,7 +100,7 @@ def _head_rules(family: Family, config: ViTConfig) -> list[Rule]:
     sample = RawCheckpoint({"linear.weight": weight, "weight": weight}, "torch")
     try:
         rules, fields = family.head_rules(sample, config.hidden_size)
-    except UnsupportedCheckpointError:  # no head file has so many vectors
+    except UnsupportedCheckpointError:  # head files of the family hold fewer vectors
         rules, fields = (), {}
     read = {"classifier_cls_layers": 1, "classifier_mean_patch": False} | fields
     if not rules or any(getattr(config, name) != value for name, value in read.items()):

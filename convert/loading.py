@@ -181,7 +181,7 @@ def check_tensors(config: ViTConfig, tensors: Mapping[str, torch.Tensor], covera
     Args:
         config: the architecture.
         tensors: the parameters.
-        coverage: completed with missing, unexpected and mismatched names.
+        coverage: the names that the conversion found missing or unexpected; it is not changed.
         source: the name for errors.
     """
     classifies = "classifier.weight" in tensors

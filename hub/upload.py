@@ -241,7 +241,7 @@ def _explain(error: Exception, page: str, repo_id: str) -> str:
         status = int(refused[0])  # the client of the storage gives the code only in its message
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    reason = " ".join(str(error).split())
+    reason = str(error)
     if isinstance(error, hub_errors.OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set: unset it to upload to {page}."
     if isinstance(error, hub_errors.GatedRepoError):

@@ -16,7 +16,7 @@ from ..convert.report import ConversionReport
 from ..data.labeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
-from ..evaluation.results import PACKAGES, describe_model, public_name
+from ..evaluation.results import PACKAGES, describe_model
 from ..hub.saving import folder_of_run, save
 from ..model_cards.records import KNNEvaluation, PretrainingRecord, RecipeSource, TrainingData
 from ..modeling.modeling_vit import ViTPreTrainedModel
@@ -25,6 +25,7 @@ from ..utils.atomic import check_new
 from ..utils.checkpoint_files import last_checkpoint
 from ..utils.folders import check_writable
 from ..utils.processes import start_processes
+from ..utils.text import public_name
 from ..utils.trainer import KeepLastCheckpoint
 from ..utils.versions import installed_versions
 from .arguments import DINO_ARGUMENTS, DINOTrainingArguments

@@ -19,7 +19,7 @@ def check_directory(path: Path) -> list[str]:
     Raises:
         CorruptFileError: the directory does not describe the file.
         UnsupportedCheckpointError: the members unpack to much more than the file holds.
-        zipfile.BadZipFile: there is no directory.
+        zipfile.BadZipFile: the file has no directory.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         members = sorted(archive.infolist(), key=lambda member: member.header_offset)

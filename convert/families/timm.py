@@ -42,20 +42,19 @@ BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 # Arguments of timm's classes that are read here, that names and shapes show, or that have no effect at inference
 KNOWN_ARGUMENTS = {
+    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+    *("act_layer", "qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token", "reg_tokens", "pos_embed", "no_embed_class"),
     *(
-        "img_size",
-        "patch_size",
-        "in_chans",
-        "num_classes",
-        "global_pool",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "act_layer",
+        "norm_layer",
+        "pre_norm",
+        "final_norm",
+        "fc_norm",
+        "rel_pos_type",
+        "rel_pos_dim",
+        "shared_rel_pos",
+        "weight_init",
+        "fix_init",
     ),
-    *("qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token", "reg_tokens", "pos_embed", "no_embed_class", "norm_layer"),
-    *("pre_norm", "final_norm", "fc_norm", "rel_pos_type", "rel_pos_dim", "shared_rel_pos", "weight_init", "fix_init"),
     *("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "features_only", "out_indices"),
     *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
 }

@@ -181,7 +181,7 @@ def _download_error(error: Exception, hub_id: str, revision: str | None) -> Vitr
                 f"{target} is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download the files."
             )
         return DownloadError(
-            f"{target} is not complete in the cache, and {page} cannot be reached ({_one_line(error.__cause__ or error)}). Check the "
+            f"{target} is not complete in the cache, and {page} cannot be reached ({error.__cause__ or error}). Check the "
             "network, or copy the repository and pass its path."
         )
     status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else None
@@ -189,8 +189,4 @@ def _download_error(error: Exception, hub_id: str, revision: str | None) -> Vitr
         401: "Your token is not valid: log in again with `hf auth login --force`; token= and HF_TOKEN take precedence over the login",
         403: "Your token has no permission to read it",
     }.get(status or 0, "Try again later")
-    return DownloadError(f"{page} could not be downloaded ({_one_line(error)}). {remedy}.")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return DownloadError(f"{page} could not be downloaded ({error}). {remedy}.")

@@ -13,7 +13,6 @@ import vitrail
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.convert.verification import Check
 from vitrail.evaluation.report import accuracy_by_head, learning_curves, plot_confusion, write_report
-from vitrail.evaluation.results import public_name
 from vitrail.hub.saving import keep_verification, save
 from vitrail.hub.upload import stage
 from vitrail.modeling.modeling_vit import ViTForImageClassification
@@ -204,11 +203,3 @@ def test_names_of_other_scripts_are_not_an_error(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         plot_confusion(CONFUSION, ["猫", "犬", "鳥"]).savefig(tmp_path / "picture.png")
-
-
-def test_names_of_sources_do_not_reveal_their_location(tmp_path):
-    assert public_name("digits") == "digits"
-    assert public_name("ylecun/mnist") == "ylecun/mnist"
-    assert public_name(str(tmp_path)) == tmp_path.name
-    assert public_name(f"{tmp_path}/shards/*.tar") == "*.tar"
-    assert public_name("https://me:SECRET@example.org/images.tar?signature=SECRET") == "https://example.org/images.tar"

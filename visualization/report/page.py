@@ -22,7 +22,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ...convert.loading import load
-from ...errors import VitrailError
+from ...errors import VitrailError, one_line
 from ...features.neighbors import nearest, unit_rows
 from ...features.store import StoredFeatures
 from ...modeling.modeling_vit import ViTPreTrainedModel
@@ -147,7 +147,7 @@ def _load_model(stored: StoredFeatures, given: str | None, allow_external: bool)
     except (ValueError, OSError, StrictDataclassError) as error:
         if given is not None:
             raise
-        reason = " ".join(str(error).split()).replace(name, shown)
+        reason = one_line(str(error)).replace(name, shown)
         return None, f"the norms of patch tokens need the model, {shown}: {reason} If the model has moved, pass it with --model."
     return model, None
 
@@ -203,7 +203,7 @@ def _open_pictures(
         results = map_images(draw, stored, path_of, allow_external=allow_external)
     except (VitrailError, OSError) as error:
         source = settings["collection"]["source"]
-        reason = " ".join(str(error).split()).replace(source, public_name(source))
+        reason = one_line(str(error)).replace(source, public_name(source))
         return _Pictures({}, {}, f"there are no pictures, because the images cannot be read any more: {reason}")
     thumbnails = {number: picture for number, (picture, _) in results.items()}
     return _Pictures(thumbnails, {number: inputs for number, (_, inputs) in results.items() if inputs is not None})
