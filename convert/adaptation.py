@@ -1,20 +1,29 @@
 """Adapting a checkpoint to another image size, number of channels or number of classes while it is loaded."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
-from ..modeling.modeling_vit import interpolate_positions, resize_relative_table
+from ..modeling.modeling_vit import ViTPreTrainedModel, interpolate_positions, resize_relative_table
+from ..modeling.modeling_vit_dense import MAX_ASPECT, ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.presets import BILINEAR
 from ..processing.resizing import at_size
 from .families.family import make_config
-from .sources.labels import imagenet_labels
+from .heads import HEAD_PREFIXES, model_class
+from .sources.labels import imagenet_labels, segmentation_labels
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
 RELATIVE_TABLE = "relative_position.table"
 CHANNEL_RULES = ("sum", "repeat", "average")
+DENSE = (ViTForSemanticSegmentation, ViTForDepthEstimation)
+# The weight of a classifier: its number of axes, and the labels of a number of classes
+LABELED = {"classifier.weight": (2, imagenet_labels), "segmentation_head.classifier.weight": (4, segmentation_labels)}
+CHMV2_MEAN = (0.420, 0.411, 0.296)  # facebookresearch/dinov3@6876159, notebooks/chmv2_inference.ipynb; its encoder has .430
 
 
 def may_be_adapted(name: str) -> bool:
@@ -95,11 +104,20 @@ def adapt_image_processor(
 
 
 def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_labels: int) -> list[str]:
-    """Replace the classifier of the checkpoint, if any, with an untrained one, or with none for 0 classes; return warnings."""
-    had = tensors.pop("classifier.weight", None)
-    tensors.pop("classifier.bias", None)
+    """Replace the classifier of the checkpoint, if any, with an untrained one, or any head with none for 0 classes; return warnings."""
+    found = model_class(tensors)
+    if issubclass(found, DENSE) and num_labels:
+        raise UnsupportedCheckpointError(
+            f"num_labels={num_labels} replaces a classifier of images, but the checkpoint has the head of a {found.__name__}: leave "
+            "num_labels out, or set it to 0 for the encoder alone."
+        )
+    had = tensors.get("classifier.weight")
+    for name in [name for name in tensors if name.startswith(HEAD_PREFIXES)]:
+        del tensors[name]
     for name in ("id2label", "label2id", "num_labels"):
         fields.pop(name, None)
+    if num_labels == 0 and issubclass(found, DENSE):
+        return [f"the head of the {found.__name__} is left out"]
     if num_labels == 0:
         return [] if had is None else [f"the classifier for {len(had)} classes is left out"]
     fields["num_labels"] = num_labels
@@ -112,15 +130,49 @@ def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], n
     return [f"the classifier for {num_labels} classes is untrained{replaced}"]
 
 
-def with_labels(fields: dict[str, Any], classifier: torch.Tensor) -> list[str]:
-    """Set the number of classes of the checkpoint's classifier, and ImageNet's labels if the number matches; return warnings."""
-    if "id2label" in fields or classifier.ndim != 2:  # loading refuses another number of axes
+def with_labels(fields: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Set the number of classes of the head, and the labels of ImageNet, ADE20K or VOC if the number matches; return warnings."""
+    name = next((name for name in LABELED if name in tensors), None)
+    if name is None or "id2label" in fields or tensors[name].ndim != LABELED[name][0]:  # loading refuses another number of axes
         return []
-    num_labels = len(classifier)
-    labels = imagenet_labels(num_labels)
-    if labels is None:
+    num_labels = len(tensors[name])
+    known = LABELED[name][1](num_labels)
+    if known is None:
         fields["num_labels"] = num_labels
         return []
-    fields["id2label"] = dict(enumerate(labels))
-    fields["label2id"] = {label: index for index, label in enumerate(labels)}
-    return [f"{num_labels} classes: labels of ImageNet-{'1k' if num_labels == 1000 else '21k'}"]
+    fields["id2label"] = dict(enumerate(known.names))
+    fields["label2id"] = {label: index for index, label in enumerate(known.names)}
+    return [f"{num_labels} classes: labels of {known.dataset}"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- dense heads
+
+
+def with_depth_range(fields: dict[str, Any], depth_range: Sequence[float], found: type[ViTPreTrainedModel]) -> None:
+    """Set the range of depths; raise UnsupportedCheckpointError for a model that predicts none."""
+    if found is not ViTForDepthEstimation:
+        raise UnsupportedCheckpointError(
+            f"depth_range={tuple(depth_range)} is for a depth head, but the checkpoint and head= make a {found.__name__}: leave it out, or "
+            'give a depth head, such as head="nyu_linear".'
+        )
+    fields["depth_range"] = tuple(depth_range)
+    make_config(fields)
+
+
+def dense_image_processor(
+    image_processor: VitrailImageProcessor, config: ViTConfig, found: type[ViTPreTrainedModel]
+) -> VitrailImageProcessor:
+    """Return the image processor of the originals' dense heads; that of any other model stays.
+
+    Images are never cropped, and the model pads them. For a segmentation, the shorter side is resized, bilinearly; for a depth, none.
+    """
+    if not issubclass(found, DENSE):
+        return image_processor
+    changes: dict[str, Any] = {"do_center_crop": False, "do_resize": False}
+    side = config.segmentation_size
+    if found is ViTForSemanticSegmentation and side is not None:
+        size = {"shortest_edge": side, "longest_edge": MAX_ASPECT * side}
+        changes |= {"do_resize": True, "size": size, "resample": BILINEAR}
+    elif config.depth_bins == "mixed_log" and config.num_channels == len(CHMV2_MEAN):
+        changes |= {"image_mean": CHMV2_MEAN}
+    return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)

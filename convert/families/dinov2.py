@@ -10,6 +10,7 @@ from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
+from .dense_heads import DINOV2_HEADS
 from .family import Family, RawCheckpoint, only_head
 from .formats import ORIGINAL_HOLDS, SQUARE, Export, with_mask_token, write_torch
 from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, heads_warnings, linear_head, plain_vit_fields, square_grid
@@ -110,6 +111,7 @@ DINOV2 = Family(
     normalize=flatten_chunks,
     head_rules=head_rules,
     choose_head=choose_head,
+    dense_heads=DINOV2_HEADS,
     export=Export(
         lambda config: ORIGINAL_HOLDS | {"patch_size": SQUARE, "representation_size": (None,)},
         prepare,

@@ -30,6 +30,7 @@ PACKAGE = Path(vitrail.__file__).parent
 SOURCES = {
     "configuration_vit.py": "configuration/configuration_vit.py",
     "modeling_vit.py": "modeling/modeling_vit.py",
+    "modeling_vit_dense.py": "modeling/modeling_vit_dense.py",
     "image_processing_vit.py": "processing/image_processing_vit.py",
 }
 # Together they reach every module of the model
@@ -96,7 +97,7 @@ def test_the_code_is_that_of_the_package(name):
     assert header.startswith(f"# {SOURCES[name]} of vitrail {vitrail.__version__}")
     changed = [(ours, theirs) for ours, theirs in zip(lines, package, strict=True) if ours != theirs]
     imports = [("from .configuration_vit import ViTConfig", "from ..configuration.configuration_vit import ViTConfig")]
-    assert changed == (imports if name == "modeling_vit.py" else [])
+    assert changed == (imports if name.startswith("modeling_") else [])
 
 
 def test_two_folders_hold_the_same_bytes(tmp_path):
@@ -160,6 +161,7 @@ def test_save_pretrained_carries_the_code(tmp_path):
         "model.safetensors",
         "configuration_vit.py",
         "modeling_vit.py",
+        "modeling_vit_dense.py",
     }
     assert image_processor.save_pretrained(tmp_path / "images") == [str(tmp_path / "images" / "preprocessor_config.json")]
     assert {file.name for file in (tmp_path / "images").iterdir()} == {"preprocessor_config.json", "image_processing_vit.py"}
