@@ -20,6 +20,8 @@ from .families.rules import Coverage, convert_tensors
 from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
 from .sources.resolver import ResolvedSource, resolve
 
+ALWAYS_FLOAT32 = ViTPreTrainedModel._keep_in_fp32_modules_strict  # names in ViTModel
+
 
 def load(
     source: str | os.PathLike,
@@ -190,7 +192,7 @@ def check_tensors(config: ViTConfig, tensors: Mapping[str, torch.Tensor], covera
             model: ViTPreTrainedModel = (ViTForImageClassification if classifies else ViTModel)(config)
     except (ImportError, ValueError) as error:  # the attention kernel is not installed, or unknown
         raise UnsupportedCheckpointError(f"The model cannot be made: {error}") from error
-    parameters = {name.removeprefix("vit."): parameter for name, parameter in model.named_parameters()}
+    parameters = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
     found = replace(coverage, missing=[*coverage.missing], unexpected=[*coverage.unexpected])
     found.missing += sorted(parameters.keys() - tensors.keys())
     found.unexpected += sorted(tensors.keys() - parameters.keys())
@@ -229,8 +231,9 @@ def build_model(
     model = check_tensors(config, tensors, coverage, source)
     placed: dict[str, torch.Tensor] = {}
     taken = set(foreign)
-    for name, _ in model.named_parameters():
-        tensor = _with_own_storage(tensors.pop(name.removeprefix("vit.")), dtype, taken)
+    for name in model.state_dict():
+        exact = name.removeprefix("vit.") in ALWAYS_FLOAT32
+        tensor = _with_own_storage(tensors.pop(name.removeprefix("vit.")), torch.float32 if exact else dtype, taken)
         if not all(bound.isfinite() for bound in torch.aminmax(tensor)):  # aminmax passes NaN on, and is far faster than isfinite()
             raise ConversionError(f"{source} contains NaN or inf in the tensor for {name}: the file is damaged. Download it again.")
         placed[name] = tensor
@@ -257,7 +260,7 @@ def _storages_to_leave(raw: RawCheckpoint) -> set[int]:
 
 
 def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
-    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if name not in ALWAYS_FLOAT32}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
