@@ -18,6 +18,7 @@ from .detection import find_family, open_checkpoint
 from .families.family import Family, RawCheckpoint, make_config, reading
 from .families.rules import Coverage, convert_tensors
 from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
+from .sources.catalog import official_image_processor
 from .sources.resolver import ResolvedSource, resolve
 
 ALWAYS_FLOAT32 = ViTPreTrainedModel._keep_in_fp32_modules_strict  # names in ViTModel
@@ -117,7 +118,7 @@ def load(
     config = make_config(fields)
     with reading("image processor"):
         image_processor = adapt_image_processor(
-            family.image_processor(raw, config),
+            _image_processor(raw, family, config, resolved),
             image_size=size,
             patch_size=config.patch_shape,
             num_channels=config.num_channels,
@@ -130,6 +131,13 @@ def load(
         report.warnings.append(f'the weights are {_name(model.dtype)}, and so is the model: to train it, set dtype="float32"')
     report.coverage = coverage.to_dict()
     return model.to(_as_device(device)).eval(), image_processor, report
+
+
+def _image_processor(raw: RawCheckpoint, family: Family, config: ViTConfig, resolved: ResolvedSource) -> VitrailImageProcessor:
+    """Return the preprocessing that the files state; of an official file without JSON files, that of its row in the catalog."""
+    if resolved.checkpoint is not None and raw.config is None and raw.preprocessor_config is None:
+        return official_image_processor(resolved.checkpoint)
+    return family.image_processor(raw, config)
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -505,7 +505,7 @@ class ViTMLP(nn.Module):
         return not (any(hooks) or _has_global_hooks())
 
 
-GATES = {"swiglu": F.silu, "geglu": F.gelu}
+GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"swiglu": F.silu, "geglu": F.gelu}
 
 
 class ViTGatedMLP(nn.Module):

@@ -71,9 +71,25 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     }
 
 
+def is_satellite(raw: RawCheckpoint) -> bool:
+    """Return whether the file is that of the ViT-L trained on SAT-493M: the other ViT-L has no norm of local crops."""
+    return "local_cls_norm.weight" in raw.tensors and raw.shape(ANCHOR, 4)[0] == 1024
+
+
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
     """Return the preprocessing of the README: 256 pixels, although the model takes any size."""
-    return make_image_processor("dinov3", image_size=256, num_channels=config.num_channels)
+    preset = "dinov3-sat" if is_satellite(raw) else "dinov3"
+    return make_image_processor(preset, image_size=256, num_channels=config.num_channels)
+
+
+def assumption(raw: RawCheckpoint) -> str:
+    """Return the warning for a bare file: its tensors do not show the images that the model was trained on, nor an epsilon."""
+    images = "satellite images (SAT-493M)" if is_satellite(raw) else "web images (LVD-1689M)"
+    run = (
+        '; the epsilon of LayerNorm is 1e-5, as in the published models: after a training with norm_layer "layernorm", save the model and '
+        "load it with layer_norm_eps=1e-6"
+    )
+    return f"pixels are normalized as for {images}{run if raw.root in ('teacher', 'student') else ''}"
 
 
 def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
@@ -107,6 +123,7 @@ DINOV3 = Family(
     configure=configure,
     anchor=ANCHOR,
     image_processor=image_processor,
+    assumption=assumption,
     head_rules=head_rules,
     choose_head=choose_head,
     export=Export(holds, prepare, write_torch, suffixes=(".pth", ".pt")),
