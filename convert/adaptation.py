@@ -23,7 +23,8 @@ CHANNEL_RULES = ("sum", "repeat", "average")
 DENSE = (ViTForSemanticSegmentation, ViTForDepthEstimation)
 # The weight of a classifier: its number of axes, and the labels of a number of classes
 LABELED = {"classifier.weight": (2, imagenet_labels), "segmentation_head.classifier.weight": (4, segmentation_labels)}
-CHMV2_MEAN = (0.420, 0.411, 0.296)  # facebookresearch/dinov3@6876159, notebooks/chmv2_inference.ipynb; its encoder has .430
+# facebookresearch/dinov3@6876159, notebooks/chmv2_inference.ipynb; the mean of its encoder begins with .430
+CHMV2_MEAN, CHMV2_STD = (0.420, 0.411, 0.296), (0.213, 0.156, 0.143)
 
 
 def may_be_adapted(name: str) -> bool:
@@ -174,5 +175,5 @@ def dense_image_processor(
         size = {"shortest_edge": side, "longest_edge": MAX_ASPECT * side}
         changes |= {"do_resize": True, "size": size, "resample": BILINEAR}
     elif config.depth_bins == "mixed_log" and config.num_channels == len(CHMV2_MEAN):
-        changes |= {"image_mean": CHMV2_MEAN}
+        changes |= {"image_mean": CHMV2_MEAN, "image_std": CHMV2_STD}
     return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)

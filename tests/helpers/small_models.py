@@ -6,6 +6,7 @@ import torch
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.features.feature_types import classifier_features, feature_outputs, join_tokens
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from vitrail.modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 
 TINY = {
     "hidden_size": 32,
@@ -52,11 +53,26 @@ CONFIGS = {
         "relative_position_hidden_size": 16,
         "qkv_bias": False,
     },
+    "rotary": {
+        "position_embedding_type": "rotary",
+        "num_register_tokens": 2,
+        "separate_cls_norm": True,
+        "mlp_type": "geglu",
+        "use_mask_token": True,
+        "layer_scale_init_value": 1e-5,
+        "layer_norm_eps": 1e-5,
+        "classifier_cls_layers": 2,
+        "classifier_mean_patch": True,
+    },
 }
+SEGMENTATION = ("classifier.weight", "classifier.bias", "batch_norm.weight", "batch_norm.bias")
+SEGMENTATION += ("batch_norm.running_mean", "batch_norm.running_var")
 HEADS = {
     ViTModel: set(),
     ViTForImageClassification: {"classifier.weight", "classifier.bias"},
     ViTForMaskedImageModeling: {"decoder.weight", "decoder.bias"},
+    ViTForSemanticSegmentation: {f"segmentation_head.{name}" for name in SEGMENTATION},
+    ViTForDepthEstimation: {"depth_head.projection.weight", "depth_head.projection.bias"},
     ViTBackbone: set(),
 }
 
@@ -122,7 +138,7 @@ def main_output(output):
     """Return the main tensors of a model's output."""
     if "feature_maps" in output:
         return output["feature_maps"][-1]
-    return next(output[key] for key in ("logits", "reconstruction", "last_hidden_state") if key in output)
+    return next(output[key] for key in ("logits", "reconstruction", "predicted_depth", "last_hidden_state") if key in output)
 
 
 @torch.no_grad()
