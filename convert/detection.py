@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import CorruptFileError, UnsupportedCheckpointError
 from ..utils.atomic import read_json
 from ..utils.weight_files import WEIGHT_FILES, find_weights, read_checkpoint
+from .families.dense_heads import UNSUPPORTED_HEADS
 from .families.family import Family, RawCheckpoint, setting
 from .families.registry import FAMILIES
 from .families.rules import list_names
@@ -49,6 +50,7 @@ UNSUPPORTED = (
         "use transformers or timm",
     ),
     (r"blocks_token_only\..*", "class attention (CaiT)", "use timm"),
+    *UNSUPPORTED_HEADS,
     (r".*\.lambda_[qk]\d", "differential attention", "use timm"),
     (
         r".*\.gamma_[12]",

@@ -254,6 +254,7 @@ def build_model(
     dtype = dtype or _common_dtype(tensors)
     config.dtype = dtype
     model = check_tensors(config, tensors, coverage, source)
+    config.architectures = [type(model).__name__]
     placed: dict[str, torch.Tensor] = {}
     taken = set(foreign)
     for name in model.state_dict():

@@ -28,11 +28,12 @@ from ..convert.model_folder import (
 from ..convert.report import ConversionRecord
 from ..convert.sources.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
 from ..errors import VitrailError
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import read_json
 from .citations import PAPERS
 from .conversion_section import conversion_table, converted_from, verification
-from .descriptions import architecture, differences, escape, has_named_classes, markdown_table, preprocessing, trusted
+from .descriptions import architecture, dense_class, differences, escape, has_named_classes, markdown_table, preprocessing, trusted
 from .evaluation_section import measured_facts, measured_results
 from .facts import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
 from .lineages import DATASETS, FAMILY_CARDS, lineage_of
@@ -52,6 +53,7 @@ OPTIONAL = (
         "checkpoint",
         "comparison",
         "conversion",
+        "dense_heads",
         "conversion_of",
         "encoder_only",
         "export_warnings",
@@ -72,7 +74,7 @@ def official_card(checkpoint: Checkpoint) -> ModelCard:
     facts |= usage_facts(config, image_processor, classifies=classifies, name=name)
     facts |= checkpoint_facts(checkpoint) | original_facts(checkpoint) | published_facts(checkpoint)
     facts["comparison"] = trusted(asdict(FAMILY_CARDS[checkpoint.family]))
-    data = _metadata(checkpoint, name, "official", classifies=classifies, carries_code=False, changed=False)
+    data = _metadata(checkpoint, name, "official", task=_pipeline(config, classifies), carries_code=False, changed=False)
     return _render(data, title=name, layout="official", facts=facts)
 
 
@@ -139,7 +141,7 @@ def render_model_card(
         checkpoint,
         title,
         format,
-        classifies=classifies,
+        task=_pipeline(config, classifies),
         carries_code=carries_code,
         changed=bool(changes),
         measured=measured_results(results) if results else [],
@@ -172,6 +174,7 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_s
     content, preprocessor = (read_json(folder / file) for file in (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME))
     raw = RawCheckpoint({}, "safetensors", config=content, preprocessor_config=preprocessor)
     config = make_config(VITRAIL.configure(raw, None))
+    config.architectures = content.get("architectures")
     if weights_sha256 is None and any((folder / record).is_file() for record in (REPORT_NAME, RESULTS_NAME, PRETRAINING_NAME)):
         weights_sha256 = hash_weights(folder)  # once for all records
     return render_model_card(
@@ -196,7 +199,7 @@ def _metadata(
     title: str,
     layout: str,
     *,
-    classifies: bool,
+    task: str,
     carries_code: bool,
     changed: bool,
     measured: Sequence[EvalResult] = (),
@@ -212,12 +215,18 @@ def _metadata(
     return ModelCardData(
         license=checkpoint.license if checkpoint else None,
         library_name=EXPORT_FORMATS[layout].library if layout in EXPORT_FORMATS else "transformers",
-        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        pipeline_tag=task,
         tags=tags,
         datasets=[name for name in datasets if name] or None,
         model_name=title if results else None,
         eval_results=results or None,
     )
+
+
+def _pipeline(config: ViTConfig, classifies: bool) -> str:
+    """Return the Hub's name for what a model does."""
+    dense = {ViTForSemanticSegmentation: "image-segmentation", ViTForDepthEstimation: "depth-estimation"}
+    return dense.get(dense_class(config)) or ("image-classification" if classifies else "image-feature-extraction")
 
 
 def _changes(
@@ -235,6 +244,7 @@ def _changes(
     heads = [entry.head for entry in record.chain if entry.head]
     if results is None and any(head.url in checkpoint.head_urls.values() for head in heads):
         here["Classifier"] = there["Classifier"]  # published for this backbone
+        here.pop("Head", None)
     if any(entry.root == "student" for entry in record.chain):
         here["Network of the training run"], there["Network of the training run"] = "student", "teacher"
     if results is not None and classifies:

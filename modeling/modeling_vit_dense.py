@@ -8,6 +8,7 @@ D hidden size, K classes, Z depth bins.
 Sources: DINOv2 (arXiv 2304.07193), DINOv3 (arXiv 2508.10104), DPT (arXiv 2103.13413), bins of depth (AdaBins, arXiv 2011.14141).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -221,9 +222,9 @@ def depth_bins(config: ViTConfig, device: torch.device) -> torch.Tensor:
     number = config.depth_num_bins
     if config.depth_bins == "linear":
         return torch.linspace(low, high, number, device=device)
-    ends = torch.tensor([low, high / MIXED_LOG_SCALE], dtype=torch.float32).log().tolist()
-    logarithmic = torch.linspace(*ends, number, device=device).exp()
-    even = torch.linspace(low, high / MIXED_LOG_SCALE, number, device=device)
+    high = high / MIXED_LOG_SCALE
+    logarithmic = torch.linspace(math.log(low), math.log(high), number, device=device).exp()
+    even = torch.linspace(low, high, number, device=device)
     share = torch.linspace(1.0, 0.0, number, device=device)
     return (share * logarithmic + (1.0 - share) * even) * MIXED_LOG_SCALE
 

@@ -78,7 +78,9 @@ HEADS = {
 
 IMPORT_OF_THE_COMPILER = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 every_config = pytest.mark.parametrize("name", CONFIGS)
+DENSE = (ViTForSemanticSegmentation, ViTForDepthEstimation)
 every_class = pytest.mark.parametrize("model_class", HEADS)
+every_plain_class = pytest.mark.parametrize("model_class", [kind for kind in HEADS if kind not in DENSE])
 
 
 def tiny_config(**fields):

@@ -129,7 +129,7 @@ def test_row_is_sound(row):
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.head_recipe], ids=lambda row: row.name)
 def test_heads_read_what_the_recipe_states(row):
-    for recipe in row.head_recipe.values():
+    for recipe in (recipe for recipe in row.head_recipe.values() if "task" not in recipe):
         assert recipe["in_features"] == row.architecture["embed_dim"] * (recipe["n_last_blocks"] + recipe["avgpool"])
 
 
