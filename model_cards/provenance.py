@@ -16,8 +16,8 @@ HUB, GITHUB = "https://huggingface.co", "https://github.com"
 FIELDS = {
     "url": "file",
     "hub_id": "name on the Hub",
-    "head_urls": "files of heads",
-    "head_recipe": "inputs of the heads",
+    "head_urls": "files of classifiers",
+    "head_recipe": "inputs of the classifiers",
     "architecture": "architecture",
     "image_size": "image size",
     "num_classes": "number of classes",

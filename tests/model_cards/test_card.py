@@ -798,3 +798,34 @@ def test_an_unknown_variable_of_the_template_is_an_error():
 def test_every_optional_fact_is_a_variable_of_the_template():
     source = (paths.CHECKOUT / "model_cards" / "template.md.jinja").read_text(encoding="utf-8")
     assert jinja2.meta.find_undeclared_variables(TEMPLATE.environment.parse(source)) >= set(OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "fields", "expected"),
+    [
+        (
+            vitrail.ViTForSemanticSegmentation,
+            {"num_labels": 150, "dense_layers": [0, 1]},
+            (
+                "image-segmentation",
+                "one of 150 classes for each pixel",
+                "AutoModelForSemanticSegmentation",
+                "post_process_semantic",
+            ),
+        ),
+        (
+            vitrail.ViTForDepthEstimation,
+            {"depth_range": (0.001, 80)},
+            ("depth-estimation", "in meters from 0.001 to 80", "AutoModelForDepthEstimation", "outputs.predicted_depth"),
+        ),
+    ],
+)
+def test_a_dense_head_is_described(model_class, fields, expected, tmp_path):
+    model = model_class(tiny_config(**fields))
+    vitrail.save(model, vitrail.make_image_processor("dinov2", image_size=32), tmp_path / "model")
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    task, *texts = expected
+    assert card.data.pipeline_tag == task
+    for text in (*texts, "the model pads them", f"| Parameters | {sum(map(torch.numel, model.parameters())):,} |"):
+        assert text in card.text, text
+    assert "It has no classifier" not in card.text
