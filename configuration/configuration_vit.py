@@ -234,7 +234,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if name in ("image_size", "patch_size") and isinstance(value, int | list | tuple):
             pair = _as_pair(name, value)
             value = pair[0] if pair[0] == pair[1] else pair
-        elif name in ("depth_range", "segmentation_scales") and _are_numbers(value):
+        elif name in ("depth_range", "segmentation_scales") and isinstance(value, list | tuple) and _are_numbers(value):
             value = tuple(float(number) for number in value)
         super().__setattr__(name, value)
 
@@ -425,8 +425,8 @@ def _check_dense_head(config: ViTConfig) -> None:
             raise ValueError(f"{name} is {side}: write a number of pixels from 1 to {MAX_SIDE}, or None.")
 
 
-def _are_numbers(values: object) -> bool:
-    return isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+def _are_numbers(values: "list[Any] | tuple[Any, ...]") -> bool:
+    return all(type(value) in (int, float) for value in values)
 
 
 def _as_pair(name: str, size: "int | list[int] | tuple[int, int]") -> tuple[int, int]:

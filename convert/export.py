@@ -12,7 +12,7 @@ import torch
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError, VitrailError
-from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
+from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.graph_export import GRAPH_FORMATS, export_graph
 from ..utils.atomic import check_new
@@ -22,6 +22,7 @@ from .families.family import Family, RawCheckpoint, make_config
 from .families.formats import SQUARE, Exported, Holds, has_labels
 from .families.registry import EXPORT_FORMATS, family_called
 from .families.rules import Rule, convert_tensors, group_names, reverse
+from .heads import HEAD_PREFIXES
 from .loading import load
 
 FILE_SUFFIXES = (".pth", ".pt", ".npz", ".safetensors", ".bin", ".onnx", ".xml", ".json")
@@ -34,6 +35,7 @@ NOT_COMPARED = (
     *("apply_layernorm", "reshape_hidden_states"),
 )
 CLASSIFIER_FIELDS = {"classifier_cls_layers", "classifier_mean_patch"}
+DENSE_FIELDS = ("dense_", "depth_", "segmentation_", "semantic_")
 CLASSIFIER_REMEDY = " To leave the classifier out, export the model with classifier=False."
 SHOWN = {"patch_grid": "the patch grid, image_size / patch_size,"}
 # Settings of an image processor that change its output; `crop_size` too, where it crops
@@ -66,13 +68,17 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
     exported, coverage = convert_tensors(tensors, reverse(family.export_rules(config)))
     if coverage.unexpected:
         raise UnsupportedCheckpointError(
-            f"The format {to} cannot hold {', '.join(group_names(coverage.unexpected))} of this model."
+            f"The format {to} cannot hold {', '.join(group_names(coverage.unexpected))} of this model.{_remedy(coverage.unexpected)}"
         )
     result = Exported(to, exported, head, warnings=warnings)
     export.describe(result, config, image_processor, len(classifier["classifier.weight"]) if classifier else 0)
     _check_read_back(result, family, config, classifies=bool(classifier))
     _compare_preprocessing(result, family, config, image_processor)
     return result
+
+
+def _remedy(names: list[str]) -> str:
+    return CLASSIFIER_REMEDY.replace("classifier out", "head out") if all(name.startswith(HEAD_PREFIXES) for name in names) else ""
 
 
 def _check_holds(to: str, config: ViTConfig, holds: Holds, *, classifies: bool) -> None:
@@ -158,7 +164,8 @@ def architecture(config: ViTConfig, family: Family, *, classifies: bool) -> dict
 
 def unread_fields(config: ViTConfig, *, classifies: bool) -> set[str]:
     """Return the fields that a model of this config does not read, because of the value of another field."""
-    unread = set() if classifies else set(CLASSIFIER_FIELDS)
+    unread = {name for name in ViTConfig.__annotations__ if name.startswith(DENSE_FIELDS)}  # of heads that no format holds
+    unread |= set() if classifies else CLASSIFIER_FIELDS
     if config.position_embedding_type == "absolute":
         unread.add("share_relative_position")
     else:
@@ -211,7 +218,7 @@ def export_model(
         to: the name of a family, or "onnx" or "openvino".
         image_size: height and width in pixels to resize positions to, as in `vitrail.load`. By default, a graph has the size that the
             image processor produces, or else the model's.
-        classifier: whether to export the classifier, if the model has one, or the encoder alone.
+        classifier: whether to export the classifier, or the head for segmentation or depth, or the encoder alone.
         batch_size, dynamic_size: options of a graph, see `vitrail.runtime.graph_export.export_graph`.
 
     Returns:
@@ -232,7 +239,7 @@ def export_model(
         check_packages(GRAPH_FORMATS[to].packages, extra=GRAPH_FORMATS[to].extra)
     _check_output_name(Path(output), to)
     model, image_processor, _ = load(source, image_size=image_size)
-    if not classifier and isinstance(model, ViTForImageClassification):
+    if not classifier and not isinstance(model, ViTModel):
         model = model.vit
     if to in GRAPH_FORMATS:
         return export_graph(model, image_processor, output, to=to, batch_size=batch_size, dynamic_size=dynamic_size)

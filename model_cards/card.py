@@ -28,7 +28,7 @@ from ..convert.model_folder import (
 from ..convert.report import ConversionRecord
 from ..convert.sources.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
 from ..errors import VitrailError
-from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import read_json
 from .citations import PAPERS
@@ -225,8 +225,10 @@ def _metadata(
 
 def _pipeline(config: ViTConfig, classifies: bool) -> str:
     """Return the Hub's name for what a model does."""
-    dense = {ViTForSemanticSegmentation: "image-segmentation", ViTForDepthEstimation: "depth-estimation"}
-    return dense.get(dense_class(config)) or ("image-classification" if classifies else "image-feature-extraction")
+    found = dense_class(config)
+    if found is not None:
+        return "depth-estimation" if found is ViTForDepthEstimation else "image-segmentation"
+    return "image-classification" if classifies else "image-feature-extraction"
 
 
 def _changes(

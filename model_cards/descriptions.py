@@ -21,7 +21,11 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 LETTERS = {"tiny": "Ti", "small": "S", "medium": "M", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 ACTIVATIONS = {"gelu": "GELU", "gelu_pytorch_tanh": "GELU (tanh approximation)"}
 POOLED = {"cls": "[CLS]", "avg": "the mean of the patch tokens", "cls+avg": "[CLS] and the mean of the patch tokens, concatenated"}
-DENSE = {"ViTForSemanticSegmentation": ViTForSemanticSegmentation, "ViTForDepthEstimation": ViTForDepthEstimation}
+DENSE: dict[str, type[ViTPreTrainedModel]] = {
+    "ViTForSemanticSegmentation": ViTForSemanticSegmentation,
+    "ViTForDepthEstimation": ViTForDepthEstimation,
+}
+MODELS = DENSE | {"ViTForImageClassification": ViTForImageClassification, "ViTModel": ViTModel}
 NONE = "none"
 
 
@@ -210,17 +214,17 @@ def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Com
     names = [name for name in ViTConfig.__annotations__ if not name.startswith(("_", "position_interpolation_"))]
     fields = {name: getattr(config, name) for name in names} | {"num_labels": config.num_labels}
     fields["dense_layers"] = list(range(len(config.dense_layer_indices)))
-    model = dense or (ViTForImageClassification if classifies else ViTModel)
+    model = dense.__name__ if dense else "ViTForImageClassification" if classifies else "ViTModel"
     low, high = (_counts(json.dumps(fields | {"num_hidden_layers": depth}), model, size) for depth in (fewest, fewest + 1))
     blocks = config.num_hidden_layers - fewest
     return Complexity(*(few + blocks * (more - few) for few, more in zip(astuple(low), astuple(high), strict=True)))
 
 
 @functools.cache
-def _counts(fields: str, model_class: type[ViTPreTrainedModel], size: tuple[int, int]) -> Complexity:
+def _counts(fields: str, model_class: str, size: tuple[int, int]) -> Complexity:
     """Return the counts of an architecture, which many checkpoints share."""
     with torch.device("meta"):
-        model = model_class(ViTConfig(**json.loads(fields)))
+        model = MODELS[model_class](ViTConfig(**json.loads(fields)))
     return complexity(model, size)
 
 

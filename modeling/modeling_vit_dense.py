@@ -44,9 +44,9 @@ def pad_to_patches(pixel_values: torch.Tensor, patch_shape: tuple[int, int]) -> 
     return F.pad(pixel_values, (left, right, top, bottom))
 
 
-def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Resize maps (B, C, H, W) bilinearly, without antialiasing, as every original does."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def double(maps: torch.Tensor) -> torch.Tensor:
