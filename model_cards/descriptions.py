@@ -109,7 +109,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
         **_positions(config),
         "`pooler_output`": pooled,
         "Classifier": _classifier(config, named_classes) if classifies else NONE,
-        **({"Head": _dense_head(config, named_classes)} if dense_class(config) else {}),
+        **({"Head": dense_head(config, named_classes)} if dense_class(config) else {}),
     }
 
 
@@ -164,7 +164,8 @@ def dense_task(config: ViTConfig) -> str | None:
     return None
 
 
-def _dense_head(config: ViTConfig, named_classes: bool) -> str:
+def dense_head(config: ViTConfig, named_classes: bool) -> str:
+    """Return a dense head in words."""
     blocks = ", ".join(str(index + 1) for index in config.dense_layer_indices)
     reads = f"reads the patch tokens of block {blocks}" + (" after the final norm" if config.dense_norm else "")
     if dense_class(config) is ViTForSemanticSegmentation:
