@@ -327,6 +327,16 @@ CHECKS = [
 ]
 
 
+def test_a_license_that_the_hub_does_not_know_has_its_name_its_page_and_its_terms():
+    card = converted("dinov3-vits16")
+    link = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+    assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "dinov3-license", link)
+    text = section(card, "License")
+    assert text.startswith(f"[DINOv3 License]({link}) (`dinov3-license`). ")
+    assert "does so under this license and adds a copy of it" in text
+    assert "acknowledge DINOv3" in text
+
+
 def test_the_table_of_verify_is_shown():
     text = section(converted("dino-vits16", report={"verification": CHECKS}), "Verification")
     table = rows(text)
