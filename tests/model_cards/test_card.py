@@ -216,6 +216,9 @@ def test_citations_name_every_author():
         "2111.09883": 12,
         "2304.07193": 26,
         "2309.16588": 4,
+        "2508.10104": 26,
+        "2603.22387": 11,
+        "2607.05247": 9,
     }
     for number, paper in papers.items():
         assert paper.bibtex.count("{") == paper.bibtex.count("}")
