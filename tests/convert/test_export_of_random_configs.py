@@ -139,7 +139,7 @@ def check(config, classifies, to, folder):
     """Return the export if the outputs are the same, or raise UnsupportedCheckpointError, and then nothing is written."""
     torch.manual_seed(0)
     model = randomize((vitrail.ViTForImageClassification if classifies else vitrail.ViTModel)(config)).eval()
-    image_processor = vitrail.make_image_processor("timm", image_size=32, num_channels=config.num_channels)
+    image_processor = vitrail.make_image_processor("inception", image_size=32, num_channels=config.num_channels)
     exported = to_format(model, image_processor, to)
     path, *head = write_exported(exported, folder / f"{to}.pth")
     again, _, _ = vitrail.load(path, num_heads=config.num_attention_heads, head=head[0] if head else None)

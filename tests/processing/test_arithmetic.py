@@ -20,8 +20,8 @@ CROP_OF_256, CROP_OF_248 = ((384, 256), (80, 16, 304, 240)), ((372, 248), (74, 1
 PLANS = {
     "dino": CROP_OF_256,
     "dinov2": CROP_OF_256,
-    "timm": CROP_OF_248,
-    "timm-imagenet": CROP_OF_248,
+    "inception": CROP_OF_248,
+    "imagenet": CROP_OF_248,
     "google": ((224, 224), None),
     "google-hub": ((224, 224), None),
     "dino-hub": ((224, 224), None),
