@@ -22,9 +22,9 @@ PLANS = {
     "dinov2": CROP_OF_256,
     "inception": CROP_OF_248,
     "imagenet": CROP_OF_248,
-    "google": ((224, 224), None),
-    "google-hub": ((224, 224), None),
-    "dino-hub": ((224, 224), None),
+    "clip": ((336, 224), (56, 0, 280, 224)),
+    **dict.fromkeys(("dinov3", "sat"), ((256, 256), None)),
+    **dict.fromkeys(("google", "google-hub", "dino-hub", "siglip", "none"), ((224, 224), None)),
     "full-image": ((608, 400), None),
     "keep-aspect": ((336, 224), None),
 }
