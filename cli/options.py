@@ -153,7 +153,6 @@ class ReadingOptions:
     format: Format = "auto"
     num_heads: NumHeads = None
     preset: Preset = None
-    labels: Labels = None
     revision: Revision = None
 
 
@@ -166,6 +165,7 @@ class CheckpointOptions(ReadingOptions):
     num_channels: NumChannels = None
     channel_rule: ChannelRule = None
     num_labels: NumLabels = None
+    labels: Labels = None
     dtype: Dtype = None
 
 

@@ -43,7 +43,11 @@ UNSUPPORTED = (
     ),
     (r"blocks\.\d+\.(attns|ffns)\..*|blocks\.\d+\.(attn|mlp)_out_proj\..*", "parallel attention and MLP", "use timm"),
     (r".*\.mlp\.fc1_[gx]\..*", "a SwiGLU in two parts (AIMv2, EVA-02, DINOv3)", "use timm"),
-    (r"(.*\.)?relative_attention_bias.*|.*\.attn\.relative_position_.*", "BEiT's relative positions", "use transformers or timm"),
+    (
+        r"(.*\.)?relative_(attention|position)_bias\..*|.*\.attn\.relative_position_.*",
+        "BEiT's relative positions",
+        "use transformers or timm",
+    ),
     (r".*\.attn\.rel_pos_[hw]|neck\..*", "windowed attention and a neck (SAM)", "use transformers or timm"),
     (r".*\.[qv]_bias", "biases of queries and values apart (EVA, DINOv3 and others of timm's EVA classes)", "use timm"),
     (r"blocks\.\d+\.(attn|mlp)\.norm\..*", "norms inside attention and MLP (BEiT-3)", "use timm"),

@@ -31,7 +31,7 @@ ACTIVATIONS = {
 BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
     (r".*_rpn(_.*)?", {"norm_position": "residual_post"}),
     (r"test_vit2?", {"num_attention_heads": 2}),
-    (r"test_vit[34]", {"num_attention_heads": 3}),
+    (r"test_vit([34]|_relpos)", {"num_attention_heads": 3}),
     # positions of FlexiViT are resized as its authors do: _create_vision_transformer
     (r"flexivit_.*", {"position_interpolation_mode": "bilinear", "position_interpolation_antialias": False}),
     (r"vit_base_patch16_gap_\d+|vit_giantopt_.*", {"num_attention_heads": 16}),
