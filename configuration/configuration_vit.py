@@ -1,4 +1,4 @@
-"""Configuration of the Vision Transformer for the DINO, DINOv2, Google and timm families."""
+"""Configuration of the Vision Transformer for the DINO, DINOv2, DINOv3, Google and timm families."""
 
 import json
 import os
@@ -62,11 +62,15 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Positions:
         position_embedding_type (`str`, defaults to `"absolute"`): `"absolute"` (one learned vector per token),
-            `"relative_table"` (one learned bias per offset and head, as in Swin and BEiT) or `"relative_mlp"` (a small MLP computes
-            the bias from log-spaced offsets, timm's "cr" form of Swin v2).
+            `"relative_table"` (one learned bias per offset and head, as in Swin and BEiT), `"relative_mlp"` (a small MLP computes
+            the bias from log-spaced offsets, timm's "cr" form of Swin v2) or `"rotary"` (each head turns the queries and keys of
+            patches by angles that grow with row and column, DINOv3, arXiv 2508.10104).
         use_cls_position (`bool`, defaults to `True`): whether [CLS] has an absolute position, too.
         share_relative_position (`bool`, defaults to `False`): whether all blocks share one relative bias.
         relative_position_hidden_size (`int`, defaults to 128): hidden width of the relative MLP.
+        rope_theta (`float`, defaults to 100.0): base of the rotary periods of a new model; published weights bring their own periods.
+        rope_shift, rope_jitter, rope_rescale (`float`, *optional*): in training, rotary coordinates from -1 to 1 are shifted by up to
+            `rope_shift`, and scaled by a factor from 1 / x to x: one per axis (jitter), and one for both axes (rescale).
         position_interpolation_mode (`str`, defaults to `"bicubic"`): `"bicubic"` or `"bilinear"`: how absolute positions
             are resized to another patch grid.
         position_interpolation_offset (`float`, defaults to 0.0): added to the target grid before the scale is computed: 0.1 for
@@ -78,8 +82,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     Blocks:
         norm_position (`str`, defaults to `"pre"`): `"pre"`, x + f(norm(x)), or `"residual_post"`, x + norm(f(x)).
         qkv_bias (`bool`, defaults to `True`)
-        mlp_type (`str`, defaults to `"mlp"`): `"mlp"` or `"swiglu"` (arXiv 2002.05202).
-        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP, a key of transformers' `ACT2FN`; flax's GELU is
+        mlp_type (`str`, defaults to `"mlp"`): `"mlp"`, or with a gate `"swiglu"` or `"geglu"` (arXiv 2002.05202).
+        hidden_act (`str`, defaults to `"gelu"`): activation of an MLP without a gate, a key of transformers' `ACT2FN`; flax's GELU is
             `"gelu_pytorch_tanh"`.
         layer_scale_init_value (`float`, *optional*): initial value of LayerScale (arXiv 2103.17239); `None` for no LayerScale.
         layer_norm_eps (`float`, defaults to 1e-6)
@@ -93,6 +97,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             (both, concatenated).
         norm_before_pooling (`bool`, defaults to `True`): whether the final norm is applied to the tokens; otherwise it is
             applied to the pooled vector (timm's fc_norm).
+        separate_cls_norm (`bool`, defaults to `False`): whether [CLS] and registers have a final norm of their own.
         representation_size (`int`, *optional*): width of a tanh layer after pooling (Google's pre_logits).
         classifier_cls_layers (`int`, defaults to 1): number of last blocks whose normalized [CLS] the classifier reads, in order
             of depth.
@@ -124,10 +129,14 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_register_tokens: int = 0
     use_mask_token: bool = False
 
-    position_embedding_type: Literal["absolute", "relative_table", "relative_mlp"] = "absolute"
+    position_embedding_type: Literal["absolute", "relative_table", "relative_mlp", "rotary"] = "absolute"
     use_cls_position: bool = True
     share_relative_position: bool = False
     relative_position_hidden_size: int = 128
+    rope_theta: float | int = 100.0
+    rope_shift: float | int | None = None
+    rope_jitter: float | int | None = None
+    rope_rescale: float | int | None = None
     position_interpolation_mode: Literal["bicubic", "bilinear"] = "bicubic"
     position_interpolation_offset: float | int = 0.0
     position_interpolation_antialias: bool = False
@@ -135,7 +144,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     norm_position: Literal["pre", "residual_post"] = "pre"
     qkv_bias: bool = True
-    mlp_type: Literal["mlp", "swiglu"] = "mlp"
+    mlp_type: Literal["mlp", "swiglu", "geglu"] = "mlp"
     hidden_act: str = "gelu"
     layer_scale_init_value: float | int | None = None
     layer_norm_eps: float = 1e-6
@@ -146,6 +155,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     pooling: Literal["cls", "avg", "cls+avg"] = "cls"
     norm_before_pooling: bool = True
+    separate_cls_norm: bool = False
     representation_size: int | None = None
     classifier_cls_layers: int = 1
     classifier_mean_patch: bool = False
@@ -279,12 +289,19 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1.")
-        if self.num_register_tokens and self.position_embedding_type != "absolute":
-            raise ValueError("Registers need absolute positions: no family gives them a relative bias. Set num_register_tokens=0.")
+        if self.num_register_tokens and self.position_embedding_type.startswith("relative"):
+            raise ValueError(
+                "Registers have no relative bias in any family: set num_register_tokens=0, or absolute or rotary positions."
+            )
+        self._validate_rotary()
         if "cls" in self.pooling and not self.use_cls_token:
             raise ValueError(f'pooling="{self.pooling}" needs a [CLS] token: set use_cls_token=True or pooling="avg".')
         if self.pooling == "cls+avg" and not self.norm_before_pooling:
             raise ValueError('pooling="cls+avg" joins two vectors, which one norm cannot follow: set norm_before_pooling=True.')
+        if self.separate_cls_norm and not (self.use_cls_token and self.norm_before_pooling):
+            raise ValueError(
+                "separate_cls_norm needs [CLS] and a norm of tokens: set use_cls_token=True and norm_before_pooling=True."
+            )
         if not 1 <= self.classifier_cls_layers <= self.num_hidden_layers:
             raise ValueError(
                 f"classifier_cls_layers is {self.classifier_cls_layers}, but the model has {self.num_hidden_layers} blocks: "
@@ -301,6 +318,17 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 "classifier_cls_layers=1 and classifier_mean_patch=False."
             )
         super().validate_architecture()
+
+    def _validate_rotary(self) -> None:
+        if self.position_embedding_type == "rotary" and self.hidden_size // self.num_attention_heads % 4:
+            raise ValueError(
+                f"Rotary positions need heads whose width is a multiple of 4, but {self.num_attention_heads} heads of a hidden_size of "
+                f"{self.hidden_size} are {self.hidden_size // self.num_attention_heads} wide: choose another num_attention_heads."
+            )
+        for name, least in (("rope_theta", 1), ("rope_shift", 0), ("rope_jitter", 1), ("rope_rescale", 1)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= MAX_FLOAT:
+                raise ValueError(f"{name} is {value}: it must be a finite number, at least {least}.")
 
 
 def _as_pair(name: str, size: "int | list[int] | tuple[int, int]") -> tuple[int, int]:

@@ -35,7 +35,7 @@ UNSUPPORTED = (
         "a convolutional stem (ResNet hybrids, ViTamin)",
         "use a checkpoint of a plain ViT",
     ),
-    (r"(.*\.)?rope(_embed)?\..*|.*\.periods", "rotary positions (DINOv3, EVA-02)", "use transformers or timm"),
+    (r"(.*\.)?rope\..*", "rotary positions (EVA-02)", "use transformers or timm"),
     (
         r".*(_fsdp_wrapped_module|flat_param).*",
         "one shard of an FSDP run",

@@ -18,7 +18,10 @@ from .detection import find_family, open_checkpoint
 from .families.family import Family, RawCheckpoint, make_config, reading
 from .families.rules import Coverage, convert_tensors
 from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
+from .sources.catalog import official_image_processor
 from .sources.resolver import ResolvedSource, resolve
+
+ALWAYS_FLOAT32 = ViTPreTrainedModel._keep_in_fp32_modules_strict  # names in ViTModel
 
 
 def load(
@@ -115,7 +118,7 @@ def load(
     config = make_config(fields)
     with reading("image processor"):
         image_processor = adapt_image_processor(
-            family.image_processor(raw, config),
+            _image_processor(raw, family, config, resolved),
             image_size=size,
             patch_size=config.patch_shape,
             num_channels=config.num_channels,
@@ -128,6 +131,13 @@ def load(
         report.warnings.append(f'the weights are {_name(model.dtype)}, and so is the model: to train it, set dtype="float32"')
     report.coverage = coverage.to_dict()
     return model.to(_as_device(device)).eval(), image_processor, report
+
+
+def _image_processor(raw: RawCheckpoint, family: Family, config: ViTConfig, resolved: ResolvedSource) -> VitrailImageProcessor:
+    """Return the preprocessing that the files state; of an official file without JSON files, that of its row in the catalog."""
+    if resolved.checkpoint is not None and raw.config is None and raw.preprocessor_config is None:
+        return official_image_processor(resolved.checkpoint)
+    return family.image_processor(raw, config)
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -190,7 +200,7 @@ def check_tensors(config: ViTConfig, tensors: Mapping[str, torch.Tensor], covera
             model: ViTPreTrainedModel = (ViTForImageClassification if classifies else ViTModel)(config)
     except (ImportError, ValueError) as error:  # the attention kernel is not installed, or unknown
         raise UnsupportedCheckpointError(f"The model cannot be made: {error}") from error
-    parameters = {name.removeprefix("vit."): parameter for name, parameter in model.named_parameters()}
+    parameters = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
     found = replace(coverage, missing=[*coverage.missing], unexpected=[*coverage.unexpected])
     found.missing += sorted(parameters.keys() - tensors.keys())
     found.unexpected += sorted(tensors.keys() - parameters.keys())
@@ -229,8 +239,9 @@ def build_model(
     model = check_tensors(config, tensors, coverage, source)
     placed: dict[str, torch.Tensor] = {}
     taken = set(foreign)
-    for name, _ in model.named_parameters():
-        tensor = _with_own_storage(tensors.pop(name.removeprefix("vit.")), dtype, taken)
+    for name in model.state_dict():
+        exact = name.removeprefix("vit.") in ALWAYS_FLOAT32
+        tensor = _with_own_storage(tensors.pop(name.removeprefix("vit.")), torch.float32 if exact else dtype, taken)
         if not all(bound.isfinite() for bound in torch.aminmax(tensor)):  # aminmax passes NaN on, and is far faster than isfinite()
             raise ConversionError(f"{source} contains NaN or inf in the tensor for {name}: the file is damaged. Download it again.")
         placed[name] = tensor
@@ -257,7 +268,7 @@ def _storages_to_leave(raw: RawCheckpoint) -> set[int]:
 
 
 def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
-    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if name not in ALWAYS_FLOAT32}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 

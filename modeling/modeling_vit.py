@@ -1,4 +1,4 @@
-"""One Vision Transformer for the DINO, DINOv2, Google and timm families, to be read from top to bottom.
+"""One Vision Transformer for the DINO, DINOv2, DINOv3, Google and timm families, to be read from top to bottom.
 
     pixels -> patches -> [CLS], positions, registers -> blocks of attention and MLP -> final norm -> pooling -> classifier
 
@@ -7,6 +7,7 @@ Everything in which families differ is a field of `ViTConfig`. Shape letters: B 
 """
 
 import copy
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
@@ -221,6 +222,74 @@ class ViTRelativePositionMLP(ViTRelativePosition):
 
 RELATIVE_POSITIONS = {"relative_table": ViTRelativePositionTable, "relative_mlp": ViTRelativePositionMLP}
 
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and signed sines, each (L, d)
+
+
+class ViTRotaryPosition(nn.Module):
+    """Axial rotary positions (DINOv3, arXiv 2508.10104): angles of a patch grid, from the periods that the checkpoint holds.
+
+    The first quarter of a head's angles grows with the row, the second with the column; the other half repeats them. [CLS] and registers
+    are not turned. `periods`, (d / 4,), stay in float32 whatever the dtype of the model: rounding them changes the outputs by 1e-3.
+    """
+
+    periods: torch.Tensor
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("periods", self.initial_periods())
+
+    def initial_periods(self) -> torch.Tensor:
+        """Return the periods of a new model: a geometric series from 1 to `rope_theta`, without its end."""
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        return self.config.rope_theta ** (2 * torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 2))
+
+    @property
+    def varies(self) -> bool:
+        """Whether each call returns other angles: in training, with an augmentation of the config."""
+        config = self.config
+        return self.training and any(x is not None for x in (config.rope_shift, config.rope_jitter, config.rope_rescale))
+
+    def forward(self, grid: tuple[int, int]) -> Rotation:
+        """Return the cosines and signed sines of all tokens of a patch grid, each (L, d), in float32."""
+        rows, columns = (
+            2 * torch.arange(0.5, length, dtype=torch.float32, device=self.periods.device) / length - 1 for length in grid
+        )
+        coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2)
+        if self.varies:
+            coordinates = self._augment(coordinates)
+        angles = 2 * math.pi * coordinates[:, :, None] / self.periods  # (N, 2, d / 4)
+        angles = F.pad(angles.flatten(1), (0, 0, self.config.num_prefix_tokens, 0))  # (L, d / 2): 0 for [CLS] and registers
+        cosines, sines = angles.cos(), angles.sin()
+        return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
+
+    def _augment(self, coordinates: torch.Tensor) -> torch.Tensor:
+        def draw(number: int, bound: float) -> torch.Tensor:
+            return coordinates.new_empty(number).uniform_(-bound, bound)
+
+        if self.config.rope_shift is not None:
+            coordinates = coordinates + draw(2, self.config.rope_shift)
+        if self.config.rope_jitter is not None:
+            coordinates = coordinates * draw(2, math.log(self.config.rope_jitter)).exp()
+        if self.config.rope_rescale is not None:
+            coordinates = coordinates * draw(1, math.log(self.config.rope_rescale)).exp()
+        return coordinates
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "ViTRotaryPosition":
+        periods = self.periods
+        super()._apply(fn, recurse)
+        if self.periods.dtype != torch.float32:  # a change of dtype, which may come with one of device
+            self.periods = periods.to(self.periods.device)
+        return self
+
+
+def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turn queries or keys (B, L, ..., d): each pair of features i and i + d / 2, at least in the angles' float32."""
+    exact = states.to(torch.promote_types(states.dtype, rotation[0].dtype))
+    cosines, sines = (part.view(1, len(part), *(1,) * (states.ndim - 3), -1).to(exact.dtype) for part in rotation)
+    first, second = exact.chunk(2, dim=-1)
+    return torch.addcmul(exact * cosines, torch.cat((second, first), dim=-1), sines).to(states.dtype)
+
 
 # -------------------------------------------------------------------------------------------------------------- embeddings
 
@@ -346,13 +415,14 @@ class ViTAttention(nn.Module):
         self.is_causal = False
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-        per_block = config.position_embedding_type != "absolute" and not config.share_relative_position
+        per_block = config.position_embedding_type in RELATIVE_POSITIONS and not config.share_relative_position
         self.relative_position = RELATIVE_POSITIONS[config.position_embedding_type](config) if per_block else None
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_bias: torch.Tensor | None,
+        rotation: Rotation | None,
         grid: tuple[int, int],
         output_attentions: bool,
         num_queries: int | None = None,
@@ -361,7 +431,7 @@ class ViTAttention(nn.Module):
         """Attend from the first `num_queries` tokens (all by default) to all tokens."""
         batch_size, num_tokens, hidden_size = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, L, d)
+        query, key, value = self._split(qkv, rotation)  # each (B, A, L, d)
         if self.relative_position is not None:
             position_bias = self.relative_position(grid)
         implementation = self.config._attn_implementation
@@ -389,6 +459,13 @@ class ViTAttention(nn.Module):
         )
         output = self.proj(output.reshape(batch_size, -1, hidden_size))
         return output, weights if output_attentions else None
+
+    def _split(self, qkv: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, ...]:
+        """Return query, key and value, each (B, A, L, d), of the projection (B, L, 3, A, d); query and key turned by the rotation."""
+        if rotation is None:
+            return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = rotate(qkv[:, :, :2], rotation).permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, qkv[:, :, 2].transpose(1, 2)
 
 
 # The argument of torch's GELU, by the class of transformers' activation
@@ -427,17 +504,21 @@ class ViTMLP(nn.Module):
         return not (any(hooks) or _has_global_hooks())
 
 
-class ViTSwiGLU(nn.Module):
-    """An MLP whose hidden layer is silu(gate) * up, gate and up in one projection (arXiv 2002.05202)."""
+GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"swiglu": F.silu, "geglu": F.gelu}
+
+
+class ViTGatedMLP(nn.Module):
+    """An MLP whose hidden layer is act(gate) * up, gate and up in one projection: SwiGLU or GEGLU (arXiv 2002.05202)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
+        self.gate_activation = GATES[config.mlp_type]
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self.gate_activation(gate) * up)
 
 
 def drop_path(hidden_states: torch.Tensor, rate: float) -> torch.Tensor:
@@ -458,7 +539,7 @@ class ViTLayer(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ViTAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ViTSwiGLU(config) if config.mlp_type == "swiglu" else ViTMLP(config)
+        self.mlp = ViTGatedMLP(config) if config.mlp_type in GATES else ViTMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         scaled = config.layer_scale_init_value is not None
         self.layer_scale1 = nn.Parameter(torch.ones(config.hidden_size)) if scaled else None
@@ -468,13 +549,14 @@ class ViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         position_bias: torch.Tensor | None,
+        rotation: Rotation | None,
         grid: tuple[int, int],
         output_attentions: bool,
         num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         branch = self.norm1(hidden_states) if self.pre_norm else hidden_states
-        branch, attentions = self.attention(branch, position_bias, grid, output_attentions, num_queries, **kwargs)
+        branch, attentions = self.attention(branch, position_bias, rotation, grid, output_attentions, num_queries, **kwargs)
         hidden_states = self._add(hidden_states[:, :num_queries], branch, self.norm1, self.layer_scale1)
         branch = self.mlp(self.norm2(hidden_states) if self.pre_norm else hidden_states)
         return self._add(hidden_states, branch, self.norm2, self.layer_scale2), attentions
@@ -542,6 +624,7 @@ class ViTPreTrainedModel(PreTrainedModel):
         "relative_position.fc1.weight",
         "relative_position.fc2.weight",
     ]
+    _keep_in_fp32_modules_strict = ["rotary_position.periods"]  # noqa: RUF012
     _input_embed_layer = "patch_embeddings"
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -567,6 +650,8 @@ class ViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
         elif isinstance(module, ViTRelativePositionTable):
             init.trunc_normal_(module.table, std=std)
+        elif isinstance(module, ViTRotaryPosition):
+            init.copy_(module.periods, module.initial_periods())
         elif isinstance(module, ViTLayer):
             for parameter in (module.layer_scale1, module.layer_scale2):
                 if parameter is not None:
@@ -586,20 +671,23 @@ class ViTPreTrainedModel(PreTrainedModel):
 class ViTModel(ViTPreTrainedModel):
     """The encoder, from pixels to tokens and the pooled vector. H and W can be any multiples of the patch size.
 
-    Source: Dosovitskiy et al., arXiv 2010.11929; Caron et al., arXiv 2104.14294; Oquab et al., arXiv 2304.07193; timm.
+    Source: Dosovitskiy et al., arXiv 2010.11929; Caron et al., arXiv 2104.14294; Oquab et al., arXiv 2304.07193;
+    Siméoni et al., arXiv 2508.10104; timm.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         num_layers = config.num_hidden_layers
         self.embeddings = ViTEmbeddings(config)
-        shared = config.position_embedding_type != "absolute" and config.share_relative_position
+        shared = config.position_embedding_type in RELATIVE_POSITIONS and config.share_relative_position
         self.relative_position = RELATIVE_POSITIONS[config.position_embedding_type](config) if shared else None
         self.layers = nn.ModuleList(
             ViTLayer(config, drop_path_rate=config.drop_path_rate * index / max(num_layers - 1, 1)) for index in range(num_layers)
         )
         pooled_size = config.hidden_size * (2 if config.pooling == "cls+avg" else 1)
+        self.rotary_position = ViTRotaryPosition(config) if config.position_embedding_type == "rotary" else None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cls_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.separate_cls_norm else None
         self.representation = None if config.representation_size is None else nn.Linear(pooled_size, config.representation_size)
         self.post_init()
 
@@ -665,13 +753,17 @@ class ViTModel(ViTPreTrainedModel):
         grid = self.embeddings.patch_embeddings.grid_of(pixel_values)
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)
         position_bias = None if self.relative_position is None else self.relative_position(grid)
+        rotation = None if self.rotary_position is None else self.rotary_position(grid)
         kept = {0: hidden_states} if 0 in hidden_layers else {}
         attentions = {}
         for index, layer in enumerate(self.layers[:depth]):
             if _loses_gradients(layer, hidden_states):
                 hidden_states = hidden_states.detach().requires_grad_()
+            if index and self.rotary_position is not None and self.rotary_position.varies:
+                rotation = self.rotary_position(grid)  # the original draws anew for each block
             num_queries = num_last_tokens if index == len(self.layers) - 1 else None
-            hidden_states, weights = layer(hidden_states, position_bias, grid, index in attention_layers, num_queries, **kwargs)
+            weighs = index in attention_layers
+            hidden_states, weights = layer(hidden_states, position_bias, rotation, grid, weighs, num_queries, **kwargs)
             if index + 1 in hidden_layers:
                 kept[index + 1] = hidden_states
             if weights is not None:
@@ -679,7 +771,16 @@ class ViTModel(ViTPreTrainedModel):
         return hidden_states, kept, attentions
 
     def _norm_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.layernorm(hidden_states) if self.config.norm_before_pooling else hidden_states
+        if not self.config.norm_before_pooling:
+            return hidden_states
+        if self.cls_layernorm is None:
+            return self.layernorm(hidden_states)
+        prefix = self.config.num_prefix_tokens
+        return torch.cat((self.cls_layernorm(hidden_states[:, :prefix]), self.layernorm(hidden_states[:, prefix:])), dim=1)
+
+    def norm_cls(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the normalized [CLS], (B, D), of the sequence (B, L, D) that leaves a block."""
+        return (self.cls_layernorm or self.layernorm)(hidden_states[:, 0])
 
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Return the pooled vector of a sequence (B, L, D), `pooler_output`."""
@@ -866,7 +967,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         features = [tokens[:, 0]]
         if self.config.classifier_cls_layers > 1:
             earlier = outputs.hidden_states[-self.config.classifier_cls_layers : -1]
-            features = [self.vit.layernorm(hidden_states[:, 0]) for hidden_states in earlier] + features
+            features = [self.vit.norm_cls(hidden_states) for hidden_states in earlier] + features
         if self.config.classifier_mean_patch:
             features.append(tokens[:, self.config.num_prefix_tokens :].mean(dim=1))
         return torch.cat(features, dim=-1)

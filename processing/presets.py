@@ -40,6 +40,10 @@ PRESETS = {
     "dino": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
     # facebookresearch/dinov2, dinov2/data/transforms.py, make_classification_eval_transform. Oquab et al. 2023, arXiv:2304.07193.
     "dinov2": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
+    # facebookresearch/dinov3, README.md, make_transform: LVD-1689M and, with its own mean and std, SAT-493M. Siméoni et al. 2025,
+    # arXiv:2508.10104.
+    "dinov3": Preset("squash", BILINEAR, IMAGENET_MEAN, IMAGENET_STD),
+    "dinov3-sat": Preset("squash", BILINEAR, (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),
     # google-research/vision_transformer, vit_jax/input_pipeline.py, test images; bilinear is the default of the tf.image.resize
     # there, which does not antialias, as Pillow does. Dosovitskiy et al. 2020, arXiv:2010.11929.
     "google": Preset("squash", BILINEAR, HALF, HALF),

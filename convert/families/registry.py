@@ -2,6 +2,7 @@
 
 from .dino import DINO
 from .dinov2 import DINOV2
+from .dinov3 import DINOV3
 from .family import Family
 from .google import GOOGLE
 from .timm import TIMM
@@ -9,7 +10,7 @@ from .transformers import TRANSFORMERS
 from .vitrail import VITRAIL
 
 # In the order in which they are tried: timm's layout is DINO's with additions
-FAMILIES: tuple[Family, ...] = (VITRAIL, TRANSFORMERS, GOOGLE, DINOV2, DINO, TIMM)
+FAMILIES: tuple[Family, ...] = (VITRAIL, TRANSFORMERS, GOOGLE, DINOV3, DINOV2, DINO, TIMM)
 EXPORT_FORMATS = {family.name: family.export for family in FAMILIES if family.export is not None}
 
 

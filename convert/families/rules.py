@@ -170,6 +170,58 @@ class Squeeze:
         return Unsqueeze()
 
 
+@dataclass(frozen=True)
+class Mask:
+    """Multiply a tensor by its mask, the second tensor (DINOv3's `bias_mask`). In reverse, the mask is 1 where the value is not 0."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return [tensors[0] * tensors[1]]
+
+    @property
+    def inverse(self) -> "Unmask":
+        return Unmask()
+
+
+@dataclass(frozen=True)
+class Unmask:
+    """The inverse of `Mask`."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        return [tensors[0], tensors[0].ne(0).to(tensors[0].dtype)]
+
+    @property
+    def inverse(self) -> Mask:
+        return Mask()
+
+
+@dataclass(frozen=True)
+class InsertKey:
+    """Insert the bias of the key, of zeros, between those of query and value."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        query, value = tensors
+        return [query, torch.zeros_like(query), value]
+
+    @property
+    def inverse(self) -> "RemoveKey":
+        return RemoveKey()
+
+
+@dataclass(frozen=True)
+class RemoveKey:
+    """The inverse of `InsertKey`, for layouts without a bias of the key; it must be 0."""
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        query, key, value = tensors
+        if key.any():
+            raise UnsupportedCheckpointError("The layout has no bias of the key, but this model's is not 0.")
+        return [query, value]
+
+    @property
+    def inverse(self) -> InsertKey:
+        return InsertKey()
+
+
 # ----------------------------------------------------------------------------------------------------------------- rules
 
 

@@ -34,6 +34,15 @@ GOOGLE = {
     "position_interpolation_align_corners": True,
 }
 RELATIVE = {"position_embedding_type": "relative_mlp", "patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-6}
+DINOV3 = {
+    "position_embedding_type": "rotary",
+    "layer_norm_eps": 1e-5,
+    "num_register_tokens": 4,
+    "layer_scale_init_value": 1e-5,
+    "pooling": "cls",
+    "patch_size": 16,
+    "separate_cls_norm": False,
+}
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 MEDIUM = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -47,6 +56,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2_vits14_reg4": ("dinov2", DINOV2 | SMALL | REGISTERS),
     "dinov2_swiglu_tiny": ("dinov2", DINOV2 | TINY | {"num_hidden_layers": 3, "mlp_type": "swiglu", "intermediate_size": 344}),
     "dinov2_chunked_teacher_tiny": ("dinov2", DINOV2 | TINY | {"num_hidden_layers": 4, "image_size": 98}),
+    "dinov3_vits16": ("dinov3", DINOV3 | SMALL | {"mlp_type": "mlp"}),
+    "dinov3_vits16plus": ("dinov3", DINOV3 | SMALL | {"mlp_type": "swiglu"}),
+    "dinov3_untied_tiny": ("dinov3", DINOV3 | TINY | {"separate_cls_norm": True}),
+    "dinov3_vit7b16_two_blocks": (
+        "dinov3",
+        DINOV3 | {"num_attention_heads": 32, "mlp_type": "swiglu", "intermediate_size": 8192, "qkv_bias": False},
+    ),
     "google_b32_in21k": ("google", GOOGLE | BASE | {"patch_size": 32, "representation_size": 768, "num_labels": 218}),
     "google_s16_augreg": ("google", GOOGLE | SMALL | {"patch_size": 16, "representation_size": None, "num_labels": 1000}),
     "timm_vit_base_patch8_224.dino": (
@@ -63,6 +79,8 @@ HEADS = {
     "dino_vits8": {"head": (4, False)},
     "dino_vitb16": {"head": (1, True)},
     "dinov2_vits14": {"head1": (1, True), "head4": (4, True)},
+    "dinov3_vits16": {"head1": (1, True)},
+    "dinov3_vit7b16_two_blocks": {"head1": (1, True)},
 }
 LOGITS = {"head": "logits", "head1": "logits_head1", "head4": "logits_head4"}  # among the reference outputs
 
@@ -119,10 +137,14 @@ def delete(folder: Path) -> None:
         file.unlink()
 
 
-def features_of(encoder: vitrail.ViTModel, pixel_values: torch.Tensor, token_index: list[int]) -> dict[str, torch.Tensor]:
+def features_of(encoder: vitrail.ViTModel, pixel_values: torch.Tensor, spec: dict) -> dict[str, torch.Tensor]:
     """Returns the outputs of an encoder that the golden cases contain."""
     outputs = encoder(pixel_values)
-    features = {"last_hidden_state": outputs.last_hidden_state[:, token_index], "pooled": outputs.pooler_output}
+    features = {"last_hidden_state": outputs.last_hidden_state[:, spec["token_index"]], "pooled": outputs.pooler_output}
+    for name, norm in (("layers", True), ("layers_raw", False)) if "layers" in spec else ():
+        layers = encoder.get_intermediate_layers(pixel_values, n=spec["layers"], return_class_token=True, norm=norm)
+        features[f"{name}_cls"] = torch.stack([cls for _, cls in layers])
+        features[f"{name}_patches"] = torch.stack([patches[:, spec["patch_index"]] for patches, _ in layers])
     if encoder.config.use_cls_token:
         features["cls"] = outputs.last_hidden_state[:, 0]
         features["cls_attention"] = encoder.attention_maps(pixel_values)[:, 0].flatten(2)
@@ -138,7 +160,7 @@ def test_every_array_equals_the_original(golden):
     found = {}
     for size, spec in golden.case["inputs"].items():
         pixel_values = deterministic.pixel_values(spec)
-        features = features_of(golden.encoder, pixel_values, spec["token_index"])
+        features = features_of(golden.encoder, pixel_values, spec)
         for head, model in golden.models.items():
             if isinstance(model, vitrail.ViTForImageClassification):
                 features[LOGITS[head] if head else "logits"] = model(pixel_values).logits
@@ -174,7 +196,9 @@ def test_the_family_and_the_architecture_are_found(golden):
 def test_the_report_names_what_was_read(golden):
     report, case = golden.report, golden.case
     has_head_file = case["name"] in HEADS
-    assert report.coverage == {"converted": len(case["checkpoint"]) + 2 * has_head_file, "ignored": []}
+    ignored = [name for name in case["checkpoint"] if name.startswith("local_cls_norm.")]
+    converted = len(case["checkpoint"]) - len(ignored)
+    assert report.coverage == {"converted": converted + 2 * has_head_file, "ignored": ignored}
     assert report.root == case["file"].get("root")
     assert len(report.source.sha256) == 64
     assert (report.head is not None) == has_head_file
@@ -185,6 +209,10 @@ def test_images_are_prepared_as_the_original_does(golden):
     if case["format"] == "google":
         assert (dict(processor.size), processor.do_center_crop) == ({"height": 224, "width": 224}, False)
         assert (processor.resample, list(processor.image_mean)) == (2, [0.5] * 3)
+        return
+    if case["format"] == "dinov3":
+        assert (dict(processor.size), processor.do_center_crop) == ({"height": 256, "width": 256}, False)
+        assert (processor.resample, list(processor.image_mean)) == (2, [0.485, 0.456, 0.406])
         return
     # 224 / 0.9 for timm, and 256 for DINO and DINOv2; the tiny teacher was trained at 98 pixels, which it is not evaluated at
     assert dict(processor.size) == {"shortest_edge": 248 if case["format"] == "timm" else 256}

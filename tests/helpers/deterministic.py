@@ -26,7 +26,11 @@ def noise(seed: int, shape: list[int]) -> np.ndarray:
 
 
 def weight(name: str, spec: dict) -> torch.Tensor:
-    """The tensor of a checkpoint, from its name and its {shape, offset, scale}."""
+    """The tensor of a checkpoint, from its name and its {shape, offset, scale}, its values, or one value for each third of a vector."""
+    if "values" in spec:
+        return torch.tensor(spec["values"], dtype=getattr(torch, spec.get("dtype", "float32"))).reshape(spec["shape"])
+    if "thirds" in spec:
+        return torch.tensor(spec["thirds"], dtype=torch.float32).repeat_interleave(spec["shape"][0] // 3)
     values = noise(zlib.crc32(name.encode()), spec["shape"])
     return torch.from_numpy(np.float32(spec["offset"]) + np.float32(spec["scale"]) * values)
 

@@ -52,6 +52,17 @@ CONFIGS = {
         "relative_position_hidden_size": 16,
         "qkv_bias": False,
     },
+    "rotary": {
+        "position_embedding_type": "rotary",
+        "num_register_tokens": 2,
+        "separate_cls_norm": True,
+        "mlp_type": "geglu",
+        "use_mask_token": True,
+        "layer_scale_init_value": 1e-5,
+        "layer_norm_eps": 1e-5,
+        "classifier_cls_layers": 2,
+        "classifier_mean_patch": True,
+    },
 }
 HEADS = {
     ViTModel: set(),

@@ -16,6 +16,7 @@ from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 def test_the_list_covers_every_field_and_every_choice():
     elsewhere = {"apply_layernorm", "reshape_hidden_states", "initializer_range"}  # test_backbone_*, test_fresh_weights
     elsewhere |= {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"}  # test_dropout_*, test_drop_path_*
+    elsewhere |= {"rope_theta", "rope_shift", "rope_jitter", "rope_rescale"}  # test_positions
     for field in dataclasses.fields(ViTConfig):
         if field.name not in ViTConfig.__annotations__ or field.name.startswith("_") or field.name in elsewhere:
             continue
@@ -57,6 +58,19 @@ def relative_bias(config, weights, name):
     return bias
 
 
+def turn(head, config, periods):
+    """Turn a head's queries or keys, one patch and one pair of features at a time."""
+    turned, (height, width), quarter = head.clone(), config.patch_grid, len(periods)
+    for row, column, feature in itertools.product(range(height), range(width), range(2 * quarter)):
+        coordinate = (2 * row + 1) / height - 1 if feature < quarter else (2 * column + 1) / width - 1
+        angle = 2 * math.pi * coordinate / periods[feature % quarter].item()
+        token = config.num_prefix_tokens + row * width + column
+        first, second = head[:, token, feature], head[:, token, feature + 2 * quarter]
+        turned[:, token, feature] = first * math.cos(angle) - second * math.sin(angle)
+        turned[:, token, feature + 2 * quarter] = second * math.cos(angle) + first * math.sin(angle)
+    return turned
+
+
 def attention(tokens, config, weights, name, bias):
     size = config.hidden_size // config.num_attention_heads
     qkv = linear(tokens, weights, f"{name}.qkv")
@@ -66,6 +80,8 @@ def attention(tokens, config, weights, name, bias):
         query, key, value = (
             qkv[..., part * config.hidden_size + start : part * config.hidden_size + start + size] for part in range(3)
         )
+        if config.position_embedding_type == "rotary":
+            query, key = (turn(states, config, weights["rotary_position.periods"]) for states in (query, key))
         scores = query @ key.transpose(1, 2) / math.sqrt(size)
         if bias is not None:
             scores = scores + bias[head]
@@ -75,10 +91,11 @@ def attention(tokens, config, weights, name, bias):
 
 
 def feed_forward(tokens, config, weights, name):
-    if config.mlp_type == "swiglu":
+    if config.mlp_type != "mlp":
         hidden = linear(tokens, weights, f"{name}.gate_up_proj")
         gate, up = hidden[..., : config.intermediate_size], hidden[..., config.intermediate_size :]
-        return linear(gate / (1 + (-gate).exp()) * up, weights, f"{name}.down_proj")
+        share = 1 / (1 + (-gate).exp()) if config.mlp_type == "swiglu" else (1 + torch.erf(gate / math.sqrt(2))) / 2
+        return linear(gate * share * up, weights, f"{name}.down_proj")
     hidden = linear(tokens, weights, f"{name}.fc1")
     if config.hidden_act == "gelu":
         hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
@@ -111,7 +128,7 @@ def formulas(config, weights, images):
     hidden_states, bias = [tokens], None
     for index in range(config.num_hidden_layers):
         name = f"layers.{index}"
-        if config.position_embedding_type != "absolute":
+        if config.position_embedding_type.startswith("relative"):
             owner = "" if config.share_relative_position else f"{name}.attention."
             bias = relative_bias(config, weights, f"{owner}relative_position")
         for part in (1, 2):
@@ -127,6 +144,9 @@ def formulas(config, weights, images):
             tokens = tokens + branch * weights.get(f"{name}.layer_scale{part}", 1)
         hidden_states.append(tokens)
     normed = [layer_norm(hidden, weights, "layernorm", eps) for hidden in hidden_states]
+    if config.separate_cls_norm:
+        for hidden, both in zip(hidden_states, normed, strict=True):
+            both[:, : prefix.shape[1]] = layer_norm(hidden[:, : prefix.shape[1]], weights, "cls_layernorm", eps)
     tokens = normed[-1] if config.norm_before_pooling else tokens
     mean_patch = tokens[:, config.num_prefix_tokens :].sum(1) / (height * width)
     pooled = {"cls": tokens[:, 0], "avg": mean_patch, "cls+avg": torch.cat([tokens[:, 0], mean_patch], dim=1)}[config.pooling]

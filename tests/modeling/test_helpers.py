@@ -143,7 +143,9 @@ def test_backbone_feature_maps(name, reshape, apply_layernorm):
     expected = []
     for tokens in (hidden_states[0], hidden_states[2], hidden_states[3]):
         if apply_layernorm and config.norm_before_pooling:
-            tokens = model.vit.layernorm(tokens)
+            prefix = config.num_prefix_tokens if config.separate_cls_norm else 0
+            normed = [model.vit.cls_layernorm(tokens[:, :prefix])] if prefix else []
+            tokens = torch.cat([*normed, model.vit.layernorm(tokens[:, prefix:])], dim=1)
         if reshape:
             tokens = tokens[:, config.num_prefix_tokens :].reshape(2, 3, 5, 32).permute(0, 3, 1, 2)
         expected.append(tokens)

@@ -1,0 +1,131 @@
+"""DINOv3's .pth files: Siméoni et al., arXiv 2508.10104; github.com/facebookresearch/dinov3."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...configuration.configuration_vit import ViTConfig
+from ...processing.image_processing_vit import VitrailImageProcessor
+from ...processing.presets import make_image_processor
+from .dinov2 import choose_head
+from .family import Family, RawCheckpoint
+from .formats import SQUARE, Export, Holds, with_mask_token, write_torch
+from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, linear_head, plain_vit_fields
+from .rules import Concatenate, Mask, Rule, Unsqueeze
+
+PERIODS = "rope_embed.periods"
+QKV_BIAS = ("blocks.{layer}.attn.qkv.bias", "layers.{layer}.attention.qkv.bias")
+PLAIN_RULES = (
+    *(rule for rule in VIT_RULES if rule.sources[0] not in ("pos_embed", QKV_BIAS[0])),
+    *LAYER_SCALE_RULES,
+    Rule("mask_token", "embeddings.mask_token", Unsqueeze()),
+    Rule("storage_tokens", "embeddings.register_tokens"),
+    Rule(PERIODS, "rotary_position.periods"),
+    Rule("cls_norm.weight", "cls_layernorm.weight"),
+    Rule("cls_norm.bias", "cls_layernorm.bias"),
+    *(
+        Rule(
+            (f"blocks.{{layer}}.mlp.w1.{kind}", f"blocks.{{layer}}.mlp.w2.{kind}"),
+            f"layers.{{layer}}.mlp.gate_up_proj.{kind}",
+            Concatenate(2),
+        )
+        for kind in ("weight", "bias")
+    ),
+    Rule("blocks.{layer}.mlp.w3.weight", "layers.{layer}.mlp.down_proj.weight"),
+    Rule("blocks.{layer}.mlp.w3.bias", "layers.{layer}.mlp.down_proj.bias"),
+)
+# mask_k_bias: the bias counts where its mask is 1
+MASKED_RULES = (*PLAIN_RULES, Rule((QKV_BIAS[0], f"{QKV_BIAS[0]}_mask"), QKV_BIAS[1], Mask()))
+UNMASKED_RULES = (*PLAIN_RULES, Rule(*QKV_BIAS))
+
+# The norm of local crops, read in training alone, and the projection heads of a training run or of EUPE's distillation
+IGNORED = (r"local_cls_norm\.(weight|bias)", r"(dino|ibot)_head\..*", r"projectors\..*")
+
+# Input of the linear classifier, by its width in units of the model's: hub/classifiers.py
+HEAD_FIELDS: dict[int, dict[str, Any]] = {1: {}, 2: {"classifier_mean_patch": True}}
+HEAD_RULES = (Rule("weight", "classifier.weight"), Rule("bias", "classifier.bias"))
+
+
+def rules(raw: RawCheckpoint) -> Sequence[Rule]:
+    """Return the table for a file with or without masks of biases."""
+    return MASKED_RULES if "blocks.0.attn.qkv.bias_mask" in raw.tensors else UNMASKED_RULES
+
+
+def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
+    """Return the fields of ViTConfig; the width of a head is four times the number of periods."""
+    head_width = 4 * raw.shape(PERIODS, 1)[0]
+    hidden_size = raw.shape(ANCHOR, 4)[0]
+    fields = plain_vit_fields(raw, num_heads or max(hidden_size // head_width, 1))
+    gated = "blocks.0.mlp.w1.weight" in raw.tensors
+    return fields | {
+        "position_embedding_type": "rotary",
+        "intermediate_size": raw.shape(f"blocks.0.mlp.{'w1' if gated else 'fc1'}.weight", 2)[0],
+        "mlp_type": "swiglu" if gated else "mlp",
+        "image_size": tuple(max(224 // side, 1) * side for side in fields["patch_size"]),  # any size, without interpolation
+        "num_register_tokens": raw.shape("storage_tokens", 3)[1] if "storage_tokens" in raw.tensors else 0,
+        "use_mask_token": "mask_token" in raw.tensors,
+        "layer_scale_init_value": 1e-5 if "blocks.0.ls1.gamma" in raw.tensors else None,
+        "layer_norm_eps": 1e-5,  # "layernormbf16" of models/vision_transformer.py, in every published config
+        "separate_cls_norm": "cls_norm.weight" in raw.tensors,
+    }
+
+
+def is_satellite(raw: RawCheckpoint) -> bool:
+    """Return whether the file is that of the ViT-L trained on SAT-493M: the other ViT-L has no norm of local crops."""
+    return "local_cls_norm.weight" in raw.tensors and raw.shape(ANCHOR, 4)[0] == 1024
+
+
+def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
+    """Return the preprocessing of the README: 256 pixels, although the model takes any size."""
+    preset = "dinov3-sat" if is_satellite(raw) else "dinov3"
+    return make_image_processor(preset, image_size=256, num_channels=config.num_channels)
+
+
+def assumption(raw: RawCheckpoint) -> str:
+    """Return the warning for a bare file: its tensors do not show the images that the model was trained on, nor an epsilon."""
+    images = "satellite images (SAT-493M)" if is_satellite(raw) else "web images (LVD-1689M)"
+    run = (
+        '; the epsilon of LayerNorm is 1e-5, as in the published models: after a training with norm_layer "layernorm", save the model and '
+        "load it with layer_norm_eps=1e-6"
+    )
+    return f"pixels are normalized as for {images}{run if raw.root in ('teacher', 'student') else ''}"
+
+
+def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
+    """Return the rules for the official linear classifier (`weight`, `bias`), of the 7B model."""
+    return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda num_vectors: HEAD_RULES)
+
+
+def holds(config: ViTConfig) -> Holds:
+    """Return what the original's DinoVisionTransformer can hold."""
+    return {
+        "use_cls_token": (True,),
+        "position_embedding_type": ("rotary",),
+        "patch_shape": SQUARE,
+        "representation_size": (None,),
+        "mlp_type": ("mlp", "swiglu"),
+    }
+
+
+def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
+    """Add a mask token."""
+    return with_mask_token(config, tensors, warnings)
+
+
+DINOV3 = Family(
+    name="dinov3",
+    containers=("torch",),
+    recognizes=lambda raw: raw.config is None and PERIODS in raw.tensors and "blocks.0.attn.qkv.weight" in raw.tensors,
+    rules=rules,
+    export_rules=lambda config: MASKED_RULES,
+    ignored=IGNORED,
+    configure=configure,
+    anchor=ANCHOR,
+    image_processor=image_processor,
+    assumption=assumption,
+    head_rules=head_rules,
+    choose_head=choose_head,
+    export=Export(holds, prepare, write_torch, suffixes=(".pth", ".pt")),
+    catalog_format="dinov3-pth",
+)
