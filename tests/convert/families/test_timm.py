@@ -330,7 +330,8 @@ def test_without_layer_scale_the_name_determines_where_the_norms_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "size"), [("center", {"shortest_edge": 40}), ("squash", {"height": 36, "width": 36})]  # floor(36 / 0.9)
+    ("mode", "size"),
+    [("center", {"shortest_edge": 40}), ("squash", {"height": 36, "width": 36})],  # floor(36 / 0.9)
 )
 def test_an_image_size_that_patches_do_not_cover_keeps_its_scale(tmp_path, mode, size):
     """timm's vit_so400m_patch14_siglip_gap_384 drops the last 6 pixels."""
