@@ -48,9 +48,6 @@ UNSUPPORTED = (
         "BEiT's attention",
         "use transformers or timm",
     ),
-    (r"blocks\.\d+\.(attn|mlp)\.norm\..*", "norms inside attention and MLP (BEiT-3)", "use timm"),
-    (r"(.*\.)?rel_pos_[hw]", "decomposed relative positions (SAM, ViTDet)", "use transformers or timm"),
-    (r"embeds\.proj\..*", "NaFlexViT's embeddings", "use timm"),
     (r"blocks_token_only\..*", "class attention (CaiT)", "use timm"),
     (r".*\.lambda_[qk]\d", "differential attention", "use timm"),
     (

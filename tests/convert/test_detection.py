@@ -317,21 +317,6 @@ BAD = {
         UnsupportedCheckpointError,
         ["class attention (CaiT)"],
     ),
-    "BEiT-3": (
-        folder_of(vit(blocks__0__attn__norm__weight=(WIDTH,)), TIMM),
-        UnsupportedCheckpointError,
-        ["norms inside attention and MLP (BEiT-3)", "use timm"],
-    ),
-    "SAM": (
-        folder_of(vit(blocks__0__attn__rel_pos_h=(2 * GRID - 1, WIDTH)), TIMM),
-        UnsupportedCheckpointError,
-        ["decomposed relative positions (SAM, ViTDet)", "use transformers or timm"],
-    ),
-    "NaFlexViT": (
-        folder_of({"embeds.proj.weight": torch.zeros(WIDTH, 12)}, TIMM),
-        UnsupportedCheckpointError,
-        ["NaFlexViT's embeddings", "use timm"],
-    ),
     "positions for registers": (
         folder_of(vit(reg_token=(1, 4, WIDTH), pos_embed=(1, GRID**2 + 5, WIDTH)), TIMM),
         UnsupportedCheckpointError,
