@@ -30,8 +30,13 @@ KINDS = ("with", "without")  # a classifier
 NUM_CLASSES = 10
 SMALL = 0.02
 MAX_TOKENS = 400
-# Depths to try, None for the architecture's own, each with the largest number of parameters
-DEPTHS = ((2, 60_000_000), (1, 10**9), (None, 250_000_000))
+# Arguments to try, each with the largest number of parameters; Sapiens2 has another number of key heads in some of its blocks
+ATTEMPTS: tuple[tuple[dict[str, int], int], ...] = (
+    ({"depth": 2}, 60_000_000),
+    ({"depth": 1}, 10**9),
+    ({"depth": 1, "num_kv_heads": 8}, 10**9),
+    ({}, 250_000_000),
+)
 # What timm raises where a class does not take an argument, or cannot make the model
 UNABLE = (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, NotImplementedError)
 
@@ -59,18 +64,18 @@ def randomize(model: torch.nn.Module, name: str) -> None:
 
 
 def make(name: str) -> Any:
-    """Return timm's model with few blocks and random weights; raise one of UNABLE where none of DEPTHS can be made."""
+    """Return timm's model with few blocks and random weights; raise one of UNABLE where none of ATTEMPTS makes it."""
     import timm
 
-    for depth, most in DEPTHS:
-        arguments: dict[str, Any] = {"num_classes": NUM_CLASSES} | ({} if depth is None else {"depth": depth})
+    for few_blocks, most in ATTEMPTS:
+        arguments: dict[str, Any] = {"num_classes": NUM_CLASSES} | few_blocks
         try:
             with torch.device("meta"):  # without timm's initialization, which takes longer than all the rest
                 model = timm.create_model(name, **arguments).eval()
                 if (size := small_size(model)) is not None:
                     model = timm.create_model(name, **arguments, img_size=size).eval()
         except UNABLE:
-            if depth is None:
+            if not few_blocks:
                 raise
             continue
         if sum(parameter.numel() for parameter in model.parameters()) <= most:
@@ -183,19 +188,28 @@ def findings(name: str) -> dict[str, Finding]:
     return found
 
 
+def grouped(found: Mapping[str, Mapping[str, Finding]]) -> list[dict[str, Any]]:
+    """Return one row for each outcome and reason, with the models that it was found for, from the findings of each model."""
+    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, of_name in found.items():
+        for finding in dict.fromkeys(of_name.values()):
+            kinds = " and ".join(kind for kind in KINDS if of_name[kind] == finding)
+            groups[(*finding, kinds)].append(name)
+    return [
+        {"outcome": result, "why": why, "classifier": kinds, "count": len(models), "models": " ".join(models)}
+        for (result, why, kinds), models in sorted(groups.items())
+    ]
+
+
 def run() -> list[dict[str, Any]]:
-    """Return one row for each outcome and reason, with the models that it was found for."""
-    found: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    """Return the outcomes of all models, see `grouped`."""
     everything = names()
+    found: dict[str, dict[str, Finding]] = {}
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for name, of_name in zip(everything, pool.map(findings, everything), strict=True):
-            for kind, finding in of_name.items():
-                print(f"{name}, {kind}: {': '.join(finding)}", file=sys.stderr)
-                found[(*finding, kind)].append(name)
-    return [
-        {"outcome": result, "why": why, "classifier": kind, "count": len(models), "models": " ".join(models)}
-        for (result, why, kind), models in sorted(found.items())
-    ]
+            print(f"{name}: {'; '.join(dict.fromkeys(': '.join(finding) for finding in of_name.values()))}", file=sys.stderr)
+            found[name] = of_name
+    return grouped(found)
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
