@@ -49,6 +49,10 @@ Branch = Annotated[
 Prefix = Annotated[str | None, typer.Option(help="Keys and prefix of the network's names, if a file holds several networks.")]
 Format = Annotated[str, typer.Option(help="Family of the checkpoint; auto detects it from names and shapes.")]
 NumHeads = Annotated[int | None, typer.Option(help="Number of attention heads, if the checkpoint does not determine it.")]
+PublishedPeriods = Annotated[
+    bool,
+    typer.Option("--published-periods", help="Use the rounded rotary periods of DINOv3's .pth files, which other formats lack."),
+]
 ImageSize = Annotated[
     tuple | None,
     typer.Option(
@@ -131,6 +135,7 @@ class ReadingOptions:
     prefix: Prefix = None
     format: Format = "auto"
     num_heads: NumHeads = None
+    published_periods: PublishedPeriods = False
     revision: Revision = None
 
 

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedCheckpointError
-from ..modeling.modeling_vit import interpolate_positions, resize_relative_table
+from ..modeling.modeling_vit import interpolate_positions, resize_relative_table, rotary_periods
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import at_size
 from .families.family import make_config
+from .families.formats import PERIODS
 from .sources.labels import imagenet_labels
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
@@ -44,6 +45,28 @@ def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], i
         return []
     (height, width), (new_height, new_width) = before.patch_grid, after.patch_grid
     return [f"positions of {height}x{width} patches resized to {new_height}x{new_width}, by the family's rule"]
+
+
+def complete_periods(tensors: dict[str, torch.Tensor], fields: dict[str, Any], *, published: bool) -> list[str]:
+    """Compute the rotary periods where the file has none, or the published ones, which are rounded to bfloat16; return warnings."""
+    config = make_config(fields)
+    if config.position_embedding_type != "rotary":
+        if published:
+            raise UnsupportedCheckpointError(
+                "published_periods=True is for rotary positions (DINOv3), and this model has others: leave it out."
+            )
+        return []
+    computed = rotary_periods(config)
+    if published:
+        tensors[PERIODS] = computed.bfloat16().float()
+        return ["rotary periods rounded to bfloat16, as in the published .pth files"]
+    if PERIODS in tensors:
+        return []
+    tensors[PERIODS] = computed
+    return [
+        "rotary periods computed in float32, as timm and transformers do, for the file has none; the published .pth files round them to "
+        "bfloat16, which changes outputs by 1e-3 to 3e-3: for these, set published_periods=True"
+    ]
 
 
 def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_channels: int, rule: str | None) -> list[str]:

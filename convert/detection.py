@@ -13,7 +13,7 @@ from .families.registry import FAMILIES
 from .families.rules import list_names
 from .state_dicts import find_state_dict, renamed
 
-ANCHORS = tuple(dict.fromkeys(family.anchor for family in FAMILIES))
+ANCHORS = tuple(dict.fromkeys(anchor for family in FAMILIES for anchor in family.anchors))
 PREFIXES = tuple(prefix for family in FAMILIES for prefix in family.prefixes)
 
 # Features that the model does not support, by their names in a checkpoint, each with the remedy
@@ -115,7 +115,7 @@ def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
             "The checkpoint is quantized (quantization_config in config.json): load it with transformers' from_pretrained, or use the "
             "original weights."
         )
-    for pattern, feature, remedy in UNSUPPORTED:
+    for pattern, feature, remedy in UNSUPPORTED if not any(family.understands(raw) for family in FAMILIES) else ():
         if found := [name for name in raw.tensors if re.fullmatch(pattern, name)]:
             raise UnsupportedCheckpointError(
                 f"The checkpoint has {feature} ({list_names(found, 1)}), which is not supported: {remedy}.{_named(raw)}"
@@ -124,7 +124,11 @@ def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
         if format in (family.name, "auto") and (format != "auto" or raw.container in family.containers) and family.recognizes(raw):
             return family
     tried = f"any of: {', '.join(names)}" if format == "auto" else format
-    lacking = [family.requires for family in FAMILIES if family.requires and raw.config is None and family.anchor in raw.tensors]
+    lacking = [
+        family.requires
+        for family in FAMILIES
+        if family.requires and raw.config is None and any(anchor in raw.tensors for anchor in family.anchors)
+    ]
     raise UnsupportedCheckpointError(
         f"The file is not recognized as {tried}. It holds {len(raw.tensors)} tensors: {list_names(list(raw.tensors))}."
         f"{_named(raw)}{''.join(f' {text}' for text in lacking)}"

@@ -13,7 +13,7 @@ from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreT
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import as_pair
 from ..utils.downloads import discard
-from .adaptation import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
+from .adaptation import adapt_image_processor, adapt_image_size, adapt_num_channels, complete_periods, fresh_classifier, with_labels
 from .detection import find_family, open_checkpoint
 from .families.family import Family, RawCheckpoint, make_config, reading
 from .families.rules import Coverage, convert_tensors
@@ -33,6 +33,7 @@ def load(
     head: str | os.PathLike | None = None,
     head_name: str | None = None,
     num_heads: int | None = None,
+    published_periods: bool = False,
     image_size: int | tuple[int, int] | None = None,
     num_channels: int | None = None,
     channel_rule: str | None = None,
@@ -61,6 +62,8 @@ def load(
             checkpoint `source` ("linear").
         head_name: the classifier to use from a head file with several.
         num_heads: number of attention heads, where it does not follow from the width.
+        published_periods: use the rotary periods of DINOv3's published .pth files, rounded to bfloat16; files of timm and transformers
+            have none, and these libraries compute them in float32.
         image_size: height and width in pixels to resize positions to. By default, positions keep their size and are interpolated
             when the model runs.
         num_channels, channel_rule: another number of input channels, and how the patch projection is adapted: "sum", "repeat" or
@@ -103,6 +106,7 @@ def load(
         foreign |= _storages_to_leave(raw_head)
         fields |= head_fields
         report.head = _source_file(resolved_head, raw_head)
+    report.warnings += complete_periods(tensors, fields, published=published_periods)
     if num_labels is None and "classifier.weight" in tensors:
         report.warnings += with_labels(fields, tensors["classifier.weight"])
     if any(option is not None for option in (size, num_channels, num_labels)):  # adapting presumes sound tensors

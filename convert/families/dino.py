@@ -88,10 +88,10 @@ DINO = Family(
     containers=("torch",),
     recognizes=recognizes,
     rules=lambda raw: VIT_RULES,
-    export_rules=lambda config: VIT_RULES,
+    export_rules=lambda config, tensors: VIT_RULES,
     ignored=IGNORED,
     configure=configure,
-    anchor=ANCHOR,
+    anchors=(ANCHOR,),
     image_processor=lambda raw, config: make_image_processor(
         "dino", image_size=config.image_shape, num_channels=config.num_channels
     ),

@@ -100,10 +100,11 @@ class Family:
     Reading:
         name: the value of `format=`.
         containers: the kinds of file in which the family is looked for when `format` is "auto".
-        anchor: the name of the patch projection, by which a network and the prefix of its names are found in a file.
+        anchors: the names of the patch projection, by which a network and the prefix of its names are found in a file.
         prefixes: prefixes of wrappers that only this family has; `base_prefixes`: the prefix of the encoder's names by `model_type`.
         normalize: renames a tensor of an unusual layout as in the usual one; it must leave other families' names alone.
         recognizes: whether a checkpoint belongs to this family, from names, shapes and config.json.
+        understands: whether it is a layout of this family with names that mean an unsupported feature in others.
         rules: the table from the checkpoint's names to the names of ViTModel and `classifier.*`.
         ignored: regular expressions of names that inference does not need.
         drops: names to leave out, each with the reason: a head of zeros, a pooler that was never trained.
@@ -115,7 +116,7 @@ class Family:
         choose_head: selects the classifier called `head_name` from a head file.
 
     Writing:
-        export_rules: the table to reverse when a model with this config is exported.
+        export_rules: the table to reverse when a model with this config and these tensors is exported.
         export: how the files are written; None if the family is not an export format.
 
     The catalog:
@@ -127,15 +128,16 @@ class Family:
     containers: tuple[str, ...]
     recognizes: Callable[[RawCheckpoint], bool]
     rules: Callable[[RawCheckpoint], Sequence[Rule]]
-    export_rules: Callable[[ViTConfig], Sequence[Rule]]
+    export_rules: Callable[[ViTConfig, Tensors], Sequence[Rule]]
     ignored: tuple[str, ...]
     configure: Callable[[RawCheckpoint, int | None], dict[str, Any]]
     image_processor: Callable[[RawCheckpoint, ViTConfig], VitrailImageProcessor]
-    anchor: str
+    anchors: tuple[str, ...]
     prefixes: tuple[str, ...] = ()
     base_prefixes: Mapping[str, str] = field(default_factory=dict)
     normalize: Callable[[str], str] = lambda name: name
     drops: Callable[[RawCheckpoint], dict[str, str]] = lambda raw: {}
+    understands: Callable[[RawCheckpoint], bool] = lambda raw: False
     assumption: Callable[[RawCheckpoint], str | None] = lambda raw: None
     requires: str | None = None
     head_rules: Callable[[RawCheckpoint, int], tuple[Sequence[Rule], dict[str, Any]]] | None = None

@@ -112,10 +112,10 @@ GOOGLE = Family(
     containers=("npz",),
     recognizes=recognizes,
     rules=lambda raw: table(heads(raw), numbering(raw)),
-    export_rules=lambda config: table(config.num_attention_heads),
+    export_rules=lambda config, tensors: table(config.num_attention_heads),
     ignored=(),
     configure=configure,
-    anchor=ANCHOR,
+    anchors=(ANCHOR,),
     image_processor=lambda raw, config: make_image_processor(
         "google", image_size=config.image_shape, num_channels=config.num_channels
     ),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import make_image_processor
+from ...processing.resizing import output_size
+from . import timm_dinov3 as dinov3
 from .dino import recognizes as is_dino
 from .family import Family, RawCheckpoint, setting
-from .formats import Export, Exported, Holds, RunPeer, has_labels, without_mask_token, write_folder
+from .formats import Export, Exported, Holds, RunPeer, has_key_bias, has_labels, without_mask_token, without_periods, write_folder
 from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, plain_vit_fields, square_grid
 from .rules import Rule
 
@@ -42,7 +44,7 @@ BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
 )
 # Arguments of timm's classes that are read here, that names and shapes show, or that have no effect at inference
-KNOWN_ARGUMENTS = {
+KNOWN_ARGUMENTS = dinov3.ARGUMENTS | {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("act_layer", "qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token", "reg_tokens", "pos_embed", "no_embed_class"),
     *(
@@ -105,6 +107,20 @@ def table(swiglu: bool, norm_before_pooling: bool) -> list[Rule]:
     ]
 
 
+def rules(raw: RawCheckpoint) -> Sequence[Rule]:
+    """Return the rules for the names of a checkpoint."""
+    if dinov3.is_dinov3(raw):
+        return dinov3.table(dinov3.is_gated(raw))
+    return table(is_swiglu(raw), "fc_norm.weight" not in raw.tensors)
+
+
+def export_rules(config: ViTConfig, tensors: Mapping[str, torch.Tensor]) -> Sequence[Rule]:
+    """Return the rules to reverse for an export."""
+    if config.position_embedding_type == "rotary":
+        return dinov3.table(config.mlp_type == "swiglu")
+    return table(config.mlp_type == "swiglu", config.norm_before_pooling)
+
+
 def recognizes(raw: RawCheckpoint) -> bool:
     """Return True for timm's names of patch embedding and blocks, and timm's config.json where there is one."""
     if raw.config is not None and "architecture" not in raw.config:
@@ -156,6 +172,10 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig: from the shapes, and pooling and image size from config.json where there is one."""
     config, tokens = raw.config or {}, raw.tensors
     architecture, model_args = setting(config, "architecture", str, ""), _model_args(config)
+    if dinov3.is_dinov3(raw):
+        fields = dinov3.configure(raw, num_heads, model_args)
+        pooling = _pooling_fields(raw, config, {"global_pool": "token" if architecture.endswith("lingbot") else "avg"} | model_args)
+        return fields | pooling | _rotary_image_size(config, fields) | _label_fields(raw, config)
     named: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu", "position_interpolation_antialias": True}
     for pattern, particulars in BY_ARCHITECTURE:
         if re.fullmatch(pattern, architecture):
@@ -229,6 +249,12 @@ def _position_fields(raw: RawCheckpoint, config: dict[str, Any], fields: Mapping
         "image_size": tuple(count * length for count, length in zip(grid, patch_size, strict=True)),
         "use_cls_position": num_positions > grid[0] * grid[1] or not has_cls,
     }
+
+
+def _rotary_image_size(config: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the image size in config.json, in whole patches; 256 pixels without it, as in timm's published models."""
+    size = _known_size(config) or (256, 256)
+    return {"image_size": tuple(max(side // patch, 1) * patch for side, patch in zip(size, fields["patch_size"], strict=True))}
 
 
 def _is_square(number: int) -> bool:
@@ -308,13 +334,14 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
 
 def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
     """Return the config.json for timm: a registered architecture, and the arguments that differ from it."""
-    relative = config.position_embedding_type != "absolute"
-    width = config.intermediate_size * (2 if config.mlp_type == "swiglu" else 1)
+    relative, rotary = config.position_embedding_type.startswith("relative"), config.position_embedding_type == "rotary"
+    width = config.intermediate_size * (2 if config.mlp_type == "swiglu" and not rotary else 1)
     mlp_ratio = width / config.hidden_size
     if int(config.hidden_size * mlp_ratio) != width:  # timm rounds down
         mlp_ratio = (width + 0.5) / config.hidden_size
+    shape = (output_size(image_processor) if rotary else None) or config.image_shape  # with rotary positions, any size is native
     arguments: dict[str, Any] = {
-        "img_size": list(config.image_shape),
+        "img_size": list(shape),
         "patch_size": config.patch_size,
         "in_chans": config.num_channels,
         "embed_dim": config.hidden_size,
@@ -323,11 +350,14 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         "mlp_ratio": mlp_ratio,
         "qkv_bias": config.qkv_bias,
         "class_token": config.use_cls_token,
-        "fc_norm": not config.norm_before_pooling,
     }
+    arguments |= {} if rotary else {"fc_norm": not config.norm_before_pooling}
     if config.hidden_act != "gelu" and config.mlp_type == "mlp":  # timm's SwiGLU would obey it; ours is SiLU always
         arguments["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
-    if relative:
+    if rotary:
+        architecture, rotary_arguments = dinov3.architecture(config)
+        arguments |= rotary_arguments
+    elif relative:
         architecture = "vit_relpos_base_patch16_224" if config.norm_position == "pre" else "vit_relpos_medium_patch16_rpn_224"
         arguments |= {
             "rel_pos_type": "mlp" if config.position_embedding_type == "relative_mlp" else "bias",
@@ -350,12 +380,14 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         "num_features": config.hidden_size,
         "global_pool": global_pool,
         "model_args": arguments | {"global_pool": global_pool},
-        "pretrained_cfg": _pretrained_cfg(config, image_processor, num_classes),
+        "pretrained_cfg": _pretrained_cfg(config, image_processor, shape, num_classes),
     }
 
 
-def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
-    height, width = config.image_shape
+def _pretrained_cfg(
+    config: ViTConfig, image_processor: VitrailImageProcessor, shape: tuple[int, int], num_classes: int
+) -> dict[str, Any]:
+    height, width = shape
     size = dict(image_processor.size)
     crops = image_processor.do_center_crop and "shortest_edge" in size
     interpolation = next((name for name, number in INTERPOLATIONS.items() if number == int(image_processor.resample)), None)
@@ -380,11 +412,14 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
 
 def holds(config: ViTConfig) -> Holds:
     """Return what timm's VisionTransformer or VisionTransformerRelPos can hold."""
+    if config.position_embedding_type == "rotary":
+        return dinov3.holds(config)
     relative = config.position_embedding_type != "absolute"
     # timm's post-norm block with relative positions has no LayerScale
     unscaled = {"layer_scale_init_value": (None,)} if relative and config.norm_position == "residual_post" else {}
     return unscaled | {
         "pooling": ("cls", "avg"),
+        "separate_cls_norm": (False,),
         "representation_size": (None,),
         "mlp_type": ("mlp",) if relative else ("mlp", "swiglu"),
         # the class with relative positions takes no activation by name
@@ -395,7 +430,12 @@ def holds(config: ViTConfig) -> Holds:
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     """Add the position of [CLS] to [CLS] where there are registers: timm's models with registers have positions of patches only."""
     config = without_mask_token(config, tensors, warnings)
-    if not (config.num_register_tokens and config.use_cls_position and config.use_cls_token):
+    without_periods(config, tensors, warnings)
+    if config.position_embedding_type == "rotary" and has_key_bias(tensors):
+        raise UnsupportedCheckpointError("timm's DINOv3 has no bias of the key, but in this model, with qkv_bias, it is not 0.")
+    if config.position_embedding_type == "rotary" or not (
+        config.num_register_tokens and config.use_cls_position and config.use_cls_token
+    ):
         return config
     positions = tensors["embeddings.position_embeddings"]
     tensors["embeddings.cls_token"] = tensors["embeddings.cls_token"] + positions[:, :1]
@@ -447,11 +487,12 @@ TIMM = Family(
     name="timm",
     containers=("safetensors", "torch"),
     recognizes=recognizes,
-    rules=lambda raw: table(is_swiglu(raw), "fc_norm.weight" not in raw.tensors),
-    export_rules=lambda config: table(config.mlp_type == "swiglu", config.norm_before_pooling),
+    understands=dinov3.is_dinov3,
+    rules=rules,
+    export_rules=export_rules,
     ignored=(),
     configure=configure,
-    anchor=ANCHOR,
+    anchors=(ANCHOR,),
     image_processor=image_processor,
     assumption=assumption,
     export=Export(holds, prepare, write_folder, describe, holds_labels=True, library="timm", load_peer=load_peer),

@@ -216,6 +216,9 @@ def test_citations_name_every_author():
         "2111.09883": 12,
         "2304.07193": 26,
         "2309.16588": 4,
+        "2508.10104": 26,
+        "2603.22387": 11,
+        "2607.05247": 9,
     }
     for number, paper in papers.items():
         assert paper.bibtex.count("{") == paper.bibtex.count("}")
@@ -325,6 +328,16 @@ CHECKS = [
     Check("features at 224x224", "transformers 5.23.0", 1.24e-6, True),
     Check("features at 256x176", "transformers 5.23.0", 0.5, None, "known: by its own rule | <b>"),
 ]
+
+
+def test_a_license_that_the_hub_does_not_know_has_its_name_its_page_and_its_terms():
+    card = converted("dinov3-vits16")
+    link = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+    assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "dinov3-license", link)
+    text = section(card, "License")
+    assert text.startswith(f"[DINOv3 License]({link}) (`dinov3-license`). ")
+    assert "does so under this license and adds a copy of it" in text
+    assert "acknowledge DINOv3" in text
 
 
 def test_the_table_of_verify_is_shown():
