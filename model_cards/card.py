@@ -36,6 +36,7 @@ from .conversion_section import conversion_table, converted_from, verification
 from .descriptions import architecture, dense_class, differences, escape, has_named_classes, markdown_table, preprocessing, trusted
 from .evaluation_section import measured_facts, measured_results
 from .facts import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
+from .licenses import license_of
 from .lineages import DATASETS, FAMILY_CARDS, lineage_of
 from .pretraining_section import pretraining_facts
 from .provenance import checkpoint_link, eval_results, load_name
@@ -59,6 +60,7 @@ OPTIONAL = (
         "export_warnings",
         "files",
         "heads",
+        "images",
     ),
     *("license_note", "limits", "measured", "notes", "original", "original_differences", "original_has_results", "pretraining"),
     *("published", "relatives", "sources", "training", "uses", "verification"),
@@ -208,12 +210,15 @@ def _metadata(
     tags = ["vitrail", "vit", "vision"] + ["custom_code"] * carries_code
     datasets: list[str | None] = []
     results = list(measured)
+    license = license_of(checkpoint)
     if checkpoint is not None:
         tags += [*lineage_of(checkpoint).tags, *([checkpoint.family] if layout == "official" else [])]
         datasets = [DATASETS[name].hub_id for name in checkpoint.training_data]
         results += [] if changed else eval_results(checkpoint)
     return ModelCardData(
-        license=checkpoint.license if checkpoint else None,
+        license="other" if license else checkpoint.license if checkpoint else None,
+        license_name=checkpoint.license if checkpoint and license else None,
+        license_link=license.link if license else None,
         library_name=EXPORT_FORMATS[layout].library if layout in EXPORT_FORMATS else "transformers",
         pipeline_tag=task,
         tags=tags,

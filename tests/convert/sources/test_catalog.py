@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from vitrail.configuration.sizes import size_name
 from vitrail.convert.sources.catalog import (
     Checkpoint,
     checkpoint_names,
@@ -13,6 +14,7 @@ from vitrail.convert.sources.catalog import (
     official_config,
     official_image_processor,
 )
+from vitrail.model_cards.licenses import OTHER_LICENSES
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.presets import make_image_processor
 
@@ -28,10 +30,10 @@ def num_parameters(row: Checkpoint) -> int:
     if a["position"] == "absolute":
         has_row_for_class = a["class_token"] and "position embedding covers patches only" not in (row.notes or "")
         count += d * ((a["image_size"] // a["patch"]) ** 2 + has_row_for_class)
-    else:  # an MLP from 2 coordinates to one bias per head, in each block or once for all
+    elif a["position"] != "rotary":  # an MLP from 2 coordinates to one bias per head, in each block or once for all
         hidden, heads = a["rel_pos_hidden"], a["heads"]
         count += (3 * hidden + hidden * heads + heads) * (1 if a["position"].endswith("shared") else a["depth"])
-    attention = 3 * d * d + 3 * d * a["qkv_bias"] + d * d + d
+    attention = 3 * d * d + (2 + a.get("key_bias", True)) * d * a["qkv_bias"] + d * d + d
     ffn = {"mlp": d * mlp + mlp + mlp * d + d, "swiglu": 2 * (d * mlp + mlp) + mlp * d + d}[a["ffn"]]
     count += a["depth"] * (attention + ffn + 2 * 2 * d + 2 * d * a["layer_scale"])
     count += 2 * d  # the last norm
@@ -44,7 +46,7 @@ def num_parameters(row: Checkpoint) -> int:
 def test_all_official_checkpoints_are_there():
     formats = [row.format for row in ROWS]
     counts = {format: formats.count(format) for format in formats}
-    assert counts == {"dino-pth": 4, "dinov2-pth": 8, "google-npz": 27, "timm-hub": 57, "transformers-hub": 31}
+    assert counts == {"dino-pth": 4, "dinov2-pth": 8, "dinov3-pth": 9, "google-npz": 27, "timm-hub": 57, "transformers-hub": 31}
     assert checkpoints() is ROWS  # read once
 
 
@@ -89,6 +91,8 @@ def test_every_name_is_unique():
         ("dino-vits8", "dino-vits8"),
         ("dino_vits8", "dino-vits8"),  # torch.hub's name
         ("dinov2_vitb14_reg", "dinov2-vitb14-reg4"),
+        ("dinov3_vitl16", "dinov3-vitl16"),
+        ("dinov3_vitl16_pretrain_sat493m", "dinov3-vitl16-sat493m"),  # the name of the file
         ("facebook/dino-vits8", "facebook-dino-vits8"),
         ("imagenet21k/ViT-B_16", "google-npz-b16-in21k"),  # a path in Google's bucket
         ("imagenet21k+imagenet2012/ViT-B_16", "google-npz-b16-in21k-ft-in1k-384"),
@@ -119,10 +123,12 @@ def test_row_is_sound(row):
     assert row.head_urls.keys() <= row.head_recipe.keys()  # on the Hub the head is in the file itself
     assert all(re.fullmatch(r"\d{4}\.\d{5}", number) for number in row.paper)
     assert row.training_data
-    assert row.license == "apache-2.0"
+    assert row.license in ("apache-2.0", *OTHER_LICENSES)
+    assert (row.license == "dinov3-license") == (row.paper[0] == "2508.10104")
     assert set(row.metrics) == {"imagenet_knn_top1", "imagenet_linear_top1", "imagenet_top1", "imagenet_top5"}
     assert all(value is None or 50 < value < 100 for value in row.metrics.values())
-    assert row.architecture["embed_dim"] / row.architecture["heads"] in (64, 80)
+    assert row.architecture["embed_dim"] / row.architecture["heads"] in (64, 80, 128)
+    assert (row.architecture["position"] == "rotary") == ("periods" in row.architecture)
     assert row.architecture["image_size"] % row.architecture["patch"] == 0
     assert {"size", "resize_mode", "crop_size", "crop_pct", "interpolation", "mean", "std"} == set(row.preprocessing)
 
@@ -145,7 +151,7 @@ def test_same_weights_have_the_same_sizes(row):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_what_is_known_names_its_source(row):
     fields = ["hub_id", "url", "head_urls", "head_recipe", "hub_safetensors", "same_weights_as", "architecture"]
-    fields += ["sha256", "params", "preprocessing", "training_data", "license", "paper"]
+    fields += ["access", "sha256", "params", "preprocessing", "training_data", "license", "paper"]
     if any(value is not None for value in row.metrics.values()):
         fields.append("metrics")
     for field in fields:
@@ -164,8 +170,15 @@ def test_provenance_is_public(row):
 def test_the_config_of_a_row_has_its_parameters(row):
     with torch.device("meta"):
         model = (ViTForImageClassification if row.has_classifier else ViTModel)(official_config(row))
-    head_of_zeros = 0 if row.has_classifier else (row.architecture["embed_dim"] + 1) * row.architecture["num_classes"]
-    assert model.num_parameters() == row.params - head_of_zeros
+    a = row.architecture
+    head_of_zeros = 0 if row.has_classifier else (a["embed_dim"] + 1) * a["num_classes"]
+    biases_of_keys = 0 if a.get("key_bias", True) else a["embed_dim"] * a["depth"]
+    assert model.num_parameters() == row.params - head_of_zeros + biases_of_keys
+
+
+def test_vitrail_knows_the_sizes_of_dinov3():
+    rows = [row for row in ROWS if row.architecture["position"] == "rotary"]
+    assert {row.name: size_name(official_config(row)) for row in rows} == {row.name: row.architecture["size"] for row in rows}
 
 
 def test_only_heads_that_are_published_as_zeros_are_not_classifiers():
