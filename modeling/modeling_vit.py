@@ -157,9 +157,10 @@ class ViTRelativePositionTable(ViTRelativePosition):
 
 
 def resize_relative_table(offsets: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Resize a table of biases, ((2h-1) * (2w-1), A), from one patch grid to another.
+    """Resize a table of biases, ((2h-1) * (2w-1), A), from one patch grid to another, which must differ in at least one side.
 
-    Interpolation is linear between geometrically spaced offsets, which keeps small offsets sharp: BEiT's rule in timm's linear form.
+    Interpolation is linear between geometrically spaced offsets, which keeps small offsets sharp: BEiT's rule in timm's linear form. An
+    axis of the same length is interpolated, too, between offsets that grow by 1%.
     """
     (height, width), (new_height, new_width) = grid, new_grid
     table = offsets.float().view(2 * height - 1, 2 * width - 1, -1)
@@ -171,8 +172,6 @@ def resize_relative_table(offsets: torch.Tensor, grid: tuple[int, int], new_grid
 
 def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
     """Interpolation matrix (2 * new_length - 1, 2 * length - 1): old offsets, geometrically spaced, span the new ones."""
-    if length == new_length:
-        return torch.eye(2 * length - 1)
     if length == 1:
         return torch.ones(2 * new_length - 1, 1)
     reach, new_reach = length - 1, new_length - 1

@@ -28,6 +28,7 @@ ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "relu": "relu",
     "silu": "silu",
+    "swish": "silu",
 }
 # Fields that follow from neither names nor shapes, by the architecture in config.json: timm/models/vision_transformer.py
 BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -133,6 +134,8 @@ def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
     odd = {name: value for name, value in arguments.items() if name not in KNOWN_ARGUMENTS and value not in (None, False)}
     if arguments.get("norm_layer") not in (None, "layernorm"):
         odd["norm_layer"] = arguments["norm_layer"]
+    if arguments.get("proj_bias") is False:
+        odd["proj_bias"] = False
     for name, value in odd.items():
         raise UnsupportedCheckpointError(f"timm's {name}={value!r} (model_args in config.json) is not supported: use timm.")
     return arguments
@@ -141,7 +144,7 @@ def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
 def _activation(act_layer: str | None, default: str, swiglu: bool) -> str:
     if act_layer is None:
         return default
-    if swiglu and act_layer != "silu":
+    if swiglu and ACTIVATIONS.get(act_layer) != "silu":
         raise UnsupportedCheckpointError(f'timm\'s act_layer="{act_layer}" is not supported with SwiGLU; expected "silu".')
     if act_layer not in ACTIVATIONS:
         raise UnsupportedCheckpointError(
@@ -208,12 +211,12 @@ def _pooling_fields(raw: RawCheckpoint, config: Mapping[str, Any], model_args: M
     if not any(f"{norm}.{kind}" in raw.tensors for norm in ("norm", "fc_norm") for kind in ("weight", "bias")):
         raise UnsupportedCheckpointError("The checkpoint has no final norm (RADIO, InternViT), which is not supported: use timm.")
     after_pooling = "fc_norm.weight" in raw.tensors
-    global_pool = setting(config, "global_pool", str)
+    # save_config_for_hf writes an empty one into model_args alone
+    global_pool = setting(config, "global_pool", str, setting(model_args, "global_pool", str))
     if global_pool == "" and "head.weight" in raw.tensors:
         raise UnsupportedCheckpointError(
             'timm\'s global_pool="" (logits for each token) is not supported; expected "token" or "avg".'
         )
-    global_pool = global_pool or setting(model_args, "global_pool", str)
     default = "avg" if after_pooling or "cls_token" not in raw.tensors else "cls"
     pooling = {"token": "cls", "avg": "avg", None: default}.get(global_pool or None)
     if pooling is None:
@@ -228,8 +231,8 @@ def _position_fields(raw: RawCheckpoint, config: dict[str, Any], fields: Mapping
     known = (size[0] // patch_size[0], size[1] // patch_size[1]) if size else None
     if size and (size[0] % patch_size[0] or size[1] % patch_size[1]):
         raw.warnings.append(
-            f"timm prepares images of {size[0]}x{size[1]} pixels and drops what patches of {patch_size[0]}x{patch_size[1]} do not cover; "
-            "here, images are resized to whole patches"
+            f"timm prepares images of {size[0]}x{size[1]} pixels and drops the last pixels, which patches of "
+            f"{patch_size[0]}x{patch_size[1]} do not cover; here, images of that scale are cropped at the center to whole patches"
         )
     if "pos_embed" not in raw.tensors:
         return _relative_fields(raw, known, patch_size, has_cls)
@@ -295,6 +298,14 @@ def _relative_fields(
     return fields | {"image_size": image_size, "position_interpolation_antialias": False}
 
 
+def _prepared_size(raw: RawCheckpoint, config: ViTConfig) -> tuple[int, int]:
+    """Return the size that timm prepares images at: the model's, or a larger one whose last pixels no patch covers."""
+    size = _known_size(raw.config or {})
+    if size is None or tuple(side // patch for side, patch in zip(size, config.patch_shape, strict=True)) != config.patch_grid:
+        return config.image_shape
+    return size
+
+
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
     """Return the preprocessing of `pretrained_cfg` in config.json: timm/data/transforms_factory.py, transforms_imagenet_eval."""
     cfg = _pretrained_cfg_of(raw.config or {})
@@ -308,17 +319,20 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     assumed = raw.assume_preprocessing(usual_preset(raw), config) if mean is None or std is None else None
     if assumed is not None and not any(cfg.get(name) for name in ("crop_mode", "crop_pct", "interpolation")):
         return assumed
-    height, width = config.image_shape
+    height, width = size = _prepared_size(raw, config)
     if mode == "squash" or height != width:
-        processor = image_processor_for(config, "google")
+        processor = image_processor_for(config, "google", image_size=size)
     else:
         processor = make_image_processor(
             "inception",
-            image_size=config.image_shape,
+            image_size=size,
             num_channels=config.num_channels,
             crop_pct=setting(cfg, "crop_pct", (int, float)) or 0.9,
         )
     options = processor.to_dict() | {"resample": INTERPOLATIONS[interpolation]}
+    if size != config.image_shape:
+        rows, columns = config.image_shape
+        options |= {"do_center_crop": True, "crop_size": {"height": rows, "width": columns}}
     if assumed is not None:
         mean, std = assumed.image_mean, assumed.image_std
     return VitrailImageProcessor(**options | {"image_mean": mean, "image_std": std, "num_channels": len(mean)})
@@ -330,6 +344,8 @@ def usual_preset(raw: RawCheckpoint) -> str:
     Counted in pretrained_cfg of timm/models/{vision_transformer,vision_transformer_relpos,deit}.py, 1.0.31.
     """
     tokens = raw.tensors
+    if dinov3.is_dinov3(raw):
+        return "dinov3"
     if not {"cls_token", "pos_embed"} <= tokens.keys():
         return "inception"  # SigLIP, SBB, relative positions
     if "blocks.0.ls1.gamma" in tokens:  # DINOv2 and models trained from it, DeiT III; TIPSv2 alone has one register

@@ -235,6 +235,8 @@ def _note_differences(raw: RawCheckpoint) -> None:
         raw.warnings.append("config.json names a classifier, but the file has none: the model is the encoder")
     if model_type(raw) == "vit_mae":
         raw.warnings.append("ViTMAE masks patches at random unless its mask_ratio is 0; this encoder reads all patches")
+    if any(name.startswith("decoder.") for name in raw.tensors):
+        raw.warnings.append("the decoder of the pre-training is left out: the model is the encoder")
     if is_backbone(raw):
         raw.warnings.append("a backbone is loaded as its encoder: for its stages, save the model and load vitrail.ViTBackbone")
 

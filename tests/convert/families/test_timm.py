@@ -16,6 +16,7 @@ from vitrail.convert.families.family import RawCheckpoint
 from vitrail.convert.families.plain_vit import attention_heads
 from vitrail.convert.families.timm import usual_preset
 from vitrail.errors import UnsupportedCheckpointError
+from vitrail.modeling.modeling_vit import resize_relative_table
 
 VARIANTS = deterministic.case("timm_variants")
 CASES, INPUTS = VARIANTS["cases"], VARIANTS["inputs"]
@@ -354,7 +355,8 @@ SWIGLU = deterministic.weights(CASES["absolute, swiglu"]["checkpoint"])
         (PLAIN, {"model_args": {"pool_include_prefix": True}}, "pool_include_prefix=True"),
         (PLAIN, {"model_args": {"norm_layer": "layernorm2d"}}, "norm_layer='layernorm2d'"),
         (PLAIN, {"model_args": {"block_fn": "some"}}, "block_fn='some'"),
-        (PLAIN, {"global_pool": ""}, 'global_pool="" \\(logits for each token\\)'),
+        (PLAIN, {"model_args": {"proj_bias": False}}, "proj_bias=False"),
+        (PLAIN, {"model_args": {"global_pool": ""}}, 'global_pool="" \\(logits for each token\\)'),
         (SWIGLU, {"model_args": {"act_layer": "relu"}}, 'act_layer="relu" is not supported with SwiGLU; expected "silu"'),
         (PLAIN, {"model_args": [1]}, '"model_args": \\[1\\]; expected an object'),
         (PLAIN, {"model_args": {"img_size": "32"}}, '"img_size": 32; expected a whole number or a list'),
@@ -371,7 +373,8 @@ def test_an_argument_with_another_model_as_its_effect_is_refused(tmp_path, tenso
     ("tensors", "config", "expected"),
     [
         (PLAIN, {"model_args": {"pool_include_prefix": False, "norm_layer": "layernorm"}}, {"hidden_act": "gelu"}),
-        (SWIGLU, {"model_args": {"act_layer": "silu"}}, {"mlp_type": "swiglu"}),
+        (SWIGLU, {"model_args": {"act_layer": "swish"}}, {"mlp_type": "swiglu"}),
+        (SWIGLU, {"model_args": {"global_pool": ""}}, {"pooling": "cls"}),  # no classifier: the encoder
         (PLAIN, {"architecture": "vit_base_patch16_224"}, {"position_interpolation_mode": "bicubic"}),
         (
             PLAIN,
@@ -398,13 +401,29 @@ def test_without_layer_scale_the_name_determines_where_the_norms_are(tmp_path):
     assert any("norms assumed after attention and MLP" in warning for warning in report.warnings)
 
 
-def test_an_image_size_that_patches_do_not_cover_is_a_warning(tmp_path):
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("center", {"shortest_edge": 40}), ("squash", {"height": 36, "width": 36})],  # floor(36 / 0.9)
+)
+def test_an_image_size_that_patches_do_not_cover_keeps_its_scale(tmp_path, mode, size):
     """timm's vit_so400m_patch14_siglip_gap_384 drops the last 6 pixels."""
-    config = {"architecture": "vit", "pretrained_cfg": CFG | {"input_size": [3, 36, 36]}}
+    config = {"architecture": "vit", "pretrained_cfg": CFG | {"input_size": [3, 36, 36], "crop_mode": mode}}
     model, processor, report = vitrail.load(write_folder(tmp_path, PLAIN, config))
     assert model.config.image_size == 32
+    assert dict(processor.size) == size
     assert dict(processor.crop_size) == {"height": 32, "width": 32}
-    assert any("timm prepares images of 36x36 pixels and drops" in warning for warning in report.warnings)
+    assert processor(np.zeros((50, 60, 3), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+    assert any("timm prepares images of 36x36 pixels and drops the last pixels" in warning for warning in report.warnings)
+    with pytest.raises(ValueError, match="36x36 pixels cannot be cut into patches of 8x8: resize or crop them to 32x32"):
+        model(torch.zeros(1, 3, 36, 36))
+
+
+def test_an_axis_that_keeps_its_length_is_interpolated_with_the_other():
+    """timm spaces the offsets of every axis geometrically, by at least 1%: 1 and 1 + 1.01 (resize_rel_pos_bias_table)."""
+    by_row = torch.tensor([7.0, 5.0, 0.0, 1.0, 3.0])  # offsets -2 to 2 of 3 rows
+    resized = resize_relative_table(by_row.repeat_interleave(5)[:, None], (3, 3), (3, 5)).view(5, 9)
+    expected = torch.tensor([5 + 2 / 1.01, 5.0, 0.0, 1.0, 1 + 2 / 1.01])
+    torch.testing.assert_close(resized, expected[:, None].expand(5, 9), atol=1e-5, rtol=0)
 
 
 def test_a_bare_file_of_dinos_layout_names_the_other_reading(tmp_path):
