@@ -437,7 +437,7 @@ def peer_image_processor(folder: Path) -> Callable[..., Any]:
 
 def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return what follows for a row of the catalog: positions are antialiased only with registers."""
-    return {"position_interpolation_antialias": architecture["registers"] > 0}
+    return {"position_interpolation_antialias": architecture["position"] == "absolute" and architecture["registers"] > 0}
 
 
 TRANSFORMERS = Family(

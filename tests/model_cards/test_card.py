@@ -341,6 +341,15 @@ def test_a_license_that_the_hub_does_not_know_has_its_name_its_page_and_its_term
     assert "acknowledge DINOv3" in text
 
 
+def test_the_vector_that_the_original_takes_is_named():
+    """timm pools the patches of DINOv3, which was trained with [CLS]; the patches of `clsgap` models were trained so."""
+    name = "timm-vit_small_patch16_dinov3.lvd1689m"
+    assert rows(section(converted(name), "Architecture"))["`pooler_output`"][0].startswith("the mean of the patch tokens")
+    assert "The original takes [CLS] for the whole image" in section(converted(name), "Intended uses and limitations")
+    trained_so = section(converted("timm-vit_relpos_base_patch16_clsgap_224.sw_in1k"), "Intended uses and limitations")
+    assert "do not use [CLS] as the feature of an image" in trained_so
+
+
 def test_the_table_of_verify_is_shown():
     text = section(converted("dino-vits16", report={"verification": CHECKS}), "Verification")
     table = rows(text)
