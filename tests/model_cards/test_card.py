@@ -16,11 +16,11 @@ import paths
 import vitrail
 from small_models import tiny_config
 from small_run import KNN, MODEL, make_run
+from vitrail.configuration.class_names import imagenet_labels
 from vitrail.convert.export import to_format, write_exported
 from vitrail.convert.model_folder import hash_weights
 from vitrail.convert.report import Check, ConversionRecord, ConversionReport, FileRecord, SourceFile
 from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
-from vitrail.convert.sources.labels import imagenet_labels
 from vitrail.errors import CorruptFileError, VitrailError
 from vitrail.hub.saving import keep_verification
 from vitrail.model_cards.card import OPTIONAL, TEMPLATE, folder_card, official_card, render_model_card
