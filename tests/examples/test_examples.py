@@ -255,7 +255,7 @@ def test_timm_vit_relpos_base_patch16_clsgap_224_sw_in1k(folder, run_example, ht
 
     percent = 100 * script["model"](script["pixel_values"]).logits[0].softmax(dim=-1)
     values, indices = percent.sort(descending=True)
-    rows = (EXAMPLES.parent / "convert" / "sources" / "labels-imagenet-1k.tsv").read_text(encoding="utf-8").splitlines()
+    rows = (EXAMPLES.parent / "configuration" / "labels-imagenet-1k.tsv").read_text(encoding="utf-8").splitlines()
     names = [row.split("\t")[1] for row in rows]
     assert lines == [
         *(f"{values[rank]:6.2f} %  {names[indices[rank]]}" for rank in range(5)),

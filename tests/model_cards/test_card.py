@@ -16,16 +16,16 @@ import paths
 import vitrail
 from small_models import tiny_config
 from small_run import KNN, MODEL, make_run
+from vitrail.configuration.class_names import imagenet_labels
 from vitrail.convert.export import to_format, write_exported
-from vitrail.convert.model_folder import hash_weights
 from vitrail.convert.report import Check, ConversionRecord, ConversionReport, FileRecord, SourceFile
 from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
-from vitrail.convert.sources.labels import imagenet_labels
 from vitrail.errors import CorruptFileError, VitrailError
 from vitrail.hub.saving import keep_verification
 from vitrail.model_cards.card import OPTIONAL, TEMPLATE, folder_card, official_card, render_model_card
 from vitrail.model_cards.citations import PAPERS
 from vitrail.model_cards.descriptions import counts, preprocessing
+from vitrail.model_cards.model_folder import hash_weights
 from vitrail.model_cards.provenance import linked
 from vitrail.model_cards.records import MeasuredResults, PretrainingRecord
 
