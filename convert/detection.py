@@ -25,7 +25,7 @@ UNSUPPORTED = (
     ),
     (
         r"(.*\.)?(norm_pre|pre_layrnorm|pre_layernorm|ln_pre)\..*",
-        "a norm before the first block (CLIP)",
+        "a norm before the first block (CLIP, PE)",
         "use transformers or timm",
     ),
     (r".*\.attn\.[qk]_norm\..*|.*\.attention\.[qk]_norm\..*", "norms of queries and keys", "use timm"),
@@ -42,12 +42,16 @@ UNSUPPORTED = (
         "use the teacher_checkpoint.pth that the run writes when it evaluates",
     ),
     (r"blocks\.\d+\.(attns|ffns)\..*|blocks\.\d+\.(attn|mlp)_out_proj\..*", "parallel attention and MLP", "use timm"),
-    (r".*\.mlp\.fc1_[gx]\..*", "a SwiGLU in two parts (AIMv2, EVA-02)", "use timm"),
+    (r".*\.mlp\.fc1_[gx]\..*", "a SwiGLU in two parts (AIMv2, EVA-02, DINOv3)", "use timm"),
     (
-        r"(.*\.)?relative_attention_bias.*|.*\.[qv]_bias|.*\.attn\.relative_position_.*",
-        "BEiT's attention",
+        r"(.*\.)?relative_(attention|position)_bias\..*|.*\.attn\.relative_position_.*",
+        "BEiT's relative positions",
         "use transformers or timm",
     ),
+    (r".*\.attn\.rel_pos_[hw]|neck\..*", "windowed attention and a neck (SAM)", "use transformers or timm"),
+    (r".*\.[qv]_bias", "biases of queries and values apart (EVA, DINOv3 and others of timm's EVA classes)", "use timm"),
+    (r"blocks\.\d+\.(attn|mlp)\.norm\..*", "norms inside attention and MLP (BEiT-3)", "use timm"),
+    (r"embeds\..*", "NaFlexViT's embeddings", "use timm"),
     (r"blocks_token_only\..*", "class attention (CaiT)", "use timm"),
     (r".*\.lambda_[qk]\d", "differential attention", "use timm"),
     (

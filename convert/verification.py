@@ -116,7 +116,7 @@ def _bit_for_bit(
 ) -> Check:
     """Compare values in the source's dtype; a wider dtype converts back without loss.
 
-    Tensors in `adaptable` with another shape were changed on purpose, by `image_size=`, `num_channels=` or `num_labels=`.
+    Tensors in `adaptable` with another shape were changed on purpose, by `image_size=`, `patch_size=`, `num_channels=` or `num_labels=`.
     """
     different = [
         key

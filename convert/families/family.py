@@ -13,6 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError, VitrailError
 from ...processing.image_processing_vit import VitrailImageProcessor
+from ...processing.presets import image_processor_for
+from ...processing.resizing import output_size
 from ...utils.records import SCALARS
 from .formats import Export
 from .rules import Rule, list_names
@@ -68,16 +70,22 @@ class RawCheckpoint:
             )
         return count
 
-    def assume_preprocessing(self, image_processor: VitrailImageProcessor) -> VitrailImageProcessor:
-        """Add a warning about an image processor that no file of the checkpoint confirms, and return it."""
-        sides = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-        size = "x".join(str(side) for side in dict(sides).values())
-        self.warnings.append(
-            f"no preprocessor_config.json: assuming images of {size} pixels, mean {_short(image_processor.image_mean)}, std "
-            f"{_short(image_processor.image_std)}; for others, save the right image processor into the folder with "
-            "image_processor.save_pretrained"
-        )
+    def assume_preprocessing(self, preset: str, config: ViTConfig) -> VitrailImageProcessor:
+        """Return the image processor of a preset that no file of the checkpoint confirms; add a warning unless it is official."""
+        image_processor = image_processor_for(config, preset)
+        if not self.official:
+            self.warnings.append(
+                f'no file states the preprocessing: preset="{preset}" is assumed ({describe_preprocessing(image_processor)}); set preset= '
+                "for another"
+            )
         return image_processor
+
+
+def describe_preprocessing(image_processor: VitrailImageProcessor) -> str:
+    """Return the size, mean and std of prepared images in words."""
+    sides = output_size(image_processor)
+    size = "of their own size" if sides is None else f"of {sides[0]}x{sides[1]} pixels"
+    return f"images {size}, mean {_short(image_processor.image_mean)}, std {_short(image_processor.image_std)}"
 
 
 def _short(values: Sequence[float]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...processing.presets import make_image_processor
+from ...processing.presets import image_processor_for
 from .family import Family, RawCheckpoint
 from .formats import ORIGINAL_HOLDS, Export, without_mask_token, write_npz
 from .plain_vit import square_grid
@@ -116,9 +116,7 @@ GOOGLE = Family(
     ignored=(),
     configure=configure,
     anchors=(ANCHOR,),
-    image_processor=lambda raw, config: make_image_processor(
-        "google", image_size=config.image_shape, num_channels=config.num_channels
-    ),
+    image_processor=lambda raw, config: image_processor_for(config, "google"),
     prefixes=("opt/target/", "params/"),  # flax's optimizer and training state
     drops=drops,
     export=Export(lambda config: HOLDS, without_mask_token, write_npz, suffixes=(".npz",)),

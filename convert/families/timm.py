@@ -34,7 +34,7 @@ ACTIVATIONS = {
 BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
     (r".*_rpn(_.*)?", {"norm_position": "residual_post"}),
     (r"test_vit2?", {"num_attention_heads": 2}),
-    (r"test_vit[34]|test_vit_relpos", {"num_attention_heads": 3}),
+    (r"test_vit([34]|_relpos)", {"num_attention_heads": 3}),
     # positions of FlexiViT are resized as its authors do: _create_vision_transformer
     (r"flexivit_.*", {"position_interpolation_mode": "bilinear", "position_interpolation_antialias": False}),
     (r"vit_base_patch16_gap_\d+|vit_giantopt_.*", {"num_attention_heads": 16}),
@@ -180,7 +180,8 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     for pattern, particulars in BY_ARCHITECTURE:
         if re.fullmatch(pattern, architecture):
             named |= particulars
-    fields = named | plain_vit_fields(raw, num_heads or setting(model_args, "num_heads", int) or named.get("num_attention_heads"))
+    num_heads = num_heads or setting(model_args, "num_heads", int) or named.get("num_attention_heads")
+    fields = named | plain_vit_fields(raw, num_heads, published=bool(architecture) and "embed_dim" not in model_args)
     fields |= {
         "mlp_type": "swiglu" if is_swiglu(raw) else "mlp",
         "hidden_act": _activation(setting(model_args, "act_layer", str), named["hidden_act"], is_swiglu(raw)),
@@ -199,14 +200,16 @@ def _label_fields(raw: RawCheckpoint, config: Mapping[str, Any]) -> dict[str, An
     descriptions = setting(config, "label_descriptions", dict, {})
     if not names or "head.weight" not in raw.tensors or len(names) != len(raw.tensors["head.weight"]):
         return {}
-    labels = [str(descriptions.get(str(name), name)) for name in names]
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    described = {str(name): str(descriptions.get(str(name), name)) for name in names}
+    labels = [described[str(name)] for name in names]
+    fields: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    return fields | ({"label_descriptions": described} if descriptions else {})  # timm's own form, for an export
 
 
 def _pooling_fields(raw: RawCheckpoint, config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:
     """Return how tokens are pooled, and where the final norm is."""
     if not any(f"{norm}.{kind}" in raw.tensors for norm in ("norm", "fc_norm") for kind in ("weight", "bias")):
-        raise UnsupportedCheckpointError("The checkpoint has no final norm (RADIO), which is not supported: use timm.")
+        raise UnsupportedCheckpointError("The checkpoint has no final norm (RADIO, InternViT), which is not supported: use timm.")
     after_pooling = "fc_norm.weight" in raw.tensors
     # save_config_for_hf writes an empty one into model_args alone
     global_pool = setting(config, "global_pool", str, setting(model_args, "global_pool", str))
@@ -312,12 +315,16 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
             f'pretrained_cfg has crop_mode="{mode}" and interpolation="{interpolation}"; supported are the crop modes "center" and '
             '"squash", and the interpolations "bicubic" and "bilinear". Edit config.json, or preprocess the images yourself.'
         )
+    mean, std = setting(cfg, "mean", list), setting(cfg, "std", list)
+    assumed = raw.assume_preprocessing(usual_preset(raw), config) if mean is None or std is None else None
+    if assumed is not None and not any(cfg.get(name) for name in ("crop_mode", "crop_pct", "interpolation")):
+        return assumed
     height, width = size = _prepared_size(raw, config)
     if mode == "squash" or height != width:
         processor = make_image_processor("google", image_size=size, num_channels=config.num_channels)
     else:
         processor = make_image_processor(
-            "timm",
+            "inception",
             image_size=size,
             num_channels=config.num_channels,
             crop_pct=setting(cfg, "crop_pct", (int, float)) or 0.9,
@@ -326,10 +333,24 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     if size != config.image_shape:
         rows, columns = config.image_shape
         options |= {"do_center_crop": True, "crop_size": {"height": rows, "width": columns}}
-    mean, std = setting(cfg, "mean", list), setting(cfg, "std", list)
-    if mean is not None and std is not None:
-        options |= {"image_mean": mean, "image_std": std, "num_channels": len(mean)}
-    return VitrailImageProcessor(**options)
+    if assumed is not None:
+        mean, std = assumed.image_mean, assumed.image_std
+    return VitrailImageProcessor(**options | {"image_mean": mean, "image_std": std, "num_channels": len(mean)})
+
+
+def usual_preset(raw: RawCheckpoint) -> str:
+    """Return the preset of most published models with the parts of this one, where no config.json states it.
+
+    Counted in pretrained_cfg of timm/models/{vision_transformer,vision_transformer_relpos,deit}.py, 1.0.31.
+    """
+    tokens = raw.tensors
+    if not {"cls_token", "pos_embed"} <= tokens.keys():
+        return "inception"  # SigLIP, SBB, relative positions
+    if "blocks.0.ls1.gamma" in tokens:  # DINOv2 and models trained from it, DeiT III; TIPSv2 alone has one register
+        return "none" if "reg_token" in tokens and raw.shape("reg_token", 3)[1] == 1 else "imagenet"
+    if "fc_norm.weight" in tokens or "head.weight" not in tokens:  # MAE, fine-tuned and not, EVA-L, DINO
+        return "imagenet"
+    return "imagenet" if raw.root == "model" else "inception"  # the files of DeiT's and MAE's own code, or AugReg, FlexiViT
 
 
 def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
@@ -373,8 +394,7 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
     # timm takes 0 for no LayerScale
     arguments["init_values"] = None if config.layer_scale_init_value is None else float(config.layer_scale_init_value or 1e-5)
     global_pool = "token" if config.pooling == "cls" else config.pooling
-    labels = {"label_names": [config.id2label[index] for index in range(num_classes)]} if has_labels(config) and num_classes else {}
-    return labels | {
+    return _labels(config, num_classes) | {
         "architecture": architecture,
         "num_classes": num_classes,
         "num_features": config.hidden_size,
@@ -382,6 +402,17 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         "model_args": arguments | {"global_pool": global_pool},
         "pretrained_cfg": _pretrained_cfg(config, image_processor, shape, num_classes),
     }
+
+
+def _labels(config: ViTConfig, num_classes: int) -> dict[str, Any]:
+    """Return the names of the classes, and their descriptions if the labels of the model are those of timm's config.json."""
+    if not num_classes or not has_labels(config):
+        return {}
+    labels = [config.id2label[index] for index in range(num_classes)]
+    described: dict[str, str] = getattr(config, "label_descriptions", None) or {}
+    if list(described.values()) == labels:
+        return {"label_names": list(described), "label_descriptions": described}
+    return {"label_names": labels}
 
 
 def _pretrained_cfg(
@@ -472,8 +503,8 @@ def assumption(raw: RawCheckpoint) -> str:
     """Return the warning for a bare file."""
     other = '; for a file of DINO\'s own code, pass format="dino"' if is_dino(raw) else ""
     return (
-        "no config.json next to the weights: read as a timm file, with the usual pooling, activation, norms before attention and MLP, and "
-        f"preprocessing (mean and std 0.5; crop 0.9){other}"
+        "no config.json next to the weights: read as a timm file, with the usual pooling, activation, and norms before attention and "
+        f"MLP{other}"
     )
 
 

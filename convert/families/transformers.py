@@ -14,10 +14,8 @@ import transformers
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
 from ...processing.resizing import as_pair
 from . import transformers_dinov3 as dinov3
-from .dinov2 import image_processor as dinov2_image_processor
 from .family import Family, RawCheckpoint, setting
 from .formats import SQUARE, Export, Exported, Holds, RunPeer, with_mask_token, without_mask_token, without_periods, write_folder
 from .rules import Concatenate, Rule, Unsqueeze
@@ -263,11 +261,10 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     saved = raw.preprocessor_config
     if saved is None:
         if model_type(raw) in VIT_TYPES:
-            processor = make_image_processor("google-hub", image_size=config.image_shape, num_channels=config.num_channels)
-            return raw.assume_preprocessing(processor)
+            return raw.assume_preprocessing("google-hub", config)
         if model_type(raw) == dinov3.MODEL_TYPE:
-            return raw.assume_preprocessing(make_image_processor("dinov3", num_channels=config.num_channels))
-        return raw.assume_preprocessing(dinov2_image_processor(config))
+            return raw.assume_preprocessing("dinov3", config)
+        return raw.assume_preprocessing("dinov2", config)
     class_name = "".join(str(saved.get(key)) for key in CLASS_KEYS)
     crops = saved.get("do_center_crop", any(name in class_name for name in ("Bit", "CLIP", "DeiT")))  # their default
     size = saved.get("size", 224)

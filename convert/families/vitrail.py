@@ -6,7 +6,6 @@ from typing import Any
 
 from ...configuration.configuration_vit import ViTConfig, without_foreign_attention
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint
 from .rules import Rule
 
@@ -30,7 +29,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     """Return the image processor of preprocessor_config.json."""
     if raw.preprocessor_config is not None:
         return VitrailImageProcessor.from_dict(raw.preprocessor_config)
-    return raw.assume_preprocessing(make_image_processor("dino", image_size=config.image_shape, num_channels=config.num_channels))
+    return raw.assume_preprocessing("dino", config)
 
 
 VITRAIL = Family(

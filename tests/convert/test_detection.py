@@ -94,12 +94,12 @@ BAD = {
     "norm before the first block, timm": (
         folder_of(vit(norm_pre__weight=(WIDTH,)), TIMM),
         UnsupportedCheckpointError,
-        ["norm before the first block (CLIP)", "norm_pre.weight", "use transformers or timm"],
+        ["norm before the first block (CLIP, PE)", "norm_pre.weight", "use transformers or timm"],
     ),
     "norm before the first block, CLIP": (
         pth({"vision_model.pre_layrnorm.weight": torch.zeros(WIDTH)}),
         UnsupportedCheckpointError,
-        ["norm before the first block (CLIP)", "use transformers or timm"],
+        ["norm before the first block (CLIP, PE)", "use transformers or timm"],
     ),
     "query and key norms": (
         folder_of(vit(blocks__0__attn__q_norm__weight=(64,), blocks__1__attn__q_norm__weight=(64,)), TIMM),
@@ -131,10 +131,10 @@ BAD = {
         UnsupportedCheckpointError,
         ["rotary positions (DINOv3, EVA-02)", "rope_embed.periods", "use transformers or timm"],
     ),
-    "BEiT's biases": (
+    "EVA's biases": (
         folder_of(vit(blocks__0__attn__q_bias=(WIDTH,), blocks__0__attn__v_bias=(WIDTH,)), TIMM),
         UnsupportedCheckpointError,
-        ["BEiT's attention", "blocks.0.attn.q_bias", "use transformers or timm"],
+        ["biases of queries and values apart (EVA, DINOv3", "blocks.0.attn.q_bias", "use timm"],
     ),
     "a shard of FSDP": (
         pth({"model": {"student.backbone._fsdp_wrapped_module._flat_param": torch.zeros(8)}}),
@@ -308,9 +308,12 @@ BAD = {
         ["DINOv3", '"vit_small_patch16_dinov3"'],
     ),
     "BEiT": (
-        folder_of(vit(blocks__0__gamma_1=(WIDTH,), blocks__0__attn__q_bias=(WIDTH,)), {"architecture": "beit_base_patch16_224"}),
+        folder_of(
+            vit(blocks__0__attn__q_bias=(WIDTH,), blocks__0__attn__relative_position_bias_table=(732, 12)),
+            {"architecture": "beit_base_patch16_224"},
+        ),
         UnsupportedCheckpointError,
-        ["BEiT's attention"],
+        ["BEiT's relative positions", "use transformers or timm"],
     ),
     "CaiT": (
         folder_of(vit(blocks__0__gamma_1=(WIDTH,), blocks_token_only__0__gamma_1=(WIDTH,)), TIMM),
@@ -325,7 +328,36 @@ BAD = {
     "no final norm": (
         folder_of(vit(norm__weight=None, norm__bias=None), TIMM),
         UnsupportedCheckpointError,
-        ["no final norm (RADIO)", "use timm"],
+        ["no final norm (RADIO, InternViT)", "use timm"],
+    ),
+    "SAM": (
+        folder_of(
+            vit(blocks__0__attn__rel_pos_h=(27, 64), neck__0__weight=(WIDTH, WIDTH, 1, 1)), {"architecture": "samvit_base_patch16"}
+        ),
+        UnsupportedCheckpointError,
+        ["windowed attention and a neck (SAM)"],
+    ),
+    "BEiT-3": (
+        folder_of(vit(blocks__0__attn__norm__weight=(WIDTH,)), {"architecture": "beit3_base_patch16_224"}),
+        UnsupportedCheckpointError,
+        ["norms inside attention and MLP (BEiT-3)"],
+    ),
+    "NaFlexViT": (
+        folder_of(
+            {"embeds.proj.weight": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(1)}, {"architecture": "naflexvit"}
+        ),
+        UnsupportedCheckpointError,
+        ["NaFlexViT's embeddings"],
+    ),
+    "a folder of torch.distributed.checkpoint": (
+        lambda folder: (folder / ".metadata").write_bytes(b"x") and folder,
+        UnsupportedCheckpointError,
+        ["torch.distributed.checkpoint.format_utils.dcp_to_torch_save(", "'weights.pth'), and pass that file"],
+    ),
+    "a file of torch.distributed.checkpoint": (
+        lambda folder: (folder / "__0_0.distcp").write_bytes(b"x") and folder / "__0_0.distcp",
+        UnsupportedCheckpointError,
+        ["dcp_to_torch_save("],
     ),
     "a block too few": (
         pth({name: tensor for name, tensor in vit().items() if not name.startswith("blocks.0.")}),

@@ -157,7 +157,7 @@ def check(config, classifies, to, folder):
     if config.position_embedding_type == "rotary" and to == "timm" and config.qkv_bias:  # which has no bias of the key
         for layer in getattr(model, "vit", model).layers:
             layer.attention.qkv.bias.chunk(3)[1].zero_()
-    image_processor = vitrail.make_image_processor("timm", image_size=32, num_channels=config.num_channels)
+    image_processor = vitrail.make_image_processor("inception", image_size=32, num_channels=config.num_channels)
     exported = to_format(model, image_processor, to)
     path, *head = write_exported(exported, folder / f"{to}.pth")
     again, _, _ = vitrail.load(path, num_heads=config.num_attention_heads, head=head[0] if head else None)

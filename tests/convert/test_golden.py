@@ -217,8 +217,7 @@ def test_images_are_prepared_as_the_original_does(golden):
         assert (processor.resample, list(processor.image_mean)) == (2, [0.5] * 3)
         return
     if case["format"] in ("dinov3", "transformers"):
-        side = 224 if case["format"] == "transformers" else 256
-        assert (dict(processor.size), processor.do_center_crop) == ({"height": side, "width": side}, False)
+        assert (dict(processor.size), processor.do_center_crop) == ({"height": 256, "width": 256}, False)
         assert (processor.resample, list(processor.image_mean)) == (2, [0.485, 0.456, 0.406])
         return
     if "dinov3" in case["name"]:

@@ -56,7 +56,8 @@ def converted(name, *, fields=(), processor=None, report=(), classifies=None, **
     row = find_checkpoint(name)
     config = official_config(row)
     if row.has_classifier and "num_labels" not in dict(fields):
-        config = vitrail.ViTConfig(**config.to_dict() | {"id2label": dict(enumerate(imagenet_labels(config.num_labels)))})
+        labels = imagenet_labels("imagenet-1k" if config.num_labels == 1000 else "imagenet-21k")
+        config = vitrail.ViTConfig(**config.to_dict() | {"id2label": dict(enumerate(labels))})
     config = vitrail.ViTConfig(**config.to_dict() | dict(fields))
     return render_model_card(
         config,
@@ -315,7 +316,7 @@ def test_results_are_not_claimed_for_a_model_that_was_changed(change):
 
 def test_the_published_head_is_not_a_change():
     head = FileRecord("head.pth", find_checkpoint("dino-vits16").head_urls["linear"], None, 3, "11")
-    fields = {"id2label": dict(enumerate(imagenet_labels(1000))), "classifier_cls_layers": 4}
+    fields = {"id2label": dict(enumerate(imagenet_labels("imagenet-1k"))), "classifier_cls_layers": 4}
     card = converted("dino-vits16", fields=fields, classifies=True, report={"head": head})
     assert [result.metric_value for result in card.data.eval_results] == [74.5, 77.0]
     assert card.data.pipeline_tag == "image-classification"

@@ -14,6 +14,7 @@ import deterministic
 import vitrail
 from vitrail.convert.families.family import RawCheckpoint
 from vitrail.convert.families.plain_vit import attention_heads
+from vitrail.convert.families.timm import usual_preset
 from vitrail.errors import UnsupportedCheckpointError
 from vitrail.modeling.modeling_vit import resize_relative_table
 
@@ -221,11 +222,82 @@ def test_an_older_config_json_holds_the_same_without_a_level(tmp_path):
     assert processor.to_dict() == processor_of(tmp_path, CFG).to_dict()
 
 
-def test_without_pretrained_cfg_it_is_what_most_of_timm_does(tmp_path):
+WIDE = {name: torch.zeros([{128: 192, 384: 576}.get(side, side) for side in tensor.shape]) for name, tensor in PLAIN.items()}
+CLS, SCALE, HEAD = {"cls_token": (1, 1, 8), "pos_embed": (1, 5, 8)}, {"blocks.0.ls1.gamma": (8,)}, {"head.weight": (9, 8)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "root", "preset"),
+    [
+        (CLS | HEAD, None, "inception"),  # vit_base_patch16_224.augreg_in1k
+        (CLS | HEAD, "model", "imagenet"),  # deit_small_patch16_224-cd65a155.pth
+        (CLS, None, "imagenet"),  # vit_base_patch16_224.dino, vit_base_patch16_224.mae
+        (CLS | HEAD | {"fc_norm.weight": (8,)}, None, "imagenet"),  # mae_finetuned_vit_base.pth
+        (CLS | HEAD | SCALE, None, "imagenet"),  # deit3_base_patch16_224.fb_in1k
+        (CLS | SCALE, None, "imagenet"),  # vit_base_patch14_dinov2.lvd142m, UNI
+        (CLS | SCALE | {"reg_token": (1, 4, 8)}, None, "imagenet"),  # vit_base_patch14_reg4_dinov2.lvd142m, H-optimus-0
+        (CLS | SCALE | {"reg_token": (1, 1, 8)}, None, "none"),  # vit_base_patch14_reg1_tipsv2.webli
+        ({"pos_embed": (1, 4, 8)}, None, "inception"),  # vit_base_patch16_siglip_gap_224.webli
+        (
+            SCALE | HEAD | {"pos_embed": (1, 4, 8), "reg_token": (1, 1, 8)},
+            None,
+            "inception",
+        ),  # vit_little_patch16_reg1_gap_256.sbb_in12k
+        (SCALE | HEAD | {"cls_token": (1, 1, 8)}, None, "inception"),  # vit_relpos_medium_patch16_cls_224.sw_in1k
+    ],
+)
+def test_without_config_json_it_is_what_most_models_with_the_same_parts_have(shapes, root, preset):
+    """As pretrained_cfg of the published model in the comment."""
+    raw = RawCheckpoint({name: torch.empty(shape) for name, shape in shapes.items()}, "torch", root=root)
+    assert usual_preset(raw) == preset
+
+
+def test_what_is_assumed_of_the_preprocessing_is_a_warning(tmp_path):
     save_file(PLAIN, tmp_path / "vit.safetensors")
-    _, processor, _ = vitrail.load(tmp_path / "vit.safetensors")
+    _, processor, report = vitrail.load(tmp_path / "vit.safetensors")
     assert (dict(processor.size), dict(processor.crop_size)) == ({"shortest_edge": 35}, {"height": 32, "width": 32})
     assert (list(processor.image_mean), processor.resample) == ([0.5, 0.5, 0.5], 3)
+    assumed = 'no file states the preprocessing: preset="inception" is assumed (images of 32x32 pixels, mean 0.5, std 0.5); set preset= for'
+    assert any(assumed in warning for warning in report.warnings)
+    partly = {"interpolation": "bilinear", "crop_pct": 1.0}
+    _, processor, report = vitrail.load(write_folder(tmp_path, PLAIN, {"architecture": "vit", "pretrained_cfg": partly}))
+    assert (dict(processor.size), list(processor.image_mean), processor.resample) == ({"shortest_edge": 32}, [0.5, 0.5, 0.5], 2)
+    assert any(assumed in warning for warning in report.warnings)
+
+
+def test_labels_and_their_descriptions_make_the_round_trip(tmp_path):
+    described = {"n01": "ant", "n02": "crane", "n03": "crane", "n04": "bee", "n05": "cat"}
+    labels = {"label_names": list(described), "label_descriptions": described}
+    write_folder(tmp_path, PLAIN, {"architecture": "vit", **labels})
+    vitrail.export_model(tmp_path, tmp_path / "one", to="timm")
+    vitrail.convert_checkpoint(tmp_path, tmp_path / "ours")
+    vitrail.export_model(tmp_path / "ours", tmp_path / "two", to="timm")
+    for folder in ("one", "two"):
+        written = json.loads((tmp_path / folder / "config.json").read_text())
+        assert {name: written[name] for name in labels} == labels
+    model, _, _ = vitrail.load(tmp_path / "two")
+    assert list(model.config.id2label.values()) == list(described.values())
+    vitrail.convert_checkpoint(tmp_path, tmp_path / "others", labels=["a", "b", "c", "d", "e"])
+    vitrail.export_model(tmp_path / "others", tmp_path / "three", to="timm")
+    written = json.loads((tmp_path / "three" / "config.json").read_text())
+    assert written["label_names"] == ["a", "b", "c", "d", "e"]
+    assert "label_descriptions" not in written
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "heads", "warned"),
+    [
+        (PLAIN, {"architecture": "vit_small_patch16_224", "model_args": {"num_heads": 4}}, 4, False),
+        (PLAIN, {"architecture": "vit_small_patch16_224"}, 2, True),  # 128 wide, as no published model
+        (WIDE, {"architecture": "vit_small_patch16_224"}, 3, False),
+        (WIDE, {"architecture": "vit_small_patch16_224", "model_args": {"embed_dim": 192}}, 3, True),  # timm would have 6 heads
+        (WIDE, {"architecture": ""}, 3, True),
+    ],
+)
+def test_heads_are_assumed_with_a_warning_where_config_json_does_not_determine_them(tmp_path, tensors, config, heads, warned):
+    model, _, report = vitrail.load(write_folder(tmp_path, tensors, config))
+    assert model.config.num_attention_heads == heads
+    assert any(f"{heads} attention heads assumed, each 64 wide" in warning for warning in report.warnings) == warned
 
 
 @pytest.mark.parametrize("changes", [{"crop_mode": "border"}, {"interpolation": "lanczos"}])
