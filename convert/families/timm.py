@@ -11,7 +11,7 @@ import torch
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
+from ...processing.presets import image_processor_for, make_image_processor
 from ...processing.resizing import output_size
 from . import timm_dinov3 as dinov3
 from .dino import recognizes as is_dino
@@ -321,7 +321,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
         return assumed
     height, width = size = _prepared_size(raw, config)
     if mode == "squash" or height != width:
-        processor = make_image_processor("google", image_size=size, num_channels=config.num_channels)
+        processor = image_processor_for(config, "google", image_size=size)
     else:
         processor = make_image_processor(
             "inception",
@@ -344,6 +344,8 @@ def usual_preset(raw: RawCheckpoint) -> str:
     Counted in pretrained_cfg of timm/models/{vision_transformer,vision_transformer_relpos,deit}.py, 1.0.31.
     """
     tokens = raw.tensors
+    if dinov3.is_dinov3(raw):
+        return "dinov3"
     if not {"cls_token", "pos_embed"} <= tokens.keys():
         return "inception"  # SigLIP, SBB, relative positions
     if "blocks.0.ls1.gamma" in tokens:  # DINOv2 and models trained from it, DeiT III; TIPSv2 alone has one register

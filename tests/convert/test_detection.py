@@ -127,14 +127,14 @@ BAD = {
         ["convolutional stem (ResNet hybrids, ViTamin)", "plain ViT"],
     ),
     "rotary positions": (
-        pth(vit(rope_embed__periods=(16,))),
+        pth(vit(rope__freqs=(16,))),
         UnsupportedCheckpointError,
-        ["rotary positions (DINOv3, EVA-02)", "rope_embed.periods", "use transformers or timm"],
+        ["rotary positions (EVA-02", "rope.freqs", "use transformers or timm"],
     ),
     "EVA's biases": (
         folder_of(vit(blocks__0__attn__q_bias=(WIDTH,), blocks__0__attn__v_bias=(WIDTH,)), TIMM),
         UnsupportedCheckpointError,
-        ["biases of queries and values apart (EVA, DINOv3", "blocks.0.attn.q_bias", "use timm"],
+        ["biases of queries and values apart (timm's EVA", "blocks.0.attn.q_bias", "use timm"],
     ),
     "a shard of FSDP": (
         pth({"model": {"student.backbone._fsdp_wrapped_module._flat_param": torch.zeros(8)}}),
@@ -142,9 +142,9 @@ BAD = {
         ["one shard of an FSDP run", "_flat_param", "teacher_checkpoint.pth"],
     ),
     "another model type of transformers": (
-        folder_of(*reversed(hub("dinov3_vit"))),
+        folder_of(*reversed(hub("pixio"))),
         UnsupportedCheckpointError,
-        ["not recognized as any of: vitrail, transformers, google, dinov2, dino, timm", "embeddings.cls_token", '"dinov3_vit"'],
+        ["not recognized as any of: vitrail, transformers, google, dinov3, dinov2", "embeddings.cls_token", '"pixio"'],
     ),
     "timm's names next to another config.json": (
         folder_of(vit(), {"model_type": "clip"}),
@@ -302,11 +302,6 @@ BAD = {
         ["parallel attention and MLP", '"vit_small_patch16_224"'],
     ),
     "SwiGLU in two parts": (folder_of(vit(blocks__0__mlp__fc1_g__weight=(1,)), TIMM), UnsupportedCheckpointError, ["AIMv2"]),
-    "DINOv3 of timm": (
-        folder_of(vit(pos_embed=None, blocks__0__gamma_1=(WIDTH,)), {"architecture": "vit_small_patch16_dinov3"}),
-        UnsupportedCheckpointError,
-        ["DINOv3", '"vit_small_patch16_dinov3"'],
-    ),
     "BEiT": (
         folder_of(
             vit(blocks__0__attn__q_bias=(WIDTH,), blocks__0__attn__relative_position_bias_table=(732, 12)),
@@ -405,7 +400,7 @@ def test_a_bad_file_is_refused_with_cause_and_remedy(tmp_path, what):
 def test_an_unknown_format_is_refused_with_those_there_are(tmp_path):
     with pytest.raises(
         UnsupportedCheckpointError,
-        match=r'Unknown format "dinov4"; expected auto, vitrail, transformers, google, dinov2, dino, timm',
+        match=r'Unknown format "dinov4"; expected auto, vitrail, transformers, google, dinov3, dinov2, dino, timm',
     ):
         vitrail.load(pth(vit())(tmp_path), format="dinov4")
 
@@ -448,7 +443,10 @@ def test_names_and_container_determine_the_family(tensors, container, found):
     ("config", "found"),
     [
         ({"model_type": "vitrail"}, "vitrail"),
-        *[({"model_type": kind}, "transformers") for kind in ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")],
+        *[
+            ({"model_type": kind}, "transformers")
+            for kind in ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers", "dinov3_vit")
+        ],
         ({"architecture": "vit_base_patch16_224"}, "timm"),
     ],
 )
@@ -473,7 +471,7 @@ def test_a_given_format_opens_containers_in_which_it_is_not_looked_for(tmp_path)
 
 
 def test_no_two_families_have_one_name():
-    assert len({family.name for family in FAMILIES}) == len(FAMILIES) == 6
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES) == 7
 
 
 # ------------------------------------------------------------------------------------------------------------------- wrappers
