@@ -171,7 +171,9 @@ DATASETS: Mapping[str, Dataset] = {
     "SAT-493M": Dataset(
         "493 million satellite images of 512 x 512 pixels, at 0.6 m per pixel; not published", None, "satellite images"
     ),
-    "LingBot-Vision's images": Dataset("a collection that its README neither names nor links", None),
+    "LingBot-Vision's images": Dataset(
+        "a collection that its README neither names nor links", None, "images that are not described"
+    ),
 }
 
 
@@ -257,7 +259,7 @@ FAMILY_CARDS: Mapping[str, FamilyCard] = {
     "timm": FamilyCard(
         heading="timm, on the Hub",
         reference="timm 1.0.31",
-        cases="ViT-B/8, four models with relative positions, and small models of every kind that timm has",
+        cases="ViT-B/8, four models with relative positions, DINOv3's ViT-S/16 and ViT-S+/16, and small models of every kind that timm has",
         names="timm 1.0.31",
         layout="timm's format",
         citation="10.5281/zenodo.4414861",
@@ -265,7 +267,7 @@ FAMILY_CARDS: Mapping[str, FamilyCard] = {
     "transformers": FamilyCard(
         heading="transformers, on the Hub",
         reference="transformers' own classes",
-        cases="small models of the same types (ViT, DINOv2, DINOv2 with registers)",
+        cases="small models of the same types (ViT, DINOv2, DINOv2 with registers), and DINOv3's ViT-S/16",
         names="transformers' own classes",
         layout="the format of transformers",
     ),

@@ -512,8 +512,9 @@ def assumption(raw: RawCheckpoint) -> str:
 
 def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return what follows for a row of the catalog: files with registers have positions of patches only."""
-    antialias = {"position_interpolation_antialias": True} if architecture["position"] == "absolute" else {}
-    return {"use_cls_position": not architecture["registers"]} | antialias
+    position = architecture["position"]
+    antialias = {"position_interpolation_antialias": True} if position == "absolute" else {}
+    return {"use_cls_position": position == "rotary" or not architecture["registers"]} | antialias
 
 
 TIMM = Family(

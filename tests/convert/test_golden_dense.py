@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 import deterministic
 import vitrail
-from vitrail.convert.sources.labels import dataset_labels
+from vitrail.configuration.class_names import dataset_labels
 from vitrail.modeling.modeling_vit_dense import depth_from_logits, resize
 
 TOLERANCE = 1e-4  # of logits

@@ -65,7 +65,7 @@ def test_saved_loaded_eager_and_alone(name, tmp_path):
     assert torch.equal(main_output(loaded(pixel_values)), expected)
     again, _, report = vitrail.load(tmp_path)
     assert type(again) is type(model)
-    assert not [warning for warning in report.warnings if "preprocessor" not in warning]
+    assert not [warning for warning in report.warnings if "preprocessing" not in warning]
     assert torch.equal(main_output(again(pixel_values)), expected)
     loaded.set_attn_implementation("eager")
     tolerance = 1e-5 * expected.abs().max().item()

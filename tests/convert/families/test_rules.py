@@ -1,18 +1,9 @@
 import pytest
 import torch
 
-from vitrail.convert.families.rules import (
-    Concatenate,
-    Coverage,
-    Deinterleave,
-    Interleave,
-    Rule,
-    Split,
-    convert_tensors,
-    group_names,
-    reverse,
-)
+from vitrail.convert.families.rules import Concatenate, Coverage, Deinterleave, Interleave, Rule, Split, convert_tensors, reverse
 from vitrail.errors import ConversionError
+from vitrail.utils.tensor_names import group_names
 
 RULES = (
     Rule("token", "embeddings.token"),

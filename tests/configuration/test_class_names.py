@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vitrail.convert.sources.labels import IMAGENET, SEGMENTATIONS, dataset_labels, read_labels, segmentation_colors
+from vitrail.configuration.class_names import IMAGENET, SEGMENTATIONS, dataset_labels, read_labels, segmentation_colors
 from vitrail.errors import VitrailError
 
 
