@@ -50,11 +50,6 @@ UNSUPPORTED = (
     ),
     (r"blocks_token_only\..*", "class attention (CaiT)", "use timm"),
     (r".*\.lambda_[qk]\d", "differential attention", "use timm"),
-    (
-        r".*\.gamma_[12]",
-        "LayerScale as in timm's EVA classes, which hold DINOv3 and other models with rotary positions",
-        "use timm",
-    ),
 )
 
 

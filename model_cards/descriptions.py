@@ -83,9 +83,6 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
     epsilon = f"{config.layer_norm_eps:g}".replace("e-0", "e-")
     norm = "before" if config.norm_position == "pre" else "after"
     count, which = tokens(config, config.image_shape)
-    pooled = POOLED[config.pooling] + (", after the final norm" if config.norm_before_pooling else ", then the final norm")
-    if config.representation_size is not None:
-        pooled += f", then a layer of {config.representation_size} with tanh (pre_logits)"
     channels = f"{config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
     mask_token = {"Mask token": "yes, for training with masked patches"} if config.use_mask_token else {}
     return {
@@ -101,9 +98,16 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
         "Tokens": f"{count:,}: {which}",
         **mask_token,
         **_positions(config),
-        "`pooler_output`": pooled,
+        "`pooler_output`": pooled(config),
         "Classifier": _classifier(config, named_classes) if classifies else NONE,
     }
+
+
+def pooled(config: ViTConfig) -> str:
+    """Return what `pooler_output` is."""
+    norm = ", after the final norm" if config.norm_before_pooling else ", then the final norm"
+    layer = config.representation_size
+    return POOLED[config.pooling] + norm + (f", then a layer of {layer} with tanh (pre_logits)" if layer is not None else "")
 
 
 def _positions(config: ViTConfig) -> dict[str, str]:

@@ -156,9 +156,11 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "notes": [note[0].upper() + note[1:] + "." for note in (checkpoint.notes or "").split("; ") if note],
         "training": training(checkpoint),
         "uses": lineage.uses,
-        "limits": lineage.limits,
+        "limits": [*lineage.limits, *([lineage.pooling] if lineage.pooling else [])],
         "heads": ", ".join(f'`head="{name}"` reads {_input_of(recipe)}' for name, recipe in recipes.items()),
-        "license_note": f"`{checkpoint.license}`. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}.",
+        "license_note": f"`{checkpoint.license}`. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}."
+        if checkpoint.license
+        else None,
         "citations": "\n\n".join(citations),
         "sources": sources_table(checkpoint),
     }

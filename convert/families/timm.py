@@ -153,6 +153,12 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig: from the shapes, and pooling and image size from config.json where there is one."""
     config, tokens = raw.config or {}, raw.tensors
     architecture, model_args = setting(config, "architecture", str, ""), _model_args(config)
+    if "blocks.0.gamma_1" in tokens:
+        named_there = f' Its config.json names "{architecture[:80]}".' if architecture else ""
+        raise UnsupportedCheckpointError(
+            "The checkpoint has LayerScale as in timm's EVA classes, which hold DINOv3 and other models with rotary positions "
+            f"(blocks.0.gamma_1), which is not supported: use timm.{named_there}"
+        )
     named: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu", "position_interpolation_antialias": True}
     for pattern, particulars in BY_ARCHITECTURE:
         if re.fullmatch(pattern, architecture):
@@ -425,8 +431,8 @@ def assumption(raw: RawCheckpoint) -> str:
 
 def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return what follows for a row of the catalog: files with registers have positions of patches only."""
-    antialias = {"position_interpolation_antialias": True} if architecture["position"] == "absolute" else {}
-    return {"use_cls_position": not architecture["registers"]} | antialias
+    absolute, flexible = architecture["position"] == "absolute", architecture["pos_interpolate_antialias"] is False
+    return {"position_interpolation_antialias": not flexible} if absolute else {}
 
 
 TIMM = Family(

@@ -144,7 +144,11 @@ BAD = {
     "another model type of transformers": (
         folder_of(*reversed(hub("dinov3_vit"))),
         UnsupportedCheckpointError,
-        ["not recognized as any of: vitrail, transformers, google, dinov2, dino, timm", "embeddings.cls_token", '"dinov3_vit"'],
+        [
+            "not recognized as any of: vitrail, transformers, google, dinov3, dinov2, dino, mae, deit, ijepa, timm",
+            "embeddings.cls_token",
+            '"dinov3_vit"',
+        ],
     ),
     "timm's names next to another config.json": (
         folder_of(vit(), {"model_type": "clip"}),
@@ -373,7 +377,7 @@ def test_a_bad_file_is_refused_with_cause_and_remedy(tmp_path, what):
 def test_an_unknown_format_is_refused_with_those_there_are(tmp_path):
     with pytest.raises(
         UnsupportedCheckpointError,
-        match=r'Unknown format "dinov4"; expected auto, vitrail, transformers, google, dinov2, dino, timm',
+        match=r'Unknown format "dinov4"; expected auto, vitrail, transformers, google, dinov3, dinov2, dino, mae, deit, ijepa, timm',
     ):
         vitrail.load(pth(vit())(tmp_path), format="dinov4")
 
@@ -441,7 +445,7 @@ def test_a_given_format_opens_containers_in_which_it_is_not_looked_for(tmp_path)
 
 
 def test_no_two_families_have_one_name():
-    assert len({family.name for family in FAMILIES}) == len(FAMILIES) == 6
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES) == 10
 
 
 # ------------------------------------------------------------------------------------------------------------------- wrappers
