@@ -134,7 +134,7 @@ def info(model: Model, options: CheckpointOptions) -> Result:
     }
     official = catalog.find_checkpoint(report.checkpoint or "")
     if official is not None and (note := lineage_of(official).pooling):
-        rows["pooling"] += f". {note}"
+        rows["pooling"] += f". {note}".replace("`", "")
     if hasattr(loaded, "classifier"):
         rows["classes"] = f"{config.num_labels}, from {_classifier_input(config)}"
     converted = _first_conversion(model)

@@ -207,7 +207,7 @@ def _metadata(
     results = list(measured)
     if checkpoint is not None:
         tags += [*lineage_of(checkpoint).tags, *([checkpoint.family] if layout == "official" else [])]
-        datasets = [DATASETS[name].hub_id for name in checkpoint.training_data]
+        datasets = [DATASETS[name].hub_id for name in dict.fromkeys(checkpoint.training_data)]
         results += [] if changed else eval_results(checkpoint)
     return ModelCardData(
         license=checkpoint.license if checkpoint else None,

@@ -41,7 +41,12 @@ def model_facts(
     named = official or has_named_classes(config)
     rows = architecture(config, classifies=classifies, named_classes=named) | {"Parameters": f"{parameters:,}"}
     if official and checkpoint is not None and checkpoint.params != parameters:
-        rows["Parameters"] += f"; {checkpoint.params:,} in the file, including a head of zeros that is left out"
+        apart = (
+            "a head of zeros that is left out"
+            if checkpoint.architecture.get("zero_head")
+            else "positions of registers, which are added"
+        )
+        rows["Parameters"] += f"; {checkpoint.params:,} in the file, including {apart}"
     for size, count in counted.items():
         rows[f"GMACs at {format_size(size)}"] = f"{_giga(count.macs)} ({_giga(count.macs_with_attention)})"
     height, width = config.patch_shape

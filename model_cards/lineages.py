@@ -14,7 +14,7 @@ class Lineage:
 
     paper: the arXiv number that identifies its checkpoints; names: a regular expression in their names, where others cite it, too.
     tags: its tags on the Hub.
-    learns_from: what its pretraining reads besides images: labels, texts, or nothing.
+    learns_from: what its pretraining reads besides images: labels, texts, or nothing; `method`: its name, where it has another.
     later: a sentence and a clause about data sets after the first, with the variables of `training` and `trained_on`.
     about: what it is, for newcomers; uses, limits: what its features are good for, and their limitations.
     pooling: how `pooler_output` differs from the vector that the original computes.
@@ -28,6 +28,7 @@ class Lineage:
     uses: str
     limits: tuple[str, ...] = ()
     pooling: str | None = None
+    method: str | None = None
     names: str = ""
     later: tuple[str, str] = (
         "it was fine-tuned with labels on {data}, at {size} x {size} pixels",
@@ -78,7 +79,7 @@ PATCHES_OF_PALIGEMMA = (
     "`pooler_output` is the mean of the patches, as in timm. PaliGemma reads every patch and no pooled vector: this mean was not "
     "trained."
 )
-PALIGEMMA = ("it was trained further as a part of the whole model on {data}", ", then as a part of the whole model on {names}")
+PALIGEMMA = ("it was trained further as a part of the whole model on {data}", ", then as a part of {lineage} on {names}")
 
 # The lineage of a checkpoint is the first whose paper and names it has
 LINEAGES = (
@@ -164,6 +165,7 @@ LINEAGES = (
         name="PaliGemma 2",
         tags=("paligemma", "siglip"),
         learns_from="texts",
+        method="SigLIP",
         later=PALIGEMMA,
         about="The image encoder of PaliGemma 2 ([Steiner et al. 2024](https://arxiv.org/abs/2412.03555)), a vision-language model that "
         f"answers in text. {ABOUT_PALIGEMMA}",
@@ -175,6 +177,7 @@ LINEAGES = (
         name="PaliGemma",
         tags=("paligemma", "siglip"),
         learns_from="texts",
+        method="SigLIP",
         later=PALIGEMMA,
         about="The image encoder of PaliGemma ([Beyer et al. 2024](https://arxiv.org/abs/2407.07726)), a vision-language model that "
         f"answers in text. {ABOUT_PALIGEMMA}",
@@ -221,7 +224,8 @@ LINEAGES = (
         learns_from="images",
         about="MAE, a masked autoencoder ([He et al. 2021](https://arxiv.org/abs/2111.06377)), hides 75% of the patches of an image, "
         "encodes the others, and trains a small decoder to reconstruct the hidden pixels. This is the encoder, without the decoder.",
-        uses="Fine-tune it. Without fine-tuning, its features are less useful than DINO's for nearest neighbors and linear classifiers.",
+        uses="Use the classifier of a fine-tuned file, or fine-tune it on your images. Without fine-tuning, its features are less useful "
+        "than DINO's for nearest neighbors and linear classifiers.",
         pooling="`pooler_output` is [CLS] in files of pretraining, as in its authors' linear evaluation, and the mean of the patches in "
         "fine-tuned files, as in their fine-tuning.",
     ),
@@ -355,7 +359,8 @@ DATASETS: Mapping[str, Dataset] = {
 def training(checkpoint: Checkpoint) -> str:
     """Return sentences about the training and its data."""
     lineage = lineage_of(checkpoint)
-    first, *rest = (f"{name} ({DATASETS[name].about})" for name in checkpoint.training_data)
+    about = {f"{name} ({DATASETS[name].about})": None for name in checkpoint.training_data}
+    first, *rest = about if len(about) == len(checkpoint.training_data) else [*about, *checkpoint.training_data[1:]]
     alone = lineage.learns_from == "labels" and not rest
     text = f"{'Trained' if alone else 'Pretrained'} {LEARNS_FROM[lineage.learns_from]} on {first}."
     if rest:
@@ -369,8 +374,8 @@ def trained_on(checkpoint: Checkpoint) -> str:
     lineage, (first, *rest) = lineage_of(checkpoint), checkpoint.training_data
     if lineage.learns_from == "labels":
         return f", trained with labels on {' and then on '.join((first, *rest))}"
-    then = lineage.later[1].format(names=" and ".join(rest)) if rest else ""
-    return f", trained by {lineage.name} on {first}, {LEARNS_FROM[lineage.learns_from]}{then}"
+    then = lineage.later[1].format(names=" and ".join(rest), lineage=lineage.name) if rest else ""
+    return f", trained by {lineage.method or lineage.name} on {first}, {LEARNS_FROM[lineage.learns_from]}{then}"
 
 
 @dataclass(frozen=True)

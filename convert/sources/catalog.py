@@ -34,7 +34,8 @@ class Checkpoint:
     hub_safetensors: whether the main branch of the Hub repository holds model.safetensors.
     same_weights_as: name of the row that holds the same weights in their first format.
     architecture: sizes and switches; `image_size` and `patch` in pixels, `embed_dim` and `mlp_dim` in features; `zero_head` where the
-        publisher states that the head in the file is zeros; `class_position` false where [CLS] has no position.
+        publisher states that the head in the file is zeros; `class_position` false where [CLS] has no position;
+        `register_positions` true where registers have positions, which loading adds to them.
     params: number of parameters in the file, including mask token and classifier.
     preprocessing: of the publisher's evaluation; `size` and `crop_size` in pixels, `mean` and `std` per RGB channel in [0, 1].
     metrics: ImageNet-1k accuracies that the publisher reports, in percent.

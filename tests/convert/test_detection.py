@@ -321,11 +321,6 @@ BAD = {
         UnsupportedCheckpointError,
         ["class attention (CaiT)"],
     ),
-    "positions for registers": (
-        folder_of(vit(reg_token=(1, 4, WIDTH), pos_embed=(1, GRID**2 + 5, WIDTH)), TIMM),
-        UnsupportedCheckpointError,
-        ["positions of 4 registers, too (so150m)", "use timm"],
-    ),
     "no final norm": (
         folder_of(vit(norm__weight=None, norm__bias=None), TIMM),
         UnsupportedCheckpointError,

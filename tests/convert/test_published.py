@@ -368,7 +368,7 @@ def test_published_heads_read_what_the_catalog_states(row):
 
 
 def test_all_rows_are_covered():
-    assert len(checkpoints()) == 275
+    assert len(checkpoints()) == 283
     of_timm = {row.hub_id or row.aliases[0] for row in checkpoints() if row.format in ("timm-hub", "ijepa-pth")}
     assert of_timm == TIMM["rows"].keys()
     assert all(TIMM["rows"][row.hub_id]["depth"] == row.architecture["depth"] for row in checkpoints() if row.format == "timm-hub")

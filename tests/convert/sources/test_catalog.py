@@ -15,7 +15,7 @@ from vitrail.convert.sources.catalog import (
 from vitrail.processing.presets import make_image_processor
 
 ROWS = checkpoints()
-HUB = {"timm-hub": 175, "transformers-hub": 31}  # rows by the format of a Hub repository
+HUB = {"timm-hub": 183, "transformers-hub": 31}  # rows by the format of a Hub repository
 
 
 def num_parameters(row: Checkpoint) -> int:
@@ -26,7 +26,9 @@ def num_parameters(row: Checkpoint) -> int:
     count += d * (a["class_token"] + a["registers"] + a.get("mask_token", False))
     if a["position"] == "absolute":
         has_row_for_class = a["class_token"] and a.get("class_position", True)
-        count += d * ((a["image_size"] // a["patch"]) ** 2 + has_row_for_class)
+        count += d * (
+            (a["image_size"] // a["patch"]) ** 2 + has_row_for_class + a["registers"] * a.get("register_positions", False)
+        )
     else:  # an MLP from 2 coordinates to one bias per head, in each block or once for all
         hidden, heads = a["rel_pos_hidden"], a["heads"]
         count += (3 * hidden + hidden * heads + heads) * (1 if a["position"].endswith("shared") else a["depth"])
