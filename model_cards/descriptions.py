@@ -181,7 +181,8 @@ def preprocessing(image_processor: VitrailImageProcessor) -> dict[str, str]:
 def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Complexity:
     """Return `complexity` for an image of `size` (height, width) pixels, extrapolated from two small depths: all blocks are equal."""
     fewest = config.classifier_cls_layers
-    names = [name for name in ViTConfig.__annotations__ if not name.startswith(("_", "position_interpolation_"))]
+    uncounted = ("_", "position_interpolation_", "layer_norm_eps", "hidden_act")
+    names = [name for name in ViTConfig.__annotations__ if not name.startswith(uncounted)]
     fields = {name: getattr(config, name) for name in names} | {"num_labels": config.num_labels}
     low, high = (_counts(json.dumps(fields | {"num_hidden_layers": depth}), classifies, size) for depth in (fewest, fewest + 1))
     blocks = config.num_hidden_layers - fewest

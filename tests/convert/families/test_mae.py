@@ -6,6 +6,9 @@ from safetensors.torch import load_file
 
 import deterministic
 import vitrail
+from vitrail.convert import loading
+from vitrail.convert.sources.catalog import find_checkpoint, official_image_processor
+from vitrail.convert.sources.resolver import ResolvedSource
 
 CASES = deterministic.case("timm_variants")
 REFERENCE = load_file(deterministic.GOLDEN / "timm_variants.safetensors")
@@ -71,6 +74,19 @@ def test_a_file_of_the_encoder_has_the_layout_of_dino(tmp_path):
     # util/pos_embed.py resizes to the size itself, without DINO's 0.1, and with neither antialiasing nor aligned corners
     config = model.config
     assert (config.position_interpolation_offset, config.position_interpolation_antialias) == (0.0, False)
+
+
+def test_a_file_of_the_catalog_has_the_family_of_its_row(tmp_path, monkeypatch):
+    """Its layout is DINO's; the row says that it is MAE's, and nothing is assumed."""
+    torch.save({"model": ENCODER}, tmp_path / "mae_pretrain.pth")
+    row = find_checkpoint("mae-vitb16")
+    monkeypatch.setattr(
+        loading, "resolve", lambda *_, **__: ResolvedSource(tmp_path / "mae_pretrain.pth", row.name, checkpoint=row)
+    )
+    model, image_processor, report = vitrail.load(row.url)
+    assert (report.format, report.checkpoint, report.warnings) == ("mae", "mae-vitb16", [])
+    assert model.config.position_interpolation_offset == 0.0
+    assert image_processor.to_dict() == official_image_processor(row).to_dict()
 
 
 def test_a_fine_tuned_model_above_224_pixels_is_not_cropped(tmp_path):
