@@ -9,7 +9,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-# Each is a module beside this one, imported when it is chosen, with `run() -> list of rows`; rows are dicts that JSON can hold
+# Each is a module beside this one, imported when it is chosen, with `run() -> list of rows`; rows are dicts that JSON can hold. A module
+# whose rows are too long to print has `summary(rows)`
 SUITES = {
     "augment": "ms from a JPEG to the ten views of DINO's augmentation, against torchvision (goal: 1.3 times as fast)",
     "convert": "peak memory and time of converting ViT-L/16, against the size of its file (goal: under 2.2 times)",
@@ -21,6 +22,7 @@ SUITES = {
     "import": "seconds and modules of importing, against transformers with the parts that AutoModel needs, and timm",
     "load": "seconds from disk to first output of ViT-L/16, against transformers and timm loading their own format (goal: 1.0)",
     "pretrain": "images/s of DINO's training of ViT-S/16, against a plain loop over timm's backbone; and of making its crops",
+    "registry": "every Vision Transformer of timm's registry, with random weights: agrees with timm, refused or wrong (goal: 0 wrong)",
     "probe": "seconds of a linear probe: features taken once or backbone in the loop (goal: 20 times less); 52 heads or one (2 times)",
 }
 MODULES = {"import": "imports"}  # where the module has another name than the suite, which is a keyword
@@ -64,9 +66,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     arguments = parser.parse_args()
 
-    rows = importlib.import_module(f"{__package__}.{MODULES.get(arguments.suite, arguments.suite)}").run()
+    suite = importlib.import_module(f"{__package__}.{MODULES.get(arguments.suite, arguments.suite)}")
+    rows = suite.run()
     result = {"suite": arguments.suite, "machine": machine(), "versions": versions(), "rows": rows}
-    print(SUITES[arguments.suite] + "\n\n" + markdown(rows) + "\n")
+    print(SUITES[arguments.suite] + "\n\n" + markdown(getattr(suite, "summary", list)(rows)) + "\n")
     for about in (result["machine"], result["versions"]):
         print(", ".join(f"{name} {value}" for name, value in about.items()))
     if arguments.json:

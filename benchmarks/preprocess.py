@@ -101,7 +101,7 @@ def check_work(prepared: "dict[str, torch.Tensor]") -> None:
 def run() -> list[dict[str, Any]]:
     """One row for each way of preparing each source."""
     photo = mosaic(640, 480)
-    plans = {"squash": ours("google-hub") | transformers_backends(), "crop": ours("timm") | timm_transforms()}
+    plans = {"squash": ours("google-hub") | transformers_backends(), "crop": ours("inception") | timm_transforms()}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "photo.jpg")

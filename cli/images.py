@@ -25,7 +25,7 @@ from ..utils.atomic import replaced, to_json, write_text
 from ..utils.text import count
 from ..visualization.attention import plot_attention
 from ..visualization.pca import plot_pca
-from .options import BatchSize, ImageFiles, ImageSize, KeepAspect, Model, PictureFile, ReadingOptions, RuntimeOptions, Top
+from .options import BatchSize, ImageFiles, ImageSize, KeepAspect, Labels, Model, PictureFile, ReadingOptions, RuntimeOptions, Top
 from .output import PICTURES, Result, check_output, load_model, warn
 
 BATCH_SIZE = 8
@@ -75,13 +75,14 @@ def classify(
     reading_options: ReadingOptions,
     runtime_options: RuntimeOptions,
     top: Top = 5,
+    labels: Labels = None,
     output: Annotated[Path | None, typer.Option(help="File to write: .json, or .csv with a row for each label.")] = None,
 ) -> Result:
     """Print the most probable labels of images."""
     if output is not None:
         check_output(output, (".json", ".csv"))
     runtime, images = runtime_options.runtime(), _image_files(files)
-    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
+    loaded, image_processor, _ = load_model(model, **asdict(reading_options), labels=labels)
     if not isinstance(loaded, ViTForImageClassification):
         raise VitrailError(
             f"{model} has no classifier: convert the backbone again with --head FILE, train one with `vitrail probe`, or choose a model "
@@ -91,15 +92,15 @@ def classify(
     lines, records = [], []
     for image in images:
         try:
-            labels = classify_image(runner, image_processor, image, top=top)
+            found = classify_image(runner, image_processor, image, top=top)
         except ValueError as error:
             if len(images) == 1:
                 raise
             warn(f"skipped: {image}: {error}")
             continue
-        records.append({"image": str(image), "labels": [{"label": label, "probability": value} for label, value in labels]})
+        records.append({"image": str(image), "labels": [{"label": label, "probability": value} for label, value in found]})
         lines += [str(image)] if len(images) > 1 else []
-        lines += [f"{value:6.1%}  {label}" for label, value in labels]
+        lines += [f"{value:6.1%}  {label}" for label, value in found]
     result = _with_agreement(Result({"images": records}, lines), runner)
     if output is not None:
         write_text(output, _table(records) if output.suffix.lower() == ".csv" else to_json(result.record) + "\n")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from ..processing.presets import PRESETS
 from ..runtime.compiled import Runtime
 
 Value = TypeVar("Value")
@@ -49,6 +50,10 @@ Branch = Annotated[
 Prefix = Annotated[str | None, typer.Option(help="Keys and prefix of the network's names, if a file holds several networks.")]
 Format = Annotated[str, typer.Option(help="Family of the checkpoint; auto detects it from names and shapes.")]
 NumHeads = Annotated[int | None, typer.Option(help="Number of attention heads, if the checkpoint does not determine it.")]
+PublishedPeriods = Annotated[
+    bool,
+    typer.Option("--published-periods", help="Use the rounded rotary periods of DINOv3's .pth files, which other formats lack."),
+]
 ImageSize = Annotated[
     tuple | None,
     typer.Option(
@@ -56,6 +61,26 @@ ImageSize = Annotated[
         metavar="N or HxW",
         help="Image size of the model in pixels; the patch size must divide it.",
         show_default="from the model",
+    ),
+]
+PatchSize = Annotated[
+    tuple | None,
+    typer.Option(
+        parser=_parse_size,
+        metavar="N or HxW",
+        help="Patch size in pixels to resize the patch projection to.",
+        show_default="from the model",
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option(help=f"Preprocessing: {', '.join(PRESETS)}.", show_default="from the checkpoint", metavar="NAME")
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of the classes: imagenet-1k, imagenet-21k, or a file with one per line or JSON.",
+        show_default="from the checkpoint",
+        metavar="NAME or FILE",
     ),
 ]
 NumChannels = Annotated[int | None, typer.Option(help="Number of input channels to adapt the patch projection to.")]
@@ -131,6 +156,8 @@ class ReadingOptions:
     prefix: Prefix = None
     format: Format = "auto"
     num_heads: NumHeads = None
+    published_periods: PublishedPeriods = False
+    preset: Preset = None
     revision: Revision = None
 
 
@@ -139,9 +166,11 @@ class CheckpointOptions(ReadingOptions):
     """How a checkpoint is read and adapted."""
 
     image_size: ImageSize = None
+    patch_size: PatchSize = None
     num_channels: NumChannels = None
     channel_rule: ChannelRule = None
     num_labels: NumLabels = None
+    labels: Labels = None
     dtype: Dtype = None
 
 

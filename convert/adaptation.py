@@ -1,19 +1,24 @@
-"""Adapting a checkpoint to another image size, number of channels or number of classes while it is loaded."""
+"""Adapting a checkpoint to another image size, patch size, number of channels, or other classes while it is loaded."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
-from ..modeling.modeling_vit import interpolate_positions, resize_relative_table
+from ..modeling.modeling_vit import interpolate_positions, resize_relative_table, rotary_periods
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import at_size
 from .families.family import make_config
-from .sources.labels import imagenet_labels
+from .families.formats import PERIODS
+from .sources.labels import IMAGENET, imagenet_labels
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
 RELATIVE_TABLE = "relative_position.table"
+LABEL_FIELDS = ("id2label", "label2id", "label_descriptions")
 CHANNEL_RULES = ("sum", "repeat", "average")
 
 
@@ -22,9 +27,46 @@ def may_be_adapted(name: str) -> bool:
     return name in (POSITIONS, PROJECTION) or name.endswith(RELATIVE_TABLE) or name.startswith("classifier.")
 
 
-def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], image_size: tuple[int, int]) -> list[str]:
-    """Resize position embeddings or relative bias tables to another image size, by the family's rule; return warnings."""
-    before, after = make_config(fields), make_config(fields | {"image_size": image_size})
+def adapt_grid(
+    tensors: dict[str, torch.Tensor],
+    fields: dict[str, Any],
+    *,
+    image_size: tuple[int, int] | None = None,
+    patch_size: tuple[int, int] | None = None,
+) -> list[str]:
+    """Resize the patch projection to another patch size, and positions to another grid of patches; return warnings."""
+    before = make_config(fields)
+    fields["image_size"], fields["patch_size"] = image_size or before.image_shape, patch_size or before.patch_shape
+    after = make_config(fields)
+    warnings = []
+    if before.patch_shape != after.patch_shape:
+        tensors[PROJECTION] = resize_patches(tensors[PROJECTION], after.patch_shape)
+        (height, width), (new_height, new_width) = before.patch_shape, after.patch_shape
+        warnings = [
+            f"patch projection of {height}x{width} pixels resized to {new_height}x{new_width}, by FlexiViT's pseudo-inverse"
+        ]
+    return warnings + _resize_positions(tensors, before, after)
+
+
+def resize_patches(weight: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
+    """Resize the patch projection (D, C, ph, pw) by the pseudo-inverse of resizing images (FlexiViT, arXiv 2212.08013, section 3.4).
+
+    Tokens of enlarged patches stay the same; those of reduced patches are as close as least squares allow. Patches are resized
+    bicubically with antialiasing, as in timm/layers/patch_embed.py, resample_patch_embed. Resizing is separable, and so is its inverse.
+    """
+    rows, columns = (_pseudo_inverse(old, new) for old, new in zip(weight.shape[2:], patch_size, strict=True))
+    return (rows @ weight.double() @ columns.T).to(weight.dtype)
+
+
+def _pseudo_inverse(old: int, new: int) -> torch.Tensor:
+    """Return the pseudo-inverse (new, old) of the matrix that resizes `old` pixels to `new`."""
+    pixels = torch.eye(old, dtype=torch.float64)[None, None]
+    resized = F.interpolate(pixels, size=(old, new), mode="bicubic", antialias=True)[0, 0]  # (old, new), a row for each pixel
+    return torch.linalg.pinv(resized)
+
+
+def _resize_positions(tensors: dict[str, torch.Tensor], before: ViTConfig, after: ViTConfig) -> list[str]:
+    """Resize position embeddings or relative bias tables to another grid of patches, by the family's rule; return warnings."""
     if before.patch_grid == after.patch_grid:
         return []
     if POSITIONS in tensors:
@@ -39,11 +81,32 @@ def adapt_image_size(tensors: dict[str, torch.Tensor], fields: dict[str, Any], i
         table = tensors[name]
         resized = resize_relative_table(table[:num_offsets], before.patch_grid, after.patch_grid)
         tensors[name] = torch.cat((resized, table[num_offsets:]))
-    fields["image_size"] = after.image_shape
     if POSITIONS not in tensors and not tables:  # the relative MLP works at any size
         return []
     (height, width), (new_height, new_width) = before.patch_grid, after.patch_grid
     return [f"positions of {height}x{width} patches resized to {new_height}x{new_width}, by the family's rule"]
+
+
+def complete_periods(tensors: dict[str, torch.Tensor], fields: dict[str, Any], *, published: bool) -> list[str]:
+    """Compute the rotary periods where the file has none, or the published ones, which are rounded to bfloat16; return warnings."""
+    config = make_config(fields)
+    if config.position_embedding_type != "rotary":
+        if published:
+            raise UnsupportedCheckpointError(
+                "published_periods=True is for rotary positions (DINOv3), and this model has others: leave it out."
+            )
+        return []
+    computed = rotary_periods(config)
+    if published:
+        tensors[PERIODS] = computed.bfloat16().float()
+        return ["rotary periods rounded to bfloat16, as in the published .pth files"]
+    if PERIODS in tensors:
+        return []
+    tensors[PERIODS] = computed
+    return [
+        "rotary periods computed in float32, as timm and transformers do, for the file has none; the published .pth files round them to "
+        "bfloat16, which changes outputs by 1e-3 to 3e-3: for these, set published_periods=True"
+    ]
 
 
 def adapt_num_channels(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_channels: int, rule: str | None) -> list[str]:
@@ -98,7 +161,7 @@ def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], n
     """Replace the classifier of the checkpoint, if any, with an untrained one, or with none for 0 classes; return warnings."""
     had = tensors.pop("classifier.weight", None)
     tensors.pop("classifier.bias", None)
-    for name in ("id2label", "label2id", "num_labels"):
+    for name in ("num_labels", *LABEL_FIELDS):
         fields.pop(name, None)
     if num_labels == 0:
         return [] if had is None else [f"the classifier for {len(had)} classes is left out"]
@@ -112,15 +175,35 @@ def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], n
     return [f"the classifier for {num_labels} classes is untrained{replaced}"]
 
 
-def with_labels(fields: dict[str, Any], classifier: torch.Tensor) -> list[str]:
-    """Set the number of classes of the checkpoint's classifier, and ImageNet's labels if the number matches; return warnings."""
+def name_classes(fields: dict[str, Any], classifier: torch.Tensor, *, published: bool, bare: bool) -> list[str]:
+    """Set the number of classes of the checkpoint's classifier, and ImageNet's labels if they are known or likely; return warnings.
+
+    published: the classifier is one of the catalog; bare: no config.json describes it.
+    """
     if "id2label" in fields or classifier.ndim != 2:  # loading refuses another number of axes
         return []
-    num_labels = len(classifier)
-    labels = imagenet_labels(num_labels)
-    if labels is None:
-        fields["num_labels"] = num_labels
+    fields["num_labels"] = num_labels = len(classifier)
+    name = next((name for name, count in IMAGENET.items() if count == num_labels), None)
+    if name is None:
         return []
-    fields["id2label"] = dict(enumerate(labels))
-    fields["label2id"] = {label: index for index, label in enumerate(labels)}
-    return [f"{num_labels} classes: labels of ImageNet-{'1k' if num_labels == 1000 else '21k'}"]
+    if not (published or bare):
+        return [f'config.json does not name the {num_labels} classes: if they are ImageNet\'s, set labels="{name}"']
+    _set_id2label(fields, imagenet_labels(name))
+    return [] if published else [f'labels="{name}" is assumed for the {num_labels} classes: set labels= for others']
+
+
+def set_labels(fields: dict[str, Any], labels: Sequence[str], classifier: torch.Tensor | None) -> None:
+    """Set the names of the classes; raise UnsupportedCheckpointError unless there is one for each."""
+    if classifier is None or len(classifier) != len(labels):
+        found = "no classifier" if classifier is None else f"{len(classifier)} classes"
+        raise UnsupportedCheckpointError(
+            f"labels= holds {len(labels)} names, but the model has {found}; expected one for each class."
+        )
+    for name in ("num_labels", *LABEL_FIELDS):
+        fields.pop(name, None)
+    _set_id2label(fields, labels)
+
+
+def _set_id2label(fields: dict[str, Any], labels: Sequence[str]) -> None:
+    fields.pop("num_labels", None)
+    fields |= {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}

@@ -13,7 +13,7 @@ from .families.registry import FAMILIES
 from .families.rules import list_names
 from .state_dicts import find_state_dict, renamed
 
-ANCHORS = tuple(dict.fromkeys(family.anchor for family in FAMILIES))
+ANCHORS = tuple(dict.fromkeys(anchor for family in FAMILIES for anchor in family.anchors))
 PREFIXES = tuple(prefix for family in FAMILIES for prefix in family.prefixes)
 
 # Features that the model does not support, by their names in a checkpoint, each with the remedy
@@ -25,7 +25,7 @@ UNSUPPORTED = (
     ),
     (
         r"(.*\.)?(norm_pre|pre_layrnorm|pre_layernorm|ln_pre)\..*",
-        "a norm before the first block (CLIP)",
+        "a norm before the first block (CLIP, PE)",
         "use transformers or timm",
     ),
     (r".*\.attn\.[qk]_norm\..*|.*\.attention\.[qk]_norm\..*", "norms of queries and keys", "use timm"),
@@ -44,12 +44,21 @@ UNSUPPORTED = (
     (r"blocks\.\d+\.(attns|ffns)\..*|blocks\.\d+\.(attn|mlp)_out_proj\..*", "parallel attention and MLP", "use timm"),
     (r".*\.mlp\.fc1_[gx]\..*", "a SwiGLU in two parts (AIMv2, EVA-02)", "use timm"),
     (
-        r"(.*\.)?relative_attention_bias.*|.*\.[qv]_bias|.*\.attn\.relative_position_.*",
-        "BEiT's attention",
+        r"(.*\.)?relative_(attention|position)_bias\..*|.*\.attn\.relative_position_.*",
+        "BEiT's relative positions",
         "use transformers or timm",
     ),
+    (r".*\.attn\.rel_pos_[hw]|neck\..*", "windowed attention and a neck (SAM)", "use transformers or timm"),
+    (r".*\.[qv]_bias", "biases of queries and values apart (timm's EVA classes)", "use timm"),
+    (r"blocks\.\d+\.(attn|mlp)\.norm\..*", "norms inside attention and MLP (BEiT-3)", "use timm"),
+    (r"embeds\..*", "NaFlexViT's embeddings", "use timm"),
     (r"blocks_token_only\..*", "class attention (CaiT)", "use timm"),
     (r".*\.lambda_[qk]\d", "differential attention", "use timm"),
+    (
+        r".*\.gamma_[12]",
+        "LayerScale as in timm's EVA classes, which hold models with other rotary positions than DINOv3's",
+        "use timm",
+    ),
 )
 
 
@@ -110,7 +119,7 @@ def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
             "The checkpoint is quantized (quantization_config in config.json): load it with transformers' from_pretrained, or use the "
             "original weights."
         )
-    for pattern, feature, remedy in UNSUPPORTED:
+    for pattern, feature, remedy in UNSUPPORTED if not any(family.understands(raw) for family in FAMILIES) else ():
         if found := [name for name in raw.tensors if re.fullmatch(pattern, name)]:
             raise UnsupportedCheckpointError(
                 f"The checkpoint has {feature} ({list_names(found, 1)}), which is not supported: {remedy}.{_named(raw)}"
@@ -119,7 +128,11 @@ def find_family(raw: RawCheckpoint, format: str = "auto") -> Family:
         if format in (family.name, "auto") and (format != "auto" or raw.container in family.containers) and family.recognizes(raw):
             return family
     tried = f"any of: {', '.join(names)}" if format == "auto" else format
-    lacking = [family.requires for family in FAMILIES if family.requires and raw.config is None and family.anchor in raw.tensors]
+    lacking = [
+        family.requires
+        for family in FAMILIES
+        if family.requires and raw.config is None and any(anchor in raw.tensors for anchor in family.anchors)
+    ]
     raise UnsupportedCheckpointError(
         f"The file is not recognized as {tried}. It holds {len(raw.tensors)} tensors: {list_names(list(raw.tensors))}."
         f"{_named(raw)}{''.join(f' {text}' for text in lacking)}"

@@ -12,14 +12,14 @@ import torch
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError, VitrailError
-from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
+from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel, rotary_periods
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.graph_export import GRAPH_FORMATS, export_graph
 from ..utils.atomic import check_new
 from ..utils.folders import share, temporary_folder
 from ..utils.optional import check_packages
 from .families.family import Family, RawCheckpoint, make_config
-from .families.formats import SQUARE, Exported, Holds, has_labels
+from .families.formats import PERIODS, SQUARE, Exported, Holds, has_labels
 from .families.registry import EXPORT_FORMATS, family_called
 from .families.rules import Rule, convert_tensors, group_names, reverse
 from .loading import load
@@ -28,10 +28,10 @@ FILE_SUFFIXES = (".pth", ".pt", ".npz", ".safetensors", ".bin", ".onnx", ".xml",
 FORMATS = (*EXPORT_FORMATS, *GRAPH_FORMATS)
 # The rule for positions at other sizes belongs to the implementation that reads the format, not to the file
 INTERPOLATION = "position_interpolation_"
-# Fields that inference does not read; it reads `use_mask_token` only with a mask
+# Fields that inference does not read: it reads the periods instead of `rope_theta`, and `use_mask_token` only with a mask
 NOT_COMPARED = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range", "use_mask_token"),
-    *("apply_layernorm", "reshape_hidden_states"),
+    *("apply_layernorm", "reshape_hidden_states", "rope_theta", "rope_shift", "rope_jitter", "rope_rescale"),
 )
 CLASSIFIER_FIELDS = {"classifier_cls_layers", "classifier_mean_patch"}
 CLASSIFIER_REMEDY = " To leave the classifier out, export the model with classifier=False."
@@ -57,18 +57,23 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
     _check_holds(to, config, export.holds(config), classifies=bool(classifier))
     if classifier and not export.holds_labels and has_labels(config):
         warnings.append("the names of the classes are left out: the format has none")
+    periods = tensors.get(PERIODS)
     config = export.prepare(config, tensors, warnings)
     head = None
     if classifier and family.head_rules is not None:
         head, _ = convert_tensors(classifier, reverse(_head_rules(family, config)))
     elif classifier:
         tensors |= classifier
-    exported, coverage = convert_tensors(tensors, reverse(family.export_rules(config)))
+    exported, coverage = convert_tensors(tensors, reverse(family.export_rules(config, tensors)))
     if coverage.unexpected:
+        remedy = CLASSIFIER_REMEDY if all(name.startswith("classifier.") for name in coverage.unexpected) else ""
         raise UnsupportedCheckpointError(
-            f"The format {to} cannot hold {', '.join(group_names(coverage.unexpected))} of this model."
+            f"The format {to} cannot hold {', '.join(group_names(coverage.unexpected))} of this model.{remedy}"
         )
     result = Exported(to, exported, head, warnings=warnings)
+    if periods is not None and PERIODS not in tensors and not torch.equal(periods, rotary_periods(config)):
+        name = next(name for name in model.state_dict() if name.endswith(PERIODS))
+        result.computed = {name: rotary_periods(config)}
     export.describe(result, config, image_processor, len(classifier["classifier.weight"]) if classifier else 0)
     _check_read_back(result, family, config, classifies=bool(classifier))
     _compare_preprocessing(result, family, config, image_processor)
@@ -80,12 +85,19 @@ def _check_holds(to: str, config: ViTConfig, holds: Holds, *, classifies: bool) 
     different = []
     for name, allowed in holds.items():
         value = getattr(config, name)
+        if name == "pooling" and _pools_freely(config, classifies=classifies):
+            continue
         if name in unread_fields(config, classifies=classifies) or (_is_square(value) if allowed is SQUARE else value in allowed):
             continue
         expected = allowed if allowed is SQUARE else " or ".join(map(str, allowed))
         different.append(f"{SHOWN.get(name, name)} is {value}; expected {expected}")
     if different:
         raise UnsupportedCheckpointError(f"The format {to} cannot hold this model: {'. '.join(different)}.")
+
+
+def _pools_freely(config: ViTConfig, *, classifies: bool) -> bool:
+    """Return whether the file does not decide how tokens are pooled: DINOv3's published encoders are pooled in two ways."""
+    return config.position_embedding_type == "rotary" and not classifies
 
 
 def _is_square(size: int | tuple[int, int]) -> bool:
@@ -115,17 +127,22 @@ def _head_rules(family: Family, config: ViTConfig) -> list[Rule]:
 def _check_read_back(exported: Exported, family: Family, config: ViTConfig, *, classifies: bool) -> None:
     to, raw = family.name, RawCheckpoint(exported.tensors, family.containers[0], config=exported.config)
     wanted = architecture(config, family, classifies=classifies)
-    read = architecture(make_config(family.configure(raw, config.num_attention_heads)), family, classifies=classifies)
+    back = make_config(family.configure(raw, config.num_attention_heads))
+    read = architecture(back, family, classifies=classifies)
     different = {name: (value, read.get(name)) for name, value in wanted.items() if read.get(name) != value}
-    exported.interpolation = {name: different.pop(name)[1] for name in list(different) if name.startswith(INTERPOLATION)}
+    exported.conventions = {name: different.pop(name)[1] for name in list(different) if name.startswith(INTERPOLATION)}
+    if "pooling" in different and _pools_freely(config, classifies=classifies):
+        exported.conventions["pooling"] = different.pop("pooling")[1]
+        exported.warnings.append(
+            f'the tokens are the same, but pooler_output is "{back.pooling}" in {to} and "{config.pooling}" here'
+        )
     if different:
         listed = "; ".join(f"{name} is {value}, but {to} would read {back}" for name, (value, back) in different.items())
         remedy = CLASSIFIER_REMEDY if different.keys() <= CLASSIFIER_FIELDS else ""
         raise UnsupportedCheckpointError(f"The format {to} cannot hold this model: {listed}.{remedy}")
-    if exported.interpolation:
-        listed = ", ".join(
-            f"{name.removeprefix(INTERPOLATION)} {back} instead of {wanted[name]}" for name, back in exported.interpolation.items()
-        )
+    rule = {name: value for name, value in exported.conventions.items() if name.startswith(INTERPOLATION)}
+    if rule:
+        listed = ", ".join(f"{name.removeprefix(INTERPOLATION)} {value} instead of {wanted[name]}" for name, value in rule.items())
         exported.warnings.append(f"at other image sizes, {to} interpolates positions by its own rule: {listed}")
 
 
@@ -159,16 +176,18 @@ def architecture(config: ViTConfig, family: Family, *, classifies: bool) -> dict
 def unread_fields(config: ViTConfig, *, classifies: bool) -> set[str]:
     """Return the fields that a model of this config does not read, because of the value of another field."""
     unread = set() if classifies else set(CLASSIFIER_FIELDS)
-    if config.position_embedding_type == "absolute":
-        unread.add("share_relative_position")
-    else:
+    if config.position_embedding_type == "rotary":  # any size is native
+        unread.add("image_size")
+    if config.position_embedding_type != "absolute":
         unread |= {name for name in ViTConfig.__annotations__ if name.startswith(INTERPOLATION)} | {"use_cls_position"}
+    if not config.position_embedding_type.startswith("relative"):
+        unread.add("share_relative_position")
     if config.position_embedding_type != "relative_mlp":
         unread.add("relative_position_hidden_size")
     if not config.use_cls_token:
         unread.add("use_cls_position")
-    if config.mlp_type == "swiglu":
-        unread.add("hidden_act")  # its gate is SiLU
+    if config.mlp_type != "mlp":
+        unread.add("hidden_act")  # the gate has an activation of its own
     return unread
 
 

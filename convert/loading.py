@@ -1,7 +1,7 @@
 """Loading: any checkpoint as a model with its image processor, and a report of the conversion."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +11,24 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.presets import find_preset, image_processor_for
 from ..processing.resizing import as_pair
 from ..utils.downloads import discard
-from .adaptation import adapt_image_processor, adapt_image_size, adapt_num_channels, fresh_classifier, with_labels
+from .adaptation import (
+    adapt_grid,
+    adapt_image_processor,
+    adapt_num_channels,
+    complete_periods,
+    fresh_classifier,
+    name_classes,
+    set_labels,
+)
 from .detection import find_family, open_checkpoint
-from .families.family import Family, RawCheckpoint, make_config, reading
+from .families.family import Family, RawCheckpoint, describe_preprocessing, make_config, reading
 from .families.rules import Coverage, convert_tensors
 from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
 from .sources.catalog import official_image_processor
+from .sources.labels import read_labels
 from .sources.resolver import ResolvedSource, resolve
 
 ALWAYS_FLOAT32 = ViTPreTrainedModel._keep_in_fp32_modules_strict  # names in ViTModel
@@ -33,10 +43,14 @@ def load(
     head: str | os.PathLike | None = None,
     head_name: str | None = None,
     num_heads: int | None = None,
+    published_periods: bool = False,
     image_size: int | tuple[int, int] | None = None,
+    patch_size: int | tuple[int, int] | None = None,
     num_channels: int | None = None,
     channel_rule: str | None = None,
     num_labels: int | None = None,
+    labels: str | os.PathLike | Sequence[str] | None = None,
+    preset: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -61,11 +75,19 @@ def load(
             checkpoint `source` ("linear").
         head_name: the classifier to use from a head file with several.
         num_heads: number of attention heads, where it does not follow from the width.
+        published_periods: use the rotary periods of DINOv3's published .pth files, rounded to bfloat16; files of timm and transformers
+            have none, and these libraries compute them in float32.
         image_size: height and width in pixels to resize positions to. By default, positions keep their size and are interpolated
             when the model runs.
+        patch_size: height and width of a patch in pixels to resize the patch projection to, by FlexiViT's pseudo-inverse
+            (`vitrail.convert.adaptation.resize_patches`).
         num_channels, channel_rule: another number of input channels, and how the patch projection is adapted: "sum", "repeat" or
             "average" (`vitrail.convert.adaptation.adapt_num_channels`).
         num_labels: replace the classifier with an untrained one for this number of classes; 0 for the encoder alone.
+        labels: names of the classes: "imagenet-1k", "imagenet-21k", the names, or a file with one name per line or in JSON. By default,
+            those of the checkpoint, or ImageNet's for checkpoints of the catalog and, with a warning, for files without a config.json.
+        preset: the preprocessing, one of `vitrail.processing.PRESETS` ("imagenet", "inception", "dinov3", "none", …), in place of the
+            checkpoint's. Images have `image_size`, or the preset's size, or the model's.
         revision, token: branch, tag or commit of a Hub repository, and the token for it, as in transformers.
         cache_dir: folder for downloads; the Hub's cache by default.
         dtype: dtype of the model, such as torch.float32 or "float32"; by default, or with "auto", the file's dtype.
@@ -84,6 +106,10 @@ def load(
         if count is not None and (type(count) is not int or count < least):
             raise UnsupportedCheckpointError(f"{name} is {count!r}; expected a whole number, at least {least}. Or leave it out.")
     size = None if image_size is None else as_pair("image_size", image_size)
+    patch = None if patch_size is None else as_pair("patch_size", patch_size)
+    class_names = None if labels is None else read_labels(labels)
+    if preset is not None:
+        find_preset(preset)
     raw = open_source(resolved, branch=branch, prefix=prefix)
     known = resolved.checkpoint  # the file of a row of the catalog has the family of the row
     family = find_family(raw, known.family if format == "auto" and known is not None and known.hub_id is None else format)
@@ -104,25 +130,33 @@ def load(
         foreign |= _storages_to_leave(raw_head)
         fields |= head_fields
         report.head = _source_file(resolved_head, raw_head)
+    report.warnings += complete_periods(tensors, fields, published=published_periods)
     if num_labels is None and "classifier.weight" in tensors:
-        report.warnings += with_labels(fields, tensors["classifier.weight"])
-    if any(option is not None for option in (size, num_channels, num_labels)):  # adapting presumes sound tensors
+        published = raw.official and (head is None or _head_source(resolved, head) != head)
+        assumed = name_classes(fields, tensors["classifier.weight"], published=published, bare=raw.config is None)
+        report.warnings += assumed if class_names is None else []
+    if any(option is not None for option in (size, patch, num_channels, num_labels)):  # adapting presumes sound tensors
         kept = {name: tensor for name, tensor in tensors.items() if num_labels is None or not name.startswith("classifier.")}
         check_tensors(make_config(fields), kept, coverage, resolved.name)
-    if size is not None:
-        report.warnings += adapt_image_size(tensors, fields, size)
+    if size is not None or patch is not None:
+        report.warnings += adapt_grid(tensors, fields, image_size=size, patch_size=patch)
     if num_channels is not None:
         report.warnings += adapt_num_channels(tensors, fields, num_channels, channel_rule)
     if num_labels is not None:
         report.warnings += fresh_classifier(tensors, fields, num_labels)
+    if class_names is not None:
+        set_labels(fields, class_names, tensors.get("classifier.weight"))
 
     config = make_config(fields)
     with reading("image processor"):
+        if preset is None:
+            image_processor = _image_processor(raw, family, config, resolved)
+        else:
+            image_processor = image_processor_for(config, preset, image_size=size)
+            described = describe_preprocessing(image_processor)
+            report.warnings.append(f'preset="{preset}" takes the place of the checkpoint\'s preprocessing: {described}')
         image_processor = adapt_image_processor(
-            _image_processor(raw, family, config, resolved),
-            image_size=size,
-            patch_size=config.patch_shape,
-            num_channels=config.num_channels,
+            image_processor, image_size=size, patch_size=config.patch_shape, num_channels=config.num_channels
         )
     del raw  # or tensors that the conversion copied (q, k and v become one tensor) would stay in memory twice
     if attn_implementation is not None:

@@ -23,7 +23,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from .adaptation import may_be_adapted
 from .detection import find_family
 from .export import to_format, write_exported
-from .families.family import RawCheckpoint
+from .families.family import RawCheckpoint, Tensors
 from .families.formats import Exported, RunPeer
 from .families.registry import EXPORT_FORMATS
 from .families.rules import convert_tensors, reverse
@@ -116,10 +116,12 @@ def _bit_for_bit(
 ) -> Check:
     """Compare values in the source's dtype; a wider dtype converts back without loss.
 
-    Tensors in `adaptable` with another shape were changed on purpose, by `image_size=`, `num_channels=` or `num_labels=`.
+    Tensors in `adaptable` with another shape were changed on purpose, by `image_size=`, `patch_size=`, `num_channels=` or `num_labels=`.
     """
     different = [
-        key for key in expected if key not in back or not torch.equal(back[key].to(raw.tensors[key].dtype), raw.tensors[key])
+        key
+        for key in expected
+        if key not in back or not torch.equal(_unmasked(key, back).to(raw.tensors[key].dtype), _unmasked(key, raw.tensors))
     ]
     surplus = sorted(back.keys() - set(expected))
     if different and not surplus and all(key in adaptable and back[key].shape != raw.tensors[key].shape for key in different):
@@ -129,6 +131,13 @@ def _bit_for_bit(
         note = f"{len(different)} of {len(expected)} tensors differ, {len(surplus)} are unexpected: "
         return Check(name, against, None, False, note + ", ".join((different + surplus)[:3]))
     return Check(name, against, 0.0, True, f"{len(back)} tensors equal bit for bit")
+
+
+def _unmasked(key: str, tensors: Tensors) -> torch.Tensor:
+    """Return what the forward pass reads of a tensor: the product of a bias and its mask, in which both may differ."""
+    bias = key.removesuffix("_mask")
+    mask = tensors.get(f"{bias}_mask")
+    return tensors[key] if mask is None else tensors[bias] * mask
 
 
 # ------------------------------------------------------------------------------------------------- 2. other implementation
@@ -202,7 +211,9 @@ def _has_odd_margin(image_processor: VitrailImageProcessor, size: tuple[int, int
 @torch.no_grad()
 def _same_outputs(model: ViTPreTrainedModel, peer: RunPeer, exported: Exported, name: str) -> list[Check]:
     weights = {key: tensor.float() for key, tensor in model.state_dict().items()}
-    reference = type(model)(model.config).eval()
+    pooling = {name: value for name, value in exported.conventions.items() if name == "pooling"}
+    config = ViTConfig(**model.config.to_dict() | pooling)
+    reference = type(model)(config).eval()
     reference.load_state_dict(weights)
 
     def compare(ours: ViTPreTrainedModel, size: tuple[int, int], note: str = "") -> list[Check]:
@@ -219,9 +230,18 @@ def _same_outputs(model: ViTPreTrainedModel, peer: RunPeer, exported: Exported, 
     native, other = model.config.image_shape, _off_grid(model.config)
     if EXPORT_FORMATS[exported.format].native_size_only(model.config):
         return compare(reference, native)
-    if not exported.interpolation:
+    if exported.computed:
+        twin = type(model)(config).eval()
+        twin.load_state_dict(weights | exported.computed)
+        rounded = next(warning for warning in exported.warnings if "computes them" in warning)
+        return (
+            compare(reference, native, f"known: {rounded}")
+            + compare(twin, native, "with the library's periods in our model")
+            + compare(twin, other, "with the library's periods in our model")
+        )
+    if exported.conventions.keys() <= pooling.keys():
         return compare(reference, native) + compare(reference, other)
-    twin = type(model)(ViTConfig(**model.config.to_dict() | exported.interpolation)).eval()
+    twin = type(model)(ViTConfig(**model.config.to_dict() | exported.conventions)).eval()
     twin.load_state_dict(weights)
     rule = next(warning for warning in exported.warnings if "by its own rule" in warning)
     # with the library's rule in our model, everything else must agree

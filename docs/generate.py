@@ -39,6 +39,7 @@ TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
 GROUPS = {
     "DINO": ('separate file: `head="linear"`', "dino, timm, transformers", "original"),
     "DINOv2": ('separate files: `head="linear_1layer"`, `"linear_4layer"`', "dinov2, timm, transformers", "original"),
+    "DINOv3": ('ViT-7B: separate file, `head="linear"`', "dinov3", "original"),
     "Google, augreg and fine-tuned": ("in the file", "google, timm, transformers", "original"),
     "Google, ImageNet-21k with pre_logits": (
         "in the file; dropped if all zero",
@@ -72,6 +73,8 @@ def group_of(checkpoint: Any) -> str:
     """Return the group in which the documentation lists a checkpoint."""
     architecture = checkpoint.architecture
     if checkpoint.family == "timm":
+        if architecture["position"] == "rotary":
+            return "timm, DINOv3, EUPE and LingBot-Vision"
         if architecture["position"] != "absolute":
             return "timm, relative positions"
         if "dinov2" in checkpoint.name:
@@ -84,7 +87,7 @@ def group_of(checkpoint: Any) -> str:
         return f"transformers, {architecture['model_type']}"
     if checkpoint.family == "google":
         return "Google, ImageNet-21k with pre_logits" if architecture["pre_logits"] else "Google, augreg and fine-tuned"
-    names = {"dino": "DINO", "dinov2": "DINOv2", "mae": "MAE", "deit": "DeiT, DeiT III", "ijepa": "I-JEPA"}
+    names = {"dino": "DINO", "dinov2": "DINOv2", "dinov3": "DINOv3", "mae": "MAE", "deit": "DeiT, DeiT III", "ijepa": "I-JEPA"}
     return names.get(checkpoint.family, checkpoint.family)
 
 

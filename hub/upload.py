@@ -20,6 +20,7 @@ from ..convert.model_folder import (
     CARD_NAME,
     CODE_NAMES,
     INDEX_NAME,
+    LICENSE_NAMES,
     PREPROCESSOR_CONFIG_NAME,
     PRETRAINING_NAMES,
     REPORT_NAME,
@@ -30,8 +31,10 @@ from ..convert.model_folder import (
     weight_files,
 )
 from ..convert.report import ConversionRecord
+from ..convert.sources.catalog import find_checkpoint
 from ..errors import UploadError, VitrailError
 from ..model_cards.card import folder_card, render_model_card
+from ..model_cards.licenses import license_of
 from ..model_cards.readme import is_rendered, may_be_rendered, write_card
 from ..model_cards.records import read_pretraining, read_results
 from ..modeling.modeling_vit import ViTForImageClassification
@@ -170,6 +173,9 @@ def stage(
             pretraining=pretraining,
         )
         write_card(folder, card)
+        for name in LICENSE_NAMES:
+            if ours and (path / name).is_file():
+                shutil.copyfile(path / name, folder / name)
         if ours and not may_be_rendered(path):
             upload.warnings.append(f"the folder's {CARD_NAME} was edited and describes another layout: a new card is uploaded")
     elif ours:
@@ -188,6 +194,12 @@ def stage(
         write_card(folder, folder_card(folder, name=repo_id))
     upload.files |= {file.name: file for file in folder.iterdir()}
     upload.files = dict(sorted(upload.files.items()))
+    license = license_of(find_checkpoint((record and record.checkpoint) or ""))
+    if license is not None and upload.files.keys().isdisjoint(LICENSE_NAMES):
+        upload.warnings.append(
+            f"the weights are under the {license.name} ({license.link}), and the repository has no copy of it: add LICENSE.md. "
+            f"{license.terms}"
+        )
     return upload
 
 

@@ -35,6 +35,7 @@ from .conversion_section import conversion_table, converted_from, verification
 from .descriptions import architecture, differences, escape, has_named_classes, markdown_table, preprocessing, trusted
 from .evaluation_section import measured_facts, measured_results
 from .facts import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
+from .licenses import license_of
 from .lineages import DATASETS, FAMILY_CARDS, lineage_of
 from .pretraining_section import pretraining_facts
 from .provenance import checkpoint_link, eval_results, load_name
@@ -57,6 +58,7 @@ OPTIONAL = (
         "export_warnings",
         "files",
         "heads",
+        "images",
     ),
     *("license_note", "limits", "measured", "notes", "original", "original_differences", "original_has_results", "pretraining"),
     *("published", "relatives", "sources", "training", "uses", "verification"),
@@ -205,12 +207,15 @@ def _metadata(
     tags = ["vitrail", "vit", "vision"] + ["custom_code"] * carries_code
     datasets: list[str | None] = []
     results = list(measured)
+    license = license_of(checkpoint)
     if checkpoint is not None:
         tags += [*lineage_of(checkpoint).tags, *([checkpoint.family] if layout == "official" else [])]
         datasets = [DATASETS[name].hub_id for name in dict.fromkeys(checkpoint.training_data)]
         results += [] if changed else eval_results(checkpoint)
     return ModelCardData(
-        license=checkpoint.license if checkpoint else None,
+        license="other" if license else checkpoint.license if checkpoint else None,
+        license_name=checkpoint.license if checkpoint and license else None,
+        license_link=license.link if license else None,
         library_name=EXPORT_FORMATS[layout].library if layout in EXPORT_FORMATS else "transformers",
         pipeline_tag="image-classification" if classifies else "image-feature-extraction",
         tags=tags,

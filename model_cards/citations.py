@@ -1,8 +1,8 @@
 """The papers and software behind official checkpoints, as BibTeX.
 
 Authors and titles come from the papers' pages on arXiv and from the BibTeX in the authors' repositories:
-github.com/facebookresearch/dino, github.com/facebookresearch/dinov2 and github.com/google-research/vision_transformer (README.md),
-huggingface.co/timm (model cards), github.com/facebookresearch/deit, facebookresearch/mae and facebookresearch/ijepa.
+github.com/facebookresearch/dino, dinov2, dinov3, EUPE, deit, mae and ijepa, github.com/Robbyant/lingbot-vision and
+github.com/google-research/vision_transformer (README.md), huggingface.co/timm (model cards).
 """
 
 from collections.abc import Mapping
@@ -200,6 +200,47 @@ PAPERS: Mapping[str, Paper] = {
         2023,
         "Vision Transformers Need Registers",
         *("Darcet, Timoth{\\'e}e", "Oquab, Maxime", "Mairal, Julien", "Bojanowski, Piotr"),
+    ),
+    "2508.10104": _arxiv(
+        "2508.10104",
+        "simeoni2025dinov3",
+        2025,
+        "DINOv3",
+        *("Sim{\\'e}oni, Oriane", "Vo, Huy V.", "Seitzer, Maximilian", "Baldassarre, Federico", "Oquab, Maxime", "Jose, Cijo"),
+        *(
+            "Khalidov, Vasil",
+            "Szafraniec, Marc",
+            "Yi, Seungeun",
+            'Ramamonjisoa, Micha{\\"e}l',
+            "Massa, Francisco",
+            "Haziza, Daniel",
+        ),
+        *(
+            "Wehrstedt, Luca",
+            "Wang, Jianyuan",
+            "Darcet, Timoth{\\'e}e",
+            "Moutakanni, Th{\\'e}o",
+            "Sentana, Leonel",
+            "Roberts, Claire",
+        ),
+        *("Vedaldi, Andrea", "Tolan, Jamie", "Brandt, John", "Couprie, Camille", "Mairal, Julien", "J{\\'e}gou, Herv{\\'e}"),
+        *("Labatut, Patrick", "Bojanowski, Piotr"),
+    ),
+    "2603.22387": _arxiv(
+        "2603.22387",
+        "zhu2026eupe",
+        2026,
+        "Efficient Universal Perception Encoder",
+        *("Zhu, Chenchen", "Suri, Saksham", "Jose, Cijo", "Oquab, Maxime", "Szafraniec, Marc", "Wen, Wei", "Xiong, Yunyang"),
+        *("Labatut, Patrick", "Bojanowski, Piotr", "Krishnamoorthi, Raghuraman", "Chandra, Vikas"),
+    ),
+    "2607.05247": _arxiv(
+        "2607.05247",
+        "fu2026lingbotvision",
+        2026,
+        "Vision Pretraining for Dense Spatial Perception",
+        *("Fu, Zelin", "Tan, Bin", "Sun, Changjiang", "Liu, Shaohui", "Zheng, Kecheng", "Xu, Yinghao", "Zhu, Xing", "Shen, Yujun"),
+        "Xue, Nan",
     ),
     "2407.07726": _arxiv(
         "2407.07726",

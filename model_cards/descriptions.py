@@ -17,7 +17,8 @@ from ..modeling.modeling_vit import ViTForImageClassification, ViTModel
 from ..modeling.operation_counts import Complexity, complexity
 from ..processing.image_processing_vit import VitrailImageProcessor
 
-LETTERS = {"tiny": "Ti", "small": "S", "medium": "M", "base": "B", "large": "L", "huge": "H", "giant": "g"}
+LETTERS = {"tiny": "Ti", "small": "S", "medium": "M", "base": "B", "large": "L", "huge": "H", "giant": "g", "7b": "7B"}
+LETTERS |= {f"{size}_plus": f"{LETTERS[size]}+" for size in ("small", "large", "huge")}
 ACTIVATIONS = {"gelu": "GELU", "gelu_pytorch_tanh": "GELU (tanh approximation)"}
 POOLED = {"cls": "[CLS]", "avg": "the mean of the patch tokens", "cls+avg": "[CLS] and the mean of the patch tokens, concatenated"}
 NONE = "none"
@@ -83,6 +84,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
     epsilon = f"{config.layer_norm_eps:g}".replace("e-0", "e-")
     norm = "before" if config.norm_position == "pre" else "after"
     count, which = tokens(config, config.image_shape)
+    separate = {"Final norm": "one for [CLS] and registers, another for patches"} if config.separate_cls_norm else {}
     channels = f"{config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
     mask_token = {"Mask token": "yes, for training with masked patches"} if config.use_mask_token else {}
     return {
@@ -91,6 +93,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
         if config.mlp_type == "swiglu"
         else f"{config.intermediate_size} wide, {activation}",
         "LayerNorm": f"{norm} attention and MLP",
+        **separate,
         "Epsilon of LayerNorm": epsilon,
         "LayerScale": NONE if config.layer_scale_init_value is None else "yes",
         "Bias of query, key and value": "yes" if config.qkv_bias else NONE,
@@ -122,6 +125,11 @@ def _positions(config: ViTConfig) -> dict[str, str]:
         return {
             "Positions": f"relative: a table holds an attention bias for each offset; {scope}",
             "Positions at other sizes": "interpolated from the table",
+        }
+    if config.position_embedding_type == "rotary":
+        return {
+            "Positions": "rotary: each head turns the queries and keys of patches by angles that grow with row and column",
+            "Positions at other sizes": "the same angles: rows and columns count from -1 to 1 across the image, at any size",
         }
     rule: list[str] = [config.position_interpolation_mode]
     if config.position_interpolation_offset:

@@ -24,7 +24,8 @@ from .descriptions import (
     tokens,
     trusted,
 )
-from .lineages import FAMILY_CARDS, lineage_of, trained_on, training
+from .licenses import license_of
+from .lineages import DATASETS, FAMILY_CARDS, lineage_of, trained_on, training
 from .provenance import checkpoint_link, files, linked, original_of, published_metrics, published_table, relatives, sources_table
 
 IMAGENET = {1000: " of ImageNet-1k", 21843: " of ImageNet-21k"}
@@ -41,12 +42,15 @@ def model_facts(
     named = official or has_named_classes(config)
     rows = architecture(config, classifies=classifies, named_classes=named) | {"Parameters": f"{parameters:,}"}
     if official and checkpoint is not None and checkpoint.params != parameters:
-        apart = (
-            "a head of zeros that is left out"
-            if checkpoint.architecture.get("zero_head")
-            else "positions of registers, which are added"
-        )
-        rows["Parameters"] += f"; {checkpoint.params:,} in the file, including {apart}"
+        if checkpoint.params < parameters:
+            reason = "which has no biases of keys: they are zero"
+        elif checkpoint.architecture.get("zero_head"):
+            reason = "including a head of zeros that is left out"
+        else:
+            reason = "including positions of registers, which are added"
+        rows["Parameters"] += f"; {checkpoint.params:,} in the file, {reason}"
+    if official and checkpoint is not None:
+        rows |= _periods(checkpoint)
     for size, count in counted.items():
         rows[f"GMACs at {format_size(size)}"] = f"{_giga(count.macs)} ({_giga(count.macs_with_attention)})"
     height, width = config.patch_shape
@@ -64,13 +68,25 @@ def model_facts(
         "multiple": height if height == width else format_size(config.patch_shape),
         "native": format_size(config.image_shape),
         "prepared": format_size(prepared) if prepared else None,
-        "relative_positions": config.position_embedding_type != "absolute",
+        "relative_positions": config.position_embedding_type.startswith("relative"),
+        "rotary_positions": config.position_embedding_type == "rotary",
         "pools_patches": config.use_cls_token and config.pooling == "avg",
         "preprocessing_note": FAMILY_CARDS[checkpoint.family].preprocessing if checkpoint else "",
         "architecture": markdown_table(("Property", "Value"), rows.items()),
         "preprocessing": markdown_table(("Step", "Setting"), preprocessing(image_processor).items()),
     }
     return dict(trusted(facts))
+
+
+def _periods(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the row about the origin of the rotary periods, which the config does not show."""
+    kinds = {
+        "published": "those of the file, which its publisher rounded to bfloat16",
+        "computed": "computed in float32, because the file holds none. The original's are rounded to bfloat16, which changes outputs by "
+        "9e-4 to 3e-3",
+    }
+    periods = checkpoint.architecture.get("periods")
+    return {"Rotary periods": kinds[periods]} if periods else {}
 
 
 def _giga(count: int) -> str:
@@ -163,13 +179,20 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "uses": lineage.uses,
         "limits": [*lineage.limits, *([lineage.pooling] if lineage.pooling else [])],
         "heads": ", ".join(f'`head="{name}"` reads {_input_of(recipe)}' for name, recipe in recipes.items()),
-        "license_note": f"`{checkpoint.license}`. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}."
+        "images": DATASETS[checkpoint.training_data[0]].images,
+        "license_note": f"{_license(checkpoint)}. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}."
         if checkpoint.license
         else None,
         "citations": "\n\n".join(citations),
         "sources": sources_table(checkpoint),
     }
     return dict(trusted(facts))
+
+
+def _license(checkpoint: Checkpoint) -> str:
+    """Return the name of a license, with its page and its terms where the Hub has no identifier for it."""
+    license = license_of(checkpoint)
+    return f"[{license.name}]({license.link}) (`{checkpoint.license}`). {license.terms}" if license else f"`{checkpoint.license}`"
 
 
 def _input_of(recipe: Mapping[str, Any]) -> str:
@@ -182,7 +205,8 @@ def original_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     original = original_of(checkpoint)
     if original is None:
         return {}
-    link, found = checkpoint_link(original), differences(settings(checkpoint), settings(original))
+    link = checkpoint_link(original)
+    found = differences(settings(checkpoint) | _periods(checkpoint), settings(original) | _periods(original))
     facts = {
         "original": link,
         "encoder_only": checkpoint.has_classifier and not original.has_classifier,

@@ -61,6 +61,17 @@ USES_DINOV2 = (
 LIMITS_DINOV2 = (f"Its authors observe significant biases toward rich households from Western countries ({MODEL_CARD_OF_DINOV2}).",)
 USES_SUPERVISED = "Use its features for retrieval or a small classifier, or fine-tune it on your images."
 
+ABOUT_DINOV3 = (
+    "DINOv3 ([Siméoni et al. 2025](https://arxiv.org/abs/2508.10104)) scales DINOv2's training without labels to 1.7 billion images and "
+    "7 billion parameters. Its Gram anchoring keeps the patch features sharp during the long training. ViT-7B was trained from "
+    "scratch; the smaller models were distilled from it. Rotary positions take the place of learned ones, so that images of any size run, "
+    "and four registers ([Darcet et al. 2023](https://arxiv.org/abs/2309.16588)) hold information about the whole image."
+)
+USES_DINOV3 = (
+    "Use its frozen features: the patch tokens for segmentation, depth, matching and tracking, [CLS] for classification by nearest "
+    "neighbors or a linear layer, and for retrieval."
+)
+
 ENCODER_OF_SIGLIP = "This is its encoder of images, without the attention pooling of the original (`gap` in its name)."
 USES_SIGLIP = (
     "Use its patch features, for segmentation or as input of a language model, and their mean for classification with a linear layer. "
@@ -83,6 +94,37 @@ PALIGEMMA = ("it was trained further as a part of the whole model on {data}", ",
 
 # The lineage of a checkpoint is the first whose paper and names it has
 LINEAGES = (
+    Lineage(
+        paper="2508.10104",
+        name="DINOv3",
+        tags=("dinov3", "registers"),
+        learns_from="images",
+        later=LINEAR_CLASSIFIER,
+        about=ABOUT_DINOV3,
+        uses=USES_DINOV3,
+    ),
+    Lineage(
+        paper="2603.22387",
+        name="EUPE",
+        tags=("eupe", "registers"),
+        learns_from="images",
+        later=LINEAR_CLASSIFIER,
+        about="EUPE, the Efficient Universal Perception Encoder ([Zhu et al. 2026](https://arxiv.org/abs/2603.22387)), trains small "
+        "encoders by distillation, so that one model serves the understanding of images, dense prediction and vision-language models. "
+        "The architecture is that of DINOv3.",
+        uses="Use its frozen features: for classification and retrieval, for segmentation and depth, and as input of a language model.",
+    ),
+    Lineage(
+        paper="2607.05247",
+        name="LingBot-Vision",
+        tags=("lingbot-vision", "registers"),
+        learns_from="images",
+        later=LINEAR_CLASSIFIER,
+        about="LingBot-Vision ([Fu et al. 2026](https://arxiv.org/abs/2607.05247)) trains without labels for dense, spatial tasks: the "
+        "patches that are masked, and must be predicted, are those at boundaries, which a teacher network finds. ViT-S, B and L were "
+        "distilled from ViT-g. The architecture is that of DINOv3.",
+        uses="Use its frozen patch features: for segmentation, depth, and matching between images and in videos.",
+    ),
     Lineage(
         paper="2309.16588",
         names=r"\.sbb",
@@ -333,10 +375,11 @@ def lineage_of(checkpoint: Checkpoint) -> Lineage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset in words, and its id on the Hub where it has one."""
+    """A dataset in words, and its id on the Hub where it has one; `images`: the kind of its images."""
 
     about: str
     hub_id: str | None = None
+    images: str = "photographs, most of them from the web"
 
 
 DATASETS: Mapping[str, Dataset] = {
@@ -353,6 +396,11 @@ DATASETS: Mapping[str, Dataset] = {
     "DOCCI": Dataset("15,000 images with long descriptions"),
     "OCR-VQA": Dataset("207,000 book covers with questions"),
     "RefCOCO": Dataset("phrases that refer to objects of COCO images, with masks"),
+    "LVD-1689M": Dataset("1,689 million images, selected from public posts on Instagram and curated datasets; not published"),
+    "SAT-493M": Dataset(
+        "493 million satellite images of 512 x 512 pixels, at 0.6 m per pixel; not published", images="satellite images"
+    ),
+    "LingBot-Vision's images": Dataset("a collection that its README neither names nor links"),
 }
 
 
@@ -420,6 +468,13 @@ FAMILY_CARDS: Mapping[str, FamilyCard] = {
         results=' The linear accuracy is that of the backbone with the classifier `head="linear_1layer"`.',
         # its README has two tables, which agree on the models without registers
         results_with_registers=" A second table in its README gives 0.1 to 0.2 less.",
+    ),
+    "dinov3": FamilyCard(
+        heading="DINOv3, by Meta AI: `.pth` files",
+        files="backbones, training checkpoints and linear classifiers (`.pth`)",
+        reference="DINOv3's own code",
+        cases="ViT-S/16 and ViT-S+/16, two blocks of ViT-7B/16 with its linear classifier, and a small model with separate final norms",
+        names="DINOv3's own code",
     ),
     "google": FamilyCard(
         heading="Google: `.npz` files",

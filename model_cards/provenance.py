@@ -16,6 +16,7 @@ HUB, GITHUB = "https://huggingface.co", "https://github.com"
 FIELDS = {
     "url": "file",
     "hub_id": "name on the Hub",
+    "access": "access",
     "head_urls": "files of classifiers",
     "head_recipe": "inputs of the classifiers",
     "architecture": "architecture",
@@ -102,11 +103,14 @@ def files(checkpoint: Checkpoint) -> str:
         converted = f", converted from {file(upstream)}" if upstream else ""
         return f"It is published as {checkpoint_link(checkpoint)} on the Hub, in {layout}{converted}."
     sentence = f"It is published as {file(checkpoint.url or '')}"
-    return (
-        f"{sentence}, and the full training state as {file(checkpoint.full_checkpoint_url)}."
-        if checkpoint.full_checkpoint_url
-        else f"{sentence}."
-    )
+    if checkpoint.full_checkpoint_url:
+        return f"{sentence}, and the full training state as {file(checkpoint.full_checkpoint_url)}."
+    if checkpoint.access:
+        return (
+            f"{sentence}. This address is refused (HTTP 403) without the query that its publisher mails to you: [accept the license]"
+            f"({checkpoint.access}), then pass the link from the mail, or the downloaded file."
+        )
+    return f"{sentence}."
 
 
 def relatives(checkpoint: Checkpoint) -> str:

@@ -157,9 +157,10 @@ class ViTRelativePositionTable(ViTRelativePosition):
 
 
 def resize_relative_table(offsets: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Resize a table of biases, ((2h-1) * (2w-1), A), from one patch grid to another.
+    """Resize a table of biases, ((2h-1) * (2w-1), A), from one patch grid to another, which must differ in at least one side.
 
-    Interpolation is linear between geometrically spaced offsets, which keeps small offsets sharp: BEiT's rule in timm's linear form.
+    Interpolation is linear between geometrically spaced offsets, which keeps small offsets sharp: BEiT's rule in timm's linear form. An
+    axis of the same length is interpolated, too, between offsets that grow by 1%.
     """
     (height, width), (new_height, new_width) = grid, new_grid
     table = offsets.float().view(2 * height - 1, 2 * width - 1, -1)
@@ -171,8 +172,6 @@ def resize_relative_table(offsets: torch.Tensor, grid: tuple[int, int], new_grid
 
 def _geometric_resize_weights(length: int, new_length: int) -> torch.Tensor:
     """Interpolation matrix (2 * new_length - 1, 2 * length - 1): old offsets, geometrically spaced, span the new ones."""
-    if length == new_length:
-        return torch.eye(2 * length - 1)
     if length == 1:
         return torch.ones(2 * new_length - 1, 1)
     reach, new_reach = length - 1, new_length - 1
@@ -226,6 +225,12 @@ RELATIVE_POSITIONS = {"relative_table": ViTRelativePositionTable, "relative_mlp"
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and signed sines, each (L, d)
 
 
+def rotary_periods(config: ViTConfig) -> torch.Tensor:
+    """Return the periods of a new model, (d / 4,): a geometric series from 1 to `rope_theta`, without its end."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    return config.rope_theta ** (2 * torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 2))
+
+
 class ViTRotaryPosition(nn.Module):
     """Axial rotary positions (DINOv3, arXiv 2508.10104): angles of a patch grid, from the periods that the checkpoint holds.
 
@@ -238,12 +243,7 @@ class ViTRotaryPosition(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("periods", self.initial_periods())
-
-    def initial_periods(self) -> torch.Tensor:
-        """Return the periods of a new model: a geometric series from 1 to `rope_theta`, without its end."""
-        head_dim = self.config.hidden_size // self.config.num_attention_heads
-        return self.config.rope_theta ** (2 * torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 2))
+        self.register_buffer("periods", rotary_periods(config))
 
     @property
     def varies(self) -> bool:
@@ -652,7 +652,7 @@ class ViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ViTRelativePositionTable):
             init.trunc_normal_(module.table, std=std)
         elif isinstance(module, ViTRotaryPosition):
-            init.copy_(module.periods, module.initial_periods())
+            init.copy_(module.periods, rotary_periods(self.config))
         elif isinstance(module, ViTLayer):
             for parameter in (module.layer_scale1, module.layer_scale2):
                 if parameter is not None:

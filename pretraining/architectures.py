@@ -11,7 +11,7 @@ from ..convert.families.family import make_config
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.presets import make_image_processor
+from ..processing.presets import image_processor_for
 from ..utils.atomic import read_json
 
 PLAIN_SIZES = ("tiny", "small", "base", "large", "huge")  # the sizes in `vitrail.SIZES` with blocks like DINO's
@@ -47,7 +47,7 @@ def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, Vitra
             "or a config.json with the fields of ViTConfig."
         )
     set_seed(seed)
-    return ViTModel(config), make_image_processor("dino", image_size=config.image_shape, num_channels=config.num_channels)
+    return ViTModel(config), image_processor_for(config, "dino")
 
 
 def _read_config(path: Path) -> ViTConfig:

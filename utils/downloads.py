@@ -58,7 +58,12 @@ class DownloadRecord(Record):
 
 
 def download(
-    url: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True, sha256: str | None = None
+    url: str,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    sha256: str | None = None,
+    access: str | None = None,
 ) -> Path:
     """Return the path of the file at an http(s) or gs URL, downloaded into the cache if needed.
 
@@ -70,6 +75,7 @@ def download(
         cache_dir: folder for the file; `vitrail/` in the Hub's folder by default.
         progress: whether to show a progress bar on a terminal.
         sha256: the published SHA-256 of the file.
+        access: the page where terms must be accepted, for the error of a server that refuses the file.
 
     Raises:
         DownloadError: the file cannot be downloaded completely.
@@ -86,7 +92,7 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder / ".lock"):
         if not _is_complete(path, sha256):  # another process may have downloaded it while this one waited
-            _fetch(url, path, progress=progress, sha256=sha256)
+            _fetch(url, path, progress=progress, sha256=sha256, access=access)
     return path
 
 
@@ -119,7 +125,7 @@ def _is_complete(path: Path, sha256: str | None) -> bool:
     return path.is_file() and path.stat().st_size == record.size and sha256 in (None, record.sha256)
 
 
-def _fetch(url: str, path: Path, *, progress: bool, sha256: str | None) -> None:
+def _fetch(url: str, path: Path, *, progress: bool, sha256: str | None, access: str | None) -> None:
     """Download into NAME.part, resuming an earlier attempt, and rename the file when it is complete."""
     part = path.with_name(f"{path.name}.part")
     known = DownloadRecord.of(path)
@@ -128,11 +134,11 @@ def _fetch(url: str, path: Path, *, progress: bool, sha256: str | None) -> None:
     if known.validator and part.is_file() and (offset := part.stat().st_size):
         headers |= {"Range": f"bytes={offset}-", "If-Range": known.validator}
 
-    with _open(url, headers) as response:
+    with _open(url, headers, access) as response:
         resumed = offset > 0 and response.status == 206
         if response.status == 416 or (resumed and not known.describes(response, offset)):
             part.unlink()  # the file has changed, and the server does not support If-Range
-            return _fetch(url, path, progress=progress, sha256=sha256)
+            return _fetch(url, path, progress=progress, sha256=sha256, access=access)
         if response.headers.get_content_type() == "text/html":
             raise DownloadError(f"{url} returns an HTML page instead of a file; open it in a browser to see why.")
         if not resumed:
@@ -193,7 +199,7 @@ class _NoFTP(urllib.request.FTPHandler):
         raise urllib.error.URLError(f"it redirects to {req.full_url}, which is neither http nor https")
 
 
-def _open(url: str, headers: dict[str, str]) -> Any:
+def _open(url: str, headers: dict[str, str], access: str | None) -> Any:
     """Return the response to a GET request; a refused range (416) is a response too."""
     try:
         request = urllib.request.Request(url, headers=headers)
@@ -202,9 +208,10 @@ def _open(url: str, headers: dict[str, str]) -> Any:
         if error.code == 416 and "Range" in headers:
             return error
         error.close()
+        accept = access and f"accept the license at {access}, then pass the link that is mailed to you, or the path of the file"
         meaning = {
-            401: "it is not public: download it where you are logged in and pass its path",
-            403: "access is denied: open it in a browser to see why, or pass the path of a copy",
+            401: accept or "it is not public: download it where you are logged in and pass its path",
+            403: accept or "access is denied: open it in a browser to see why, or pass the path of a copy",
             404: "the file does not exist: check the address",
         }.get(error.code, "try again later, or pass the path of a copy")
         raise DownloadError(f"{url} returned HTTP {error.code} {error.reason}; {meaning}.") from error

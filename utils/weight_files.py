@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import safetensors
@@ -139,8 +139,18 @@ def find_weights(folder: str | os.PathLike[str]) -> Path:
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
+    if (folder / ".metadata").is_file():
+        _refuse_distributed(folder)
     raise SourceNotFoundError(
         f"{folder} holds {_listing(folder)}; expected one of {', '.join(WEIGHT_FILES)}. Pass the path of the weight file."
+    )
+
+
+def _refuse_distributed(folder: Path) -> NoReturn:
+    """Raise UnsupportedCheckpointError: the metadata of torch.distributed.checkpoint is a pickle that torch reads without bounds."""
+    raise UnsupportedCheckpointError(
+        f"{folder} holds a checkpoint of torch.distributed.checkpoint, which is not read. If you trust it, write it to one file with "
+        f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({str(folder)!r}, 'weights.pth'), and pass that file."
     )
 
 
@@ -150,6 +160,8 @@ def _listing(folder: Path) -> str:
 
 def _container(path: Path) -> str:
     """Return the format of a file from its first bytes: a key of `_READERS`, or `index`."""
+    if path.suffix == ".distcp":
+        _refuse_distributed(path.parent)
     head = _first_bytes(path)
     if not head:
         raise CorruptFileError(f"{path} is empty; expected {EXPECTED}. Download it again.")

@@ -7,7 +7,6 @@ from typing import Any
 
 from ...configuration.configuration_vit import ViTConfig
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint
 from .plain_vit import ANCHOR, VIT_RULES, plain_vit_fields, square_image_fields
 from .rules import Rule
@@ -42,24 +41,25 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
 
 
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
-    """Return the preprocessing of the original evaluation: datasets.py, and `--eval-crop-ratio` of main.py."""
-    return make_image_processor("deit", image_size=config.image_shape, num_channels=config.num_channels)
+    """Return the preprocessing of the original evaluation, which is assumed: datasets.py, and `--eval-crop-ratio` of main.py."""
+    return raw.assume_preprocessing("deit", config)
 
 
 def assumption(raw: RawCheckpoint) -> str:
     """Return the warning for a bare file, which other code may have saved in the same layout."""
-    return 'read as a DeiT file: ImageNet\'s mean and std, crop 224/256; for a timm file, pass format="timm"'
+    return 'read as a DeiT file; for a timm file, pass format="timm"'
 
 
 DEIT = Family(
     name="deit",
     containers=("torch",),
     recognizes=recognizes,
+    understands=lambda raw: LAYER_SCALE in raw.tensors and recognizes(raw),
     rules=lambda raw: RULES,
-    export_rules=lambda config: (),
+    export_rules=lambda config, tensors: (),
     ignored=(),
     configure=configure,
-    anchor=ANCHOR,
+    anchors=(ANCHOR,),
     image_processor=image_processor,
     assumption=assumption,
     catalog_format="deit-pth",

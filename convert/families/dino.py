@@ -7,10 +7,18 @@ from typing import Any
 import torch
 
 from ...configuration.configuration_vit import ViTConfig
-from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint
 from .formats import ORIGINAL_HOLDS, SQUARE, Export, Exported, Holds, without_mask_token, write_torch
-from .plain_vit import ANCHOR, VIT_RULES, heads_warnings, linear_head, plain_vit_fields, square_image_fields
+from .plain_vit import (
+    ANCHOR,
+    TRAINING_ROOTS,
+    VIT_RULES,
+    heads_warnings,
+    linear_head,
+    original_preprocessing,
+    plain_vit_fields,
+    square_image_fields,
+)
 from .rules import Deinterleave, Rule
 
 # DINO's projection head, in full training checkpoints: its outputs are not classes
@@ -51,7 +59,7 @@ def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], di
 
 def assumption(raw: RawCheckpoint) -> str | None:
     """Return the warning for a bare file; only DINO's training checkpoints have a teacher and a student."""
-    if raw.root in ("teacher", "student"):
+    if raw.root in TRAINING_ROOTS:
         return None
     return (
         'read as a DINO file; timm\'s plain ViTs and MAE have the same layout: for their files, pass format="timm" or format="mae"'
@@ -85,13 +93,11 @@ DINO = Family(
     containers=("torch",),
     recognizes=recognizes,
     rules=lambda raw: VIT_RULES,
-    export_rules=lambda config: VIT_RULES,
+    export_rules=lambda config, tensors: VIT_RULES,
     ignored=IGNORED,
     configure=configure,
-    anchor=ANCHOR,
-    image_processor=lambda raw, config: make_image_processor(
-        "dino", image_size=config.image_shape, num_channels=config.num_channels
-    ),
+    anchors=(ANCHOR,),
+    image_processor=lambda raw, config: original_preprocessing(raw, config, "dino"),
     assumption=assumption,
     head_rules=head_rules,
     export=Export(holds, prepare, write, suffixes=(".pth", ".pt")),

@@ -8,11 +8,18 @@ import torch
 
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
-from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint, only_head
 from .formats import ORIGINAL_HOLDS, SQUARE, Export, with_mask_token, write_torch
-from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, heads_warnings, linear_head, plain_vit_fields, square_grid
+from .plain_vit import (
+    ANCHOR,
+    LAYER_SCALE_RULES,
+    VIT_RULES,
+    heads_warnings,
+    linear_head,
+    original_preprocessing,
+    plain_vit_fields,
+    square_grid,
+)
 from .rules import Rule, Unsqueeze
 
 RULES = (
@@ -63,11 +70,6 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     }
 
 
-def image_processor(config: ViTConfig) -> VitrailImageProcessor:
-    """Return the preprocessing of the original evaluation: 224 pixels, although the positions are for 518."""
-    return make_image_processor("dinov2", image_size=224, num_channels=config.num_channels)
-
-
 def flatten_chunks(name: str) -> str:
     """Rename a block in a chunk, `blocks.1.7.norm1.weight` to `blocks.7.norm1.weight`; the second number counts through all chunks."""
     return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
@@ -102,11 +104,11 @@ DINOV2 = Family(
     containers=("torch",),
     recognizes=recognizes,
     rules=lambda raw: RULES,
-    export_rules=lambda config: RULES,
+    export_rules=lambda config, tensors: RULES,
     ignored=IGNORED,
     configure=configure,
-    anchor=ANCHOR,
-    image_processor=lambda raw, config: image_processor(config),
+    anchors=(ANCHOR,),
+    image_processor=lambda raw, config: original_preprocessing(raw, config, "dinov2"),
     normalize=flatten_chunks,
     head_rules=head_rules,
     choose_head=choose_head,

@@ -7,11 +7,10 @@ import torch
 
 from ...configuration.configuration_vit import ViTConfig
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
 from .dinov2 import choose_head
 from .family import Family, RawCheckpoint
 from .formats import SQUARE, Export, Holds, with_mask_token, write_torch
-from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, linear_head, plain_vit_fields
+from .plain_vit import ANCHOR, LAYER_SCALE_RULES, TRAINING_ROOTS, VIT_RULES, linear_head, plain_vit_fields
 from .rules import Concatenate, Mask, Rule, Unsqueeze
 
 PERIODS = "rope_embed.periods"
@@ -77,19 +76,18 @@ def is_satellite(raw: RawCheckpoint) -> bool:
 
 
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
-    """Return the preprocessing of the README: 256 pixels, although the model takes any size."""
-    preset = "dinov3-sat" if is_satellite(raw) else "dinov3"
-    return make_image_processor(preset, image_size=256, num_channels=config.num_channels)
+    """Return the preprocessing of the README, which is assumed: the tensors do not show the images that the model was trained on."""
+    return raw.assume_preprocessing("sat" if is_satellite(raw) else "dinov3", config)
 
 
-def assumption(raw: RawCheckpoint) -> str:
-    """Return the warning for a bare file: its tensors do not show the images that the model was trained on, nor an epsilon."""
-    images = "satellite images (SAT-493M)" if is_satellite(raw) else "web images (LVD-1689M)"
-    run = (
-        '; the epsilon of LayerNorm is 1e-5, as in the published models: after a training with norm_layer "layernorm", save the model and '
+def assumption(raw: RawCheckpoint) -> str | None:
+    """Return the warning for a file of a training run, whose tensors do not show an epsilon."""
+    if raw.root not in TRAINING_ROOTS:
+        return None
+    return (
+        'the epsilon of LayerNorm is 1e-5, as in the published models: after a training with norm_layer "layernorm", save the model and '
         "load it with layer_norm_eps=1e-6"
     )
-    return f"pixels are normalized as for {images}{run if raw.root in ('teacher', 'student') else ''}"
 
 
 def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
@@ -118,10 +116,10 @@ DINOV3 = Family(
     containers=("torch",),
     recognizes=lambda raw: raw.config is None and PERIODS in raw.tensors and "blocks.0.attn.qkv.weight" in raw.tensors,
     rules=rules,
-    export_rules=lambda config: MASKED_RULES,
+    export_rules=lambda config, tensors: MASKED_RULES,
     ignored=IGNORED,
     configure=configure,
-    anchor=ANCHOR,
+    anchors=(ANCHOR,),
     image_processor=image_processor,
     assumption=assumption,
     head_rules=head_rules,

@@ -13,6 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError, VitrailError
 from ...processing.image_processing_vit import VitrailImageProcessor
+from ...processing.presets import image_processor_for
+from ...processing.resizing import output_size
 from ...utils.records import SCALARS
 from .formats import Export
 from .rules import Rule, list_names
@@ -68,16 +70,22 @@ class RawCheckpoint:
             )
         return count
 
-    def assume_preprocessing(self, image_processor: VitrailImageProcessor) -> VitrailImageProcessor:
-        """Add a warning about an image processor that no file of the checkpoint confirms, and return it."""
-        sides = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-        size = "x".join(str(side) for side in dict(sides).values())
-        self.warnings.append(
-            f"no preprocessor_config.json: assuming images of {size} pixels, mean {_short(image_processor.image_mean)}, std "
-            f"{_short(image_processor.image_std)}; for others, save the right image processor into the folder with "
-            "image_processor.save_pretrained"
-        )
+    def assume_preprocessing(self, preset: str, config: ViTConfig) -> VitrailImageProcessor:
+        """Return the image processor of a preset that no file of the checkpoint confirms; add a warning unless it is official."""
+        image_processor = image_processor_for(config, preset)
+        if not self.official:
+            self.warnings.append(
+                f'no file states the preprocessing: preset="{preset}" is assumed ({describe_preprocessing(image_processor)}); set preset= '
+                "for another"
+            )
         return image_processor
+
+
+def describe_preprocessing(image_processor: VitrailImageProcessor) -> str:
+    """Return the size, mean and std of prepared images in words."""
+    sides = output_size(image_processor)
+    size = "of their own size" if sides is None else f"of {sides[0]}x{sides[1]} pixels"
+    return f"images {size}, mean {_short(image_processor.image_mean)}, std {_short(image_processor.image_std)}"
 
 
 def _short(values: Sequence[float]) -> str:
@@ -100,10 +108,11 @@ class Family:
     Reading:
         name: the value of `format=`.
         containers: the kinds of file in which the family is looked for when `format` is "auto".
-        anchor: the name of the patch projection, by which a network and the prefix of its names are found in a file.
+        anchors: the names of the patch projection, by which a network and the prefix of its names are found in a file.
         prefixes: prefixes of wrappers that only this family has; `base_prefixes`: the prefix of the encoder's names by `model_type`.
         normalize: renames a tensor of an unusual layout as in the usual one; it must leave other families' names alone.
         recognizes: whether a checkpoint belongs to this family, from names, shapes and config.json.
+        understands: whether it is a layout of this family with names that mean an unsupported feature in others.
         rules: the table from the checkpoint's names to the names of ViTModel and `classifier.*`.
         ignored: regular expressions of names that inference does not need.
         drops: names to leave out, each with the reason: a head of zeros, a pooler that was never trained.
@@ -115,7 +124,7 @@ class Family:
         choose_head: selects the classifier called `head_name` from a head file.
 
     Writing:
-        export_rules: the table to reverse when a model with this config is exported.
+        export_rules: the table to reverse when a model with this config and these tensors is exported.
         export: how the files are written; None if the family is not an export format.
 
     The catalog:
@@ -127,15 +136,16 @@ class Family:
     containers: tuple[str, ...]
     recognizes: Callable[[RawCheckpoint], bool]
     rules: Callable[[RawCheckpoint], Sequence[Rule]]
-    export_rules: Callable[[ViTConfig], Sequence[Rule]]
+    export_rules: Callable[[ViTConfig, Tensors], Sequence[Rule]]
     ignored: tuple[str, ...]
     configure: Callable[[RawCheckpoint, int | None], dict[str, Any]]
     image_processor: Callable[[RawCheckpoint, ViTConfig], VitrailImageProcessor]
-    anchor: str
+    anchors: tuple[str, ...]
     prefixes: tuple[str, ...] = ()
     base_prefixes: Mapping[str, str] = field(default_factory=dict)
     normalize: Callable[[str], str] = lambda name: name
     drops: Callable[[RawCheckpoint], dict[str, str]] = lambda raw: {}
+    understands: Callable[[RawCheckpoint], bool] = lambda raw: False
     assumption: Callable[[RawCheckpoint], str | None] = lambda raw: None
     requires: str | None = None
     head_rules: Callable[[RawCheckpoint, int], tuple[Sequence[Rule], dict[str, Any]]] | None = None

@@ -1,7 +1,7 @@
 """Writing a model in the layout of a family: the exported data, the writers, and the installed library to compare with."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from ...configuration.configuration_vit import ViTConfig
+from ...errors import UnsupportedCheckpointError
+from ...modeling.modeling_vit import rotary_periods
 from ...processing.image_processing_vit import VitrailImageProcessor
 
 MASK_TOKEN = "embeddings.mask_token"
+PERIODS = "rotary_position.periods"
+BFLOAT16_STEP = 2**-8  # largest relative error of rounding to bfloat16
 SQUARE = "equal height and width"
 Holds = dict[str, Collection[Any]]  # the values of some fields and properties of ViTConfig, or SQUARE
 # What the layouts of the original code have in common
@@ -22,6 +26,7 @@ ORIGINAL_HOLDS: Holds = {
     "use_cls_position": (True,),
     "position_embedding_type": ("absolute",),
     "patch_grid": SQUARE,
+    "separate_cls_norm": (False,),
 }
 
 
@@ -33,7 +38,9 @@ class Exported:
     tensors: the state dict with the format's names; `head`: the state dict of a separate classifier file.
     config, preprocessor_config: the JSON files of a folder.
     base_prefix: prefix of every name but the classifier's in the file.
-    interpolation: the fields in which the format's rule for positions at other sizes differs from the model's.
+    conventions: fields that belong to the implementation that reads the format instead of the file, where it has other values than the
+        model: its rule for positions at other sizes, and its pooling.
+    computed: tensors that the format's library computes instead of reading them, by the names in our model, where they differ from it.
     """
 
     format: str
@@ -42,7 +49,8 @@ class Exported:
     config: dict[str, Any] | None = None
     preprocessor_config: dict[str, Any] | None = None
     base_prefix: str = ""
-    interpolation: dict[str, Any] = field(default_factory=dict)
+    conventions: dict[str, Any] = field(default_factory=dict)
+    computed: dict[str, torch.Tensor] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -103,6 +111,37 @@ def with_mask_token(config: ViTConfig, tensors: dict[str, torch.Tensor], warning
         tensors[MASK_TOKEN] = tensors["embeddings.patch_embeddings.projection.bias"].new_zeros(1, 1, config.hidden_size)
         warnings.append("the mask token is zero: the format has one, but this model has none")
     return config
+
+
+# ------------------------------------------------------------------------------------------------------------------ DINOv3
+
+
+def has_key_bias(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether the bias of a key in our model is not 0."""
+    biases = (tensor for name, tensor in tensors.items() if name.endswith("attention.qkv.bias"))
+    return any(bool(bias.chunk(3)[1].any()) for bias in biases)
+
+
+def without_periods(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> None:
+    """Remove the rotary periods, for formats whose library computes them in float32 from their base.
+
+    Raises:
+        UnsupportedCheckpointError: the model's periods are not those of the base, up to the rounding of published files.
+    """
+    periods = tensors.pop(PERIODS, None)
+    if periods is None:
+        return
+    computed = rotary_periods(config)
+    if not torch.allclose(periods, computed, rtol=BFLOAT16_STEP):
+        raise UnsupportedCheckpointError(
+            f"The format holds a base of rotary periods only, but this model's are not the series of rope_theta={config.rope_theta}: "
+            f"{[round(period, 3) for period in periods.tolist()[:4]]}…. Use the format dinov3, which holds them."
+        )
+    if not torch.equal(periods, computed):
+        warnings.append(
+            "the format holds no rotary periods: its library computes them in float32, but this model's are rounded, as published; "
+            "outputs differ by 1e-3 to 3e-3 of values up to 5"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------- files

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...processing.presets import make_image_processor
+from ...processing.presets import image_processor_for
 from .family import Family, RawCheckpoint
 from .formats import ORIGINAL_HOLDS, Export, without_mask_token, write_npz
 from .plain_vit import square_grid
@@ -112,13 +112,11 @@ GOOGLE = Family(
     containers=("npz",),
     recognizes=recognizes,
     rules=lambda raw: table(heads(raw), numbering(raw)),
-    export_rules=lambda config: table(config.num_attention_heads),
+    export_rules=lambda config, tensors: table(config.num_attention_heads),
     ignored=(),
     configure=configure,
-    anchor=ANCHOR,
-    image_processor=lambda raw, config: make_image_processor(
-        "google", image_size=config.image_shape, num_channels=config.num_channels
-    ),
+    anchors=(ANCHOR,),
+    image_processor=lambda raw, config: image_processor_for(config, "google"),
     prefixes=("opt/target/", "params/"),  # flax's optimizer and training state
     drops=drops,
     export=Export(lambda config: HOLDS, without_mask_token, write_npz, suffixes=(".npz",)),

@@ -6,7 +6,7 @@ each with the prefix "module.".
 
 from typing import Any
 
-from ...processing.presets import make_image_processor
+from ...processing.presets import image_processor_for
 from .family import Family, RawCheckpoint
 from .plain_vit import ANCHOR, VIT_RULES, plain_vit_fields, square_image_fields
 
@@ -32,12 +32,10 @@ IJEPA = Family(
     containers=("torch",),
     recognizes=recognizes,
     rules=lambda raw: VIT_RULES,
-    export_rules=lambda config: (),
+    export_rules=lambda config, tensors: (),
     ignored=(),
     configure=configure,
-    anchor=ANCHOR,
-    image_processor=lambda raw, config: make_image_processor(
-        "ijepa", image_size=config.image_shape, num_channels=config.num_channels
-    ),
+    anchors=(ANCHOR,),
+    image_processor=lambda raw, config: image_processor_for(config, "ijepa"),
     catalog_format="ijepa-pth",
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...configuration.configuration_vit import ViTConfig
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
+from ...processing.presets import image_processor_for, make_image_processor
 from .family import Family, RawCheckpoint
 from .plain_vit import ANCHOR, plain_vit_fields, square_image_fields
 from .timm import table
@@ -45,9 +45,12 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
 
 
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
-    """Return the preprocessing of the original evaluation: util/datasets.py, which crops nothing above 224 pixels."""
-    crop_pct = 1.0 if min(config.image_shape) > 224 else None
-    return make_image_processor("mae", image_size=config.image_shape, num_channels=config.num_channels, crop_pct=crop_pct)
+    """Return the preprocessing of the original evaluation, assumed for a fine-tuned file: util/datasets.py."""
+    image_processor = raw.assume_preprocessing("mae", config) if is_fine_tuned(raw) else image_processor_for(config, "mae")
+    if min(config.image_shape) <= 224:
+        return image_processor
+    # above 224 pixels it crops nothing
+    return make_image_processor("mae", image_size=config.image_shape, num_channels=config.num_channels, crop_pct=1.0)
 
 
 def assumption(raw: RawCheckpoint) -> str | None:
@@ -62,11 +65,11 @@ MAE = Family(
     containers=("torch",),
     recognizes=recognizes,
     rules=lambda raw: table(swiglu=False, norm_before_pooling=not is_fine_tuned(raw)),
-    export_rules=lambda config: (),
+    export_rules=lambda config, tensors: (),
     ignored=(),
     drops=drops,
     configure=configure,
-    anchor=ANCHOR,
+    anchors=(ANCHOR,),
     image_processor=image_processor,
     assumption=assumption,
     catalog_format="mae-pth",

@@ -6,12 +6,17 @@ from typing import Any
 
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
+from ...processing.image_processing_vit import VitrailImageProcessor
+from ...processing.presets import image_processor_for
 from .family import RawCheckpoint
 from .rules import Rule
 
 ANCHOR = "patch_embed.proj.weight"
 PUBLISHED_HEAD_WIDTH = 64  # of nearly every published ViT
+PUBLISHED_WIDTHS = (192, 256, 320, 384, 512, 640, 768, 896, 1024, 1152, 1280, 1408, 1536, 1664)  # timm/models/vision_transformer.py
 OTHER_HEAD_WIDTHS = {1152: 72, 1280: 80, 1408: 88, 1664: 104}  # SO400M, ViT-H, ViT-g and ViT-G: 16 heads each (arXiv 2106.04560)
+
+TRAINING_ROOTS = ("teacher", "student")  # of the checkpoints that DINO's and DINOv2's training writes
 
 VIT_RULES = (
     Rule("cls_token", "embeddings.cls_token"),
@@ -39,8 +44,11 @@ LAYER_SCALE_RULES = (
 )
 
 
-def attention_heads(raw: RawCheckpoint, hidden_size: int, num_heads: int | None) -> int:
-    """Return the number of heads. A state dict does not hold it, but the head width of published models follows from the hidden size."""
+def attention_heads(raw: RawCheckpoint, hidden_size: int, num_heads: int | None, *, published: bool = False) -> int:
+    """Return the number of heads. A state dict does not hold it, but the head width of published models follows from the hidden size.
+
+    published: config.json names a published architecture.
+    """
     if num_heads is not None:
         return num_heads
     head_width = published_head_width(hidden_size)
@@ -49,7 +57,7 @@ def attention_heads(raw: RawCheckpoint, hidden_size: int, num_heads: int | None)
             f"The number of attention heads does not follow from the shapes: the hidden size {hidden_size} is not a multiple of "
             f"{head_width}. Set num_heads=."
         )
-    if raw.config is None and not raw.official:
+    if not (raw.official or (published and hidden_size in PUBLISHED_WIDTHS)):
         raw.warnings.append(
             f"{hidden_size // head_width} attention heads assumed, each {head_width} wide as in published models: set num_heads= for others"
         )
@@ -68,6 +76,11 @@ def heads_warnings(config: ViTConfig) -> list[str]:
     return [f"the file does not hold the number of attention heads: load it with num_heads={config.num_attention_heads}"]
 
 
+def original_preprocessing(raw: RawCheckpoint, config: ViTConfig, preset: str) -> VitrailImageProcessor:
+    """Return the preprocessing of the original code, which is assumed for a backbone: other code writes the same layout."""
+    return image_processor_for(config, preset) if raw.root in TRAINING_ROOTS else raw.assume_preprocessing(preset, config)
+
+
 def square_grid(num_patches: int, name: str) -> int:
     """Return the side of the square grid of patches of a position embedding."""
     side = math.isqrt(num_patches)
@@ -79,13 +92,13 @@ def square_grid(num_patches: int, name: str) -> int:
     return side
 
 
-def plain_vit_fields(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
+def plain_vit_fields(raw: RawCheckpoint, num_heads: int | None, *, published: bool = False) -> dict[str, Any]:
     """Return the fields of ViTConfig that follow from the shapes; the epsilon of the originals is 1e-6."""
     hidden_size, num_channels, *patch_size = raw.shape(ANCHOR, 4)
     return {
         "hidden_size": hidden_size,
         "num_hidden_layers": raw.count_blocks("blocks."),
-        "num_attention_heads": attention_heads(raw, hidden_size, num_heads),
+        "num_attention_heads": attention_heads(raw, hidden_size, num_heads, published=published),
         "patch_size": tuple(patch_size),
         "num_channels": num_channels,
         "qkv_bias": "blocks.0.attn.qkv.bias" in raw.tensors,

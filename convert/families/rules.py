@@ -209,12 +209,12 @@ class InsertKey:
 
 @dataclass(frozen=True)
 class RemoveKey:
-    """The inverse of `InsertKey`, for layouts without a bias of the key; it must be 0."""
+    """The inverse of `InsertKey`, for a bias of the key that is 0."""
 
     def apply(self, tensors: Tensors) -> Tensors:
         query, key, value = tensors
         if key.any():
-            raise UnsupportedCheckpointError("The layout has no bias of the key, but this model's is not 0.")
+            raise ValueError("the bias of the key is not 0")
         return [query, value]
 
     @property

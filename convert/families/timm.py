@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
+from ...processing.presets import image_processor_for, make_image_processor
+from ...processing.resizing import output_size
+from . import timm_dinov3 as dinov3
 from .dino import recognizes as is_dino
 from .family import Family, RawCheckpoint, setting
-from .formats import Export, Exported, Holds, RunPeer, has_labels, without_mask_token, write_folder
+from .formats import Export, Exported, Holds, RunPeer, has_key_bias, has_labels, without_mask_token, without_periods, write_folder
 from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, plain_vit_fields, square_grid
 from .rules import AddRegisterPositions, Rule
 
@@ -26,12 +28,13 @@ ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "relu": "relu",
     "silu": "silu",
+    "swish": "silu",
 }
 # Fields that follow from neither names nor shapes, by the architecture in config.json: timm/models/vision_transformer.py
 BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
     (r".*_rpn(_.*)?", {"norm_position": "residual_post"}),
     (r"test_vit2?", {"num_attention_heads": 2}),
-    (r"test_vit[34]", {"num_attention_heads": 3}),
+    (r"test_vit([34]|_relpos)", {"num_attention_heads": 3}),
     # positions of FlexiViT are resized as its authors do: _create_vision_transformer
     (r"flexivit_.*", {"position_interpolation_mode": "bilinear", "position_interpolation_antialias": False}),
     (r"vit_base_patch16_gap_\d+|vit_giantopt_.*", {"num_attention_heads": 16}),
@@ -41,7 +44,7 @@ BY_ARCHITECTURE: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
 )
 # Arguments of timm's classes that are read here, that names and shapes show, or that have no effect at inference
-KNOWN_ARGUMENTS = {
+KNOWN_ARGUMENTS = dinov3.ARGUMENTS | {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("act_layer", "qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token", "reg_tokens", "pos_embed", "no_embed_class"),
     *(
@@ -113,6 +116,20 @@ def table(swiglu: bool, norm_before_pooling: bool, registers_after: int | None =
     ]
 
 
+def rules(raw: RawCheckpoint) -> Sequence[Rule]:
+    """Return the rules for the names of a checkpoint."""
+    if dinov3.is_dinov3(raw):
+        return dinov3.table(dinov3.is_gated(raw))
+    return table(is_swiglu(raw), "fc_norm.weight" not in raw.tensors, registers_after(raw))
+
+
+def export_rules(config: ViTConfig, tensors: Mapping[str, torch.Tensor]) -> Sequence[Rule]:
+    """Return the rules to reverse for an export."""
+    if config.position_embedding_type == "rotary":
+        return dinov3.table(config.mlp_type == "swiglu")
+    return table(config.mlp_type == "swiglu", config.norm_before_pooling)
+
+
 def recognizes(raw: RawCheckpoint) -> bool:
     """Return True for timm's names of patch embedding and blocks, and timm's config.json where there is one."""
     if raw.config is not None and "architecture" not in raw.config:
@@ -126,6 +143,8 @@ def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
     odd = {name: value for name, value in arguments.items() if name not in KNOWN_ARGUMENTS and value not in (None, False)}
     if arguments.get("norm_layer") not in (None, "layernorm"):
         odd["norm_layer"] = arguments["norm_layer"]
+    if arguments.get("proj_bias") is False:
+        odd["proj_bias"] = False
     for name, value in odd.items():
         raise UnsupportedCheckpointError(f"timm's {name}={value!r} (model_args in config.json) is not supported: use timm.")
     return arguments
@@ -134,7 +153,7 @@ def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
 def _activation(act_layer: str | None, default: str, swiglu: bool) -> str:
     if act_layer is None:
         return default
-    if swiglu and act_layer != "silu":
+    if swiglu and ACTIVATIONS.get(act_layer) != "silu":
         raise UnsupportedCheckpointError(f'timm\'s act_layer="{act_layer}" is not supported with SwiGLU; expected "silu".')
     if act_layer not in ACTIVATIONS:
         raise UnsupportedCheckpointError(
@@ -162,17 +181,16 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig: from the shapes, and pooling and image size from config.json where there is one."""
     config, tokens = raw.config or {}, raw.tensors
     architecture, model_args = setting(config, "architecture", str, ""), _model_args(config)
-    if "blocks.0.gamma_1" in tokens:
-        named_there = f' Its config.json names "{architecture[:80]}".' if architecture else ""
-        raise UnsupportedCheckpointError(
-            "The checkpoint has LayerScale as in timm's EVA classes, which hold DINOv3 and other models with rotary positions "
-            f"(blocks.0.gamma_1), which is not supported: use timm.{named_there}"
-        )
+    if dinov3.is_dinov3(raw):
+        fields = dinov3.configure(raw, num_heads, model_args)
+        pooling = _pooling_fields(raw, config, {"global_pool": "token" if architecture.endswith("lingbot") else "avg"} | model_args)
+        return fields | pooling | _rotary_image_size(config, fields) | _label_fields(raw, config)
     named: dict[str, Any] = {"norm_position": "pre", "hidden_act": "gelu", "position_interpolation_antialias": True}
     for pattern, particulars in BY_ARCHITECTURE:
         if re.fullmatch(pattern, architecture):
             named |= particulars
-    fields = named | plain_vit_fields(raw, num_heads or setting(model_args, "num_heads", int) or named.get("num_attention_heads"))
+    num_heads = num_heads or setting(model_args, "num_heads", int) or named.get("num_attention_heads")
+    fields = named | plain_vit_fields(raw, num_heads, published=bool(architecture) and "embed_dim" not in model_args)
     fields |= {
         "mlp_type": "swiglu" if is_swiglu(raw) else "mlp",
         "hidden_act": _activation(setting(model_args, "act_layer", str), named["hidden_act"], is_swiglu(raw)),
@@ -191,21 +209,23 @@ def _label_fields(raw: RawCheckpoint, config: Mapping[str, Any]) -> dict[str, An
     descriptions = setting(config, "label_descriptions", dict, {})
     if not names or "head.weight" not in raw.tensors or len(names) != len(raw.tensors["head.weight"]):
         return {}
-    labels = [str(descriptions.get(str(name), name)) for name in names]
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    described = {str(name): str(descriptions.get(str(name), name)) for name in names}
+    labels = [described[str(name)] for name in names]
+    fields: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    return fields | ({"label_descriptions": described} if descriptions else {})  # timm's own form, for an export
 
 
 def _pooling_fields(raw: RawCheckpoint, config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:
     """Return how tokens are pooled, and where the final norm is."""
     if not any(f"{norm}.{kind}" in raw.tensors for norm in ("norm", "fc_norm") for kind in ("weight", "bias")):
-        raise UnsupportedCheckpointError("The checkpoint has no final norm (RADIO), which is not supported: use timm.")
+        raise UnsupportedCheckpointError("The checkpoint has no final norm (RADIO, InternViT), which is not supported: use timm.")
     after_pooling = "fc_norm.weight" in raw.tensors
-    global_pool = setting(config, "global_pool", str)
+    # save_config_for_hf writes an empty one into model_args alone
+    global_pool = setting(config, "global_pool", str, setting(model_args, "global_pool", str))
     if global_pool == "" and "head.weight" in raw.tensors:
         raise UnsupportedCheckpointError(
             'timm\'s global_pool="" (logits for each token) is not supported; expected "token" or "avg".'
         )
-    global_pool = global_pool or setting(model_args, "global_pool", str)
     default = "avg" if after_pooling or "cls_token" not in raw.tensors else "cls"
     pooling = {"token": "cls", "avg": "avg", None: default}.get(global_pool or None)
     if pooling is None:
@@ -220,8 +240,8 @@ def _position_fields(raw: RawCheckpoint, config: dict[str, Any], fields: Mapping
     known = (size[0] // patch_size[0], size[1] // patch_size[1]) if size else None
     if size and (size[0] % patch_size[0] or size[1] % patch_size[1]):
         raw.warnings.append(
-            f"timm prepares images of {size[0]}x{size[1]} pixels and drops what patches of {patch_size[0]}x{patch_size[1]} do not cover; "
-            "here, images are resized to whole patches"
+            f"timm prepares images of {size[0]}x{size[1]} pixels and drops the last pixels, which patches of "
+            f"{patch_size[0]}x{patch_size[1]} do not cover; here, images of that scale are cropped at the center to whole patches"
         )
     if "pos_embed" not in raw.tensors:
         return _relative_fields(raw, known, patch_size, has_cls)
@@ -263,6 +283,12 @@ def registers_after(raw: RawCheckpoint) -> int | None:
     return has_cls if _prefix_positions(raw) == has_cls + _num_registers(raw) else None
 
 
+def _rotary_image_size(config: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the image size in config.json, in whole patches; 256 pixels without it, as in timm's published models."""
+    size = _known_size(config) or (256, 256)
+    return {"image_size": tuple(max(side // patch, 1) * patch for side, patch in zip(size, fields["patch_size"], strict=True))}
+
+
 def _is_square(number: int) -> bool:
     return number >= 0 and math.isqrt(number) ** 2 == number
 
@@ -301,6 +327,14 @@ def _relative_fields(
     return fields | {"image_size": image_size, "position_interpolation_antialias": False}
 
 
+def _prepared_size(raw: RawCheckpoint, config: ViTConfig) -> tuple[int, int]:
+    """Return the size that timm prepares images at: the model's, or a larger one whose last pixels no patch covers."""
+    size = _known_size(raw.config or {})
+    if size is None or tuple(side // patch for side, patch in zip(size, config.patch_shape, strict=True)) != config.patch_grid:
+        return config.image_shape
+    return size
+
+
 def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProcessor:
     """Return the preprocessing of `pretrained_cfg` in config.json: timm/data/transforms_factory.py, transforms_imagenet_eval."""
     cfg = _pretrained_cfg_of(raw.config or {})
@@ -310,32 +344,56 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
             f'pretrained_cfg has crop_mode="{mode}" and interpolation="{interpolation}"; supported are the crop modes "center" and '
             '"squash", and the interpolations "bicubic" and "bilinear". Edit config.json, or preprocess the images yourself.'
         )
-    height, width = config.image_shape
+    mean, std = setting(cfg, "mean", list), setting(cfg, "std", list)
+    assumed = raw.assume_preprocessing(usual_preset(raw), config) if mean is None or std is None else None
+    if assumed is not None and not any(cfg.get(name) for name in ("crop_mode", "crop_pct", "interpolation")):
+        return assumed
+    height, width = size = _prepared_size(raw, config)
     if mode == "squash" or height != width:
-        processor = make_image_processor("google", image_size=config.image_shape, num_channels=config.num_channels)
+        processor = image_processor_for(config, "google", image_size=size)
     else:
         processor = make_image_processor(
-            "timm",
-            image_size=config.image_shape,
+            "inception",
+            image_size=size,
             num_channels=config.num_channels,
             crop_pct=setting(cfg, "crop_pct", (int, float)) or 0.9,
         )
     options = processor.to_dict() | {"resample": INTERPOLATIONS[interpolation]}
-    mean, std = setting(cfg, "mean", list), setting(cfg, "std", list)
-    if mean is not None and std is not None:
-        options |= {"image_mean": mean, "image_std": std, "num_channels": len(mean)}
-    return VitrailImageProcessor(**options)
+    if size != config.image_shape:
+        rows, columns = config.image_shape
+        options |= {"do_center_crop": True, "crop_size": {"height": rows, "width": columns}}
+    if assumed is not None:
+        mean, std = assumed.image_mean, assumed.image_std
+    return VitrailImageProcessor(**options | {"image_mean": mean, "image_std": std, "num_channels": len(mean)})
+
+
+def usual_preset(raw: RawCheckpoint) -> str:
+    """Return the preset of most published models with the parts of this one, where no config.json states it.
+
+    Counted in pretrained_cfg of timm/models/{vision_transformer,vision_transformer_relpos,deit}.py, 1.0.31.
+    """
+    tokens = raw.tensors
+    if dinov3.is_dinov3(raw):
+        return "dinov3"
+    if not {"cls_token", "pos_embed"} <= tokens.keys():
+        return "inception"  # SigLIP, SBB, relative positions
+    if "blocks.0.ls1.gamma" in tokens:  # DINOv2 and models trained from it, DeiT III; TIPSv2 alone has one register
+        return "none" if "reg_token" in tokens and raw.shape("reg_token", 3)[1] == 1 else "imagenet"
+    if "fc_norm.weight" in tokens or "head.weight" not in tokens:  # MAE, fine-tuned and not, EVA-L, DINO
+        return "imagenet"
+    return "imagenet" if raw.root == "model" else "inception"  # the files of DeiT's and MAE's own code, or AugReg, FlexiViT
 
 
 def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
     """Return the config.json for timm: a registered architecture, and the arguments that differ from it."""
-    relative = config.position_embedding_type != "absolute"
-    width = config.intermediate_size * (2 if config.mlp_type == "swiglu" else 1)
+    relative, rotary = config.position_embedding_type.startswith("relative"), config.position_embedding_type == "rotary"
+    width = config.intermediate_size * (2 if config.mlp_type == "swiglu" and not rotary else 1)
     mlp_ratio = width / config.hidden_size
     if int(config.hidden_size * mlp_ratio) != width:  # timm rounds down
         mlp_ratio = (width + 0.5) / config.hidden_size
+    shape = (output_size(image_processor) if rotary else None) or config.image_shape  # with rotary positions, any size is native
     arguments: dict[str, Any] = {
-        "img_size": list(config.image_shape),
+        "img_size": list(shape),
         "patch_size": config.patch_size,
         "in_chans": config.num_channels,
         "embed_dim": config.hidden_size,
@@ -344,11 +402,14 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
         "mlp_ratio": mlp_ratio,
         "qkv_bias": config.qkv_bias,
         "class_token": config.use_cls_token,
-        "fc_norm": not config.norm_before_pooling,
     }
+    arguments |= {} if rotary else {"fc_norm": not config.norm_before_pooling}
     if config.hidden_act != "gelu" and config.mlp_type == "mlp":  # timm's SwiGLU would obey it; ours is SiLU always
         arguments["act_layer"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.hidden_act)
-    if relative:
+    if rotary:
+        architecture, rotary_arguments = dinov3.architecture(config)
+        arguments |= rotary_arguments
+    elif relative:
         architecture = "vit_relpos_base_patch16_224" if config.norm_position == "pre" else "vit_relpos_medium_patch16_rpn_224"
         arguments |= {
             "rel_pos_type": "mlp" if config.position_embedding_type == "relative_mlp" else "bias",
@@ -364,19 +425,31 @@ def timm_config(config: ViTConfig, image_processor: VitrailImageProcessor, num_c
     # timm takes 0 for no LayerScale
     arguments["init_values"] = None if config.layer_scale_init_value is None else float(config.layer_scale_init_value or 1e-5)
     global_pool = "token" if config.pooling == "cls" else config.pooling
-    labels = {"label_names": [config.id2label[index] for index in range(num_classes)]} if has_labels(config) and num_classes else {}
-    return labels | {
+    return _labels(config, num_classes) | {
         "architecture": architecture,
         "num_classes": num_classes,
         "num_features": config.hidden_size,
         "global_pool": global_pool,
         "model_args": arguments | {"global_pool": global_pool},
-        "pretrained_cfg": _pretrained_cfg(config, image_processor, num_classes),
+        "pretrained_cfg": _pretrained_cfg(config, image_processor, shape, num_classes),
     }
 
 
-def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> dict[str, Any]:
-    height, width = config.image_shape
+def _labels(config: ViTConfig, num_classes: int) -> dict[str, Any]:
+    """Return the names of the classes, and their descriptions if the labels of the model are those of timm's config.json."""
+    if not num_classes or not has_labels(config):
+        return {}
+    labels = [config.id2label[index] for index in range(num_classes)]
+    described: dict[str, str] = getattr(config, "label_descriptions", None) or {}
+    if list(described.values()) == labels:
+        return {"label_names": list(described), "label_descriptions": described}
+    return {"label_names": labels}
+
+
+def _pretrained_cfg(
+    config: ViTConfig, image_processor: VitrailImageProcessor, shape: tuple[int, int], num_classes: int
+) -> dict[str, Any]:
+    height, width = shape
     size = dict(image_processor.size)
     crops = image_processor.do_center_crop and "shortest_edge" in size
     interpolation = next((name for name, number in INTERPOLATIONS.items() if number == int(image_processor.resample)), None)
@@ -401,11 +474,14 @@ def _pretrained_cfg(config: ViTConfig, image_processor: VitrailImageProcessor, n
 
 def holds(config: ViTConfig) -> Holds:
     """Return what timm's VisionTransformer or VisionTransformerRelPos can hold."""
+    if config.position_embedding_type == "rotary":
+        return dinov3.holds(config)
     relative = config.position_embedding_type != "absolute"
     # timm's post-norm block with relative positions has no LayerScale
     unscaled = {"layer_scale_init_value": (None,)} if relative and config.norm_position == "residual_post" else {}
     return unscaled | {
         "pooling": ("cls", "avg"),
+        "separate_cls_norm": (False,),
         "representation_size": (None,),
         "mlp_type": ("mlp",) if relative else ("mlp", "swiglu"),
         # the class with relative positions takes no activation by name
@@ -416,7 +492,12 @@ def holds(config: ViTConfig) -> Holds:
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
     """Add the position of [CLS] to [CLS] where there are registers: timm's models with registers have positions of patches only."""
     config = without_mask_token(config, tensors, warnings)
-    if not (config.num_register_tokens and config.use_cls_position and config.use_cls_token):
+    without_periods(config, tensors, warnings)
+    if config.position_embedding_type == "rotary" and has_key_bias(tensors):
+        raise UnsupportedCheckpointError("timm's DINOv3 has no bias of the key, but in this model, with qkv_bias, it is not 0.")
+    if config.position_embedding_type == "rotary" or not (
+        config.num_register_tokens and config.use_cls_position and config.use_cls_token
+    ):
         return config
     positions = tensors["embeddings.position_embeddings"]
     tensors["embeddings.cls_token"] = tensors["embeddings.cls_token"] + positions[:, :1]
@@ -453,8 +534,8 @@ def assumption(raw: RawCheckpoint) -> str:
     """Return the warning for a bare file."""
     other = '; for a file of DINO\'s own code, pass format="dino"' if is_dino(raw) else ""
     return (
-        "no config.json next to the weights: read as a timm file, with the usual pooling, activation, norms before attention and MLP, and "
-        f"preprocessing (mean and std 0.5; crop 0.9){other}"
+        "no config.json next to the weights: read as a timm file, with the usual pooling, activation, and norms before attention and "
+        f"MLP{other}"
     )
 
 
@@ -468,11 +549,12 @@ TIMM = Family(
     name="timm",
     containers=("safetensors", "torch"),
     recognizes=recognizes,
-    rules=lambda raw: table(is_swiglu(raw), "fc_norm.weight" not in raw.tensors, registers_after(raw)),
-    export_rules=lambda config: table(config.mlp_type == "swiglu", config.norm_before_pooling),
+    understands=dinov3.is_dinov3,
+    rules=rules,
+    export_rules=export_rules,
     ignored=(),
     configure=configure,
-    anchor=ANCHOR,
+    anchors=(ANCHOR,),
     image_processor=image_processor,
     assumption=assumption,
     export=Export(holds, prepare, write_folder, describe, holds_labels=True, library="timm", load_peer=load_peer),

@@ -1,8 +1,9 @@
-"""transformers' own models as folders on the Hub: model types vit, deit, dinov2, dinov2_with_registers, vit_mae.
+"""transformers' own models as folders on the Hub: model types vit, deit, dinov2, dinov2_with_registers, vit_mae, dinov3_vit.
 
-Source: github.com/huggingface/transformers, src/transformers/models/{vit,dinov2,dinov2_with_registers,vit_mae}.
+Source: github.com/huggingface/transformers, src/transformers/models/{vit,dinov2,dinov2_with_registers,vit_mae,dinov3_vit}.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,23 @@ import transformers
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
-from .dinov2 import image_processor as dinov2_image_processor
+from ...processing.resizing import as_pair
+from . import transformers_dinov3 as dinov3
 from .family import Family, RawCheckpoint, setting
-from .formats import SQUARE, Export, Exported, Holds, RunPeer, with_mask_token, without_mask_token, write_folder
+from .formats import SQUARE, Export, Exported, Holds, RunPeer, with_mask_token, without_mask_token, without_periods, write_folder
 from .rules import Concatenate, Rule, Unsqueeze
 
 CLASS_KEYS = ("image_processor_type", "feature_extractor_type")
 VIT_TYPES, DINOV2_TYPES = ("vit", "deit", "vit_mae"), ("dinov2", "dinov2_with_registers")
 # Prefixes of the encoder's names in models with a head
-BASE_PREFIXES = {name: f"{name.removesuffix('_mae')}." for name in (*VIT_TYPES, *DINOV2_TYPES)}
+BASE_PREFIXES = {name: f"{name.removesuffix('_mae')}." for name in (*VIT_TYPES, *DINOV2_TYPES)} | {dinov3.MODEL_TYPE: ""}
+
+MODEL_CLASSES = {
+    "vit": "ViT",
+    "dinov2": "Dinov2",
+    "dinov2_with_registers": "Dinov2WithRegisters",
+    dinov3.MODEL_TYPE: "DINOv3ViT",
+}
 
 ANCHOR = "embeddings.patch_embeddings.projection.weight"
 BACKBONE_FIELDS = ("out_features", "out_indices", "apply_layernorm", "reshape_hidden_states")
@@ -129,7 +137,9 @@ def model_type(raw: RawCheckpoint) -> str:
 
 
 def export_model_type(config: ViTConfig) -> str:
-    """Return the model type that a config exports to: with LayerScale, a DINOv2."""
+    """Return the model type that a config exports to: with rotary positions a DINOv3, with LayerScale a DINOv2."""
+    if config.position_embedding_type == "rotary":
+        return dinov3.MODEL_TYPE
     if config.layer_scale_init_value is None:
         return "vit"
     return "dinov2_with_registers" if config.num_register_tokens else "dinov2"
@@ -137,7 +147,24 @@ def export_model_type(config: ViTConfig) -> str:
 
 def recognizes(raw: RawCheckpoint) -> bool:
     """Return True for a config.json with a supported model type; activation and epsilon are recorded nowhere else."""
-    return model_type(raw) in (*VIT_TYPES, *DINOV2_TYPES)
+    return model_type(raw) in (*VIT_TYPES, *DINOV2_TYPES, dinov3.MODEL_TYPE)
+
+
+def rules(raw: RawCheckpoint) -> Sequence[Rule]:
+    """Return the rules for the model type and the names of a checkpoint."""
+    return dinov3.rules(raw) if model_type(raw) == dinov3.MODEL_TYPE else table(model_type(raw), layout(raw))
+
+
+def export_rules(config: ViTConfig, tensors: Mapping[str, torch.Tensor]) -> Sequence[Rule]:
+    """Return the rules for the model type that a config exports to."""
+    if export_model_type(config) == dinov3.MODEL_TYPE:
+        return dinov3.export_rules(config, tensors)
+    return table(export_model_type(config))
+
+
+def normalize(name: str) -> str:
+    """Rename a block of DINOv3 as in transformers' modules, `model.layer.0`, to its name on the Hub, `layer.0`."""
+    return re.sub(r"^model\.(?=layer\.\d+\.)", "", name)
 
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
@@ -164,6 +191,8 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         fields |= {"id2label": labels, "label2id": config.get("label2id") or {label: int(index) for index, label in labels.items()}}
     if is_backbone(raw):
         fields |= {name: config[name] for name in BACKBONE_FIELDS if config.get(name) is not None}
+    if model_type(raw) == dinov3.MODEL_TYPE:
+        return fields | dinov3.configure(raw, config) | ({"num_attention_heads": num_heads} if num_heads is not None else {})
     if model_type(raw) in VIT_TYPES:
         dropped = drops(raw)
         has_pooler = "pooler.dense.weight" in raw.tensors and "pooler.dense.weight" not in dropped
@@ -206,12 +235,17 @@ def _note_differences(raw: RawCheckpoint) -> None:
         raw.warnings.append("config.json names a classifier, but the file has none: the model is the encoder")
     if model_type(raw) == "vit_mae":
         raw.warnings.append("ViTMAE masks patches at random unless its mask_ratio is 0; this encoder reads all patches")
+    if any(name.startswith("decoder.") for name in raw.tensors):
+        raw.warnings.append("the decoder of the pre-training is left out: the model is the encoder")
     if is_backbone(raw):
         raw.warnings.append("a backbone is loaded as its encoder: for its stages, save the model and load vitrail.ViTBackbone")
 
 
 def drops(raw: RawCheckpoint) -> dict[str, str]:
-    """Return a pooler that no classifier reads, or that was never trained: an untrained pooler has a bias of zeros."""
+    """Return an empty tensor of registers, and a pooler that no classifier reads, or that was never trained: then its bias is zero."""
+    registers = raw.tensors.get("embeddings.register_tokens")
+    if registers is not None and not registers.numel():
+        return {"embeddings.register_tokens": "the tensor of registers is empty"}
     pooler = ("pooler.dense.weight", "pooler.dense.bias")
     if not all(name in raw.tensors for name in pooler):
         return {}
@@ -227,9 +261,10 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     saved = raw.preprocessor_config
     if saved is None:
         if model_type(raw) in VIT_TYPES:
-            processor = make_image_processor("google-hub", image_size=config.image_shape, num_channels=config.num_channels)
-            return raw.assume_preprocessing(processor)
-        return raw.assume_preprocessing(dinov2_image_processor(config))
+            return raw.assume_preprocessing("google-hub", config)
+        if model_type(raw) == dinov3.MODEL_TYPE:
+            return raw.assume_preprocessing("dinov3", config)
+        return raw.assume_preprocessing("dinov2", config)
     class_name = "".join(str(saved.get(key)) for key in CLASS_KEYS)
     crops = saved.get("do_center_crop", any(name in class_name for name in ("Bit", "CLIP", "DeiT")))  # their default
     size = saved.get("size", 224)
@@ -253,10 +288,10 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     )
 
 
-def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: bool) -> dict[str, Any]:
+def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: bool, key_bias: bool = False) -> dict[str, Any]:
     """Return the config.json for transformers' own class."""
     model_type = export_model_type(config)
-    model_class = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[model_type]
+    model_class = MODEL_CLASSES[model_type]
     result: dict[str, Any] = {
         "model_type": model_type,
         "architectures": [f"{model_class}{'ForImageClassification' if classifies else 'Model'}"],
@@ -273,6 +308,8 @@ def transformers_config(config: ViTConfig, *, classifies: bool, use_mask_token: 
     if model_type == "vit":
         pooler = {} if config.representation_size is None else {"pooler_output_size": config.representation_size}
         return result | {"intermediate_size": config.intermediate_size} | pooler
+    if model_type == dinov3.MODEL_TYPE:
+        return result | dinov3.config_fields(config, key_bias=key_bias)
     swiglu = config.mlp_type == "swiglu"
     registers = {"num_register_tokens": config.num_register_tokens} if model_type == "dinov2_with_registers" else {}
     return result | registers | {
@@ -303,15 +340,29 @@ def transformers_preprocessor_config(image_processor: VitrailImageProcessor) -> 
 
 def holds(config: ViTConfig) -> Holds:
     """Return what transformers' class for this config can hold."""
-    common: Holds = {"use_cls_token": (True,), "use_cls_position": (True,), "position_embedding_type": ("absolute",)}
+    if export_model_type(config) == dinov3.MODEL_TYPE:
+        return dinov3.holds()
+    common: Holds = {
+        "use_cls_token": (True,),
+        "use_cls_position": (True,),
+        "position_embedding_type": ("absolute",),
+        "separate_cls_norm": (False,),
+    }
     if export_model_type(config) == "vit":
         return common | {"num_register_tokens": (0,), "mlp_type": ("mlp",)}
-    return common | {"patch_grid": SQUARE, "representation_size": (None,)}  # positions of a rectangle are read as those of a square
+    return common | {
+        "patch_grid": SQUARE,
+        "representation_size": (None,),
+        "mlp_type": ("mlp", "swiglu"),
+    }  # positions of a rectangle are read as those of a square
 
 
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:
-    """Add or remove the mask token: Dinov2WithRegistersModel always has one, the other models where their config asks for it."""
-    if config.num_register_tokens:
+    """Add or remove the mask token: DINOv3ViTModel and Dinov2WithRegistersModel always have one, the others if their config says so."""
+    without_periods(config, tensors, warnings)
+    if export_model_type(config) == dinov3.MODEL_TYPE and not config.num_register_tokens:
+        tensors["embeddings.register_tokens"] = tensors["embeddings.cls_token"][:, :0].clone()
+    if config.num_register_tokens or export_model_type(config) == dinov3.MODEL_TYPE:
         return with_mask_token(config, tensors, warnings)
     return config if config.layer_scale_init_value is not None else without_mask_token(config, tensors, warnings)
 
@@ -319,7 +370,12 @@ def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[
 def describe(exported: Exported, config: ViTConfig, image_processor: VitrailImageProcessor, num_classes: int) -> None:
     """Fill in the JSON files, and a pooler of zeros where transformers' ViTModel would initialize one at random."""
     classifies = num_classes > 0
-    exported.config = transformers_config(config, classifies=classifies, use_mask_token="embeddings.mask_token" in exported.tensors)
+    exported.config = transformers_config(
+        config,
+        classifies=classifies,
+        use_mask_token="embeddings.mask_token" in exported.tensors,
+        key_bias=dinov3.KEY_BIAS in exported.tensors,
+    )
     exported.preprocessor_config = transformers_preprocessor_config(image_processor)
     if native_size_only(config):
         exported.warnings.append("transformers runs this model at its own image size only, without interpolate_pos_encoding")
@@ -340,6 +396,8 @@ def fixed_size(config: ViTConfig) -> bool:
 
 def native_size_only(config: ViTConfig) -> bool:
     """Return True where the exported model cannot interpolate positions: ViTModel takes every grid and every patch for a square."""
+    if export_model_type(config) == dinov3.MODEL_TYPE:
+        return False
     return len(set(config.patch_grid)) > 1 or (export_model_type(config) == "vit" and not isinstance(config.patch_size, int))
 
 
@@ -356,7 +414,6 @@ def load_peer(folder: Path, exported: Exported) -> RunPeer:
     peer, loading = model_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
     classifies = hasattr(peer, "classifier")
-    native = tuple(peer.base_model.embeddings.patch_embeddings.image_size)
 
     def run(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         resizes = config["model_type"] == "vit" and tuple(pixel_values.shape[-2:]) != native
@@ -368,6 +425,7 @@ def load_peer(folder: Path, exported: Exported) -> RunPeer:
         layernorm = peer.base_model.layernorm
         return {"features": layernorm(outputs.hidden_states[-1]), "logits": outputs.logits}
 
+    native = as_pair("image_size", config["image_size"])
     peer.eval()
     return run
 
@@ -386,11 +444,12 @@ TRANSFORMERS = Family(
     name="transformers",
     containers=("safetensors", "torch"),
     recognizes=recognizes,
-    rules=lambda raw: table(model_type(raw), layout(raw)),
-    export_rules=lambda config: table(export_model_type(config)),
+    rules=rules,
+    export_rules=export_rules,
     ignored=(r"decoder\..*",),  # of MAE's pre-training and of SimMIM
     configure=configure,
-    anchor=ANCHOR,
+    anchors=(ANCHOR, dinov3.ANCHOR),
+    normalize=normalize,
     requires="The names are those of transformers: pass the folder that also holds its config.json.",
     image_processor=image_processor,
     base_prefixes=BASE_PREFIXES,

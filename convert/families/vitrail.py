@@ -6,7 +6,6 @@ from typing import Any
 
 from ...configuration.configuration_vit import ViTConfig, without_foreign_attention
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import make_image_processor
 from .family import Family, RawCheckpoint
 from .rules import Rule
 
@@ -30,7 +29,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     """Return the image processor of preprocessor_config.json."""
     if raw.preprocessor_config is not None:
         return VitrailImageProcessor.from_dict(raw.preprocessor_config)
-    return raw.assume_preprocessing(make_image_processor("dino", image_size=config.image_shape, num_channels=config.num_channels))
+    return raw.assume_preprocessing("dino", config)
 
 
 VITRAIL = Family(
@@ -38,10 +37,10 @@ VITRAIL = Family(
     containers=("safetensors", "torch"),
     recognizes=lambda raw: (raw.config or {}).get("model_type") == ViTConfig.model_type,
     rules=lambda raw: [Rule(name, name) for name in raw.tensors if re.fullmatch(r"(?!decoder\.)[\w.]+", name)],
-    export_rules=lambda config: (),
+    export_rules=lambda config, tensors: (),
     ignored=(r"decoder\..*",),  # of masked image modeling
     base_prefixes={ViTConfig.model_type: "vit."},
     configure=configure,
-    anchor="embeddings.patch_embeddings.projection.weight",
+    anchors=("embeddings.patch_embeddings.projection.weight",),
     image_processor=image_processor,
 )

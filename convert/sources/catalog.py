@@ -29,13 +29,15 @@ class Checkpoint:
     hub_id: the Hub repository. With a repository, `url` is not the file itself but the upstream file that the repository was converted
         from (timm) or the repository's page (transformers).
     url: the official file, where `hub_id` is None; `sha256`: its SHA-256, in hexadecimal, where public documents agree on it.
+    access: the page where the publisher's terms are accepted, without which `url` and `head_urls` are refused.
     full_checkpoint_url: the full training state (student, teacher, optimizer) where it was published.
     head_urls: official linear classifiers for the backbone, by name; `head_recipe`: the input of each, or of the classifier in the file.
     hub_safetensors: whether the main branch of the Hub repository holds model.safetensors.
     same_weights_as: name of the row that holds the same weights in their first format.
     architecture: sizes and switches; `image_size` and `patch` in pixels, `embed_dim` and `mlp_dim` in features; `zero_head` where the
         publisher states that the head in the file is zeros; `class_position` false where [CLS] has no position;
-        `register_positions` true where registers have positions, which loading adds to them.
+        `register_positions` true where registers have positions, which loading adds to them; `key_bias` false where the file has biases
+        of queries and values alone; `periods` of rotary positions are "published" in the file, or "computed" because the file has none.
     params: number of parameters in the file, including mask token and classifier.
     preprocessing: of the publisher's evaluation; `size` and `crop_size` in pixels, `mean` and `std` per RGB channel in [0, 1].
     metrics: ImageNet-1k accuracies that the publisher reports, in percent.
@@ -64,6 +66,7 @@ class Checkpoint:
     sources: Mapping[str, str | None]
     notes: str | None
     sha256: str | None = None
+    access: str | None = None
 
     @property
     def has_classifier(self) -> bool:
@@ -107,7 +110,7 @@ def find_checkpoint(name: str) -> Checkpoint | None:
 def official_config(checkpoint: Checkpoint) -> ViTConfig:
     """Return the config that `vitrail.load` gives an official checkpoint, without the names of its classes."""
     a = checkpoint.architecture
-    absolute = a["position"] == "absolute"
+    position = a["position"]
     fields: dict[str, Any] = {
         "hidden_size": a["embed_dim"],
         "num_hidden_layers": a["depth"],
@@ -121,8 +124,8 @@ def official_config(checkpoint: Checkpoint) -> ViTConfig:
         "use_mask_token": a.get("mask_token", False),
         "use_cls_position": a.get("class_position", True),
         "hidden_act": a.get("hidden_act", "gelu"),
-        "position_embedding_type": "absolute" if absolute else "relative_mlp",
-        "share_relative_position": a["position"].endswith("shared"),
+        "position_embedding_type": position if position in ("absolute", "rotary") else "relative_mlp",
+        "share_relative_position": position.endswith("shared"),
         "norm_position": "residual_post" if a.get("block") == "residual post-norm" else "pre",
         "qkv_bias": a["qkv_bias"],
         "layer_scale_init_value": 1.0 if a["layer_scale"] else None,
@@ -132,11 +135,11 @@ def official_config(checkpoint: Checkpoint) -> ViTConfig:
         "representation_size": a["embed_dim"] if a["pre_logits"] else None,
         "classifier_mean_patch": a["pooling"] == "cls+avg",
     }
-    if absolute:
+    if position == "absolute":
         fields["position_interpolation_offset"] = a["pos_interpolate_offset"] or 0.0
         fields["position_interpolation_antialias"] = bool(a["pos_interpolate_antialias"])
         fields["position_interpolation_mode"] = a.get("pos_interpolate_mode", "bicubic")
-    else:
+    elif "rel_pos_hidden" in a:
         fields["relative_position_hidden_size"] = a["rel_pos_hidden"]
     fields |= family_of_rows(checkpoint.format).official_fields(a)
     return ViTConfig(**fields | ({"num_labels": a["num_classes"]} if checkpoint.has_classifier else {}))

@@ -82,7 +82,8 @@ def resolve(
     name = hub_page[1] if hub_page else text
     if "://" in name:
         url = https_url(name)
-        known = (row for row in checkpoints() if row.hub_id is None and url in (row.url, row.full_checkpoint_url))
+        # a link that was mailed has a query, which is no part of the row's
+        known = (row for row in checkpoints() if row.hub_id is None and public_text(url) in (row.url, row.full_checkpoint_url))
         return _downloaded(url, next(known, None), cache_dir=cache_dir, progress=progress)
 
     checkpoint = find_checkpoint(name)
@@ -101,10 +102,12 @@ def resolve(
 def _downloaded(
     url: str, checkpoint: Checkpoint | None, *, cache_dir: str | os.PathLike[str] | None, progress: bool
 ) -> ResolvedSource:
-    published = checkpoint.sha256 if checkpoint and url == checkpoint.url else None
-    path = download(url, cache_dir=cache_dir, progress=progress, sha256=published)
+    public = public_text(url)
+    published = checkpoint.sha256 if checkpoint and public == checkpoint.url else None
+    pages = (row.access for row in checkpoints() if row.access and public in (row.url, *row.head_urls.values()))
+    path = download(url, cache_dir=cache_dir, progress=progress, sha256=published, access=next(pages, None))
     name = checkpoint.name if checkpoint else path.name
-    return ResolvedSource(path=path, name=name, url=public_text(url), checkpoint=checkpoint)
+    return ResolvedSource(path=path, name=name, url=public, checkpoint=checkpoint)
 
 
 def _close_names(text: str) -> str:

@@ -235,6 +235,29 @@ def test_classify_prints_labels_with_their_probabilities(model_dir, capsys):
     assert all("LABEL_" in line and "%" in line for line in lines)
 
 
+def test_classify_takes_the_names_of_the_classes(model_dir, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"name {number}" for number in range(10)))
+    run("classify", model_dir.parent / "classifier", PHOTO, "--top", 1, "--labels", names)
+    assert capsys.readouterr().out.split("%")[1].strip().startswith("name ")
+    names.write_text("ant\nbee\n")
+    error = fail(capsys, "classify", model_dir.parent / "classifier", PHOTO, "--labels", names)
+    assert "--labels holds 2 names, but the model has 10 classes" in error
+
+
+def test_preset_and_patch_size(tmp_path, capsys):
+    deterministic.write_checkpoint(deterministic.case("dinov2_chunked_teacher_tiny"), tmp_path / "tiny.pth")
+    run("info", tmp_path / "tiny.pth", "--preset", "sat", "--patch-size", "7x14", "--json")
+    printed = capsys.readouterr()
+    record = json.loads(printed.out)
+    assert (record["config"]["patch_size"], record["image_processor"]["image_mean"]) == ([7, 14], [0.43, 0.411, 0.296])
+    assert "--preset sat takes the place of the checkpoint's preprocessing: images of 98x98 pixels" in printed.err
+    assert "patch projection of 14x14 pixels resized to 7x14" in printed.err
+    torch.save(torch.load(tmp_path / "tiny.pth")["teacher"], tmp_path / "bare.pth")
+    run("convert", tmp_path / "bare.pth", tmp_path / "out")
+    assert "--preset dinov2 is assumed (images of 224x224 pixels" in capsys.readouterr().err
+
+
 def test_classify_takes_folders_and_writes_a_table(model_dir, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     for name in ("a.jpg", "b.jpg"):

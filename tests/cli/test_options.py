@@ -17,6 +17,10 @@ EXCEPTIONS = {
     ("--recipe", "help"): "probe and pretrain have recipes of their own",
     ("--recipe", "default"): "probe and pretrain have recipes of their own",
     **{("--dtype", fact): "extract: the type of the stored features" for fact in ("help", "default", "show_default")},
+    **{
+        ("--labels", fact): "pretrain: whether to hold out labeled images"
+        for fact in ("type", "is_flag", "metavar", "default", "show_default", "help")
+    },
     ("--top", "default"): "labels of one image, or images of a contact sheet",
     ("--batch-size", "help"): "export: the batch size that a graph is fixed to",
     ("--batch-size", "show_default"): "export: the batch size that a graph is fixed to",
@@ -50,7 +54,7 @@ def test_the_same_option_is_the_same_everywhere(name):
 
 def test_every_command_reads_a_checkpoint_with_the_same_options():
     found = {command: {option for other, option, _ in options() if other == command} for command in COMMANDS}
-    reading = {"--head", "--head-name", "--branch", "--format", "--num-heads", "--revision"}
+    reading = {"--head", "--head-name", "--branch", "--format", "--num-heads", "--preset", "--revision"}
     assert [command for command in READING if not reading <= found[command]] == []
 
 
@@ -92,6 +96,10 @@ def test_every_command_has_json_and_traceback(command):
         ("write image_size=(28, 56).", "write --image-size 28x56."),
         ("set classifier=False.", "set --no-classifier."),
         ("Set num_heads=.", "Set --num-heads of `vitrail convert`."),
+        (
+            'preset="sat" is assumed; set labels= to',
+            "--preset sat of `vitrail convert` is assumed; set --labels of `vitrail convert` to",
+        ),
         ("found format='x'; image_size=True is", "found --format x; --image-size is"),
         ("num_attention_heads=5 does not divide", "num_attention_heads=5 does not divide"),
         ("https://host/x?format=y is", "https://host/x?format=y is"),

@@ -9,20 +9,21 @@ from safetensors.torch import load_file, save_file
 
 import deterministic
 import vitrail
-from vitrail.convert.adaptation import adapt_image_processor, adapt_image_size
+from vitrail.convert.adaptation import adapt_grid, adapt_image_processor, resize_patches
 from vitrail.errors import UnsupportedCheckpointError
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
 VARIANTS = deterministic.case("timm_variants")
 CASES, INPUTS = VARIANTS["cases"], VARIANTS["inputs"]
 PLAIN = deterministic.weights(CASES["absolute, [CLS]"]["checkpoint"])  # 32 pixels, patches of 8, 5 classes
+CONFIG = {"architecture": "vit", "model_args": {"num_heads": 2}, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
 PROJECTION = "patch_embed.proj.weight"
 DINOV2 = deterministic.weights(deterministic.case("dinov2_chunked_teacher_tiny")["checkpoint"])
 
 
 def timm(tmp_path, tensors, config=None):
     save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config or {"architecture": "vit"}))
+    (tmp_path / "config.json").write_text(json.dumps(config or CONFIG))
     return tmp_path
 
 
@@ -67,7 +68,7 @@ def test_resizing_at_loading_is_what_the_model_does_when_it_runs(rule, image_siz
     fields = SMALL | RULES[rule]
     model = random_model(**fields)
     tensors = model.state_dict()
-    warnings = adapt_image_size(tensors, fields, image_size)
+    warnings = adapt_grid(tensors, fields, image_size=image_size)
     assert fields["image_size"] == image_size
     resized = vitrail.ViTModel(vitrail.ViTConfig(**fields)).eval()
     resized.load_state_dict(tensors)
@@ -118,6 +119,51 @@ def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest(tmp_path)
         vitrail.load(timm(tmp_path, PLAIN), image_size=33)
 
 
+# ----------------------------------------------------------------------------------------------------------------- patch size
+
+
+def resizing(old, new):
+    """The matrix (new, old) of bicubic resizing with antialiasing: the kernel of Keys, a = -0.5, widened where pixels become fewer."""
+    scale = max(old / new, 1)
+    distance = np.abs((np.arange(new)[:, None] + 0.5) * old / new - np.arange(old) - 0.5) / scale
+    near, far = 1.5 * distance**3 - 2.5 * distance**2 + 1, -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (4, 4), (12, 5)], ids=str)
+def test_patches_are_resized_by_the_pseudo_inverse(size):
+    """The smallest weights whose tokens of resized images are closest: equations 3 and 4 of FlexiViT, arXiv 2212.08013."""
+    weight = PLAIN[PROJECTION]
+    resize = np.kron(resizing(8, size[0]), resizing(8, size[1]))
+    expected, *_ = np.linalg.lstsq(resize.T, weight.double().flatten(2).reshape(-1, 64).T.numpy(), rcond=None)
+    found = resize_patches(weight, size)
+    np.testing.assert_allclose(found.double().flatten(2).reshape(-1, found[0, 0].numel()), expected.T, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_another_patch_size(tmp_path):
+    folder = timm(tmp_path, PLAIN)
+    original, _, _ = vitrail.load(folder)
+    model, processor, report = vitrail.load(folder, patch_size=16)
+    assert (model.config.patch_size, model.config.image_size) == (16, 32)
+    assert processor(np.zeros((40, 40, 3), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+    assert report.warnings == [
+        "patch projection of 8x8 pixels resized to 16x16, by FlexiViT's pseudo-inverse",
+        "positions of 4x4 patches resized to 2x2, by the family's rule",
+    ]
+    enlarged, _, _ = vitrail.load(folder, patch_size=(16, 16), image_size=64)  # as many patches as before, so the same positions
+    assert torch.equal(enlarged.vit.embeddings.position_embeddings, original.vit.embeddings.position_embeddings)
+    image = torch.full((1, 3, 32, 32), 0.7)  # one color stays so when it is enlarged
+    torch.testing.assert_close(enlarged(torch.full((1, 3, 64, 64), 0.7)).logits, original(image).logits, **CLOSE)
+    assert vitrail.load(folder, patch_size=8)[2].warnings == []
+
+
+def test_a_patch_size_that_does_not_divide_the_image_is_refused(tmp_path):
+    with pytest.raises(UnsupportedCheckpointError, match=r"not a multiple of patch_size 12x12: write image_size=\(36, 36\)"):
+        vitrail.load(timm(tmp_path, PLAIN), patch_size=12)
+
+
 # ------------------------------------------------------------------------------------------------------------- image processor
 
 
@@ -126,7 +172,7 @@ def test_a_size_that_patches_do_not_divide_is_refused_with_the_nearest(tmp_path)
     [
         ("dino", (448, 448), {"shortest_edge": 512}),
         ("dinov2", (518, 518), {"shortest_edge": 592}),
-        ("timm", (384, 384), {"shortest_edge": 425}),  # 248 / 224 of it
+        ("inception", (384, 384), {"shortest_edge": 425}),  # 248 / 224 of it
         ("google", (384, 384), {"height": 384, "width": 384}),
         ("google", (384, 256), {"height": 384, "width": 256}),
         ("dino", (448, 224), {"height": 448, "width": 224}),  # a rectangle is not a center crop
@@ -144,7 +190,7 @@ def test_the_image_processor_goes_with_the_size(preset, image_size, size):
 @pytest.mark.parametrize("length", [98, 294, 406, 812])
 def test_a_processor_of_that_size_stays_as_it_is(length):
     """The quotient of these lengths is a hair below a whole number where it is taken in floating point."""
-    processor = vitrail.make_image_processor("timm", image_size=length)
+    processor = vitrail.make_image_processor("inception", image_size=length)
     adapted = adapt_image_processor(processor, image_size=(length, length), patch_size=(14, 14), num_channels=3)
     assert dict(adapted.size) == dict(processor.size)
 
@@ -223,6 +269,44 @@ def test_a_channel_rule_that_does_not_fit_is_refused(tmp_path, num_channels, rul
 
 
 # --------------------------------------------------------------------------------------------------------------------- labels
+
+
+THOUSAND = {name: tensor for name, tensor in PLAIN.items() if not name.startswith("head.")}
+THOUSAND |= {"head.weight": torch.zeros(1000, PLAIN["cls_token"].shape[-1]), "head.bias": torch.zeros(1000)}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "first", "warning"),
+    [
+        (None, {}, "tench, Tinca tinca", 'labels="imagenet-1k" is assumed for the 1000 classes: set labels= for others'),
+        (CONFIG, {}, "LABEL_0", 'config.json does not name the 1000 classes: if they are ImageNet\'s, set labels="imagenet-1k"'),
+        (CONFIG, {"labels": "imagenet-1k"}, "tench, Tinca tinca", None),
+        (CONFIG | {"label_names": [f"class {number}" for number in range(1000)]}, {}, "class 0", None),
+        (CONFIG, {"labels": [f"class {number}" for number in range(1000)]}, "class 0", None),
+        (None, {"num_labels": 2, "labels": ["ant", "bee"]}, "ant", None),
+    ],
+)
+def test_names_of_imagenet_are_given_or_assumed_with_a_warning(tmp_path, config, options, first, warning):
+    if config is None:
+        save_file(THOUSAND, tmp_path / "vit.safetensors")
+    source = tmp_path / "vit.safetensors" if config is None else timm(tmp_path, THOUSAND, config)
+    model, _, report = vitrail.load(source, **options)
+    assert (model.config.id2label[0], model.config.label2id[first]) == (first, 0)
+    assert len(model.config.id2label) == len(model.classifier.weight)
+    assert [text for text in report.warnings if "labels=" in text] == ([] if warning is None else [warning])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "imagenet-1k"}, "labels= holds 1000 names, but the model has 5 classes; expected one for each class"),
+        ({"labels": ["ant"], "num_labels": 0}, "labels= holds 1 names, but the model has no classifier"),
+        ({"labels": ["ant"], "num_labels": 2}, "1 names, but the model has 2 classes"),
+    ],
+)
+def test_a_wrong_number_of_names_is_refused(tmp_path, options, message):
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        vitrail.load(timm(tmp_path, PLAIN), **options)
 
 
 def fresh(report):

@@ -94,12 +94,12 @@ BAD = {
     "norm before the first block, timm": (
         folder_of(vit(norm_pre__weight=(WIDTH,)), TIMM),
         UnsupportedCheckpointError,
-        ["norm before the first block (CLIP)", "norm_pre.weight", "use transformers or timm"],
+        ["norm before the first block (CLIP, PE)", "norm_pre.weight", "use transformers or timm"],
     ),
     "norm before the first block, CLIP": (
         pth({"vision_model.pre_layrnorm.weight": torch.zeros(WIDTH)}),
         UnsupportedCheckpointError,
-        ["norm before the first block (CLIP)", "use transformers or timm"],
+        ["norm before the first block (CLIP, PE)", "use transformers or timm"],
     ),
     "query and key norms": (
         folder_of(vit(blocks__0__attn__q_norm__weight=(64,), blocks__1__attn__q_norm__weight=(64,)), TIMM),
@@ -127,14 +127,14 @@ BAD = {
         ["convolutional stem (ResNet hybrids, ViTamin)", "plain ViT"],
     ),
     "rotary positions": (
-        pth(vit(rope_embed__periods=(16,))),
+        pth(vit(rope__freqs=(16,))),
         UnsupportedCheckpointError,
-        ["rotary positions (DINOv3, EVA-02)", "rope_embed.periods", "use transformers or timm"],
+        ["rotary positions (EVA-02", "rope.freqs", "use transformers or timm"],
     ),
-    "BEiT's biases": (
+    "EVA's biases": (
         folder_of(vit(blocks__0__attn__q_bias=(WIDTH,), blocks__0__attn__v_bias=(WIDTH,)), TIMM),
         UnsupportedCheckpointError,
-        ["BEiT's attention", "blocks.0.attn.q_bias", "use transformers or timm"],
+        ["biases of queries and values apart (timm's EVA", "blocks.0.attn.q_bias", "use timm"],
     ),
     "a shard of FSDP": (
         pth({"model": {"student.backbone._fsdp_wrapped_module._flat_param": torch.zeros(8)}}),
@@ -142,13 +142,9 @@ BAD = {
         ["one shard of an FSDP run", "_flat_param", "teacher_checkpoint.pth"],
     ),
     "another model type of transformers": (
-        folder_of(*reversed(hub("dinov3_vit"))),
+        folder_of(*reversed(hub("pixio"))),
         UnsupportedCheckpointError,
-        [
-            "not recognized as any of: vitrail, transformers, google, dinov3, dinov2, dino, mae, deit, ijepa, timm",
-            "embeddings.cls_token",
-            '"dinov3_vit"',
-        ],
+        ["not recognized as any of: vitrail, transformers, google, dinov3, dinov2", "embeddings.cls_token", '"pixio"'],
     ),
     "timm's names next to another config.json": (
         folder_of(vit(), {"model_type": "clip"}),
@@ -306,15 +302,13 @@ BAD = {
         ["parallel attention and MLP", '"vit_small_patch16_224"'],
     ),
     "SwiGLU in two parts": (folder_of(vit(blocks__0__mlp__fc1_g__weight=(1,)), TIMM), UnsupportedCheckpointError, ["AIMv2"]),
-    "DINOv3 of timm": (
-        folder_of(vit(pos_embed=None, blocks__0__gamma_1=(WIDTH,)), {"architecture": "vit_small_patch16_dinov3"}),
-        UnsupportedCheckpointError,
-        ["DINOv3", '"vit_small_patch16_dinov3"'],
-    ),
     "BEiT": (
-        folder_of(vit(blocks__0__gamma_1=(WIDTH,), blocks__0__attn__q_bias=(WIDTH,)), {"architecture": "beit_base_patch16_224"}),
+        folder_of(
+            vit(blocks__0__attn__q_bias=(WIDTH,), blocks__0__attn__relative_position_bias_table=(732, 12)),
+            {"architecture": "beit_base_patch16_224"},
+        ),
         UnsupportedCheckpointError,
-        ["BEiT's attention"],
+        ["BEiT's relative positions", "use transformers or timm"],
     ),
     "CaiT": (
         folder_of(vit(blocks__0__gamma_1=(WIDTH,), blocks_token_only__0__gamma_1=(WIDTH,)), TIMM),
@@ -324,7 +318,36 @@ BAD = {
     "no final norm": (
         folder_of(vit(norm__weight=None, norm__bias=None), TIMM),
         UnsupportedCheckpointError,
-        ["no final norm (RADIO)", "use timm"],
+        ["no final norm (RADIO, InternViT)", "use timm"],
+    ),
+    "SAM": (
+        folder_of(
+            vit(blocks__0__attn__rel_pos_h=(27, 64), neck__0__weight=(WIDTH, WIDTH, 1, 1)), {"architecture": "samvit_base_patch16"}
+        ),
+        UnsupportedCheckpointError,
+        ["windowed attention and a neck (SAM)"],
+    ),
+    "BEiT-3": (
+        folder_of(vit(blocks__0__attn__norm__weight=(WIDTH,)), {"architecture": "beit3_base_patch16_224"}),
+        UnsupportedCheckpointError,
+        ["norms inside attention and MLP (BEiT-3)"],
+    ),
+    "NaFlexViT": (
+        folder_of(
+            {"embeds.proj.weight": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(1)}, {"architecture": "naflexvit"}
+        ),
+        UnsupportedCheckpointError,
+        ["NaFlexViT's embeddings"],
+    ),
+    "a folder of torch.distributed.checkpoint": (
+        lambda folder: (folder / ".metadata").write_bytes(b"x") and folder,
+        UnsupportedCheckpointError,
+        ["torch.distributed.checkpoint.format_utils.dcp_to_torch_save(", "'weights.pth'), and pass that file"],
+    ),
+    "a file of torch.distributed.checkpoint": (
+        lambda folder: (folder / "__0_0.distcp").write_bytes(b"x") and folder / "__0_0.distcp",
+        UnsupportedCheckpointError,
+        ["dcp_to_torch_save("],
     ),
     "a block too few": (
         pth({name: tensor for name, tensor in vit().items() if not name.startswith("blocks.0.")}),
@@ -415,7 +438,10 @@ def test_names_and_container_determine_the_family(tensors, container, found):
     ("config", "found"),
     [
         ({"model_type": "vitrail"}, "vitrail"),
-        *[({"model_type": kind}, "transformers") for kind in ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")],
+        *[
+            ({"model_type": kind}, "transformers")
+            for kind in ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers", "dinov3_vit")
+        ],
         ({"architecture": "vit_base_patch16_224"}, "timm"),
     ],
 )

@@ -74,6 +74,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "timm_vit_relpos_small_patch16_224.sw_in1k": ("timm", RELATIVE | SMALL | {"pooling": "avg", "use_cls_token": False}),
     "timm_vit_srelpos_small_patch16_224.sw_in1k": ("timm", RELATIVE | SMALL | {"pooling": "avg", "share_relative_position": True}),
 }
+TIMM_DINOV3 = DINOV3 | SMALL | {"pooling": "avg", "image_size": 256}
+CASES |= {
+    "timm_vit_small_patch16_dinov3.lvd1689m": ("timm", TIMM_DINOV3 | {"mlp_type": "mlp", "qkv_bias": False}),
+    "timm_vit_small_plus_patch16_dinov3_qkvb.lvd1689m": ("timm", TIMM_DINOV3 | {"mlp_type": "swiglu", "qkv_bias": True}),
+    "transformers_dinov3_vits16": ("transformers", DINOV3 | SMALL | {"layer_scale_init_value": 1.0, "rope_rescale": None}),
+}
 # Head files, by case and name: the number of blocks whose [CLS] they read, and whether they read the mean patch
 HEADS = {
     "dino_vits8": {"head": (4, False)},
@@ -114,7 +120,7 @@ def golden(request, tmp_path_factory):
 
 def write_files(case: dict, folder: Path) -> dict[str | None, tuple[Path, Path | None]]:
     """The files of a case as they are published: for each way to load it, the source and the head file."""
-    if case["format"] == "timm":
+    if case["file"]["kind"] == "safetensors":
         deterministic.write_checkpoint(case, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(case["config"]))
         return {None: (folder, None)}
@@ -210,9 +216,12 @@ def test_images_are_prepared_as_the_original_does(golden):
         assert (dict(processor.size), processor.do_center_crop) == ({"height": 224, "width": 224}, False)
         assert (processor.resample, list(processor.image_mean)) == (2, [0.5] * 3)
         return
-    if case["format"] == "dinov3":
+    if case["format"] in ("dinov3", "transformers"):
         assert (dict(processor.size), processor.do_center_crop) == ({"height": 256, "width": 256}, False)
         assert (processor.resample, list(processor.image_mean)) == (2, [0.485, 0.456, 0.406])
+        return
+    if "dinov3" in case["name"]:
+        assert (dict(processor.size), dict(processor.crop_size)) == ({"shortest_edge": 256}, {"height": 256, "width": 256})
         return
     # 224 / 0.9 for timm, and 256 for DINO and DINOv2; the tiny teacher was trained at 98 pixels, which it is not evaluated at
     assert dict(processor.size) == {"shortest_edge": 248 if case["format"] == "timm" else 256}

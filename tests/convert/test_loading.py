@@ -162,8 +162,46 @@ def test_a_model_without_its_image_processor(folder):
     (folder / "preprocessor_config.json").unlink()
     _, image_processor, report = vitrail.load(folder)
     assert output_size(image_processor) == (16, 24)  # that of the model
-    assert any("assuming images of 16x24 pixels, mean 0.485, 0.456, 0.406" in warning for warning in report.warnings)
-    assert any("image_processor.save_pretrained" in warning for warning in report.warnings)
+    (warning,) = report.warnings
+    assert 'preset="dino" is assumed (images of 16x24 pixels, mean 0.485, 0.456, 0.406, std 0.229' in warning
+    assert "set preset= for another" in warning
+
+
+IMAGENET_MEAN, SAT_MEAN = (0.485, 0.456, 0.406), (0.430, 0.411, 0.296)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "crops", "mean"),
+    [
+        ({"preset": "imagenet"}, (98, 98), True, IMAGENET_MEAN),  # the size of the model
+        ({"preset": "none", "image_size": (14, 28)}, (14, 28), False, (0, 0, 0)),
+        ({"preset": "dinov2"}, (224, 224), True, IMAGENET_MEAN),  # that of the preset
+        ({"preset": "sat"}, (98, 98), False, SAT_MEAN),  # patches of 14 pixels do not divide its 256
+        ({"preset": "sat", "patch_size": 16, "image_size": 32}, (32, 32), False, SAT_MEAN),
+        ({"preset": "sat", "patch_size": 2}, (256, 256), False, SAT_MEAN),
+        ({"preset": "imagenet", "num_channels": 1}, (98, 98), True, (sum(IMAGENET_MEAN) / 3,)),
+    ],
+)
+def test_a_preset_is_the_preprocessing(source, options, size, crops, mean):
+    _, image_processor, report = vitrail.load(source, **options)
+    assert (output_size(image_processor), image_processor.do_center_crop) == (size, crops)
+    assert image_processor.image_mean == pytest.approx(mean)
+    assert any(f'preset="{options["preset"]}" takes the place' in warning for warning in report.warnings)
+    assert not any("is assumed" in warning for warning in report.warnings)
+
+
+def test_a_preset_goes_before_preprocessor_config_json(folder):
+    _, image_processor, report = vitrail.load(folder, preset="clip")
+    assert image_processor.image_mean == (0.48145466, 0.4578275, 0.40821073)
+    assert report.warnings == [
+        'preset="clip" takes the place of the checkpoint\'s preprocessing: images of 16x24 pixels, mean 0.481, 0.458, 0.408, std 0.269, '
+        "0.261, 0.276"
+    ]
+
+
+def test_an_unknown_preset_is_refused(folder):
+    with pytest.raises(VitrailError, match=r"found preset='sat493m'; write one of dino, dinov2, dinov3, sat"):
+        vitrail.load(folder, preset="sat493m")
 
 
 def test_a_user_who_does_not_exist():

@@ -24,7 +24,7 @@ def fuzz(request):
 def sources(tmp_path_factory):
     """A folder with a model in every container and layout, by the name of its kind."""
     folder = tmp_path_factory.mktemp("sources")
-    image_processor = vitrail.make_image_processor("timm", image_size=16)
+    image_processor = vitrail.make_image_processor("inception", image_size=16)
     for name, fields in {"vitrail": {}, "google": GOOGLE}.items():
         model = randomize(tiny_model(ViTForImageClassification, **SMALL, **fields, num_labels=3))
         vitrail.save(model, image_processor, folder / name, code=False)

@@ -1,4 +1,4 @@
-"""Forward passes of DINO, DINOv2 and Google, written down from their code, on the tensors and names of their files."""
+"""Forward passes of DINO, DINOv2, DINOv3 and Google, written down from their code, on the tensors and names of their files."""
 
 import math
 
@@ -57,6 +57,53 @@ def dino(tensors, images, num_heads):
         tokens = tokens + branch * names.get("ls2.gamma", 1.0)
         block += 1
     return layer_norm(tokens, tensors["norm.weight"], tensors["norm.bias"])
+
+
+def turned(states, rows, columns, periods):
+    """Queries or keys (B, A, L, d), the patches of which are turned: rope_position_encoding.py and attention.py of dinov3."""
+    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows * 2 - 1, (torch.arange(columns) + 0.5) / columns * 2 - 1, indexing="ij")
+    angles = 2 * math.pi * torch.cat([axis.flatten()[:, None] / periods for axis in (y, x)], dim=1).repeat(1, 2)
+    prefix, patches = states[:, :, : -rows * columns], states[:, :, -rows * columns :]
+    first, second = patches.chunk(2, dim=-1)
+    return torch.cat([prefix, patches * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()], dim=2)
+
+
+@torch.no_grad()
+def dinov3(tensors, images, num_heads):
+    """Tokens after the final norms, from a file of DINOv3: vision_transformer.py of dinov3."""
+    epsilon = 1e-5
+
+    def norm(tokens, name):
+        return F.layer_norm(tokens, tokens.shape[-1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"], epsilon)
+
+    def linear(tokens, name):
+        return F.linear(tokens, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+    weight = tensors["patch_embed.proj.weight"]
+    patches = F.conv2d(images, weight, tensors["patch_embed.proj.bias"], stride=weight.shape[-1])
+    rows, columns = patches.shape[-2:]
+    registers = tensors.get("storage_tokens", torch.zeros(1, 0, patches.shape[1]))
+    prefix = torch.cat([tensors["cls_token"], registers], dim=1).expand(len(images), -1, -1)
+    tokens = torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
+    block = 0
+    while (name := f"blocks.{block}") and f"{name}.norm1.weight" in tensors:
+        qkv = F.linear(norm(tokens, f"{name}.norm1"), tensors[f"{name}.attn.qkv.weight"])
+        if f"{name}.attn.qkv.bias" in tensors:
+            qkv = qkv + tensors[f"{name}.attn.qkv.bias"] * tensors[f"{name}.attn.qkv.bias_mask"]
+        query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = (turned(states, rows, columns, tensors["rope_embed.periods"]) for states in (query, key))
+        weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(dim=-1)
+        branch = linear((weights @ value).transpose(1, 2).flatten(2), f"{name}.attn.proj")
+        tokens = tokens + branch * tensors.get(f"{name}.ls1.gamma", 1.0)
+        branch = norm(tokens, f"{name}.norm2")
+        if f"{name}.mlp.w1.weight" in tensors:
+            branch = linear(F.silu(linear(branch, f"{name}.mlp.w1")) * linear(branch, f"{name}.mlp.w2"), f"{name}.mlp.w3")
+        else:
+            branch = linear(F.gelu(linear(branch, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+        tokens = tokens + branch * tensors.get(f"{name}.ls2.gamma", 1.0)
+        block += 1
+    cls_norm = "cls_norm" if "cls_norm.weight" in tensors else "norm"
+    return torch.cat([norm(tokens[:, : prefix.shape[1]], cls_norm), norm(tokens[:, prefix.shape[1] :], "norm")], dim=1)
 
 
 @torch.no_grad()

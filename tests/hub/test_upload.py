@@ -16,6 +16,7 @@ from hub_server import Fault
 from small_models import randomize, tiny_config
 from small_run import KNN, make_run
 from vitrail.convert.model_folder import hash_weights
+from vitrail.convert.report import ConversionRecord
 from vitrail.convert.verification import Check
 from vitrail.errors import UploadError, VitrailError
 from vitrail.hub.saving import keep_verification
@@ -393,6 +394,23 @@ def test_links_are_uploaded_only_into_the_same_repository_of_the_cache(hub_serve
             with pytest.raises(VitrailError, match=f"{name} is a link to {target}, which is not in the same repository"):
                 stage(snapshot, tmp_path / "refused", repo_id="user/name")
             assert not (tmp_path / "refused").exists()
+
+
+def test_a_push_asks_for_a_copy_of_the_license(hub_server, tmp_path):
+    """Of weights whose publisher demands one; in any layout."""
+    folder = tmp_path / "model"
+    vitrail.save(*small(vitrail.ViTModel), folder)
+    ConversionRecord(checkpoint="dinov3-vits16", weights_sha256=hash_weights(folder)).write(folder / "conversion.json")
+    for to in ("vitrail", "timm"):
+        warnings = stage(folder, tmp_path / f"{to} 1", repo_id="user/name", to=to).warnings
+        (found,) = [warning for warning in warnings if "license" in warning]
+        assert found.startswith("the weights are under the DINOv3 License (https://ai.meta.com/")
+        assert "add LICENSE.md" in found
+    (folder / "LICENSE.md").write_text("DINOv3 License")
+    for to in ("vitrail", "timm"):
+        upload = stage(folder, tmp_path / f"{to} 2", repo_id="user/name", to=to)
+        assert upload.files["LICENSE.md"].read_text() == "DINOv3 License"
+        assert not [warning for warning in upload.warnings if "license" in warning]
 
 
 def test_a_folder_without_an_image_processor_is_refused(hub_server, folder):

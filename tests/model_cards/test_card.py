@@ -56,7 +56,8 @@ def converted(name, *, fields=(), processor=None, report=(), classifies=None, **
     row = find_checkpoint(name)
     config = official_config(row)
     if row.has_classifier and "num_labels" not in dict(fields):
-        config = vitrail.ViTConfig(**config.to_dict() | {"id2label": dict(enumerate(imagenet_labels(config.num_labels)))})
+        labels = imagenet_labels("imagenet-1k" if config.num_labels == 1000 else "imagenet-21k")
+        config = vitrail.ViTConfig(**config.to_dict() | {"id2label": dict(enumerate(labels))})
     config = vitrail.ViTConfig(**config.to_dict() | dict(fields))
     return render_model_card(
         config,
@@ -230,6 +231,9 @@ def test_citations_name_every_author():
         "2412.03555": 18,
         "2502.14786": 14,
         "2604.12012": 19,
+        "2508.10104": 26,
+        "2603.22387": 11,
+        "2607.05247": 9,
     }
     for number, paper in papers.items():
         assert paper.bibtex.count("{") == paper.bibtex.count("}")
@@ -326,7 +330,7 @@ def test_results_are_not_claimed_for_a_model_that_was_changed(change):
 
 def test_the_published_head_is_not_a_change():
     head = FileRecord("head.pth", find_checkpoint("dino-vits16").head_urls["linear"], None, 3, "11")
-    fields = {"id2label": dict(enumerate(imagenet_labels(1000))), "classifier_cls_layers": 4}
+    fields = {"id2label": dict(enumerate(imagenet_labels("imagenet-1k"))), "classifier_cls_layers": 4}
     card = converted("dino-vits16", fields=fields, classifies=True, report={"head": head})
     assert [result.metric_value for result in card.data.eval_results] == [74.5, 77.0]
     assert card.data.pipeline_tag == "image-classification"
@@ -339,6 +343,16 @@ CHECKS = [
     Check("features at 224x224", "transformers 5.23.0", 1.24e-6, True),
     Check("features at 256x176", "transformers 5.23.0", 0.5, None, "known: by its own rule | <b>"),
 ]
+
+
+def test_a_license_that_the_hub_does_not_know_has_its_name_its_page_and_its_terms():
+    card = converted("dinov3-vits16")
+    link = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+    assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "dinov3-license", link)
+    text = section(card, "License")
+    assert text.startswith(f"[DINOv3 License]({link}) (`dinov3-license`). ")
+    assert "does so under this license and adds a copy of it" in text
+    assert "acknowledge DINOv3" in text
 
 
 def test_the_table_of_verify_is_shown():

@@ -19,10 +19,14 @@ ROWS = checkpoints()
 
 # huggingface.co/docs/hub/repositories-licenses, those that such checkpoints have
 LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0"}
+LICENSE_LINKS = {
+    "dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
+    "fair-noncommercial-research-license": "https://github.com/facebookresearch/EUPE/blob/main/LICENSE.md",
+}
 LIBRARIES = {"transformers", "timm"}
 PIPELINES = {"image-classification", "image-feature-extraction"}
 DATASETS = {"imagenet-1k", "imagenet-21k"}  # by the names that the Hub's own cards of google/vit-* give
-HOSTS = {"github.com", "huggingface.co", "arxiv.org", "dl.fbaipublicfiles.com", "storage.googleapis.com", "doi.org"}
+HOSTS = {"github.com", "huggingface.co", "arxiv.org", "dl.fbaipublicfiles.com", "storage.googleapis.com", "doi.org", "ai.meta.com"}
 
 # huggingface/hub-docs, modelcard.md: for each object of a model-index the fields it must and may have, with their types
 SCHEMA = {
@@ -106,9 +110,14 @@ def check(kind: str, value: dict) -> None:
 
 
 def test_the_metadata_is_of_the_form_that_the_hub_wants(row, metadata):
-    assert metadata.keys() - {"model-index", "datasets"} == {"license", "library_name", "pipeline_tag", "tags"}
-    assert metadata["license"] == row.license
-    assert metadata["license"] in LICENSES
+    optional = {"model-index", "datasets", "license_name", "license_link"}
+    assert metadata.keys() - optional == {"license", "library_name", "pipeline_tag", "tags"}
+    if row.license in LICENSES:
+        assert metadata["license"] == row.license
+        assert "license_name" not in metadata
+    else:  # huggingface.co/docs/hub/repositories-licenses: a license without an identifier
+        assert (metadata["license"], metadata["license_name"]) == ("other", row.license)
+        assert metadata["license_link"] == LICENSE_LINKS[row.license]
     assert metadata["library_name"] in LIBRARIES
     assert metadata["pipeline_tag"] in PIPELINES
     assert all(isinstance(tag, str) and re.fullmatch(r"[a-z0-9_-]+", tag) for tag in metadata["tags"])

@@ -20,11 +20,11 @@ CROP_OF_256, CROP_OF_248 = ((384, 256), (80, 16, 304, 240)), ((372, 248), (74, 1
 PLANS = {
     "dino": CROP_OF_256,
     "dinov2": CROP_OF_256,
-    "timm": CROP_OF_248,
-    "timm-imagenet": CROP_OF_248,
-    "google": ((224, 224), None),
-    "google-hub": ((224, 224), None),
-    "dino-hub": ((224, 224), None),
+    "inception": CROP_OF_248,
+    "imagenet": CROP_OF_248,
+    "clip": ((336, 224), (56, 0, 280, 224)),
+    **dict.fromkeys(("dinov3", "sat"), ((256, 256), None)),
+    **dict.fromkeys(("google", "google-hub", "dino-hub", "siglip", "none"), ((224, 224), None)),
     "full-image": ((608, 400), None),
     "keep-aspect": ((336, 224), None),
 }

@@ -25,8 +25,8 @@ PLANS = {
     "dino_eval": ("dino", {}),
     "dinov2_logreg": ("dinov2", {"crop_pct": 1.0}),
     "google_hub_224": ("google-hub", {}),
-    "timm_crop0.9_half": ("timm", {}),
-    "timm_crop0.9_imagenet": ("timm-imagenet", {}),
+    "timm_crop0.9_half": ("inception", {}),
+    "timm_crop0.9_imagenet": ("imagenet", {}),
 }
 BACKENDS = ("pil", "torch")
 LEVELS = {"do_rescale": False, "do_normalize": False}

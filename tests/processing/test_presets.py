@@ -10,7 +10,8 @@ from vitrail.processing.resizing import keep_aspect
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-SQUARE = {"height": 224, "width": 224}
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+SQUARE, SQUARE_256 = {"height": 224, "width": 224}, {"height": 256, "width": 256}
 
 
 @pytest.mark.parametrize(
@@ -21,8 +22,13 @@ SQUARE = {"height": 224, "width": 224}
         ("google", 2, SQUARE, None, HALF),
         ("google-hub", 2, SQUARE, None, HALF),
         ("dino-hub", 2, SQUARE, None, IMAGENET),
-        ("timm", 3, {"shortest_edge": 248}, SQUARE, HALF),
-        ("timm-imagenet", 3, {"shortest_edge": 248}, SQUARE, IMAGENET),
+        ("inception", 3, {"shortest_edge": 248}, SQUARE, HALF),
+        ("imagenet", 3, {"shortest_edge": 248}, SQUARE, IMAGENET),
+        ("dinov3", 2, SQUARE_256, None, IMAGENET),
+        ("sat", 2, SQUARE_256, None, ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))),
+        ("siglip", 3, SQUARE, None, HALF),
+        ("clip", 3, {"shortest_edge": 224}, SQUARE, CLIP),
+        ("none", 2, SQUARE, None, ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
         ("keep-aspect", 3, {"shortest_edge": 224}, None, IMAGENET),
         ("full-image", 3, None, None, IMAGENET),
     ],
@@ -49,9 +55,9 @@ def test_every_preset_is_tested():
     [
         ("dinov2", {"image_size": 518}, 592, 518),
         ("dino", {"image_size": (384, 384)}, 438, 384),
-        ("timm", {"image_size": 256}, 284, 256),
-        ("timm", {"image_size": 384, "crop_pct": 1.0}, 384, 384),
-        ("timm", {"crop_pct": 0.95}, 235, 224),
+        ("inception", {"image_size": 256}, 284, 256),
+        ("inception", {"image_size": 384, "crop_pct": 1.0}, 384, 384),
+        ("inception", {"crop_pct": 0.95}, 235, 224),
     ],
 )
 def test_crops_scale_with_the_model(preset, options, shortest_edge, crop):
@@ -99,17 +105,17 @@ def test_other_numbers_of_channels():
     ("preset", "options", "message"),
     [
         (
-            "imagenet",
+            "timm",
             {},
-            "preset='imagenet'; write one of dino, dinov2, google, google-hub, dino-hub, timm, timm-imagenet, full-image",
+            "preset='timm'; write one of dino, dinov2, dinov3, sat, google, google-hub, dino-hub, inception, imagenet, siglip, clip, none",
         ),
         ("full-image", {}, "pass patch_size"),
         ("keep-aspect", {}, "pass patch_size"),
         ("google", {"crop_pct": 0.9}, "'google', which does not crop"),
         ("dino", {"image_size": 0}, "found image_size=0; write a positive int"),
         ("google", {"image_size": (224,)}, r"found image_size=\(224,\)"),
-        ("timm", {"crop_pct": 0.0}, "found crop_pct=0.0"),
-        ("timm", {"crop_pct": 1.5}, "found crop_pct=1.5"),
+        ("inception", {"crop_pct": 0.0}, "found crop_pct=0.0"),
+        ("inception", {"crop_pct": 1.5}, "found crop_pct=1.5"),
         ("full-image", {"patch_size": -1}, "found patch_size=-1"),
         ("dino", {"backend": "numpy"}, "found backend='numpy'"),
     ],

@@ -14,7 +14,9 @@ import deterministic
 import vitrail
 from vitrail.convert.families.family import RawCheckpoint
 from vitrail.convert.families.plain_vit import attention_heads
+from vitrail.convert.families.timm import usual_preset
 from vitrail.errors import UnsupportedCheckpointError
+from vitrail.modeling.modeling_vit import resize_relative_table
 
 VARIANTS = deterministic.case("timm_variants")
 CASES, INPUTS = VARIANTS["cases"], VARIANTS["inputs"]
@@ -222,11 +224,82 @@ def test_an_older_config_json_holds_the_same_without_a_level(tmp_path):
     assert processor.to_dict() == processor_of(tmp_path, CFG).to_dict()
 
 
-def test_without_pretrained_cfg_it_is_what_most_of_timm_does(tmp_path):
+WIDE = {name: torch.zeros([{128: 192, 384: 576}.get(side, side) for side in tensor.shape]) for name, tensor in PLAIN.items()}
+CLS, SCALE, HEAD = {"cls_token": (1, 1, 8), "pos_embed": (1, 5, 8)}, {"blocks.0.ls1.gamma": (8,)}, {"head.weight": (9, 8)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "root", "preset"),
+    [
+        (CLS | HEAD, None, "inception"),  # vit_base_patch16_224.augreg_in1k
+        (CLS | HEAD, "model", "imagenet"),  # deit_small_patch16_224-cd65a155.pth
+        (CLS, None, "imagenet"),  # vit_base_patch16_224.dino, vit_base_patch16_224.mae
+        (CLS | HEAD | {"fc_norm.weight": (8,)}, None, "imagenet"),  # mae_finetuned_vit_base.pth
+        (CLS | HEAD | SCALE, None, "imagenet"),  # deit3_base_patch16_224.fb_in1k
+        (CLS | SCALE, None, "imagenet"),  # vit_base_patch14_dinov2.lvd142m, UNI
+        (CLS | SCALE | {"reg_token": (1, 4, 8)}, None, "imagenet"),  # vit_base_patch14_reg4_dinov2.lvd142m, H-optimus-0
+        (CLS | SCALE | {"reg_token": (1, 1, 8)}, None, "none"),  # vit_base_patch14_reg1_tipsv2.webli
+        ({"pos_embed": (1, 4, 8)}, None, "inception"),  # vit_base_patch16_siglip_gap_224.webli
+        (
+            SCALE | HEAD | {"pos_embed": (1, 4, 8), "reg_token": (1, 1, 8)},
+            None,
+            "inception",
+        ),  # vit_little_patch16_reg1_gap_256.sbb_in12k
+        (SCALE | HEAD | {"cls_token": (1, 1, 8)}, None, "inception"),  # vit_relpos_medium_patch16_cls_224.sw_in1k
+    ],
+)
+def test_without_config_json_it_is_what_most_models_with_the_same_parts_have(shapes, root, preset):
+    """As pretrained_cfg of the published model in the comment."""
+    raw = RawCheckpoint({name: torch.empty(shape) for name, shape in shapes.items()}, "torch", root=root)
+    assert usual_preset(raw) == preset
+
+
+def test_what_is_assumed_of_the_preprocessing_is_a_warning(tmp_path):
     save_file(PLAIN, tmp_path / "vit.safetensors")
-    _, processor, _ = vitrail.load(tmp_path / "vit.safetensors")
+    _, processor, report = vitrail.load(tmp_path / "vit.safetensors")
     assert (dict(processor.size), dict(processor.crop_size)) == ({"shortest_edge": 35}, {"height": 32, "width": 32})
     assert (list(processor.image_mean), processor.resample) == ([0.5, 0.5, 0.5], 3)
+    assumed = 'no file states the preprocessing: preset="inception" is assumed (images of 32x32 pixels, mean 0.5, std 0.5); set preset= for'
+    assert any(assumed in warning for warning in report.warnings)
+    partly = {"interpolation": "bilinear", "crop_pct": 1.0}
+    _, processor, report = vitrail.load(write_folder(tmp_path, PLAIN, {"architecture": "vit", "pretrained_cfg": partly}))
+    assert (dict(processor.size), list(processor.image_mean), processor.resample) == ({"shortest_edge": 32}, [0.5, 0.5, 0.5], 2)
+    assert any(assumed in warning for warning in report.warnings)
+
+
+def test_labels_and_their_descriptions_make_the_round_trip(tmp_path):
+    described = {"n01": "ant", "n02": "crane", "n03": "crane", "n04": "bee", "n05": "cat"}
+    labels = {"label_names": list(described), "label_descriptions": described}
+    write_folder(tmp_path, PLAIN, {"architecture": "vit", **labels})
+    vitrail.export_model(tmp_path, tmp_path / "one", to="timm")
+    vitrail.convert_checkpoint(tmp_path, tmp_path / "ours")
+    vitrail.export_model(tmp_path / "ours", tmp_path / "two", to="timm")
+    for folder in ("one", "two"):
+        written = json.loads((tmp_path / folder / "config.json").read_text())
+        assert {name: written[name] for name in labels} == labels
+    model, _, _ = vitrail.load(tmp_path / "two")
+    assert list(model.config.id2label.values()) == list(described.values())
+    vitrail.convert_checkpoint(tmp_path, tmp_path / "others", labels=["a", "b", "c", "d", "e"])
+    vitrail.export_model(tmp_path / "others", tmp_path / "three", to="timm")
+    written = json.loads((tmp_path / "three" / "config.json").read_text())
+    assert written["label_names"] == ["a", "b", "c", "d", "e"]
+    assert "label_descriptions" not in written
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "heads", "warned"),
+    [
+        (PLAIN, {"architecture": "vit_small_patch16_224", "model_args": {"num_heads": 4}}, 4, False),
+        (PLAIN, {"architecture": "vit_small_patch16_224"}, 2, True),  # 128 wide, as no published model
+        (WIDE, {"architecture": "vit_small_patch16_224"}, 3, False),
+        (WIDE, {"architecture": "vit_small_patch16_224", "model_args": {"embed_dim": 192}}, 3, True),  # timm would have 6 heads
+        (WIDE, {"architecture": ""}, 3, True),
+    ],
+)
+def test_heads_are_assumed_with_a_warning_where_config_json_does_not_determine_them(tmp_path, tensors, config, heads, warned):
+    model, _, report = vitrail.load(write_folder(tmp_path, tensors, config))
+    assert model.config.num_attention_heads == heads
+    assert any(f"{heads} attention heads assumed, each 64 wide" in warning for warning in report.warnings) == warned
 
 
 @pytest.mark.parametrize("changes", [{"crop_mode": "border"}, {"interpolation": "lanczos"}])
@@ -284,7 +357,8 @@ SWIGLU = deterministic.weights(CASES["absolute, swiglu"]["checkpoint"])
         (PLAIN, {"model_args": {"pool_include_prefix": True}}, "pool_include_prefix=True"),
         (PLAIN, {"model_args": {"norm_layer": "layernorm2d"}}, "norm_layer='layernorm2d'"),
         (PLAIN, {"model_args": {"block_fn": "some"}}, "block_fn='some'"),
-        (PLAIN, {"global_pool": ""}, 'global_pool="" \\(logits for each token\\)'),
+        (PLAIN, {"model_args": {"proj_bias": False}}, "proj_bias=False"),
+        (PLAIN, {"model_args": {"global_pool": ""}}, 'global_pool="" \\(logits for each token\\)'),
         (SWIGLU, {"model_args": {"act_layer": "relu"}}, 'act_layer="relu" is not supported with SwiGLU; expected "silu"'),
         (PLAIN, {"model_args": [1]}, '"model_args": \\[1\\]; expected an object'),
         (PLAIN, {"model_args": {"img_size": "32"}}, '"img_size": 32; expected a whole number or a list'),
@@ -301,7 +375,8 @@ def test_an_argument_with_another_model_as_its_effect_is_refused(tmp_path, tenso
     ("tensors", "config", "expected"),
     [
         (PLAIN, {"model_args": {"pool_include_prefix": False, "norm_layer": "layernorm"}}, {"hidden_act": "gelu"}),
-        (SWIGLU, {"model_args": {"act_layer": "silu"}}, {"mlp_type": "swiglu"}),
+        (SWIGLU, {"model_args": {"act_layer": "swish"}}, {"mlp_type": "swiglu"}),
+        (SWIGLU, {"model_args": {"global_pool": ""}}, {"pooling": "cls"}),  # no classifier: the encoder
         (PLAIN, {"architecture": "vit_base_patch16_224"}, {"position_interpolation_mode": "bicubic"}),
         (
             PLAIN,
@@ -328,13 +403,29 @@ def test_without_layer_scale_the_name_determines_where_the_norms_are(tmp_path):
     assert any("norms assumed after attention and MLP" in warning for warning in report.warnings)
 
 
-def test_an_image_size_that_patches_do_not_cover_is_a_warning(tmp_path):
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("center", {"shortest_edge": 40}), ("squash", {"height": 36, "width": 36})],  # floor(36 / 0.9)
+)
+def test_an_image_size_that_patches_do_not_cover_keeps_its_scale(tmp_path, mode, size):
     """timm's vit_so400m_patch14_siglip_gap_384 drops the last 6 pixels."""
-    config = {"architecture": "vit", "pretrained_cfg": CFG | {"input_size": [3, 36, 36]}}
+    config = {"architecture": "vit", "pretrained_cfg": CFG | {"input_size": [3, 36, 36], "crop_mode": mode}}
     model, processor, report = vitrail.load(write_folder(tmp_path, PLAIN, config))
     assert model.config.image_size == 32
+    assert dict(processor.size) == size
     assert dict(processor.crop_size) == {"height": 32, "width": 32}
-    assert any("timm prepares images of 36x36 pixels and drops" in warning for warning in report.warnings)
+    assert processor(np.zeros((50, 60, 3), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+    assert any("timm prepares images of 36x36 pixels and drops the last pixels" in warning for warning in report.warnings)
+    with pytest.raises(ValueError, match="36x36 pixels cannot be cut into patches of 8x8: resize or crop them to 32x32"):
+        model(torch.zeros(1, 3, 36, 36))
+
+
+def test_an_axis_that_keeps_its_length_is_interpolated_with_the_other():
+    """timm spaces the offsets of every axis geometrically, by at least 1%: 1 and 1 + 1.01 (resize_rel_pos_bias_table)."""
+    by_row = torch.tensor([7.0, 5.0, 0.0, 1.0, 3.0])  # offsets -2 to 2 of 3 rows
+    resized = resize_relative_table(by_row.repeat_interleave(5)[:, None], (3, 3), (3, 5)).view(5, 9)
+    expected = torch.tensor([5 + 2 / 1.01, 5.0, 0.0, 1.0, 1 + 2 / 1.01])
+    torch.testing.assert_close(resized, expected[:, None].expand(5, 9), atol=1e-5, rtol=0)
 
 
 def test_a_bare_file_of_dinos_layout_names_the_other_reading(tmp_path):

@@ -444,9 +444,12 @@ def test_a_backbone_keeps_its_stages(tmp_path, name, options):
     ("make", "message"),
     [
         (lambda: transformers.ViTForImageClassification(vit(num_labels=0)), "names a classifier, but the file has none"),
+        (lambda: transformers.Dinov2ForImageClassification(dinov2(num_labels=0)), "names a classifier, but the file has none"),
+        (MODELS["vit_mae, decoder"], "the decoder of the pre-training is left out"),
+        (MODELS["vit, masked image modeling"], "the decoder of the pre-training is left out"),
         (lambda: transformers.ViTMAEModel(transformers.ViTMAEConfig(**VIT)), "ViTMAE masks patches at random"),
-        (MODELS["vit"], "no preprocessor_config.json: assuming images of 32x32 pixels, mean 0.5, std 0.5"),
-        (MODELS["dinov2"], "no preprocessor_config.json: assuming images of 224x224 pixels, mean 0.485, 0.456, 0.406"),
+        (MODELS["vit"], 'preset="google-hub" is assumed (images of 32x32 pixels, mean 0.5, std 0.5)'),
+        (MODELS["dinov2"], 'preset="dinov2" is assumed (images of 224x224 pixels, mean 0.485, 0.456, 0.406'),
     ],
 )
 def test_what_differs_or_is_assumed_is_a_warning(tmp_path, make, message):

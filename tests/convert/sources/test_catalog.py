@@ -5,16 +5,20 @@ from collections import Counter
 
 import pytest
 
+from vitrail.configuration.sizes import size_name
 from vitrail.convert.sources.catalog import (
     Checkpoint,
     checkpoint_names,
     checkpoints,
     find_checkpoint,
+    official_config,
     official_image_processor,
 )
+from vitrail.model_cards.licenses import OTHER_LICENSES
 from vitrail.processing.presets import make_image_processor
 
 ROWS = checkpoints()
+MASKED_AND_LABELED = {"mae-pth": 6, "deit-pth": 20, "ijepa-pth": 4}
 HUB = {"timm-hub": 183, "transformers-hub": 31}  # rows by the format of a Hub repository
 
 
@@ -26,13 +30,12 @@ def num_parameters(row: Checkpoint) -> int:
     count += d * (a["class_token"] + a["registers"] + a.get("mask_token", False))
     if a["position"] == "absolute":
         has_row_for_class = a["class_token"] and a.get("class_position", True)
-        count += d * (
-            (a["image_size"] // a["patch"]) ** 2 + has_row_for_class + a["registers"] * a.get("register_positions", False)
-        )
-    else:  # an MLP from 2 coordinates to one bias per head, in each block or once for all
+        num_patches = (a["image_size"] // a["patch"]) ** 2
+        count += d * (num_patches + has_row_for_class + a["registers"] * a.get("register_positions", False))
+    elif a["position"] != "rotary":  # an MLP from 2 coordinates to one bias per head, in each block or once for all
         hidden, heads = a["rel_pos_hidden"], a["heads"]
         count += (3 * hidden + hidden * heads + heads) * (1 if a["position"].endswith("shared") else a["depth"])
-    attention = 3 * d * d + 3 * d * a["qkv_bias"] + d * d + d
+    attention = 3 * d * d + (2 + a.get("key_bias", True)) * d * a["qkv_bias"] + d * d + d
     ffn = {"mlp": d * mlp + mlp + mlp * d + d, "swiglu": 2 * (d * mlp + mlp) + mlp * d + d}[a["ffn"]]
     count += a["depth"] * (attention + ffn + 2 * 2 * d + 2 * d * a["layer_scale"])
     count += 2 * d  # the last norm
@@ -44,7 +47,7 @@ def num_parameters(row: Checkpoint) -> int:
 
 def test_all_official_checkpoints_are_there():
     counts = Counter(row.format for row in ROWS)
-    assert counts == Counter({"dino-pth": 4, "dinov2-pth": 8, "google-npz": 27, "mae-pth": 6, "deit-pth": 20, "ijepa-pth": 4} | HUB)
+    assert counts == Counter({"dino-pth": 4, "dinov2-pth": 8, "dinov3-pth": 9, "google-npz": 27, **MASKED_AND_LABELED, **HUB})
     assert checkpoints() is ROWS  # read once
 
 
@@ -88,6 +91,8 @@ def test_every_name_is_unique():
         ("dino-vits8", "dino-vits8"),
         ("dino_vits8", "dino-vits8"),  # torch.hub's name
         ("dinov2_vitb14_reg", "dinov2-vitb14-reg4"),
+        ("dinov3_vitl16", "dinov3-vitl16"),
+        ("dinov3_vitl16_pretrain_sat493m", "dinov3-vitl16-sat493m"),  # the name of the file
         ("facebook/dino-vits8", "facebook-dino-vits8"),
         ("imagenet21k/ViT-B_16", "google-npz-b16-in21k"),  # a path in Google's bucket
         ("imagenet21k+imagenet2012/ViT-B_16", "google-npz-b16-in21k-ft-in1k-384"),
@@ -122,11 +127,13 @@ def is_sound(row: Checkpoint) -> None:
     assert row.head_urls.keys() <= row.head_recipe.keys()  # on the Hub the head is in the file itself
     assert all(re.fullmatch(r"\d{4}\.\d{5}", number) for number in row.paper)
     assert row.training_data
-    assert row.license in ("apache-2.0", "mit", "cc-by-nc-4.0", None)
+    assert row.license in ("apache-2.0", "mit", "cc-by-nc-4.0", *OTHER_LICENSES, None)
+    assert (row.license == "dinov3-license") == (row.paper[0] == "2508.10104")
     assert set(row.metrics) == {"imagenet_knn_top1", "imagenet_linear_top1", "imagenet_top1", "imagenet_top5"}
     assert all(value is None or 50 < value < 100 for value in row.metrics.values())
-    widths = (32,) if "test_vit" in row.name else (64, 72, 80, 88, 96)
+    widths = (32,) if "test_vit" in row.name else (64, 72, 80, 88, 96, 128)
     assert row.architecture["embed_dim"] / row.architecture["heads"] in widths
+    assert (row.architecture["position"] == "rotary") == ("periods" in row.architecture)
     assert row.architecture["image_size"] % row.architecture["patch"] == 0
     assert {"size", "resize_mode", "crop_size", "crop_pct", "interpolation", "mean", "std"} == set(row.preprocessing)
 
@@ -148,7 +155,7 @@ def test_same_weights_have_the_same_sizes(row):
 
 def names_the_sources_of_what_is_known(row: Checkpoint) -> None:
     fields = ["hub_id", "url", "head_urls", "head_recipe", "hub_safetensors", "same_weights_as", "architecture"]
-    fields += ["sha256", "params", "preprocessing", "training_data", "license", "paper"]
+    fields += ["access", "sha256", "params", "preprocessing", "training_data", "license", "paper"]
     if any(value is not None for value in row.metrics.values()):
         fields.append("metrics")
     for field in fields:
@@ -167,6 +174,11 @@ def test_row(row):
     is_sound(row)
     names_the_sources_of_what_is_known(row)
     has_a_public_provenance(row)
+
+
+def test_vitrail_knows_the_sizes_of_dinov3():
+    rows = [row for row in ROWS if row.architecture["position"] == "rotary"]
+    assert {row.name: size_name(official_config(row)) for row in rows} == {row.name: row.architecture["size"] for row in rows}
 
 
 def test_only_heads_that_are_published_as_zeros_are_not_classifiers():

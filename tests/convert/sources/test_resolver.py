@@ -293,6 +293,24 @@ def test_catalog_name_and_its_url(http_server, page, monkeypatch):
         assert resolved.checkpoint is row
 
 
+def test_a_file_behind_a_license_is_loaded_by_its_mailed_link(http_server, page, monkeypatch):
+    """The plain address is refused, and so is that of a classifier; the mailed one has a query, which stays secret."""
+    urls = {name: f"{http_server.url}/{name}.pth" for name in ("w", "linear")}
+    row = dataclasses.replace(find_checkpoint("dinov3-vit7b16"), url=urls["w"], head_urls={"linear": urls["linear"]})
+    monkeypatch.setattr(sources, "find_checkpoint", {"dinov3-vit7b16": row}.get)
+    monkeypatch.setattr(sources, "checkpoints", lambda: (row,))
+    page_of_license = "https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/"
+    remedy = f"accept the license at {page_of_license}, then pass the link that is mailed to you, or the path of the file"
+    http_server.pages |= {f"/{name}.pth": page(b"no", status=403) for name in urls}
+    for source in ("dinov3-vit7b16", *urls.values()):
+        with pytest.raises(DownloadError, match=re.escape(f"403 Forbidden; {remedy}.")):
+            resolve(source)
+    http_server.pages["/w.pth"] = page(BODY)  # the server ignores the query
+    resolved = resolve(f"{row.url}?Policy=secret")
+    assert resolved.path.read_bytes() == BODY
+    assert (resolved.name, resolved.url, resolved.checkpoint) == ("dinov3-vit7b16", row.url, row)
+
+
 def test_any_other_url_has_no_row(http_server, page):
     http_server.pages["/mine.pth"] = page(BODY)
     resolved = resolve(f"{http_server.url}/mine.pth")
