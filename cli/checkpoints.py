@@ -11,13 +11,13 @@ from ..configuration.configuration_vit import ViTConfig
 from ..configuration.sizes import size_name
 from ..convert.export import FORMATS, export_model
 from ..convert.families.registry import PUBLISHED_FAMILIES
-from ..convert.model_folder import REPORT_NAME, read_report
 from ..convert.report import ConversionRecord
 from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
 from ..hub.saving import convert_checkpoint, keep_verification
 from ..model_cards.descriptions import pooled
 from ..model_cards.lineages import lineage_of
+from ..model_cards.model_folder import REPORT_NAME, read_report
 from ..modeling.operation_counts import complexity
 from .options import Branch, CheckpointOptions, Code, Head, ImageSize, Model, Overwrite
 from .output import Result, load_model, warn

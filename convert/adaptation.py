@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..configuration.class_names import IMAGENET, imagenet_labels
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import interpolate_positions, resize_relative_table, rotary_periods
@@ -14,7 +15,6 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import at_size
 from .families.family import make_config
 from .families.formats import PERIODS
-from .sources.labels import IMAGENET, imagenet_labels
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
 RELATIVE_TABLE = "relative_position.table"

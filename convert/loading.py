@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ..configuration.class_names import read_labels
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.presets import find_preset, image_processor_for
+from ..processing.presets import describe_preprocessing, find_preset, image_processor_for
 from ..processing.resizing import as_pair
 from ..utils.downloads import discard
 from .adaptation import (
@@ -24,11 +25,10 @@ from .adaptation import (
     set_labels,
 )
 from .detection import find_family, open_checkpoint
-from .families.family import Family, RawCheckpoint, describe_preprocessing, make_config, reading
+from .families.family import Family, RawCheckpoint, make_config, reading
 from .families.rules import Coverage, convert_tensors
 from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
 from .sources.catalog import official_image_processor
-from .sources.labels import read_labels
 from .sources.resolver import ResolvedSource, resolve
 
 ALWAYS_FLOAT32 = ViTPreTrainedModel._keep_in_fp32_modules_strict  # names in ViTModel

@@ -39,7 +39,7 @@ TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
 GROUPS = {
     "DINO": ('separate file: `head="linear"`', "dino, timm, transformers", "original"),
     "DINOv2": ('separate files: `head="linear_1layer"`, `"linear_4layer"`', "dinov2, timm, transformers", "original"),
-    "DINOv3": ('ViT-7B: separate file, `head="linear"`', "dinov3", "original"),
+    "DINOv3": ('ViT-7B: separate file, `head="linear"`', "dinov3; timm and transformers, which compute the periods", "original"),
     "Google, augreg and fine-tuned": ("in the file", "google, timm, transformers", "original"),
     "Google, ImageNet-21k with pre_logits": (
         "in the file; dropped if all zero",
@@ -53,6 +53,7 @@ GROUPS = {
     "timm, without [CLS] or with its own variants": ("in the file", "timm", "timm"),
     "timm, trained with texts": ("none", "timm", "timm"),
     "timm, DINOv2": ("none", "timm, transformers", "original, in its own format"),
+    "timm, DINOv3, EUPE and LingBot-Vision": ("none", "timm, transformers, dinov3", "timm"),
     "timm, relative positions": ("in the file", "timm", "timm"),
     "transformers, vit": ("in the file", "transformers", "transformers"),
     "transformers, dinov2": ("in the file ([CLS] and mean patch)", "transformers, dinov2; timm without classifier", "transformers"),
@@ -61,6 +62,7 @@ GROUPS = {
         "transformers, dinov2; timm without classifier",
         "transformers",
     ),
+    "transformers, dinov3_vit": ("none", "transformers, dinov3; timm, which pools the mean", "transformers"),
 }
 CHECKPOINT_COLUMNS = "| name | parameters | image | patch | trained on | published ImageNet-1k accuracy, % |"
 METRICS = {"imagenet_top1": "top-1", "imagenet_linear_top1": "linear", "imagenet_knn_top1": "k-NN"}

@@ -71,6 +71,7 @@ def model_facts(
         "relative_positions": config.position_embedding_type.startswith("relative"),
         "rotary_positions": config.position_embedding_type == "rotary",
         "pools_patches": config.use_cls_token and config.pooling == "avg",
+        "original_pools_cls": checkpoint is not None and checkpoint.architecture.get("original_pooling") == "cls",
         "preprocessing_note": FAMILY_CARDS[checkpoint.family].preprocessing if checkpoint else "",
         "architecture": markdown_table(("Property", "Value"), rows.items()),
         "preprocessing": markdown_table(("Step", "Setting"), preprocessing(image_processor).items()),
@@ -80,13 +81,13 @@ def model_facts(
 
 def _periods(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the row about the origin of the rotary periods, which the config does not show."""
-    kinds = {
-        "published": "those of the file, which its publisher rounded to bfloat16",
-        "computed": "computed in float32, because the file holds none. The original's are rounded to bfloat16, which changes outputs by "
-        "9e-4 to 3e-3",
-    }
-    periods = checkpoint.architecture.get("periods")
-    return {"Rotary periods": kinds[periods]} if periods else {}
+    periods, original = checkpoint.architecture.get("periods"), original_of(checkpoint)
+    if periods is None:
+        return {}
+    if periods == "published":
+        return {"Rotary periods": "those of the file, which its publisher rounded to bfloat16"}
+    rounded = ". The original's are rounded to bfloat16, which changes outputs by 1e-3 to 3e-3" if original else ""
+    return {"Rotary periods": f"computed in float32, because the file holds none{rounded}"}
 
 
 def _giga(count: int) -> str:

@@ -400,7 +400,9 @@ DATASETS: Mapping[str, Dataset] = {
     "SAT-493M": Dataset(
         "493 million satellite images of 512 x 512 pixels, at 0.6 m per pixel; not published", images="satellite images"
     ),
-    "LingBot-Vision's images": Dataset("a collection that its README neither names nor links"),
+    "LingBot-Vision's images": Dataset(
+        "a collection that its README neither names nor links", images="images that are not described"
+    ),
 }
 
 
@@ -511,7 +513,7 @@ FAMILY_CARDS: Mapping[str, FamilyCard] = {
         heading="timm, on the Hub",
         files="folders and Hub repositories, state dicts, training checkpoints",
         reference="timm 1.0.31",
-        cases="ViT-B/8, four models with relative positions, and small models of every kind that timm has",
+        cases="ViT-B/8, four models with relative positions, DINOv3's ViT-S/16 and ViT-S+/16, and small models of every kind that timm has",
         names="timm 1.0.31",
         layout="timm's format",
         citation="10.5281/zenodo.4414861",
@@ -520,7 +522,7 @@ FAMILY_CARDS: Mapping[str, FamilyCard] = {
         heading="transformers, on the Hub",
         files="folders and Hub repositories",
         reference="transformers' own classes",
-        cases="small models of the same types (ViT, DINOv2, DINOv2 with registers)",
+        cases="small models of the same types (ViT, DINOv2, DINOv2 with registers), and DINOv3's ViT-S/16",
         names="transformers' own classes",
         layout="the format of transformers",
     ),

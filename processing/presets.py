@@ -10,7 +10,7 @@ from PIL import Image
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from .image_processing_vit import VitrailImageProcessor
-from .resizing import as_pair
+from .resizing import as_pair, output_size
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -145,6 +145,17 @@ def image_processor_for(config: ViTConfig, preset: str, *, image_size: tuple[int
     own = find_preset(preset).image_size
     size = image_size or ((own, own) if own and not any(own % side for side in config.patch_shape) else config.image_shape)
     return make_image_processor(preset, image_size=size, patch_size=config.patch_shape, num_channels=config.num_channels)
+
+
+def describe_preprocessing(image_processor: VitrailImageProcessor) -> str:
+    """Return the size, mean and std of prepared images in words."""
+    sides = output_size(image_processor)
+    size = "of their own size" if sides is None else f"of {sides[0]}x{sides[1]} pixels"
+    return f"images {size}, mean {_short(image_processor.image_mean)}, std {_short(image_processor.image_std)}"
+
+
+def _short(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in dict.fromkeys(values))
 
 
 def _shorter_side(length: int, crop_pct: float | None) -> int:

@@ -540,7 +540,7 @@ def assumption(raw: RawCheckpoint) -> str:
 
 
 def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what follows for a row of the catalog: files with registers have positions of patches only."""
+    """Return what follows for a row of the catalog: positions are resized with antialiasing, but for FlexiViT."""
     absolute, flexible = architecture["position"] == "absolute", architecture["pos_interpolate_antialias"] is False
     return {"position_interpolation_antialias": not flexible} if absolute else {}
 

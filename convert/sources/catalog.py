@@ -37,7 +37,8 @@ class Checkpoint:
     architecture: sizes and switches; `image_size` and `patch` in pixels, `embed_dim` and `mlp_dim` in features; `zero_head` where the
         publisher states that the head in the file is zeros; `class_position` false where [CLS] has no position;
         `register_positions` true where registers have positions, which loading adds to them; `key_bias` false where the file has biases
-        of queries and values alone; `periods` of rotary positions are "published" in the file, or "computed" because the file has none.
+        of queries and values alone; `periods` of rotary positions are "published" in the file, or "computed" because the file has none;
+        `original_pooling` where the model pools in another way than its original.
     params: number of parameters in the file, including mask token and classifier.
     preprocessing: of the publisher's evaluation; `size` and `crop_size` in pixels, `mean` and `std` per RGB channel in [0, 1].
     metrics: ImageNet-1k accuracies that the publisher reports, in percent.

@@ -21,6 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 import deterministic
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.convert import detection as detect
+from vitrail.convert.adaptation import complete_periods
 from vitrail.convert.families.family import Family, RawCheckpoint
 from vitrail.convert.families.rules import Coverage
 from vitrail.convert.loading import convert_family
@@ -185,6 +186,11 @@ def transformers_model(row: Checkpoint) -> transformers.PreTrainedModel:
             if a["num_classes"]:
                 return transformers.ViTForImageClassification(vit)
             return transformers.ViTModel(vit, add_pooling_layer=a["pre_logits"])
+        if a["model_type"] == "dinov3_vit":  # as convert_dinov3_vit_to_hf.py makes them
+            gated = {"use_gated_mlp": True, "hidden_act": "silu"} if a["ffn"] == "swiglu" else {}
+            biases = {"query_bias": a["qkv_bias"], "value_bias": a["qkv_bias"]}
+            sizes |= {"intermediate_size": a["mlp_dim"], "num_register_tokens": a["registers"]}
+            return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes, **gated, **biases))
         swiglu = {"use_swiglu_ffn": a["ffn"] == "swiglu"}
         if a["model_type"] == "dinov2":
             dinov2 = transformers.Dinov2Config(**sizes, **swiglu)
@@ -274,6 +280,7 @@ def publish(row: Checkpoint, folder: Path) -> Published:
     family = detect.find_family(raw, "auto" if row.hub_id else row.family)
     fields, warnings = family.configure(raw, None), []
     tensors, coverage = convert_family(raw, family, warnings)
+    complete_periods(tensors, fields, published=False)
     if "classifier.weight" in tensors:
         fields["num_labels"] = len(tensors["classifier.weight"])
     vit_config = ViTConfig(**fields)
@@ -357,6 +364,8 @@ def prepares_images_as_the_catalog_states(published: Published) -> None:
         return  # the preprocessor_config.json of these repositories contains what their config.json lacks
     if row.name == "dinov3-vit7b16-sat493m":
         return  # the file has the names and shapes of the other ViT-7B; under its name in the catalog the row counts
+    if row.architecture.get("model_type") == "dinov3_vit":
+        return  # nor does it state the 224 pixels, and the mean and std of satellite images
     expected = row.preprocessing
     square = {"height": expected["crop_size"], "width": expected["crop_size"]}
     if expected["resize_mode"] == "shortest_edge":
@@ -406,7 +415,7 @@ def test_published_heads_read_what_the_catalog_states(row):
 
 
 def test_all_rows_are_covered():
-    assert len(checkpoints()) == 292
+    assert len(checkpoints()) == 321
     of_timm = {row.hub_id or row.aliases[0] for row in checkpoints() if row.format in ("timm-hub", "ijepa-pth")}
     assert of_timm == TIMM["rows"].keys()
     assert all(TIMM["rows"][row.hub_id]["depth"] == row.architecture["depth"] for row in checkpoints() if row.format == "timm-hub")

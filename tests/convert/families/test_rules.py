@@ -10,10 +10,10 @@ from vitrail.convert.families.rules import (
     Rule,
     Split,
     convert_tensors,
-    group_names,
     reverse,
 )
 from vitrail.errors import ConversionError
+from vitrail.utils.tensor_names import group_names
 
 RULES = (
     Rule("token", "embeddings.token"),

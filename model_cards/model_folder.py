@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.configuration_vit import ViTConfig
+from ..convert.report import REPORT_NAME, ConversionRecord
 from ..errors import CorruptFileError
 from ..utils.atomic import read_json
 from ..utils.hashing import sha256
-from .report import REPORT_NAME, ConversionRecord
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_CONFIG_NAME = "preprocessor_config.json"

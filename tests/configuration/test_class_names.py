@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vitrail.convert.sources.labels import IMAGENET, imagenet_labels, read_labels
+from vitrail.configuration.class_names import IMAGENET, imagenet_labels, read_labels
 from vitrail.errors import VitrailError
 
 

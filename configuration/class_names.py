@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import VitrailError
+from ..errors import VitrailError
 
 IMAGENET = {"imagenet-1k": 1000, "imagenet-21k": 21843}  # numbers of classes
 

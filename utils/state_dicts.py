@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedCheckpointError
-from .families.rules import list_names
+from .tensor_names import list_names
 
 # The two networks of a training run, by the keys and parts of prefixes that name them: the averaged one, which authors evaluate (DINO's
 # teacher, timm's model_ema, solo-learn's momentum_backbone, I-JEPA's target_encoder), and the trained one
