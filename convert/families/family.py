@@ -15,8 +15,9 @@ from ...errors import UnsupportedCheckpointError, VitrailError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import describe_preprocessing, image_processor_for
 from ...utils.records import SCALARS
+from ...utils.tensor_names import list_names
 from .formats import Export
-from .rules import Rule, list_names
+from .rules import Rule
 
 Tensors = Mapping[str, torch.Tensor]
 

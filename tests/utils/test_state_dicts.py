@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.convert.state_dicts import find_state_dict
 from vitrail.errors import UnsupportedCheckpointError
+from vitrail.utils.state_dicts import find_state_dict
 
 ANCHOR = "patch_embed.proj.weight"
 WRAPPERS = ("opt/target/",)
