@@ -118,7 +118,8 @@ def load(
     if preset is not None:
         find_preset(preset)
     raw = open_source(resolved, branch=branch, prefix=prefix)
-    family = find_family(raw, format)
+    known = resolved.checkpoint  # the file of a row of the catalog has the family of the row
+    family = find_family(raw, known.family if format == "auto" and known is not None and known.hub_id is None else format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root, warnings=raw.warnings)
     report.catalog_name = resolved.checkpoint.name if resolved.checkpoint else None
     report.stored = _stored_record(raw, report.warnings)

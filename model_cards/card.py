@@ -213,7 +213,7 @@ def _metadata(
     license = license_of(checkpoint)
     if checkpoint is not None:
         tags += [*lineage_of(checkpoint).tags, *([checkpoint.family] if layout == "official" else [])]
-        datasets = [DATASETS[name].hub_id for name in checkpoint.training_data]
+        datasets = [DATASETS[name].hub_id for name in dict.fromkeys(checkpoint.training_data)]
         results += [] if changed else eval_results(checkpoint)
     return ModelCardData(
         license="other" if license else checkpoint.license if checkpoint else None,

@@ -45,8 +45,12 @@ def model_facts(
     named = official or has_named_classes(config)
     rows = architecture(config, classifies=classifies, named_classes=named) | {"Parameters": f"{parameters:,}"}
     if official and checkpoint is not None and checkpoint.params != parameters:
-        more = checkpoint.params > parameters
-        reason = "including a head of zeros that is left out" if more else "which has no biases of keys: they are zero"
+        if checkpoint.params < parameters:
+            reason = "which has no biases of keys: they are zero"
+        elif checkpoint.architecture.get("zero_head"):
+            reason = "including a head of zeros that is left out"
+        else:
+            reason = "including positions of registers, which are added"
         rows["Parameters"] += f"; {checkpoint.params:,} in the file, {reason}"
     if official and checkpoint is not None:
         rows |= _periods(checkpoint)
@@ -196,11 +200,13 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "notes": [note[0].upper() + note[1:] + "." for note in (checkpoint.notes or "").split("; ") if note],
         "training": training(checkpoint),
         "uses": lineage.uses,
-        "limits": lineage.limits,
+        "limits": [*lineage.limits, *([lineage.pooling] if lineage.pooling else [])],
         "heads": ", ".join(f'`head="{name}"` reads {_input_of(recipe)}' for name, recipe in classifiers.items()),
         "dense_heads": ", ".join(f'`head="{name}"`' for name in recipes if name not in classifiers),
         "images": DATASETS[checkpoint.training_data[0]].images,
-        "license_note": f"{_license(checkpoint)}. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}.",
+        "license_note": f"{_license(checkpoint)}. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}."
+        if checkpoint.license
+        else None,
         "citations": "\n\n".join(citations),
         "sources": sources_table(checkpoint),
     }

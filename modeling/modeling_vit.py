@@ -289,7 +289,7 @@ def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     exact = states.to(torch.promote_types(states.dtype, rotation[0].dtype))
     cosines, sines = (part.view(1, -1, *(1,) * (states.ndim - 3), part.shape[-1]).to(exact.dtype) for part in rotation)
     first, second = exact.chunk(2, dim=-1)
-    return torch.addcmul(exact * cosines, torch.cat((second, first), dim=-1), sines).to(states.dtype)
+    return (exact * cosines).addcmul_(torch.cat((second, first), dim=-1), sines).to(states.dtype)
 
 
 # -------------------------------------------------------------------------------------------------------------- embeddings

@@ -52,6 +52,12 @@ PRESETS = {
     # arXiv:2508.10104.
     "dinov3": Preset("squash", BILINEAR, IMAGENET_MEAN, IMAGENET_STD, image_size=256),
     "sat": Preset("squash", BILINEAR, (0.430, 0.411, 0.296), (0.213, 0.156, 0.143), image_size=256),
+    # facebookresearch/mae, util/datasets.py. He et al. 2021, arXiv:2111.06377.
+    "mae": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
+    # facebookresearch/deit, datasets.py, main.py (--eval-crop-ratio). Touvron et al. 2020, arXiv:2012.12877.
+    "deit": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
+    # facebookresearch/ijepa, src/transforms.py: mean and std. Assran et al. 2023, arXiv:2301.08243, evaluate with VISSL: size and crop.
+    "ijepa": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
     # google-research/vision_transformer, vit_jax/input_pipeline.py, test images; bilinear is the default of the tf.image.resize
     # there, which does not antialias, as Pillow does. Dosovitskiy et al. 2020, arXiv:2010.11929.
     "google": Preset("squash", BILINEAR, HALF, HALF),

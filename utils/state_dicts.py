@@ -16,8 +16,8 @@ from ..errors import UnsupportedCheckpointError
 from .tensor_names import list_names
 
 # The two networks of a training run, by the keys and parts of prefixes that name them: the averaged one, which authors evaluate (DINO's
-# teacher, timm's model_ema, solo-learn's momentum_backbone), and the trained one
-BRANCHES = {"teacher": r"(teacher|momentum|ema)(_\w+)?|\w+_(teacher|ema)", "student": r"student(_\w+)?|\w+_student"}
+# teacher, timm's model_ema, solo-learn's momentum_backbone, I-JEPA's target_encoder), and the trained one
+BRANCHES = {"teacher": r"(teacher|momentum|ema|target)(_\w+)?|\w+_(teacher|ema)", "student": r"student(_\w+)?|\w+_student"}
 ROOTS = ("state_dict", "model")  # of files without an encoder, such as the head of a linear evaluation
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")  # DistributedDataParallel, torch.compile, DINO's MultiCropWrapper
 MAX_DEPTH, MAX_NETWORKS = 3, 64  # nested state dicts, and networks in them

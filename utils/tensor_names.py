@@ -1,4 +1,4 @@
-"""Names of tensors in messages: grouped where they differ only in numbers."""
+"""Names of tensors in messages: grouped, shortened and printable."""
 
 import re
 from collections import defaultdict

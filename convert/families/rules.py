@@ -222,6 +222,38 @@ class RemoveKey:
         return InsertKey()
 
 
+@dataclass(frozen=True)
+class AddRegisterPositions:
+    """Add the positions of registers, which follow `before` others, to the registers: (registers, positions). In reverse they are 0."""
+
+    before: int
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        registers, positions = tensors
+        first, own, patches = positions.tensor_split((self.before, self.before + registers.shape[1]), dim=1)
+        return [registers + own, torch.cat((first, patches), dim=1)]
+
+    @property
+    def inverse(self) -> "InsertRegisterPositions":
+        return InsertRegisterPositions(self.before)
+
+
+@dataclass(frozen=True)
+class InsertRegisterPositions:
+    """The inverse of `AddRegisterPositions`."""
+
+    before: int
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        registers, positions = tensors
+        first, patches = positions.tensor_split((self.before,), dim=1)
+        return [registers, torch.cat((first, torch.zeros_like(registers), patches), dim=1)]
+
+    @property
+    def inverse(self) -> AddRegisterPositions:
+        return AddRegisterPositions(self.before)
+
+
 # ----------------------------------------------------------------------------------------------------------------- rules
 
 

@@ -64,7 +64,7 @@ def test_the_search_finds_a_family_that_is_named(tmp_path):
 def test_every_place_knows_every_family():
     names = [family.name for family in FAMILIES]
     assert len(set(names)) == len(names)
-    assert {family.name for family in PUBLISHED} == FAMILY_CARDS.keys() == EXPORT_FORMATS.keys()
+    assert {family.name for family in PUBLISHED} == FAMILY_CARDS.keys() >= EXPORT_FORMATS.keys()
     assert {(row.family, row.format) for row in checkpoints()} == {(family.name, family.catalog_format) for family in PUBLISHED}
     assert all(family_of_rows(row.format).name == row.family for row in checkpoints())
     without_own_preset = {"transformers", "timm"}  # their folders name their preprocessing

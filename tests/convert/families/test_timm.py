@@ -41,6 +41,8 @@ FIELDS = {
         "pooling": "avg",
         "norm_before_pooling": False,
     },
+    "absolute, positions for registers": {"use_cls_position": True, "num_register_tokens": 3, "pooling": "cls"},
+    "absolute, positions for registers, no [CLS]": {"use_cls_token": False, "num_register_tokens": 3, "pooling": "avg"},
     "absolute, swiglu": {"mlp_type": "swiglu", "intermediate_size": 160},
     "absolute, rpn": {"norm_position": "residual_post", "use_cls_token": False},
     "table": {"position_embedding_type": "relative_table", "use_cls_token": False, "norm_position": "pre"},
