@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .modeling.modeling_vit import ViTForMaskedImageModeling as ViTForMaskedImageModeling
     from .modeling.modeling_vit import ViTModel as ViTModel
     from .modeling.modeling_vit import ViTPreTrainedModel as ViTPreTrainedModel
+    from .modeling.modeling_vit_dense import ViTForDepthEstimation as ViTForDepthEstimation
+    from .modeling.modeling_vit_dense import ViTForSemanticSegmentation as ViTForSemanticSegmentation
     from .modeling.operation_counts import complexity as complexity
     from .pretraining.arguments import DINOTrainingArguments as DINOTrainingArguments
     from .pretraining.crops import MultiCropImages as MultiCropImages
@@ -67,6 +69,8 @@ PUBLIC_NAMES = {
     "ViTPreTrainedModel": "modeling.modeling_vit",
     "ViTModel": "modeling.modeling_vit",
     "ViTForImageClassification": "modeling.modeling_vit",
+    "ViTForSemanticSegmentation": "modeling.modeling_vit_dense",
+    "ViTForDepthEstimation": "modeling.modeling_vit_dense",
     "ViTForMaskedImageModeling": "modeling.modeling_vit",
     "ViTBackbone": "modeling.modeling_vit",
     "complexity": "modeling.operation_counts",

@@ -4,8 +4,10 @@ from transformers import (
     AutoBackbone,
     AutoConfig,
     AutoModel,
+    AutoModelForDepthEstimation,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING
@@ -13,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING
 from .configuration.configuration_vit import ViTConfig
 from .hub.remote_code import add_code
 from .modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from .modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from .processing.image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
 
 
@@ -27,6 +30,8 @@ def register() -> None:
     AutoModel.register(ViTConfig, ViTModel, exist_ok=True)
     AutoModelForImageClassification.register(ViTConfig, ViTForImageClassification, exist_ok=True)
     AutoModelForMaskedImageModeling.register(ViTConfig, ViTForMaskedImageModeling, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(ViTConfig, ViTForSemanticSegmentation, exist_ok=True)
+    AutoModelForDepthEstimation.register(ViTConfig, ViTForDepthEstimation, exist_ok=True)
     AutoBackbone.register(ViTConfig, ViTBackbone, exist_ok=True)
     MODEL_FOR_IMAGE_MAPPING.register(ViTConfig, ViTModel, exist_ok=True)  # encoders of images, for multimodal models
     image_processors = {

@@ -15,7 +15,7 @@ from ..convert.report import ConversionRecord
 from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
 from ..hub.saving import convert_checkpoint, keep_verification
-from ..model_cards.descriptions import pooled
+from ..model_cards.descriptions import dense_class, dense_head, has_named_classes, pooled
 from ..model_cards.lineages import lineage_of
 from ..model_cards.model_folder import REPORT_NAME, read_report
 from ..modeling.operation_counts import complexity
@@ -128,7 +128,8 @@ def info(model: Model, options: CheckpointOptions) -> Result:
         "parameters": f"{significant(counts.parameters / 1e6)} M",
         "GMACs": f"{significant(counts.macs / 1e9)} ({significant(counts.macs_with_attention / 1e9)} with the products of attention)",
         "activations": f"{significant(counts.activations / 1e6)} M",
-        "preprocessing": f"{image_processor.backend} backend, size {dict(image_processor.size)}, "
+        "preprocessing": f"{image_processor.backend} backend, "
+        f"size {dict(image_processor.size) if image_processor.do_resize else 'of the image'}, "
         f"crop {dict(image_processor.crop_size) if image_processor.do_center_crop else 'none'}, "
         f"mean {list(image_processor.image_mean)}, std {list(image_processor.image_std)}",
     }
@@ -137,6 +138,8 @@ def info(model: Model, options: CheckpointOptions) -> Result:
         rows["pooling"] += f". {note}".replace("`", "")
     if hasattr(loaded, "classifier"):
         rows["classes"] = f"{config.num_labels}, from {_classifier_input(config)}"
+    if dense_class(config) is not None:
+        rows["head"] = dense_head(config, has_named_classes(config))
     converted = _first_conversion(model)
     if converted is not None and converted.source is not None:
         rows["converted"] = f"from a {converted.format} checkpoint, {converted.source.name}"

@@ -31,6 +31,14 @@ def _parse_size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def _parse_range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(bound) for bound in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"found {text}; expected the smallest and largest depth in meters, such as 0.001,80.") from None
+    return low, high
+
+
 # Every command
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Print the traceback of an error.")]
@@ -42,8 +50,17 @@ Model = Annotated[
         help="Checkpoint: a folder, a file, a URL, a Hub id, or a name that `vitrail list` prints, such as dino-vits16."
     ),
 ]
-Head = Annotated[str | None, typer.Option(help="Linear classifier published apart from the backbone: a file, a URL or a name.")]
+Head = Annotated[str | None, typer.Option(help="Head published apart from the backbone: a file, a URL or a name, such as nyu_dpt.")]
 HeadName = Annotated[str | None, typer.Option(help="Name of the classifier in a head file that contains several.")]
+DepthRange = Annotated[
+    tuple | None,
+    typer.Option(
+        parser=_parse_range,
+        metavar="MIN,MAX",
+        help="Smallest and largest depth of a depth head, in meters.",
+        show_default="from the published head",
+    ),
+]
 Branch = Annotated[
     str, typer.Option(help="Network of a training checkpoint: teacher (the averaged weights) or student (the trained ones).")
 ]
@@ -152,6 +169,7 @@ class ReadingOptions:
 
     head: Head = None
     head_name: HeadName = None
+    depth_range: DepthRange = None
     branch: Branch = "teacher"
     prefix: Prefix = None
     format: Format = "auto"
@@ -237,11 +255,16 @@ def as_options(text: str, names: Collection[str]) -> str:
             return match[0]
         words = [
             f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}",
-            *([re.sub(r"\((\d+), (\d+)\)", r"\1x\2", value)] if value not in ("", "True", "False") else []),
+            *([_written(value)] if value not in ("", "True", "False") else []),
         ]
         return " ".join(words) + ("" if name in names else " of `vitrail convert`")
 
-    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|'[^']*'|\(\d+, \d+\)|-?\w*(?:\.\w+)*)""", option, text)
+    return re.sub(r"""(?<![\w?&./-])(\w+)=("[^"]*"|'[^']*'|\([\d.]+, [\d.]+\)|-?\w*(?:\.\w+)*)""", option, text)
+
+
+def _written(value: str) -> str:
+    """Return a pair as its option takes it: sizes as HxW, depths as MIN,MAX."""
+    return re.sub(r"\((.*), (.*)\)", r"\1,\2" if "." in value else r"\1x\2", value)
 
 
 def expand_groups(function: Callable[..., Value]) -> Callable[..., Value]:

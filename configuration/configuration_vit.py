@@ -14,8 +14,10 @@ from transformers.utils import logging
 
 if TYPE_CHECKING:
     Size = int | tuple[int, int]  # as the config keeps it
+    Numbers = tuple[float, ...]
 else:
     Size = int | list[int] | tuple[int, int]  # as it may be given
+    Numbers = list[float | int] | tuple[float | int, ...]
 
 logger = logging.get_logger(__name__)
 
@@ -30,9 +32,14 @@ LIMITS = {
     "representation_size": 2**16,
     "num_register_tokens": 2**12,
     "num_labels": 2**20,
+    "depth_upsampling": 2**6,
+    "depth_fusion_size": 2**16,
+    "depth_hidden_size": 2**16,
+    "depth_num_bins": 2**16,
 }
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 MAX_SIDE = 2**16  # pixels
+MAX_SCALE = 16
 MAX_FLOAT = 3.4e38  # of float32
 # The attention that a config.json may choose. transformers takes any other name for a kernel to download and run
 ATTENTION = re.compile(r"sdpa|eager|flex_attention|flash_attention_\w+")
@@ -104,6 +111,31 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         classifier_mean_patch (`bool`, defaults to `False`): whether the classifier also reads the mean patch token of the last
             block. With `classifier_cls_layers=1` and `False`, the classifier reads `pooler_output`.
 
+    Dense heads (`ViTForSemanticSegmentation`, `ViTForDepthEstimation`):
+        dense_layers (`list[int]`, *optional*): the blocks whose patch tokens the head reads, in order (0 is the first); the last one by
+            default.
+        dense_norm (`bool`, defaults to `True`): whether the final norm is applied to these tokens.
+        semantic_loss_ignore_index (`int`, defaults to 255): the label of pixels that the loss of a segmentation leaves out.
+        segmentation_size, segmentation_window, segmentation_stride (`int`, *optional*): for `segment`: the shorter side that an image is
+            resized to, and the side and stride of the windows that slide over it. `None`: the image as it is, in one piece.
+        segmentation_scales (`tuple[float, ...]`, defaults to `(1.0,)`): for `segment`: the factors of `segmentation_size`, whose
+            probabilities are averaged.
+        segmentation_flip (`bool`, defaults to `False`): for `segment`: whether each scale also runs mirrored.
+        depth_head (`str`, defaults to `"linear"`): `"linear"` (one 1x1 convolution) or `"dpt"` (arXiv 2103.13413, on four blocks).
+        depth_readout (`str`, defaults to `"ignore"`): what becomes of [CLS]: `"ignore"`, `"concatenate"` (appended to each patch token) or
+            `"project"` (appended, then a linear layer with GELU).
+        depth_batch_norm (`bool`, defaults to `False`): whether a batch norm comes first.
+        depth_upsampling (`int`, defaults to 1): factor by which the linear head enlarges the patch grid before the convolution.
+        depth_level_sizes (`list[int]`, *optional*): channels of the four levels of DPT; D/8, D/4, D/2 and D by default.
+        depth_fusion_size (`int`, defaults to 256): channels where DPT fuses its levels.
+        depth_hidden_size (`int`, defaults to 32): channels before the last convolution of DPT.
+        depth_fusion_bias (`bool`, defaults to `False`): whether the residual units of DPT have biases.
+        depth_fusion_projection (`bool`, defaults to `True`): whether a convolution with ReLU follows the fusion.
+        depth_num_bins (`int`, defaults to 256): number of bins that the depth is the weighted mean of; 1: the depth itself is predicted.
+        depth_bins (`str`, defaults to `"linear"`): `"linear"` (evenly spaced) or `"mixed_log"` (log-spaced at first, then even: CHMv2).
+        depth_range (pair of `float`, defaults to `(0.001, 10.0)`): smallest and largest depth, in meters.
+        depth_clamp (`bool`, defaults to `False`): whether depths are clamped to `depth_range`.
+
     Backbone (`ViTBackbone`):
         out_features, out_indices: the stages to return, as for every backbone in transformers.
         apply_layernorm (`bool`, defaults to `True`): whether the final norm is applied to feature maps.
@@ -160,6 +192,28 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     classifier_cls_layers: int = 1
     classifier_mean_patch: bool = False
 
+    dense_layers: list[int] | None = None
+    dense_norm: bool = True
+    semantic_loss_ignore_index: int = 255
+    segmentation_size: int | None = None
+    segmentation_window: int | None = None
+    segmentation_stride: int | None = None
+    segmentation_scales: Numbers = (1.0,)
+    segmentation_flip: bool = False
+    depth_head: Literal["linear", "dpt"] = "linear"
+    depth_readout: Literal["ignore", "concatenate", "project"] = "ignore"
+    depth_batch_norm: bool = False
+    depth_upsampling: int = 1
+    depth_level_sizes: list[int] | None = None
+    depth_fusion_size: int = 256
+    depth_hidden_size: int = 32
+    depth_fusion_bias: bool = False
+    depth_fusion_projection: bool = True
+    depth_num_bins: int = 256
+    depth_bins: Literal["linear", "mixed_log"] = "linear"
+    depth_range: Numbers = (0.001, 10.0)
+    depth_clamp: bool = False
+
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
     apply_layernorm: bool = True
@@ -180,6 +234,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if name in ("image_size", "patch_size") and isinstance(value, int | list | tuple):
             pair = _as_pair(name, value)
             value = pair[0] if pair[0] == pair[1] else pair
+        elif name in ("depth_range", "segmentation_scales") and isinstance(value, list | tuple) and _are_numbers(value):
+            value = tuple(float(number) for number in value)
         super().__setattr__(name, value)
 
     @classmethod
@@ -247,6 +303,16 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.classifier_reads_tokens:
             return self.hidden_size * (self.classifier_cls_layers + int(self.classifier_mean_patch))
         return self.pooled_size
+
+    @property
+    def dense_layer_indices(self) -> tuple[int, ...]:
+        """The blocks that a dense head reads, 0 the first."""
+        return tuple(self.dense_layers or (self.num_hidden_layers - 1,))
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Channels of the four levels of DPT."""
+        return tuple(self.depth_level_sizes or (max(self.hidden_size // divisor, 1) for divisor in (8, 4, 2, 1)))
 
     @property
     def classifier_reads_tokens(self) -> bool:
@@ -317,6 +383,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 "A classifier that reads tokens bypasses the representation layer: set representation_size=None, or "
                 "classifier_cls_layers=1 and classifier_mean_patch=False."
             )
+        _check_dense_head(self)
         super().validate_architecture()
 
     def _validate_rotary(self) -> None:
@@ -329,6 +396,37 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not least <= value <= MAX_FLOAT:
                 raise ValueError(f"{name} is {value}: it must be a finite number, at least {least}.")
+
+
+def _check_dense_head(config: ViTConfig) -> None:
+    """Raise ValueError for fields of a dense head that contradict each other."""
+    layers = config.dense_layer_indices
+    if config.num_hidden_layers and not all(0 <= layer < config.num_hidden_layers for layer in layers):
+        raise ValueError(f"dense_layers is {list(layers)}: choose among the blocks 0 to {config.num_hidden_layers - 1}.")
+    if config.depth_head == "dpt" and (len(layers) != 4 or len(config.level_sizes) != 4):
+        raise ValueError(
+            f'depth_head="dpt" reads four blocks, but dense_layers is {config.dense_layers} and depth_level_sizes is '
+            f"{config.depth_level_sizes}: write four numbers each, for example dense_layers=[2, 5, 8, 11] of 12 blocks."
+        )
+    if config.depth_head == "linear" and config.depth_readout == "project":
+        raise ValueError('depth_readout="project" belongs to DPT: write "ignore" or "concatenate", or depth_head="dpt".')
+    if config.depth_head == "dpt" and config.depth_readout == "concatenate":
+        raise ValueError('depth_readout="concatenate" belongs to the linear head: write "ignore" or "project".')
+    if config.depth_readout != "ignore" and not config.use_cls_token:
+        raise ValueError(f'depth_readout="{config.depth_readout}" needs a [CLS] token: write depth_readout="ignore".')
+    bounds = config.depth_range
+    if len(bounds) != 2 or not 0 < bounds[0] < bounds[1] <= MAX_FLOAT:
+        raise ValueError(f"depth_range is {bounds}: write the smallest and largest depth in meters, for example (0.001, 10).")
+    if not config.segmentation_scales or not all(0 < scale <= MAX_SCALE for scale in config.segmentation_scales):
+        raise ValueError(f"segmentation_scales is {config.segmentation_scales}: write numbers above 0, at most {MAX_SCALE}.")
+    for name in ("segmentation_size", "segmentation_window", "segmentation_stride"):
+        side = getattr(config, name)
+        if side is not None and not 1 <= side <= MAX_SIDE:
+            raise ValueError(f"{name} is {side}: write a number of pixels from 1 to {MAX_SIDE}, or None.")
+
+
+def _are_numbers(values: "list[Any] | tuple[Any, ...]") -> bool:
+    return all(type(value) in (int, float) for value in values)
 
 
 def _as_pair(name: str, size: "int | list[int] | tuple[int, int]") -> tuple[int, int]:

@@ -1,25 +1,30 @@
 """Adapting a checkpoint to another image size, patch size, number of channels, or other classes while it is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..configuration.class_names import IMAGENET, imagenet_labels
+from ..configuration.class_names import IMAGENET, SEGMENTATIONS, dataset_labels
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
-from ..modeling.modeling_vit import interpolate_positions, resize_relative_table, rotary_periods
+from ..modeling.modeling_vit import ViTPreTrainedModel, interpolate_positions, resize_relative_table, rotary_periods
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import at_size
 from .families.family import make_config
 from .families.formats import PERIODS
+from .heads import HEAD_PREFIXES, model_class
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
 RELATIVE_TABLE = "relative_position.table"
 LABEL_FIELDS = ("id2label", "label2id", "label_descriptions")
 CHANNEL_RULES = ("sum", "repeat", "average")
+DENSE = (ViTForSemanticSegmentation, ViTForDepthEstimation)
+# The weights whose rows are classes: the number of axes, and datasets with their numbers of classes
+LABELED = {"classifier.weight": (2, IMAGENET), "segmentation_head.classifier.weight": (4, SEGMENTATIONS)}
 
 
 def may_be_adapted(name: str) -> bool:
@@ -158,11 +163,20 @@ def adapt_image_processor(
 
 
 def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], num_labels: int) -> list[str]:
-    """Replace the classifier of the checkpoint, if any, with an untrained one, or with none for 0 classes; return warnings."""
-    had = tensors.pop("classifier.weight", None)
-    tensors.pop("classifier.bias", None)
+    """Replace the classifier of the checkpoint, if any, with an untrained one, or any head with none for 0 classes; return warnings."""
+    found = model_class(tensors)
+    if issubclass(found, DENSE) and num_labels:
+        raise UnsupportedCheckpointError(
+            f"num_labels={num_labels} replaces a classifier of images, but the checkpoint has the head of a {found.__name__}: leave "
+            "num_labels out, or set it to 0 for the encoder alone."
+        )
+    had = tensors.get("classifier.weight")
+    for name in [name for name in tensors if name.startswith(HEAD_PREFIXES)]:
+        del tensors[name]
     for name in ("num_labels", *LABEL_FIELDS):
         fields.pop(name, None)
+    if num_labels == 0 and issubclass(found, DENSE):
+        return [f"the head of the {found.__name__} is left out"]
     if num_labels == 0:
         return [] if had is None else [f"the classifier for {len(had)} classes is left out"]
     fields["num_labels"] = num_labels
@@ -175,25 +189,27 @@ def fresh_classifier(tensors: dict[str, torch.Tensor], fields: dict[str, Any], n
     return [f"the classifier for {num_labels} classes is untrained{replaced}"]
 
 
-def name_classes(fields: dict[str, Any], classifier: torch.Tensor, *, published: bool, bare: bool) -> list[str]:
-    """Set the number of classes of the checkpoint's classifier, and ImageNet's labels if they are known or likely; return warnings.
+def name_classes(fields: dict[str, Any], tensors: Mapping[str, torch.Tensor], *, published: bool, bare: bool) -> list[str]:
+    """Set the number of classes of the checkpoint's head, and the labels of a dataset if they are known or likely; return warnings.
 
-    published: the classifier is one of the catalog; bare: no config.json describes it.
+    published: the head is one of the catalog; bare: no config.json describes it.
     """
-    if "id2label" in fields or classifier.ndim != 2:  # loading refuses another number of axes
+    head = next((name for name in LABELED if name in tensors), None)
+    if head is None or "id2label" in fields or tensors[head].ndim != LABELED[head][0]:  # loading refuses another number of axes
         return []
-    fields["num_labels"] = num_labels = len(classifier)
-    name = next((name for name, count in IMAGENET.items() if count == num_labels), None)
+    fields["num_labels"] = num_labels = len(tensors[head])
+    name = next((name for name, count in LABELED[head][1].items() if count == num_labels), None)
     if name is None:
         return []
     if not (published or bare):
         return [f'config.json does not name the {num_labels} classes: if they are ImageNet\'s, set labels="{name}"']
-    _set_id2label(fields, imagenet_labels(name))
+    _set_id2label(fields, dataset_labels(name))
     return [] if published else [f'labels="{name}" is assumed for the {num_labels} classes: set labels= for others']
 
 
-def set_labels(fields: dict[str, Any], labels: Sequence[str], classifier: torch.Tensor | None) -> None:
+def set_labels(fields: dict[str, Any], labels: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> None:
     """Set the names of the classes; raise UnsupportedCheckpointError unless there is one for each."""
+    classifier = next((tensors[name] for name in LABELED if name in tensors), None)
     if classifier is None or len(classifier) != len(labels):
         found = "no classifier" if classifier is None else f"{len(classifier)} classes"
         raise UnsupportedCheckpointError(
@@ -207,3 +223,17 @@ def set_labels(fields: dict[str, Any], labels: Sequence[str], classifier: torch.
 def _set_id2label(fields: dict[str, Any], labels: Sequence[str]) -> None:
     fields.pop("num_labels", None)
     fields |= {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+# ----------------------------------------------------------------------------------------------------------------- dense heads
+
+
+def with_depth_range(fields: dict[str, Any], depth_range: Sequence[float], found: type[ViTPreTrainedModel]) -> None:
+    """Set the range of depths; raise UnsupportedCheckpointError for a model that predicts none."""
+    if found is not ViTForDepthEstimation:
+        raise UnsupportedCheckpointError(
+            f"depth_range={tuple(depth_range)} is for a depth head, but the checkpoint and head= make a {found.__name__}: leave it out, or "
+            'give a depth head, such as head="nyu_linear".'
+        )
+    fields["depth_range"] = tuple(depth_range)
+    make_config(fields)

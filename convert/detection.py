@@ -10,6 +10,7 @@ from ..utils.atomic import read_json
 from ..utils.state_dicts import find_state_dict, renamed
 from ..utils.tensor_names import list_names
 from ..utils.weight_files import WEIGHT_FILES, find_weights, read_checkpoint
+from .families.dense_heads import UNSUPPORTED_HEADS
 from .families.family import Family, RawCheckpoint, setting
 from .families.registry import FAMILIES
 
@@ -53,6 +54,7 @@ UNSUPPORTED = (
     (r"blocks\.\d+\.(attn|mlp)\.norm\..*", "norms inside attention and MLP (BEiT-3)", "use timm"),
     (r"embeds\..*", "NaFlexViT's embeddings", "use timm"),
     (r"blocks_token_only\..*", "class attention (CaiT)", "use timm"),
+    *UNSUPPORTED_HEADS,
     (r".*\.lambda_[qk]\d", "differential attention", "use timm"),
     (
         r".*\.gamma_[12]",

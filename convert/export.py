@@ -12,7 +12,7 @@ import torch
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError, VitrailError
-from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel, rotary_periods
+from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel, rotary_periods
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.graph_export import GRAPH_FORMATS, export_graph
 from ..utils.atomic import check_new
@@ -23,6 +23,7 @@ from .families.family import Family, RawCheckpoint, make_config
 from .families.formats import PERIODS, SQUARE, Exported, Holds, has_labels
 from .families.registry import EXPORT_FORMATS, family_called
 from .families.rules import Rule, convert_tensors, reverse
+from .heads import HEAD_PREFIXES
 from .loading import load
 
 FILE_SUFFIXES = (".pth", ".pt", ".npz", ".safetensors", ".bin", ".onnx", ".xml", ".json")
@@ -35,7 +36,9 @@ NOT_COMPARED = (
     *("apply_layernorm", "reshape_hidden_states", "rope_theta", "rope_shift", "rope_jitter", "rope_rescale"),
 )
 CLASSIFIER_FIELDS = {"classifier_cls_layers", "classifier_mean_patch"}
+DENSE_FIELDS = ("dense_", "depth_", "segmentation_", "semantic_")
 CLASSIFIER_REMEDY = " To leave the classifier out, export the model with classifier=False."
+HEAD_REMEDY = CLASSIFIER_REMEDY.replace("classifier out", "head out")
 SHOWN = {"patch_grid": "the patch grid, image_size / patch_size,"}
 # Settings of an image processor that change its output; `crop_size` too, where it crops
 PREPROCESSING = (
@@ -67,7 +70,7 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
         tensors |= classifier
     exported, coverage = convert_tensors(tensors, reverse(family.export_rules(config, tensors)))
     if coverage.unexpected:
-        remedy = CLASSIFIER_REMEDY if all(name.startswith("classifier.") for name in coverage.unexpected) else ""
+        remedy = HEAD_REMEDY if all(name.startswith(HEAD_PREFIXES) for name in coverage.unexpected) else ""
         raise UnsupportedCheckpointError(
             f"The format {to} cannot hold {', '.join(group_names(coverage.unexpected))} of this model.{remedy}"
         )
@@ -176,7 +179,8 @@ def architecture(config: ViTConfig, family: Family, *, classifies: bool) -> dict
 
 def unread_fields(config: ViTConfig, *, classifies: bool) -> set[str]:
     """Return the fields that a model of this config does not read, because of the value of another field."""
-    unread = set() if classifies else set(CLASSIFIER_FIELDS)
+    unread = {name for name in ViTConfig.__annotations__ if name.startswith(DENSE_FIELDS)}  # of heads that no format holds
+    unread |= set() if classifies else CLASSIFIER_FIELDS
     if config.position_embedding_type == "rotary":  # any size is native
         unread.add("image_size")
     if config.position_embedding_type != "absolute":
@@ -231,7 +235,7 @@ def export_model(
         to: the name of a family, or "onnx" or "openvino".
         image_size: height and width in pixels to resize positions to, as in `vitrail.load`. By default, a graph has the size that the
             image processor produces, or else the model's.
-        classifier: whether to export the classifier, if the model has one, or the encoder alone.
+        classifier: whether to export the classifier, or the head for segmentation or depth, or the encoder alone.
         batch_size, dynamic_size: options of a graph, see `vitrail.runtime.graph_export.export_graph`.
 
     Returns:
@@ -252,7 +256,7 @@ def export_model(
         check_packages(GRAPH_FORMATS[to].packages, extra=GRAPH_FORMATS[to].extra)
     _check_output_name(Path(output), to)
     model, image_processor, _ = load(source, image_size=image_size)
-    if not classifier and isinstance(model, ViTForImageClassification):
+    if not classifier and not isinstance(model, ViTModel):
         model = model.vit
     if to in GRAPH_FORMATS:
         return export_graph(model, image_processor, output, to=to, batch_size=batch_size, dynamic_size=dynamic_size)

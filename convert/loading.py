@@ -3,19 +3,20 @@
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from ..configuration.class_names import read_labels
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError, VitrailError
-from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
+from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..modeling.modeling_vit_dense import ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.presets import describe_preprocessing, find_preset, image_processor_for
+from ..processing.presets import describe_preprocessing, find_preset, for_dense_head, image_processor_for
 from ..processing.resizing import as_pair
 from ..utils.downloads import discard
 from .adaptation import (
+    DENSE,
     adapt_grid,
     adapt_image_processor,
     adapt_num_channels,
@@ -23,10 +24,12 @@ from .adaptation import (
     fresh_classifier,
     name_classes,
     set_labels,
+    with_depth_range,
 )
 from .detection import find_family, open_checkpoint
 from .families.family import Family, RawCheckpoint, make_config, reading
 from .families.rules import Coverage, convert_tensors
+from .heads import HEAD_PREFIXES, head_source, model_class, read_head
 from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
 from .sources.catalog import official_image_processor
 from .sources.resolver import ResolvedSource, resolve
@@ -42,6 +45,7 @@ def load(
     prefix: str | None = None,
     head: str | os.PathLike | None = None,
     head_name: str | None = None,
+    depth_range: tuple[float, float] | None = None,
     num_heads: int | None = None,
     published_periods: bool = False,
     image_size: int | tuple[int, int] | None = None,
@@ -71,9 +75,11 @@ def load(
         branch: the network of a training checkpoint: "teacher", the averaged weights (also timm's model_ema), or "student", the trained
             ones.
         prefix: the keys and the prefix of the network's names ("state_dict.model."), where a file holds several networks.
-        head: a separate linear classifier for the backbone: a path, a URL, or the name of a head that was published with the catalog
-            checkpoint `source` ("linear").
+        head: a separate head for the backbone (a linear classifier, or a head for segmentation or depth): a path, a URL, or the name of
+            a head that was published with the catalog checkpoint `source` ("linear", "ade20k_linear", "nyu_dpt").
         head_name: the classifier to use from a head file with several.
+        depth_range: the smallest and largest depth of a depth head, in meters. By default, it follows from the name of a published head
+            (10 m for NYU, 80 m for KITTI); the file does not hold it.
         num_heads: number of attention heads, where it does not follow from the width.
         published_periods: use the rotary periods of DINOv3's published .pth files, rounded to bfloat16; files of timm and transformers
             have none, and these libraries compute them in float32.
@@ -95,7 +101,8 @@ def load(
         attn_implementation: "sdpa", "eager", "flex_attention" or a flash attention, as in transformers.
 
     Returns:
-        The model in evaluation mode (ViTForImageClassification with a classifier, else ViTModel), its image processor, and the report.
+        The model in evaluation mode (ViTForImageClassification, ViTForSemanticSegmentation or ViTForDepthEstimation with the head, else
+        ViTModel), its image processor, and the report.
 
     Raises:
         VitrailError: a subclass in `vitrail.errors`; the message names what was found and the remedy.
@@ -123,20 +130,25 @@ def load(
     tensors, coverage = convert_family(raw, family, report.warnings)
     foreign = _storages_to_leave(raw)
     if head is not None:
-        resolved_head = resolve(_head_source(resolved, head), token=token, cache_dir=cache_dir)
+        resolved_head = resolve(head_source(resolved, head), token=token, cache_dir=cache_dir)
         raw_head = open_source(resolved_head)
-        head_tensors, head_fields = _read_head(raw_head, family, head_name, fields, coverage)
+        report.head = _source_file(resolved_head, raw_head)
+        file = (resolved_head.url or resolved_head.path.name).rpartition("/")[2]
+        head_tensors, head_fields, warnings = read_head(raw_head, family, head_name, file, fields, coverage)
         tensors |= head_tensors
         foreign |= _storages_to_leave(raw_head)
         fields |= head_fields
-        report.head = _source_file(resolved_head, raw_head)
+        report.warnings += warnings if depth_range is None else []
     report.warnings += complete_periods(tensors, fields, published=published_periods)
-    if num_labels is None and "classifier.weight" in tensors:
-        published = raw.official and (head is None or _head_source(resolved, head) != head)
-        assumed = name_classes(fields, tensors["classifier.weight"], published=published, bare=raw.config is None)
+    if depth_range is not None:
+        with_depth_range(fields, depth_range, model_class(tensors))
+    if num_labels is None:
+        published = raw.official and (head is None or head_source(resolved, head) != head)
+        bare = raw.config is None or head is not None
+        assumed = name_classes(fields, tensors, published=published, bare=bare)
         report.warnings += assumed if class_names is None else []
     if any(option is not None for option in (size, patch, num_channels, num_labels)):  # adapting presumes sound tensors
-        kept = {name: tensor for name, tensor in tensors.items() if num_labels is None or not name.startswith("classifier.")}
+        kept = {name: tensor for name, tensor in tensors.items() if num_labels is None or not name.startswith(HEAD_PREFIXES)}
         check_tensors(make_config(fields), kept, coverage, resolved.name)
     if size is not None or patch is not None:
         report.warnings += adapt_grid(tensors, fields, image_size=size, patch_size=patch)
@@ -145,7 +157,7 @@ def load(
     if num_labels is not None:
         report.warnings += fresh_classifier(tensors, fields, num_labels)
     if class_names is not None:
-        set_labels(fields, class_names, tensors.get("classifier.weight"))
+        set_labels(fields, class_names, tensors)
 
     config = make_config(fields)
     with reading("image processor"):
@@ -158,6 +170,10 @@ def load(
         image_processor = adapt_image_processor(
             image_processor, image_size=size, patch_size=config.patch_shape, num_channels=config.num_channels
         )
+        if (
+            head is not None and preset is None and issubclass(model_class(tensors), DENSE)
+        ):  # a folder of a dense head holds its own
+            image_processor = for_dense_head(image_processor, config, segments=model_class(tensors) is ViTForSemanticSegmentation)
     del raw  # or tensors that the conversion copied (q, k and v become one tensor) would stay in memory twice
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
@@ -229,10 +245,9 @@ def check_tensors(config: ViTConfig, tensors: Mapping[str, torch.Tensor], covera
         coverage: the names that the conversion found missing or unexpected; it is not changed.
         source: the name for errors.
     """
-    classifies = "classifier.weight" in tensors
     try:
         with torch.device("meta"):  # shapes alone
-            model: ViTPreTrainedModel = (ViTForImageClassification if classifies else ViTModel)(config)
+            model = model_class(tensors)(config)
     except (ImportError, ValueError) as error:  # the attention kernel is not installed, or unknown
         raise UnsupportedCheckpointError(f"The model cannot be made: {error}") from error
     parameters = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
@@ -272,6 +287,7 @@ def build_model(
     dtype = dtype or _common_dtype(tensors)
     config.dtype = dtype
     model = check_tensors(config, tensors, coverage, source)
+    config.architectures = [type(model).__name__]
     placed: dict[str, torch.Tensor] = {}
     taken = set(foreign)
     for name in model.state_dict():
@@ -322,23 +338,3 @@ def _stored_record(raw: RawCheckpoint, warnings: list[str]) -> ConversionRecord 
     except VitrailError as error:  # the weights are sound, whatever is wrong with their history
         warnings.append(f"the origin of the weights is unknown: {error}")
         return None
-
-
-def _head_source(resolved: ResolvedSource, head: str | os.PathLike) -> str | os.PathLike:
-    """Return the URL of a head that was published with the checkpoint and is given by its short name."""
-    published = (resolved.checkpoint.head_urls or {}) if resolved.checkpoint else {}
-    return published.get(os.fspath(head), head)
-
-
-def _read_head(
-    raw: RawCheckpoint, family: Family, head_name: str | None, fields: dict[str, Any], coverage: Coverage
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the classifier of a head file, and the config fields for its input."""
-    if family.head_rules is None:
-        raise UnsupportedCheckpointError(f"Checkpoints of the family {family.name} contain their classifier: leave head= out.")
-    raw = replace(raw, tensors=family.choose_head(raw.tensors, head_name))
-    rules, head_fields = family.head_rules(raw, fields["hidden_size"])
-    tensors, head_coverage = convert_tensors(raw.tensors, rules)
-    coverage.converted += head_coverage.converted
-    coverage.unexpected += head_coverage.unexpected
-    return tensors, head_fields

@@ -18,15 +18,17 @@ from PIL import Image, ImageOps
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
-from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
+from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from .adaptation import may_be_adapted
 from .detection import find_family
 from .export import to_format, write_exported
+from .families.dense_heads import IGNORED
 from .families.family import RawCheckpoint, Tensors
 from .families.formats import Exported, RunPeer
 from .families.registry import EXPORT_FORMATS
 from .families.rules import convert_tensors, reverse
+from .heads import HEAD_PREFIXES, head_rules, head_source
 from .loading import convert_family, open_source
 from .report import Check
 from .sources.resolver import resolve
@@ -90,19 +92,23 @@ def _round_trip(model: ViTPreTrainedModel, against: str | Path, head: str | Path
     family = find_family(raw)
     _, coverage = convert_family(raw, family, [])
     ours = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
-    classifier = {name: ours.pop(name) for name in list(ours) if name.startswith("classifier.") and family.head_rules is not None}
+    in_file = HEAD_PREFIXES if family.head_rules is not None else HEAD_PREFIXES[1:]  # some formats hold their classifier
+    separate = {name: ours.pop(name) for name in list(ours) if name.startswith(in_file) and name not in raw.tensors}
     rules_back = reverse(family.rules(raw))
     back, _ = convert_tensors(ours, rules_back)
     adaptable, _ = convert_tensors({name: tensor for name, tensor in ours.items() if may_be_adapted(name)}, rules_back)
     checks = [_bit_for_bit("round trip", f"{resolved.name} ({family.name})", back, raw, coverage.converted, adaptable)]
-    if classifier and head is None:
-        checks.append(Check("round trip of the classifier", "its file", None, None, "not done: pass the file with --head"))
-    elif classifier and family.head_rules is not None and head is not None:
-        resolved_head = resolve(head)
+    if separate and head is None:
+        checks.append(Check("round trip of the head", "its file", None, None, "not done: pass the file with --head"))
+    elif separate and head is not None:
+        resolved_head = resolve(head_source(resolved, head))
         raw_head = open_source(resolved_head)
-        rules, _ = family.head_rules(raw_head, model.config.hidden_size)
-        back, _ = convert_tensors(classifier, reverse(rules))
-        checks.append(_bit_for_bit("round trip of the classifier", resolved_head.name, back, raw_head, list(raw_head.tensors)))
+        rules, _ = head_rules(raw_head, family, model.config.to_dict())
+        back, _ = convert_tensors(separate, reverse(rules))
+        _, found = convert_tensors(raw_head.tensors, rules, IGNORED)
+        checks.append(
+            _bit_for_bit("round trip of the head", resolved_head.name, back, raw_head, found.converted + found.unexpected)
+        )
     return checks
 
 
@@ -168,14 +174,14 @@ def _other_implementation(
             checks = []
             if export.peer_image_processor is not None and image is not None:
                 checks.append(_pixels(image_processor, image, export.peer_image_processor(written), library))
-            without = "" if whole is model else ", without the classifier"
+            without = "" if whole is model else ", without the head"
             return checks + _same_outputs(whole, peer, exported, library + without)
     return [Check("outputs", "another implementation", None, None, f"not done: {' '.join(dict.fromkeys(refusals))}")]
 
 
 def _wholes(model: ViTPreTrainedModel) -> list[ViTPreTrainedModel]:
     """Return the model and, for libraries that cannot hold its classifier, its encoder alone."""
-    return [model, model.vit] if isinstance(model, ViTForImageClassification) else [model]
+    return [model] if isinstance(model, ViTModel) else [model, model.vit]
 
 
 def _pixels(
@@ -253,7 +259,7 @@ def _same_outputs(model: ViTPreTrainedModel, peer: RunPeer, exported: Exported, 
 
 
 def _outputs(model: ViTPreTrainedModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    if not isinstance(model, ViTForImageClassification):
+    if isinstance(model, ViTModel):
         outputs = model(pixel_values)
         return {"features": outputs.last_hidden_state, "pooled": outputs.pooler_output}
     outputs = model.vit(pixel_values)

@@ -1,4 +1,4 @@
-"""The code in a model's folder: three flat files, with which transformers loads the model without vitrail.
+"""The code in a model's folder: flat files, with which transformers loads the model without vitrail.
 
 transformers copies the file that `auto_map` names and the files that it imports by `from .name import`, and nothing else. So the
 package's files are written into one folder, with the import between them rewritten.
@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 # For each JSON file of a folder: the files of the package that it needs, and its `auto_map`
 SOURCES = {
-    CONFIG_NAME: ("configuration/configuration_vit.py", "modeling/modeling_vit.py"),
+    CONFIG_NAME: ("configuration/configuration_vit.py", "modeling/modeling_vit.py", "modeling/modeling_vit_dense.py"),
     PREPROCESSOR_CONFIG_NAME: ("processing/image_processing_vit.py",),
 }
 AUTO_MAPS: Mapping[str, Mapping[str, Any]] = {
@@ -29,6 +29,8 @@ AUTO_MAPS: Mapping[str, Mapping[str, Any]] = {
         "AutoModel": "modeling_vit.ViTModel",
         "AutoModelForImageClassification": "modeling_vit.ViTForImageClassification",
         "AutoModelForMaskedImageModeling": "modeling_vit.ViTForMaskedImageModeling",
+        "AutoModelForSemanticSegmentation": "modeling_vit_dense.ViTForSemanticSegmentation",
+        "AutoModelForDepthEstimation": "modeling_vit_dense.ViTForDepthEstimation",
         "AutoBackbone": "modeling_vit.ViTBackbone",
     },
     PREPROCESSOR_CONFIG_NAME: {

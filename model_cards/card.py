@@ -18,11 +18,12 @@ from ..convert.families.vitrail import VITRAIL
 from ..convert.report import ConversionRecord
 from ..convert.sources.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
 from ..errors import VitrailError
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import read_json
 from .citations import PAPERS
 from .conversion_section import conversion_table, converted_from, verification
-from .descriptions import architecture, differences, escape, has_named_classes, markdown_table, preprocessing, trusted
+from .descriptions import architecture, dense_class, differences, escape, has_named_classes, markdown_table, preprocessing, trusted
 from .evaluation_section import measured_facts, measured_results
 from .facts import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
 from .licenses import license_of
@@ -53,6 +54,7 @@ OPTIONAL = (
         "checkpoint",
         "comparison",
         "conversion",
+        "dense_heads",
         "conversion_of",
         "encoder_only",
         "export_warnings",
@@ -74,7 +76,7 @@ def official_card(checkpoint: Checkpoint) -> ModelCard:
     facts |= usage_facts(config, image_processor, classifies=classifies, name=name)
     facts |= checkpoint_facts(checkpoint) | original_facts(checkpoint) | published_facts(checkpoint)
     facts["comparison"] = trusted(asdict(FAMILY_CARDS[checkpoint.family]))
-    data = _metadata(checkpoint, name, "official", classifies=classifies, carries_code=False, changed=False)
+    data = _metadata(checkpoint, name, "official", task=_pipeline(config, classifies), carries_code=False, changed=False)
     return _render(data, title=name, layout="official", facts=facts)
 
 
@@ -141,7 +143,7 @@ def render_model_card(
         checkpoint,
         title,
         format,
-        classifies=classifies,
+        task=_pipeline(config, classifies),
         carries_code=carries_code,
         changed=bool(changes),
         measured=measured_results(results) if results else [],
@@ -174,6 +176,7 @@ def folder_card(folder: str | os.PathLike, *, name: str | None = None, weights_s
     content, preprocessor = (read_json(folder / file) for file in (CONFIG_NAME, PREPROCESSOR_CONFIG_NAME))
     raw = RawCheckpoint({}, "safetensors", config=content, preprocessor_config=preprocessor)
     config = make_config(VITRAIL.configure(raw, None))
+    config.architectures = content.get("architectures")
     if weights_sha256 is None and any((folder / record).is_file() for record in (REPORT_NAME, RESULTS_NAME, PRETRAINING_NAME)):
         weights_sha256 = hash_weights(folder)  # once for all records
     return render_model_card(
@@ -198,7 +201,7 @@ def _metadata(
     title: str,
     layout: str,
     *,
-    classifies: bool,
+    task: str,
     carries_code: bool,
     changed: bool,
     measured: Sequence[EvalResult] = (),
@@ -217,12 +220,20 @@ def _metadata(
         license_name=checkpoint.license if checkpoint and license else None,
         license_link=license.link if license else None,
         library_name=EXPORT_FORMATS[layout].library if layout in EXPORT_FORMATS else "transformers",
-        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        pipeline_tag=task,
         tags=tags,
         datasets=[name for name in datasets if name] or None,
         model_name=title if results else None,
         eval_results=results or None,
     )
+
+
+def _pipeline(config: ViTConfig, classifies: bool) -> str:
+    """Return the Hub's name for what a model does."""
+    found = dense_class(config)
+    if found is not None:
+        return "depth-estimation" if found is ViTForDepthEstimation else "image-segmentation"
+    return "image-classification" if classifies else "image-feature-extraction"
 
 
 def _changes(
@@ -240,6 +251,7 @@ def _changes(
     heads = [entry.head for entry in record.chain if entry.head]
     if results is None and any(head.url in checkpoint.head_urls.values() for head in heads):
         here["Classifier"] = there["Classifier"]  # published for this backbone
+        here.pop("Head", None)
     if any(entry.root == "student" for entry in record.chain):
         here["Network of the training run"], there["Network of the training run"] = "student", "teacher"
     if results is not None and classifies:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..configuration.configuration_vit import ViTConfig
 from ..configuration.sizes import size_name
-from ..modeling.modeling_vit import ViTForImageClassification, ViTModel
+from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..modeling.operation_counts import Complexity, complexity
 from ..processing.image_processing_vit import VitrailImageProcessor
 
@@ -21,6 +22,11 @@ LETTERS = {"tiny": "Ti", "small": "S", "medium": "M", "base": "B", "large": "L",
 LETTERS |= {f"{size}_plus": f"{LETTERS[size]}+" for size in ("small", "large", "huge")}
 ACTIVATIONS = {"gelu": "GELU", "gelu_pytorch_tanh": "GELU (tanh approximation)"}
 POOLED = {"cls": "[CLS]", "avg": "the mean of the patch tokens", "cls+avg": "[CLS] and the mean of the patch tokens, concatenated"}
+DENSE: dict[str, type[ViTPreTrainedModel]] = {
+    "ViTForSemanticSegmentation": ViTForSemanticSegmentation,
+    "ViTForDepthEstimation": ViTForDepthEstimation,
+}
+MODELS = DENSE | {"ViTForImageClassification": ViTForImageClassification, "ViTModel": ViTModel}
 NONE = "none"
 
 
@@ -103,6 +109,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
         **_positions(config),
         "`pooler_output`": pooled(config),
         "Classifier": _classifier(config, named_classes) if classifies else NONE,
+        **({"Head": dense_head(config, named_classes)} if dense_class(config) else {}),
     }
 
 
@@ -154,6 +161,33 @@ def _classifier(config: ViTConfig, named_classes: bool) -> str:
     return f"{config.num_labels:,} classes{'' if named_classes else ' without names'}, reads {reads}"
 
 
+def dense_class(config: ViTConfig) -> type[ViTPreTrainedModel] | None:
+    """Return the class of a model for segmentation or depth, by the `architectures` of its config; None for other models."""
+    return next((DENSE[name] for name in config.architectures or () if name in DENSE), None)
+
+
+def dense_task(config: ViTConfig) -> str | None:
+    """Return what a model for segmentation or depth computes, as a sentence; None for other models."""
+    if dense_class(config) is ViTForSemanticSegmentation:
+        return f"It predicts one of {config.num_labels:,} classes for each pixel of an image."
+    if dense_class(config) is ViTForDepthEstimation:
+        low, high = config.depth_range
+        return f"It estimates the depth of each pixel of an image, in meters from {low:g} to {high:g}."
+    return None
+
+
+def dense_head(config: ViTConfig, named_classes: bool) -> str:
+    """Return a dense head in words."""
+    blocks = ", ".join(str(index + 1) for index in config.dense_layer_indices)
+    reads = f"reads the patch tokens of block {blocks}" + (" after the final norm" if config.dense_norm else "")
+    if dense_class(config) is ViTForSemanticSegmentation:
+        return f"batch norm and linear, {config.num_labels:,} classes{'' if named_classes else ' without names'}, {reads}"
+    kind = "DPT" if config.depth_head == "dpt" else "linear"
+    bins = "one value" if config.depth_num_bins == 1 else f"{config.depth_num_bins} bins"
+    cls_token = "" if config.depth_readout == "ignore" else " and [CLS]"
+    return f"{kind}, {bins}, {config.depth_range[0]:g} to {config.depth_range[1]:g} m, {reads}{cls_token}"
+
+
 def has_named_classes(config: ViTConfig) -> bool:
     """Return True where a config names its classes; a new classifier only numbers them."""
     return any(label != f"LABEL_{index}" for index, label in (config.id2label or {}).items())
@@ -188,20 +222,23 @@ def preprocessing(image_processor: VitrailImageProcessor) -> dict[str, str]:
 
 def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Complexity:
     """Return `complexity` for an image of `size` (height, width) pixels, extrapolated from two small depths: all blocks are equal."""
-    fewest = config.classifier_cls_layers
+    dense = dense_class(config)
+    fewest = max(config.classifier_cls_layers, len(config.dense_layer_indices))
     uncounted = ("_", "position_interpolation_", "layer_norm_eps", "hidden_act")
     names = [name for name in ViTConfig.__annotations__ if not name.startswith(uncounted)]
     fields = {name: getattr(config, name) for name in names} | {"num_labels": config.num_labels}
-    low, high = (_counts(json.dumps(fields | {"num_hidden_layers": depth}), classifies, size) for depth in (fewest, fewest + 1))
+    fields["dense_layers"] = list(range(len(config.dense_layer_indices)))
+    model = dense.__name__ if dense else "ViTForImageClassification" if classifies else "ViTModel"
+    low, high = (_counts(json.dumps(fields | {"num_hidden_layers": depth}), model, size) for depth in (fewest, fewest + 1))
     blocks = config.num_hidden_layers - fewest
     return Complexity(*(few + blocks * (more - few) for few, more in zip(astuple(low), astuple(high), strict=True)))
 
 
 @functools.cache
-def _counts(fields: str, classifies: bool, size: tuple[int, int]) -> Complexity:
+def _counts(fields: str, model_class: str, size: tuple[int, int]) -> Complexity:
     """Return the counts of an architecture, which many checkpoints share."""
     with torch.device("meta"):
-        model = (ViTForImageClassification if classifies else ViTModel)(ViTConfig(**json.loads(fields)))
+        model = MODELS[model_class](ViTConfig(**json.loads(fields)))
     return complexity(model, size)
 
 

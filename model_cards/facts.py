@@ -9,6 +9,7 @@ from typing import Any
 from ..configuration.configuration_vit import ViTConfig
 from ..convert.families.formats import Export
 from ..convert.sources.catalog import Checkpoint, official_config, official_image_processor
+from ..modeling.modeling_vit_dense import ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import output_size
 from .citations import PAPERS
@@ -16,6 +17,8 @@ from .descriptions import (
     architecture,
     architecture_name,
     counts,
+    dense_class,
+    dense_task,
     differences,
     format_size,
     has_named_classes,
@@ -61,6 +64,7 @@ def model_facts(
         "classes": f"{config.num_labels:,} classes{IMAGENET.get(config.num_labels, '') * (named and checkpoint is not None)}"
         if classifies
         else None,
+        "dense": dense_task(config),
         "num_labels": config.num_labels,
         "hidden_size": config.hidden_size,
         "pooled_width": config.pooled_size,
@@ -128,7 +132,7 @@ def usage_facts(
         "name_in_python": _in_python(name),
         "name_in_timm": _in_python(f"{where}:{name}"),
         "mode": "L" if config.num_channels == 1 else "RGB",
-        "auto_class": "AutoModelForImageClassification" if classifies else "AutoModel",
+        "auto_class": _auto_class(config, classifies),
         "carries_code": carries_code,
         "trust": ", trust_remote_code=True" if carries_code else "",
         "interpolate": ", interpolate_pos_encoding=True" if fixed_size and prepared != config.image_shape else "",
@@ -136,6 +140,11 @@ def usage_facts(
         "native_tokens": f"(1, {count}, {config.hidden_size}): {which}",
     }
     return dict(trusted(facts))
+
+
+def _auto_class(config: ViTConfig, classifies: bool) -> str:
+    dense = dense_class(config)
+    return f"Auto{dense.__name__.replace('ViT', 'Model')}" if dense else f"AutoModel{'ForImageClassification' * classifies}"
 
 
 def _in_python(name: str) -> str:
@@ -146,6 +155,8 @@ def _in_python(name: str) -> str:
 
 def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, export: Export | None, *, classifies: bool) -> list[str]:
     """Return lines of code that show the outputs of a model, with shapes."""
+    if dense_task(config) is not None:
+        return _dense_outputs(config)
     if classifies:
         lines = [
             f"outputs.logits  # (1, {config.num_labels})",
@@ -161,6 +172,16 @@ def _outputs(config: ViTConfig, prepared: tuple[int, int] | None, export: Export
     return [pooled, f"outputs.last_hidden_state  # {shape}"]
 
 
+def _dense_outputs(config: ViTConfig) -> list[str]:
+    """Return lines of code that show the outputs of a model for segmentation or depth."""
+    if dense_class(config) is ViTForSemanticSegmentation:
+        return [
+            "image_processor.post_process_semantic_segmentation(outputs, [(480, 640)])[0]  # (480, 640): the class of each pixel",
+            "model.segment(**inputs)  # probabilities with the sliding windows of the original evaluation",
+        ]
+    return ["outputs.predicted_depth  # (1, height, width): the depth of each pixel, in meters"]
+
+
 # ----------------------------------------------------------------------------------------------------- an official checkpoint
 
 
@@ -168,6 +189,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the facts of the catalog about a checkpoint, except settings and results."""
     lineage = lineage_of(checkpoint)
     recipes = {name: recipe for name, recipe in checkpoint.head_recipe.items() if name in checkpoint.head_urls}
+    classifiers = {name: recipe for name, recipe in recipes.items() if "task" not in recipe}
     software = FAMILY_CARDS[checkpoint.family].citation
     citations = [PAPERS[key].bibtex for key in (*checkpoint.paper, *([software] if software else []))]
     facts = {
@@ -179,7 +201,8 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "training": training(checkpoint),
         "uses": lineage.uses,
         "limits": [*lineage.limits, *([lineage.pooling] if lineage.pooling else [])],
-        "heads": ", ".join(f'`head="{name}"` reads {_input_of(recipe)}' for name, recipe in recipes.items()),
+        "heads": ", ".join(f'`head="{name}"` reads {_input_of(recipe)}' for name, recipe in classifiers.items()),
+        "dense_heads": ", ".join(f'`head="{name}"`' for name in recipes if name not in classifiers),
         "images": DATASETS[checkpoint.training_data[0]].images,
         "license_note": f"{_license(checkpoint)}. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}."
         if checkpoint.license

@@ -20,7 +20,7 @@ RESULT_NAMES = (RESULTS_NAME, "curves.png", "heads.png", "confusion.png")
 PRETRAINING_NAME = "pretraining.json"
 PRETRAINING_NAMES = (PRETRAINING_NAME, "pretraining.png")
 
-CODE_NAMES = ("configuration_vit.py", "modeling_vit.py", "image_processing_vit.py")
+CODE_NAMES = ("configuration_vit.py", "modeling_vit.py", "modeling_vit_dense.py", "image_processing_vit.py")
 LICENSE_NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 # Weights as transformers writes them, and the index of shards

@@ -38,6 +38,9 @@ def complexity(model: ViTPreTrainedModel, image_size: tuple[int, int] | None = N
         if isinstance(module, nn.Linear | nn.Conv2d):
             counts["macs"] += output.numel() * module.weight[0].numel()  # type: ignore[union-attr]
             counts["activations"] += output.numel()  # type: ignore[union-attr]
+        elif isinstance(module, nn.ConvTranspose2d):  # each input is multiplied with a kernel of every output channel
+            counts["macs"] += inputs[0].numel() * module.weight[0].numel()
+            counts["activations"] += output.numel()  # type: ignore[union-attr]
         elif isinstance(module, nn.LayerNorm):
             counts["macs"] += LAYER_NORM_OPERATIONS * output.numel()  # type: ignore[union-attr]
         else:
@@ -45,7 +48,7 @@ def complexity(model: ViTPreTrainedModel, image_size: tuple[int, int] | None = N
             counts["attention"] += 2 * num_tokens**2 * hidden_size
 
     for module in twin.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm | ViTAttention):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.LayerNorm | ViTAttention):
             module.register_forward_hook(count)
     with torch.no_grad():
         twin(pixel_values)

@@ -177,6 +177,26 @@ class VitrailImageProcessor(BaseImageProcessor):
             validate_typed_dict(self.valid_kwargs, kwargs)
         return _preprocess(images, self._settings(kwargs))
 
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Return the class of each pixel of each image, (H, W), from the `logits` (B, K, h, w) of a segmentation model.
+
+        target_sizes: (height, width) of each image, to which its logits are first resized, bilinearly; the size of the logits by default.
+        """
+        maps = _at_sizes(outputs.logits, target_sizes)
+        return [logits.argmax(dim=0) for logits in maps]
+
+    def post_process_depth_estimation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Return for each image {"predicted_depth": (H, W)} in meters, from the `predicted_depth` (B, H, W) of a depth model.
+
+        target_sizes: (height, width) of each image, to which its depth is resized, bilinearly; the size of `predicted_depth` by default.
+        """
+        maps = _at_sizes(outputs.predicted_depth[:, None], target_sizes)
+        return [{"predicted_depth": depth[0]} for depth in maps]
+
     def _settings(self, kwargs: dict[str, Any]) -> "Settings":
         values = {name: getattr(self, name) for name in self._valid_kwargs_names} | kwargs
         settings = Settings.from_kwargs(self._standardize_kwargs(**values))
@@ -196,6 +216,16 @@ class VitrailImageProcessor(BaseImageProcessor):
         if push_to_hub:  # not before the folder is complete
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return written
+
+
+def _at_sizes(maps: torch.Tensor, sizes: Any) -> Iterator[torch.Tensor]:
+    """Yield each map (C, h, w) of a batch, resized to the (height, width) of its image, or as it is without sizes."""
+    if sizes is None:
+        return iter(maps)
+    if len(sizes) != len(maps):
+        raise ValueError(f"found {len(sizes)} target_sizes for {len(maps)} images; pass the (height, width) of each one")
+    sides = [(int(height), int(width)) for height, width in sizes]
+    return (F.interpolate(one[None], size, mode="bilinear")[0] for one, size in zip(maps, sides, strict=True))
 
 
 def _filter_number(resample: int | str) -> int:

@@ -14,6 +14,9 @@ from .resizing import as_pair, output_size
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# facebookresearch/dinov3@6876159, notebooks/chmv2_inference.ipynb; the mean of its encoder begins with .430
+CHMV2_MEAN, CHMV2_STD = (0.420, 0.411, 0.296), (0.213, 0.156, 0.143)
+DENSE_ASPECT = 4  # longest side / shortest side of an image that is resized for a segmentation: mmsegmentation's (2048, 512)
 MIN_CROP_PCT = 0.01  # a smaller one would make images without a bound on their size
 HALF, ZERO, ONE = (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
@@ -145,6 +148,21 @@ def image_processor_for(config: ViTConfig, preset: str, *, image_size: tuple[int
     own = find_preset(preset).image_size
     size = image_size or ((own, own) if own and not any(own % side for side in config.patch_shape) else config.image_shape)
     return make_image_processor(preset, image_size=size, patch_size=config.patch_shape, num_channels=config.num_channels)
+
+
+def for_dense_head(image_processor: VitrailImageProcessor, config: ViTConfig, *, segments: bool) -> VitrailImageProcessor:
+    """Return a copy of an encoder's image processor for a head that segments, or else estimates depths.
+
+    Images are never cropped, and the model pads them. For a segmentation, the shorter side is resized, bilinearly; for a depth, none.
+    """
+    changes: dict[str, object] = {"do_center_crop": False, "do_resize": False}
+    side = config.segmentation_size
+    if segments and side is not None:
+        size = {"shortest_edge": side, "longest_edge": DENSE_ASPECT * side}
+        changes |= {"do_resize": True, "size": size, "resample": BILINEAR}
+    elif config.depth_bins == "mixed_log" and config.num_channels == len(CHMV2_MEAN):
+        changes |= {"image_mean": CHMV2_MEAN, "image_std": CHMV2_STD}
+    return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)
 
 
 def describe_preprocessing(image_processor: VitrailImageProcessor) -> str:

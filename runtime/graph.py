@@ -51,8 +51,10 @@ class Graph:
 def fix_image_size(module: nn.Module, pixel_values: torch.Tensor) -> None:
     """Make constants of what follows from the image size alone: resized positions and relative biases, for images of this shape."""
     submodules = list(module.modules())
+    height, width = pixel_values.shape[-2:]
     for embeddings in (submodule for submodule in submodules if isinstance(submodule, ViTEmbeddings)):
-        grid = embeddings.patch_embeddings.grid_of(pixel_values)
+        patch_height, patch_width = embeddings.patch_embeddings.patch_size
+        grid = -(-height // patch_height), -(-width // patch_width)  # models with a dense head pad images to whole patches
         if embeddings.position_embeddings is not None and grid != embeddings.config.patch_grid:
             _replace_by_constant(embeddings, "positions", embeddings.positions(grid))
         for submodule in submodules:

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import OutputMismatchError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import output_size
 from ..utils.atomic import check_new
@@ -25,6 +26,8 @@ from .outputs import TupleOutputs, named_outputs
 OUTPUT_NAMES: dict[type[ViTPreTrainedModel], tuple[str, ...]] = {
     ViTModel: ("last_hidden_state", "pooler_output"),
     ViTForImageClassification: ("logits",),
+    ViTForSemanticSegmentation: ("logits",),
+    ViTForDepthEstimation: ("predicted_depth",),
 }
 # The largest acceptable difference, in units of the root mean square of an output. onnxruntime and OpenVINO differ by 4e-6 with a ViT-S/16
 # and by 1e-5 and 2e-5 with a ViT-g/14 of random weights; GELU by tanh in place of erf makes 1e-3 of a ViT-S/16.
@@ -84,7 +87,7 @@ def export_graph(
     """Write a model as a graph in float32: a folder with the graph, config.json and preprocessor_config.json.
 
     The input is `pixel_values`, of the size that the image processor produces, or of the config's image_size if that size varies. The
-    outputs are `last_hidden_state` and `pooler_output`, or the `logits` of a classifier.
+    outputs are `last_hidden_state` and `pooler_output`, the `logits` of a classifier or a segmentation, or `predicted_depth`.
 
     Args:
         output: the folder; it must not exist.

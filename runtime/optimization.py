@@ -5,15 +5,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import DepthEstimatorOutput, ImageClassifierOutput, ModelOutput, SemanticSegmenterOutput
 
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
-from ..modeling.modeling_vit import ViTModelOutput, ViTPreTrainedModel
+from ..modeling.modeling_vit import ViTForImageClassification, ViTModelOutput, ViTPreTrainedModel
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from .compiled import NUM_CHECKED, Agreement, CompiledModel, Runtime
 from .graph_export import OUTPUT_NAMES
 from .outputs import named_outputs
 
+# What a model with a head returns; an encoder returns a ViTModelOutput
+OUTPUT_CLASSES: dict[type[ViTPreTrainedModel], type[ModelOutput]] = {
+    ViTForImageClassification: ImageClassifierOutput,
+    ViTForSemanticSegmentation: SemanticSegmenterOutput,
+    ViTForDepthEstimation: DepthEstimatorOutput,
+}
 EXACT = Agreement(cosine=1.0, max_difference=0.0)  # the unchanged model
 
 
@@ -60,20 +67,21 @@ class OptimizedModel:
     report: how well it agrees with the float32 model.
     """
 
-    def __init__(self, config: ViTConfig, compiled: CompiledModel, report: OptimizationReport) -> None:
-        self.config = config
+    def __init__(self, model: ViTPreTrainedModel, compiled: CompiledModel, report: OptimizationReport) -> None:
+        self.config: ViTConfig = model.config
         self.device = compiled.device
         self.report = report
+        self._output_class = OUTPUT_CLASSES.get(type(model))
         self._compiled = compiled
 
-    def __call__(self, pixel_values: torch.Tensor) -> ViTModelOutput | ImageClassifierOutput:
-        """Return the outputs of the model in float32: ViTModelOutput, or ImageClassifierOutput for a classifier.
+    def __call__(self, pixel_values: torch.Tensor) -> Any:
+        """Return the outputs of the model in float32: ViTModelOutput, or the class of its head, such as ImageClassifierOutput.
 
         pixel_values: (B, C, H, W). For a new height or width, some engines first compile the model again.
         """
         outputs = self._compiled(pixel_values)
-        if len(outputs) == 1:
-            return ImageClassifierOutput(logits=outputs[0])
+        if self._output_class is not None:
+            return self._output_class(**dict(zip(self.report.agreement, outputs, strict=True)))
         height, width = pixel_values.shape[-2:]
         patch_height, patch_width = self.config.patch_shape
         return ViTModelOutput(*outputs, patch_grid=(height // patch_height, width // patch_width))
@@ -95,7 +103,8 @@ def optimize(
         print(fast.report)
 
     Args:
-        model: a ViTModel or a ViTForImageClassification. Its weights stay unchanged. After you change them, optimize it again.
+        model: a ViTModel, or a model with a head for classification, segmentation or depth. Its weights stay unchanged. After you change
+            them, optimize it again.
         precision: "float32", "bfloat16", "float16", "float64" ("eager" and "compile") or "int8" (weights and activations); the
             precision of the weights by default.
         engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install ".[onnx]"`) or "openvino"
@@ -112,7 +121,7 @@ def optimize(
     runtime = Runtime(precision, engine)
     if type(model) not in OUTPUT_NAMES:
         raise VitrailError(
-            f"found a {type(model).__name__}; pass a ViTModel or a ViTForImageClassification, as vitrail.load gives them."
+            f"found a {type(model).__name__}; pass a {' or a '.join(kind.__name__ for kind in OUTPUT_NAMES)}, as vitrail.load returns them."
         )
     outputs = named_outputs(model.eval(), *OUTPUT_NAMES[type(model)])
     images = _noise(model.config, example_size) if examples is None else examples
@@ -127,7 +136,7 @@ def optimize(
         num_images=len(images[:NUM_CHECKED]),
         agreement=dict(zip(outputs.names, agreement, strict=True)),
     )
-    return OptimizedModel(model.config, compiled, report)
+    return OptimizedModel(model, compiled, report)
 
 
 def _noise(config: ViTConfig, size: int | Sequence[int] | None) -> torch.Tensor:

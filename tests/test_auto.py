@@ -16,8 +16,10 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForDepthEstimation,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForSemanticSegmentation,
 )
 from transformers.models import auto
 from transformers.models.auto import auto_factory
@@ -37,6 +39,8 @@ BUILT = {
     AutoModel: vitrail.ViTModel,
     AutoModelForImageClassification: vitrail.ViTForImageClassification,
     AutoModelForMaskedImageModeling: vitrail.ViTForMaskedImageModeling,
+    AutoModelForSemanticSegmentation: vitrail.ViTForSemanticSegmentation,
+    AutoModelForDepthEstimation: vitrail.ViTForDepthEstimation,
     AutoBackbone: vitrail.ViTBackbone,
 }
 

@@ -15,6 +15,7 @@ NOT_CODE = {"__pycache__", "py.typed"}
 UPLOADED = {
     "configuration/configuration_vit.py": set(),
     "modeling/modeling_vit.py": {"configuration"},
+    "modeling/modeling_vit_dense.py": {"configuration", "modeling"},
     "processing/image_processing_vit.py": set(),
 }
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

@@ -52,14 +52,15 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
     return np.frombuffer(data, dtype, count=1)[0]
 
 
-# DINO's training checkpoints hold `args: argparse.Namespace`, and learning rates and weight decays as numpy float64 scalars. numpy 2
-# moved the function that rebuilds a scalar, so it has two names. numpy's own functions would reserve as much memory as a file declares.
+# DINO's training checkpoints hold `args: argparse.Namespace`, and learning rates and weight decays as numpy float64 scalars; mmcv's hold
+# scores and seeds as numpy scalars of other types. numpy 2 moved the function that rebuilds a scalar, so it has two names. numpy's own
+# functions would reserve as much memory as a file declares.
 _ALLOWED_GLOBALS: list[Any] = [
     argparse.Namespace,
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
     (_numpy_dtype, "numpy.dtype"),
-    type(np.dtype(np.float64)),
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)),
 ]
 
 # Exceptions of the readers for damaged bytes, found by changing bytes of valid files at random: the restricted unpickler follows the

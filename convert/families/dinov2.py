@@ -8,6 +8,7 @@ import torch
 
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
+from .dense_heads import DINOV2_HEADS
 from .family import Family, RawCheckpoint, only_head
 from .formats import ORIGINAL_HOLDS, SQUARE, Export, with_mask_token, write_torch
 from .plain_vit import (
@@ -112,6 +113,7 @@ DINOV2 = Family(
     normalize=flatten_chunks,
     head_rules=head_rules,
     choose_head=choose_head,
+    dense_heads=DINOV2_HEADS,
     export=Export(
         lambda config: ORIGINAL_HOLDS | {"patch_size": SQUARE, "representation_size": (None,)},
         prepare,

@@ -7,6 +7,7 @@ import torch
 
 from ...configuration.configuration_vit import ViTConfig
 from ...processing.image_processing_vit import VitrailImageProcessor
+from .dense_heads import DINOV3_HEADS
 from .dinov2 import choose_head
 from .family import Family, RawCheckpoint
 from .formats import SQUARE, Export, Holds, with_mask_token, write_torch
@@ -124,6 +125,7 @@ DINOV3 = Family(
     assumption=assumption,
     head_rules=head_rules,
     choose_head=choose_head,
+    dense_heads=DINOV3_HEADS,
     export=Export(holds, prepare, write_torch, suffixes=(".pth", ".pt")),
     catalog_format="dinov3-pth",
 )

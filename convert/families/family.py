@@ -91,6 +91,20 @@ def only_head(tensors: Tensors, head_name: str | None) -> Tensors:
 
 
 @dataclass(frozen=True)
+class DenseHead:
+    """A layout of the files of a head for segmentation or depth.
+
+    anchor: the name of a tensor by which the layout is recognized.
+    rules: the table from its names to those of our model.
+    configure: the fields of ViTConfig that follow from the shapes, for the fields of the encoder.
+    """
+
+    anchor: str
+    rules: Sequence[Rule]
+    configure: Callable[[RawCheckpoint, Mapping[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Family:
     """One layout of checkpoints. Whatever depends on the layout asks this object.
 
@@ -111,6 +125,7 @@ class Family:
         requires: what a file with the family's anchor lacks if the family does not recognize it, and the remedy.
         head_rules: rules and config fields of a separate head file for a backbone of the given width, for families with such files.
         choose_head: selects the classifier called `head_name` from a head file.
+        dense_heads: layouts of separate heads for segmentation and depth.
 
     Writing:
         export_rules: the table to reverse when a model with this config and these tensors is exported.
@@ -139,6 +154,7 @@ class Family:
     requires: str | None = None
     head_rules: Callable[[RawCheckpoint, int], tuple[Sequence[Rule], dict[str, Any]]] | None = None
     choose_head: Callable[[Tensors, str | None], Tensors] = only_head
+    dense_heads: Sequence[DenseHead] = ()
     export: Export | None = None
     catalog_format: str | None = None
     official_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda architecture: {}

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...configuration.configuration_vit import ViTConfig, without_foreign_attention
 from ...processing.image_processing_vit import VitrailImageProcessor
+from .dense_heads import DINOV2_HEADS, DINOV3_HEADS
 from .family import Family, RawCheckpoint
 from .rules import Rule
 
@@ -43,4 +44,5 @@ VITRAIL = Family(
     configure=configure,
     anchors=("embeddings.patch_embeddings.projection.weight",),
     image_processor=image_processor,
+    dense_heads=(*DINOV2_HEADS, *DINOV3_HEADS),
 )

@@ -31,7 +31,8 @@ class Checkpoint:
     url: the official file, where `hub_id` is None; `sha256`: its SHA-256, in hexadecimal, where public documents agree on it.
     access: the page where the publisher's terms are accepted, without which `url` and `head_urls` are refused.
     full_checkpoint_url: the full training state (student, teacher, optimizer) where it was published.
-    head_urls: official linear classifiers for the backbone, by name; `head_recipe`: the input of each, or of the classifier in the file.
+    head_urls: official heads for the backbone, by name; `head_recipe`: the input of each, or of the classifier in the file, and the "task"
+        of a head that is not a classifier.
     hub_safetensors: whether the main branch of the Hub repository holds model.safetensors.
     same_weights_as: name of the row that holds the same weights in their first format.
     architecture: sizes and switches; `image_size` and `patch` in pixels, `embed_dim` and `mlp_dim` in features; `zero_head` where the

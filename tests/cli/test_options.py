@@ -54,7 +54,7 @@ def test_the_same_option_is_the_same_everywhere(name):
 
 def test_every_command_reads_a_checkpoint_with_the_same_options():
     found = {command: {option for other, option, _ in options() if other == command} for command in COMMANDS}
-    reading = {"--head", "--head-name", "--branch", "--format", "--num-heads", "--preset", "--revision"}
+    reading = {"--head", "--head-name", "--depth-range", "--branch", "--format", "--num-heads", "--preset", "--revision"}
     assert [command for command in READING if not reading <= found[command]] == []
 
 
@@ -95,6 +95,7 @@ def test_every_command_has_json_and_traceback(command):
         ('for a timm file, pass format="timm"', "for a timm file, pass --format timm"),
         ("write image_size=(28, 56).", "write --image-size 28x56."),
         ("set classifier=False.", "set --no-classifier."),
+        ("set depth_range=(0.001, 80)", "set --depth-range 0.001,80 of `vitrail convert`"),
         ("Set num_heads=.", "Set --num-heads of `vitrail convert`."),
         (
             'preset="sat" is assumed; set labels= to',

@@ -4,14 +4,25 @@ import json
 
 import pytest
 
-from vitrail.configuration.class_names import IMAGENET, imagenet_labels, read_labels
+from vitrail.configuration.class_names import IMAGENET, SEGMENTATIONS, dataset_labels, read_labels, segmentation_colors
 from vitrail.errors import VitrailError
 
 
 @pytest.mark.parametrize(("name", "count"), IMAGENET.items())
 def test_imagenet_has_a_name_for_each_class(name, count):
-    assert len(imagenet_labels(name)) == count
-    assert read_labels(name) == imagenet_labels(name)
+    assert len(dataset_labels(name)) == count
+    assert read_labels(name) == dataset_labels(name)
+
+
+def test_segmentations_have_a_name_and_a_color_for_each_class():
+    """ADE20K has no background; VOC's colors are the bits of the class number, from the highest bit of a color down (VOC's devkit)."""
+    for name, count in SEGMENTATIONS.items():
+        assert len(read_labels(name)) == len(segmentation_colors(name)) == count
+    assert (read_labels("ade20k")[0], segmentation_colors("ade20k")[0]) == ("wall", (120, 120, 120))
+    assert (read_labels("ade20k")[-1], segmentation_colors("ade20k")[-1]) == ("flag", (92, 0, 255))
+    assert read_labels("voc2012")[0] == "background"
+    for number, color in enumerate(segmentation_colors("voc2012")):
+        assert color == tuple(sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
 
 
 @pytest.mark.parametrize(

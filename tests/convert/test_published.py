@@ -407,7 +407,7 @@ def test_the_files_have_the_parameters_of_the_catalog():
 def test_published_heads_read_what_the_catalog_states(row):
     family = next(family for family in detect.FAMILIES if family.name == row.family)
     width, before = row.architecture["embed_dim"], "linear." if row.family == "dino" else ""
-    for recipe in row.head_recipe.values():
+    for recipe in (recipe for recipe in row.head_recipe.values() if "task" not in recipe):
         head = {f"{before}weight": torch.empty(1000, recipe["in_features"], device="meta"), f"{before}bias": torch.empty(1000)}
         _, fields = family.head_rules(RawCheckpoint(head, "torch"), width)
         reads = fields.get("classifier_cls_layers", 1), fields.get("classifier_mean_patch", False)

@@ -42,6 +42,19 @@ def write_dino_files(folder):
     torch.save({"state_dict": head}, folder / "dino_deitsmall8_linearweights.pth")
 
 
+def write_dinov2_files(folder):
+    """A small DINOv2 and two dense heads for it, named as the published files are."""
+    deterministic.write_checkpoint(deterministic.case("dinov2_chunked_teacher_tiny"), folder / "dinov2_vits14_pretrain.pth")
+    shapes = {
+        "nyu_linear": {"conv_depth.weight": (256, 256, 1, 1), "conv_depth.bias": (256,)},
+        "ade20k_linear": {"conv_seg.weight": (150, 128, 1, 1), "conv_seg.bias": (150,)}
+        | {f"bn.{name}": (128,) for name in ("weight", "bias", "running_mean", "running_var")},
+    }
+    for name, tensors in shapes.items():
+        head = {f"decode_head.{key}": torch.full(shape, 0.1) for key, shape in tensors.items()}
+        torch.save({"meta": {}, "state_dict": head}, folder / f"dinov2_vits14_{name}_head.pth")
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Create the files that the pages call photo.jpg, photos/, images/, dino-vits8/ and so on."""
@@ -53,6 +66,7 @@ def files(tmp_path_factory):
     write_images(folder / "images", 30)
     shutil.rmtree(next((folder / "images").iterdir()))  # two classes are left
     write_dino_files(folder)
+    write_dinov2_files(folder)
     checkpoint, head = folder / "dino_deitsmall8_pretrain.pth", folder / "dino_deitsmall8_linearweights.pth"
     vitrail.convert_checkpoint(checkpoint, folder / "dino-vits8")
     vitrail.convert_checkpoint(checkpoint, folder / "user" / "dino-vits8")

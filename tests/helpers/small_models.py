@@ -6,6 +6,7 @@ import torch
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.features.feature_types import classifier_features, feature_outputs, join_tokens
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from vitrail.modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 
 TINY = {
     "hidden_size": 32,
@@ -68,16 +69,22 @@ CONFIGS = {
         "classifier_mean_patch": True,
     },
 }
+SEGMENTATION = ("classifier.weight", "classifier.bias", "batch_norm.weight", "batch_norm.bias")
+SEGMENTATION += ("batch_norm.running_mean", "batch_norm.running_var")
 HEADS = {
     ViTModel: set(),
     ViTForImageClassification: {"classifier.weight", "classifier.bias"},
     ViTForMaskedImageModeling: {"decoder.weight", "decoder.bias"},
+    ViTForSemanticSegmentation: {f"segmentation_head.{name}" for name in SEGMENTATION},
+    ViTForDepthEstimation: {"depth_head.projection.weight", "depth_head.projection.bias"},
     ViTBackbone: set(),
 }
 
 IMPORT_OF_THE_COMPILER = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 every_config = pytest.mark.parametrize("name", CONFIGS)
+DENSE = (ViTForSemanticSegmentation, ViTForDepthEstimation)
 every_class = pytest.mark.parametrize("model_class", HEADS)
+every_plain_class = pytest.mark.parametrize("model_class", [kind for kind in HEADS if kind not in DENSE])
 
 
 def tiny_config(**fields):
@@ -137,7 +144,7 @@ def main_output(output):
     """Return the main tensors of a model's output."""
     if "feature_maps" in output:
         return output["feature_maps"][-1]
-    return next(output[key] for key in ("logits", "reconstruction", "last_hidden_state") if key in output)
+    return next(output[key] for key in ("logits", "reconstruction", "predicted_depth", "last_hidden_state") if key in output)
 
 
 @torch.no_grad()

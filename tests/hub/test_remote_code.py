@@ -30,6 +30,7 @@ PACKAGE = Path(vitrail.__file__).parent
 SOURCES = {
     "configuration_vit.py": "configuration/configuration_vit.py",
     "modeling_vit.py": "modeling/modeling_vit.py",
+    "modeling_vit_dense.py": "modeling/modeling_vit_dense.py",
     "image_processing_vit.py": "processing/image_processing_vit.py",
 }
 # Together they reach every module of the model
@@ -47,12 +48,12 @@ import json, torch
 from pathlib import Path
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
-from transformers import pipeline
+from transformers import AutoModelForDepthEstimation, pipeline
 
 root = Path(sys.argv[1])
 photo = Image.open(root / "photo.png")
 outputs = {}
-for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name != "depth"):
     trusted = {"trust_remote_code": True}
     processors = {backend: AutoImageProcessor.from_pretrained(folder, backend=backend, **trusted) for backend in ("pil", "torch")}
     pixel_values = {backend: processor(photo, return_tensors="pt")["pixel_values"] for backend, processor in processors.items()}
@@ -74,6 +75,9 @@ painter = AutoModelForMaskedImageModeling.from_pretrained(root / "registers", **
 assert type(painter).__name__ == "ViTForMaskedImageModeling"
 best = pipeline("image-classification", model=str(root / "two-layers"), **trusted)(photo)[0]
 outputs["pipeline"] = torch.tensor([int(best["label"].removeprefix("LABEL_"))])
+depth = pipeline("depth-estimation", model=str(root / "depth"), **trusted)
+assert type(depth.model).__module__.startswith("transformers_modules."), type(depth.model)
+outputs["depth"] = depth(photo)["predicted_depth"]
 torch.save(outputs, root / "outputs.pt")
 """
 
@@ -96,7 +100,7 @@ def test_the_code_is_that_of_the_package(name):
     assert header.startswith(f"# {SOURCES[name]} of vitrail {vitrail.__version__}")
     changed = [(ours, theirs) for ours, theirs in zip(lines, package, strict=True) if ours != theirs]
     imports = [("from .configuration_vit import ViTConfig", "from ..configuration.configuration_vit import ViTConfig")]
-    assert changed == (imports if name == "modeling_vit.py" else [])
+    assert changed == (imports if name.startswith("modeling_") else [])
 
 
 def test_two_folders_hold_the_same_bytes(tmp_path):
@@ -126,11 +130,18 @@ def test_without_vitrail_the_outputs_are_identical(tmp_path, photo):
         with torch.no_grad():
             pooled, logits = model.vit(pixel_values["pil"]).pooler_output, model(pixel_values["pil"]).logits
         expected[name] = {**pixel_values, "pooled": pooled, "logits": logits}
+    fields = {"num_hidden_layers": 4, "dense_layers": [0, 1, 2, 3], "depth_head": "dpt", "depth_fusion_size": 16}
+    dense = randomize(vitrail.ViTForDepthEstimation(tiny_config(**fields)).eval())
+    image_processor = vitrail.VitrailImageProcessor(do_resize=False, do_center_crop=False)
+    vitrail.save(dense, image_processor, tmp_path / "depth")
+    with torch.no_grad():
+        depth = dense(image_processor(photo, return_tensors="pt")["pixel_values"]).predicted_depth[0]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", WITHOUT_VITRAIL, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     found = torch.load(tmp_path / "outputs.pt")
+    assert torch.equal(found.pop("depth"), depth)
     assert found.pop("pipeline").item() == expected["two-layers"]["logits"].argmax().item()
     assert found.keys() == expected.keys()
     for name, outputs in expected.items():
@@ -160,6 +171,7 @@ def test_save_pretrained_carries_the_code(tmp_path):
         "model.safetensors",
         "configuration_vit.py",
         "modeling_vit.py",
+        "modeling_vit_dense.py",
     }
     assert image_processor.save_pretrained(tmp_path / "images") == [str(tmp_path / "images" / "preprocessor_config.json")]
     assert {file.name for file in (tmp_path / "images").iterdir()} == {"preprocessor_config.json", "image_processing_vit.py"}

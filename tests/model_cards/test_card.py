@@ -16,7 +16,7 @@ import paths
 import vitrail
 from small_models import tiny_config
 from small_run import KNN, MODEL, make_run
-from vitrail.configuration.class_names import imagenet_labels
+from vitrail.configuration.class_names import dataset_labels
 from vitrail.convert.export import to_format, write_exported
 from vitrail.convert.report import Check, ConversionRecord, ConversionReport, FileRecord, SourceFile
 from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
@@ -56,7 +56,7 @@ def converted(name, *, fields=(), processor=None, report=(), classifies=None, **
     row = find_checkpoint(name)
     config = official_config(row)
     if row.has_classifier and "num_labels" not in dict(fields):
-        labels = imagenet_labels("imagenet-1k" if config.num_labels == 1000 else "imagenet-21k")
+        labels = dataset_labels("imagenet-1k" if config.num_labels == 1000 else "imagenet-21k")
         config = vitrail.ViTConfig(**config.to_dict() | {"id2label": dict(enumerate(labels))})
     config = vitrail.ViTConfig(**config.to_dict() | dict(fields))
     return render_model_card(
@@ -330,7 +330,7 @@ def test_results_are_not_claimed_for_a_model_that_was_changed(change):
 
 def test_the_published_head_is_not_a_change():
     head = FileRecord("head.pth", find_checkpoint("dino-vits16").head_urls["linear"], None, 3, "11")
-    fields = {"id2label": dict(enumerate(imagenet_labels("imagenet-1k"))), "classifier_cls_layers": 4}
+    fields = {"id2label": dict(enumerate(dataset_labels("imagenet-1k"))), "classifier_cls_layers": 4}
     card = converted("dino-vits16", fields=fields, classifies=True, report={"head": head})
     assert [result.metric_value for result in card.data.eval_results] == [74.5, 77.0]
     assert card.data.pipeline_tag == "image-classification"
@@ -835,3 +835,34 @@ def test_an_unknown_variable_of_the_template_is_an_error():
 def test_every_optional_fact_is_a_variable_of_the_template():
     source = (paths.CHECKOUT / "model_cards" / "template.md.jinja").read_text(encoding="utf-8")
     assert jinja2.meta.find_undeclared_variables(TEMPLATE.environment.parse(source)) >= set(OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "fields", "expected"),
+    [
+        (
+            vitrail.ViTForSemanticSegmentation,
+            {"num_labels": 150, "dense_layers": [0, 1]},
+            (
+                "image-segmentation",
+                "one of 150 classes for each pixel",
+                "AutoModelForSemanticSegmentation",
+                "post_process_semantic",
+            ),
+        ),
+        (
+            vitrail.ViTForDepthEstimation,
+            {"depth_range": (0.001, 80)},
+            ("depth-estimation", "in meters from 0.001 to 80", "AutoModelForDepthEstimation", "outputs.predicted_depth"),
+        ),
+    ],
+)
+def test_a_dense_head_is_described(model_class, fields, expected, tmp_path):
+    model = model_class(tiny_config(**fields))
+    vitrail.save(model, vitrail.make_image_processor("dinov2", image_size=32), tmp_path / "model")
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    task, *texts = expected
+    assert card.data.pipeline_tag == task
+    for text in (*texts, "the model pads them", f"| Parameters | {sum(map(torch.numel, model.parameters())):,} |"):
+        assert text in card.text, text
+    assert "It has no classifier" not in card.text

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from small_models import every_class, every_config, make_config, make_images, make_mask, make_model, run
+from small_models import every_class, every_config, every_plain_class, make_config, make_images, make_mask, make_model, run
 from vitrail.modeling import modeling_vit
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModel
 
@@ -178,7 +178,7 @@ def test_pixel_values_of_another_shape(model_class, shape):
         make_model(model_class, "absolute")(torch.zeros(shape))
 
 
-@every_class
+@every_plain_class
 @pytest.mark.parametrize(
     ("size", "lower", "upper"),
     [((17, 24), "16x24", "20x24"), ((16, 23), "16x20", "16x24"), ((3, 5), "4x4", "4x8"), ((0, 8), "4x8", "0x8")],

@@ -5,7 +5,17 @@ import inspect
 import pytest
 import torch
 
-from small_models import IMPORT_OF_THE_COMPILER, every_class, every_config, main_output, make_images, make_mask, make_model, run
+from small_models import (
+    IMPORT_OF_THE_COMPILER,
+    every_class,
+    every_config,
+    every_plain_class,
+    main_output,
+    make_images,
+    make_mask,
+    make_model,
+    run,
+)
 from vitrail.modeling.modeling_vit import ViTForMaskedImageModeling, ViTModel, ViTModelOutput
 
 # --------------------------------------------------------------------------------------------------------------- outputs
@@ -91,7 +101,7 @@ def test_hidden_states_can_be_selected(model_class, selection, kept):
     assert torch.equal(main_output(output), main_output(everything))
 
 
-@every_class
+@every_plain_class
 @every_config
 def test_an_image_gets_the_same_output_alone_and_in_a_batch(name, model_class):
     model = make_model(model_class, name)

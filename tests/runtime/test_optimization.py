@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import DepthEstimatorOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 import vitrail
 from image_folders import small_model
 from small_models import make_model
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModelOutput
+from vitrail.modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,6 +45,23 @@ def test_a_classifier_gives_logits():
     with torch.no_grad():
         torch.testing.assert_close(outputs.logits, model(pixel_values).logits, rtol=0.02, atol=0.02)
     assert set(fast.report.agreement) == {"logits"}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "output", "name"),
+    [
+        (ViTForSemanticSegmentation, SemanticSegmenterOutput, "logits"),
+        (ViTForDepthEstimation, DepthEstimatorOutput, "predicted_depth"),
+    ],
+)
+def test_a_dense_head_gives_maps_of_any_size(model_class, output, name):
+    model = make_model(model_class, "registers")
+    fast = vitrail.optimize(model, precision="bfloat16", example_size=(17, 24))
+    outputs = fast(images(2, 17, 24))
+    assert type(outputs) is output
+    with torch.no_grad():
+        torch.testing.assert_close(outputs[name], model(images(2, 17, 24))[name], rtol=0, atol=0.2)
+    assert set(fast.report.agreement) == {name}
 
 
 def test_the_report_names_what_was_compared_on_what():

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from vitrail.configuration.published_heads import published_range
 from vitrail.configuration.sizes import size_name
 from vitrail.convert.sources.catalog import (
     Checkpoint,
@@ -140,8 +141,17 @@ def is_sound(row: Checkpoint) -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.head_recipe], ids=lambda row: row.name)
 def test_heads_read_what_the_recipe_states(row):
-    for recipe in row.head_recipe.values():
+    for recipe in (recipe for recipe in row.head_recipe.values() if "task" not in recipe):
         assert recipe["in_features"] == row.architecture["embed_dim"] * (recipe["n_last_blocks"] + recipe["avgpool"])
+
+
+def test_depth_heads_have_the_range_of_their_file():
+    depths = {
+        row.head_urls[name]: recipe for row in ROWS for name, recipe in row.head_recipe.items() if recipe.get("task") == "depth"
+    }
+    assert len(depths) == 4 * 6 + 2
+    for url, recipe in depths.items():
+        assert published_range(url.rpartition("/")[2]) == tuple(recipe["depth_range"]), url
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.same_weights_as], ids=lambda row: row.name)
