@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ...configuration.configuration_vit import ViTConfig
+from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from .dense_heads import DINOV3_HEADS
 from .dinov2 import choose_head
@@ -54,9 +55,13 @@ def rules(raw: RawCheckpoint) -> Sequence[Rule]:
 
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig; the width of a head is four times the number of periods."""
-    head_width = 4 * raw.shape(PERIODS, 1)[0]
-    hidden_size = raw.shape(ANCHOR, 4)[0]
-    fields = plain_vit_fields(raw, num_heads or max(hidden_size // head_width, 1))
+    head_width, hidden_size = 4 * raw.shape(PERIODS, 1)[0], raw.shape(ANCHOR, 4)[0]
+    if num_heads is not None and num_heads * head_width != hidden_size:
+        raise UnsupportedCheckpointError(
+            f"num_heads={num_heads} contradicts the {head_width // 4} periods of the file, which are of heads {head_width} wide in a width "
+            f"of {hidden_size}: leave num_heads out."
+        )
+    fields = plain_vit_fields(raw, max(hidden_size // head_width, 1))
     gated = "blocks.0.mlp.w1.weight" in raw.tensors
     return fields | {
         "position_embedding_type": "rotary",
