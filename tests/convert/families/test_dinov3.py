@@ -51,6 +51,8 @@ def test_a_file_is_written_back_as_it_was(tensors, tmp_path):
     again = torch.load(tmp_path / "again.pth")
     assert again.keys() == {name for name in tensors if not name.startswith("local_cls_norm")}
     assert {name: tensor.shape for name, tensor in again.items()} == {name: tensors[name].shape for name in again}
+    masks = {name for name in again if name.endswith("bias_mask")}  # as the original initializes them
+    assert all(torch.equal(again[name], tensors[name]) for name in masks)
     torch.testing.assert_close(tokens(model), originals.dinov3(again, images(), 2), atol=2e-5, rtol=0)
     checks = verify(model, image_processor, against=source)
     assert [check.passed for check in checks if check.name == "round trip"] == [True]
@@ -67,6 +69,13 @@ def test_a_hidden_bias_counts_for_nothing(tensors, tmp_path):
     unset = {name: tensor * torch.nan if name.endswith("bias_mask") else tensor for name, tensor in tensors.items()}
     with pytest.raises(ConversionError, match=r"NaN or inf in the tensor for layers\.0\.attention\.qkv\.bias"):
         vitrail.load(save(unset, tmp_path / "unset.pth"))
+
+
+@pytest.mark.parametrize("base", [50.0, 100.0, 1000.0])
+def test_the_base_follows_from_rounded_periods(tensors, tmp_path, base):
+    periods = (base ** (torch.arange(16) / 16)).bfloat16().float()
+    source = save(tensors | {"rope_embed.periods": periods}, tmp_path / "base.pth")
+    assert vitrail.load(source)[0].config.rope_theta == base
 
 
 def test_models_without_masks_or_without_biases(tensors, tmp_path):
