@@ -57,8 +57,11 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .runtime.optimization import OptimizedModel as OptimizedModel
     from .runtime.optimization import optimize as optimize
     from .visualization.attention import plot_attention as plot_attention
+    from .visualization.depth import plot_depth as plot_depth
+    from .visualization.patch_similarity import plot_patch_similarity as plot_patch_similarity
     from .visualization.pca import plot_pca as plot_pca
     from .visualization.report.page import make_report as make_report
+    from .visualization.segmentation import plot_segmentation as plot_segmentation
     from .visualization.similar import find_similar as find_similar
 
 # By group, the module that defines each public name
@@ -103,6 +106,9 @@ PUBLIC_NAMES = {
     # pictures
     "plot_attention": "visualization.attention",
     "plot_pca": "visualization.pca",
+    "plot_patch_similarity": "visualization.patch_similarity",
+    "plot_segmentation": "visualization.segmentation",
+    "plot_depth": "visualization.depth",
     "make_report": "visualization.report.page",
     # evaluation
     "load_labeled_images": "data.labeled",

@@ -7,7 +7,7 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
 from ..version import __version__
-from . import checkpoints, evaluation, features, hub, images, pretraining
+from . import checkpoints, dense, evaluation, features, hub, images, pretraining
 from .output import as_command
 
 COMMANDS = (
@@ -22,6 +22,9 @@ COMMANDS = (
     images.classify,
     images.attention,
     images.pca,
+    dense.patches,
+    dense.segment,
+    dense.depth,
     features.extract,
     features.similar,
     features.report,

@@ -154,7 +154,7 @@ def attention(
     loaded, image_processor, _ = load_model(model, **asdict(reading_options))
     number = loaded.config.num_hidden_layers
     chosen = None if layers is None else _parse_layers(layers, number)
-    image_processor = _resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
+    image_processor = resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
     maps, picture = plot_attention(loaded, image_processor, images, layers=chosen, show=show, style=style)
     save_picture(picture, output)
     blocks = list(range(number)) if show == "rollout" else [block % number for block in chosen or (-1,)]
@@ -178,7 +178,7 @@ def pca(
     check_files(images)
     check_output(output, PICTURES)
     loaded, image_processor, _ = load_model(model, **asdict(reading_options))
-    image_processor = _resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
+    image_processor = resized(image_processor, loaded.config.patch_shape, image_size, keep_aspect)
     _, masks, picture = plot_pca(loaded, image_processor, images, foreground=foreground)
     save_picture(picture, output)
     share = float(sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks))
@@ -216,9 +216,10 @@ def _parse_layers(text: str, number: int) -> Sequence[int]:
         raise VitrailError(f"found --layers {text}; expected all, or a list of blocks such as 3,7,11") from error
 
 
-def _resized(
-    image_processor: VitrailImageProcessor, patch_size: tuple[int, int], size: tuple[int, int] | None, keep_aspect: bool
+def resized(
+    image_processor: VitrailImageProcessor, patch_size: tuple[int, int], size: tuple[int, int] | None, keep_aspect: bool = False
 ) -> VitrailImageProcessor:
+    """Return a copy of an image processor for the options --image-size and --keep-aspect."""
     if size is not None:
         image_processor = at_size(image_processor, patch_size, size)
     return make_keep_aspect(image_processor, patch_size) if keep_aspect else image_processor

@@ -134,6 +134,12 @@ AllowExternal = Annotated[
         "--allow-external", help="Read files and URLs outside of the dataset if its rows, or a manifest of features, name them."
     ),
 ]
+Points = Annotated[
+    list[str],
+    typer.Option(
+        "--at", metavar="X,Y", help="Point in the first image, in pixels from its top left corner. Repeat it for more points."
+    ),
+]
 KeepAspect = Annotated[
     bool, typer.Option("--keep-aspect", help="Keep the aspect ratio of each image instead of cropping or squashing.")
 ]
@@ -160,6 +166,10 @@ Top = Annotated[int, typer.Option(help="Number of results, best first.", min=1)]
 # Results
 Features = Annotated[Path, typer.Argument(help="Folder of features written by `vitrail extract`.")]
 PictureFile = Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")]
+ValuesDir = Annotated[
+    Path | None, typer.Option("--values", metavar="FOLDER", help="Folder to write the values of each image to, at its full size.")
+]
+ValuesFormat = Annotated[str, typer.Option(help="Format of --values: png or npy.")]
 ResultsFile = Annotated[Path | None, typer.Option(help="JSON file to write the results to.")]
 
 

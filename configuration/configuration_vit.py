@@ -140,6 +140,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices: the stages to return, as for every backbone in transformers.
         apply_layernorm (`bool`, defaults to `True`): whether the final norm is applied to feature maps.
         reshape_hidden_states (`bool`, defaults to `True`): return feature maps (B, D, h, w) instead of sequences (B, L, D).
+        return_register_tokens (`bool`, defaults to `True`): whether these sequences hold the registers; the necks of transformers' DPT and
+            Depth Anything read [CLS] and patches alone.
 
     Raises:
         StrictDataclassError: a field has the wrong type, or fields contradict each other.
@@ -218,6 +220,7 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    return_register_tokens: bool = True
 
     def __post_init__(self, **kwargs):  # type: ignore[no-untyped-def]  # transformers' own signature
         self.image_size = _as_pair("image_size", self.image_size)

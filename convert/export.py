@@ -33,7 +33,8 @@ INTERPOLATION = "position_interpolation_"
 # Fields that inference does not read: it reads the periods instead of `rope_theta`, and `use_mask_token` only with a mask
 NOT_COMPARED = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range", "use_mask_token"),
-    *("apply_layernorm", "reshape_hidden_states", "rope_theta", "rope_shift", "rope_jitter", "rope_rescale"),
+    *("apply_layernorm", "reshape_hidden_states", "return_register_tokens"),
+    *("rope_theta", "rope_shift", "rope_jitter", "rope_rescale"),
 )
 CLASSIFIER_FIELDS = {"classifier_cls_layers", "classifier_mean_patch"}
 DENSE_FIELDS = ("dense_", "depth_", "segmentation_", "semantic_")

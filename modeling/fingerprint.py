@@ -11,7 +11,7 @@ from .modeling_vit import ViTModel
 
 # Fields that only heads and backbones read
 WITHOUT_EFFECT = {"classifier_cls_layers", "classifier_mean_patch"}
-WITHOUT_EFFECT |= {"_out_features", "_out_indices", "apply_layernorm", "reshape_hidden_states"}
+WITHOUT_EFFECT |= {"_out_features", "_out_indices", "apply_layernorm", "reshape_hidden_states", "return_register_tokens"}
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -1048,6 +1048,12 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
             if self.config.reshape_hidden_states:
                 patches = hidden_states[:, self.config.num_prefix_tokens :].transpose(1, 2)
                 hidden_states = patches.unflatten(2, outputs.patch_grid).contiguous()
+            elif not self.config.return_register_tokens:
+                cls_token, patches = (
+                    hidden_states[:, : self.config.use_cls_token],
+                    hidden_states[:, self.config.num_prefix_tokens :],
+                )
+                hidden_states = torch.cat((cls_token, patches), dim=1)
             feature_maps.append(hidden_states)
         return BackboneOutput(
             feature_maps=tuple(feature_maps),

@@ -37,9 +37,9 @@ Tokens = tuple[torch.Tensor, torch.Tensor | None]
 
 def pad_to_patches(pixel_values: torch.Tensor, patch_shape: tuple[int, int]) -> torch.Tensor:
     """Pad images (B, C, H, W) with zeros to whole patches, half on each side, the odd row or column at the end."""
-    missing = [-length % patch for length, patch in zip(pixel_values.shape[-2:], patch_shape, strict=True)]
-    if not any(missing):
-        return pixel_values
+    missing = [
+        (length + patch - 1) // patch * patch - length for length, patch in zip(pixel_values.shape[-2:], patch_shape, strict=True)
+    ]
     (top, bottom), (left, right) = ((length // 2, length - length // 2) for length in missing)
     return F.pad(pixel_values, (left, right, top, bottom))
 
@@ -182,7 +182,8 @@ class ViTFusion(nn.Module):
     def forward(self, fused: torch.Tensor, maps: torch.Tensor | None = None) -> torch.Tensor:
         if self.residual1 is not None:
             assert maps is not None
-            if maps.shape[-2:] != fused.shape[-2:]:  # the strided convolution rounds an odd grid up
+            # The strided convolution rounds an odd grid up; a graph of any size has no branches
+            if torch.compiler.is_exporting() or maps.shape[-2:] != fused.shape[-2:]:
                 maps = resize(maps, fused.shape[-2:])
             fused = fused + self.residual1(maps)
         return self.projection(double(self.residual2(fused)))
@@ -294,7 +295,7 @@ class ViTDensePreTrainedModel(ViTPreTrainedModel):
     def _tokens_of(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> Tokens:
         if self.config.dense_norm:
             hidden_states = self.vit._norm_tokens(hidden_states)
-        patches = hidden_states[:, self.config.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+        patches = hidden_states[:, self.config.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
         return patches, hidden_states[:, 0] if self.config.use_cls_token else None
 
 

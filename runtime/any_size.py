@@ -34,7 +34,8 @@ def positions_of_any_size(embeddings: ViTEmbeddings, grid: tuple[int, int]) -> t
         torch.where(copied, same_weights(old, new), resize_weights(old, new, config))
         for copied, old, new in zip(same, config.patch_grid, grid, strict=True)
     )
-    resized = torch.einsum("ri,ijD,cj->rcD", rows, image, columns).flatten(0, 1).unsqueeze(0)
+    taller = (rows @ image.flatten(1)).unflatten(1, image.shape[1:])  # (new height, width, D)
+    resized = (columns @ taller).flatten(0, 1).unsqueeze(0)
     return torch.cat((positions[:, :first], resized), dim=1)
 
 

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTEmbeddings, ViTPreTrainedModel, ViTRelativePosition, ViTRelativePositionTable
+from ..modeling.modeling_vit_dense import ViTDensePreTrainedModel
 from ..utils.optional import import_without_telemetry
 from .any_size import take_any_size
 
@@ -90,7 +91,8 @@ def trace(module: nn.Module, shape: Shape, output_names: Sequence[str] = ()) -> 
     """Trace a module whose `forward(pixel_values)` returns a tuple of tensors; the module stays unchanged.
 
     Args:
-        shape: (B, C, H, W) of the input, None for dynamic dimensions. H and W are dynamic together only, as multiples of the patch size.
+        shape: (B, C, H, W) of the input, None for dynamic dimensions. H and W are dynamic together only, as multiples of the patch size;
+            models with a dense head pad them.
         output_names: names of the outputs; numbered by default.
 
     Raises:
@@ -125,6 +127,8 @@ def _dynamic_size(module: nn.Module) -> tuple[tuple[int, int], Any, Any]:
         take_any_size(embeddings)
     (rows, columns), (height, width) = embeddings.config.patch_grid, embeddings.patch_embeddings.patch_size
     size = (rows + 1) * height, (columns + 2) * width  # different from the size of the positions
+    if any(isinstance(part, ViTDensePreTrainedModel) for part in parts):  # pads images to whole patches
+        return size, torch.export.Dim("height", min=2 * height + 1), torch.export.Dim("width", min=2 * width + 1)
     return size, height * torch.export.Dim("rows"), width * torch.export.Dim("columns")
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import OutputMismatchError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
-from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
+from ..modeling.modeling_vit_dense import ViTDensePreTrainedModel, ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import output_size
 from ..utils.atomic import check_new
@@ -127,7 +127,9 @@ def export_graph(
     warnings = [warning]
     if model.dtype != torch.float32:
         warnings.append(f"the graph computes in float32; the weights are {str(model.dtype).removeprefix('torch.')}")
-    if dynamic_size:
+    if dynamic_size and isinstance(model, ViTDensePreTrainedModel):
+        warnings.append("the graph pads images to whole patches, as the model does; their sides must be longer than two patches")
+    elif dynamic_size:
         warnings.append("the graph does not check image sizes: it cuts off rows and columns that do not fill a patch")
     return warnings
 
@@ -138,7 +140,9 @@ def shapes_to_compare(
     """Return shapes of `pixel_values`: of the size of the graph and, if the size is dynamic, of two others."""
     (height, width), (patch_height, patch_width) = model.config.image_shape, model.config.patch_shape
     sizes = {size: None}
-    if dynamic_size:
+    if dynamic_size and isinstance(model, ViTDensePreTrainedModel):
+        sizes |= {(height, width): None, (height + patch_height + 1, width + 2 * patch_width - 1): None}
+    elif dynamic_size:
         sizes |= {(height, width): None, (height + patch_height, max(width - patch_width, patch_width)): None}
     return [
         (number, model.config.num_channels, *some) for some in sizes for number in ((batch_size,) if batch_size else BATCH_SIZES)

@@ -1,1 +1,4 @@
-"""Pictures and pages for people: attention, principal components, similar images, and `report/`, the page about stored features."""
+"""Pictures and pages for people: attention, principal components, segmentation, depth, similar patches and images.
+
+`report/` makes the page about stored features.
+"""

@@ -100,7 +100,7 @@ def contact_sheet(strips: Sequence[Sequence[tuple[str, Image.Image | None]]]) ->
     for index, (caption, picture) in enumerate(cells):
         left, top = MARGIN + index % columns * step_x, MARGIN + index // columns * step_y
         caption, font = caption_font(caption, font_size)
-        draw.text((left, top), _shortened(caption, font, width), fill="black", font=font)
+        draw.text((left, top), shortened(caption, font, width), fill="black", font=font)
         if picture is not None:
             sheet.paste(_fitted(picture, (width, height)), (left, top + caption_height))
     return sheet
@@ -121,7 +121,7 @@ def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize(fitted, Image.Resampling.NEAREST if zoom >= 2 else Image.Resampling.LANCZOS)
 
 
-def _shortened(caption: str, font: Font, width: int) -> str:
+def shortened(caption: str, font: Font, width: int) -> str:
     """Return a caption that fits into a width in pixels; the middle is cut out if necessary."""
     kept = len(caption)
     shortened = caption

@@ -158,6 +158,7 @@ EVERY_FIELD_CHANGED = {
     "depth_clamp": True,
     "apply_layernorm": False,
     "reshape_hidden_states": False,
+    "return_register_tokens": False,
 }
 
 

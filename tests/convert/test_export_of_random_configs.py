@@ -66,6 +66,7 @@ VALUES = {
     "classifier_mean_patch": (False, True),
     "apply_layernorm": (True, False),
     "reshape_hidden_states": (True, False),
+    "return_register_tokens": (True, False),
     # of PreTrainedConfig
     "id2label": (None, {0: "ant", 1: "bee", 2: "cat"}),
     "problem_type": (None, "multi_label_classification"),

@@ -8,7 +8,9 @@ import torch
 from small_models import make_images, make_model
 from vitrail.errors import UnsupportedCheckpointError
 from vitrail.modeling.modeling_vit import ViTForImageClassification
+from vitrail.modeling.modeling_vit_dense import ViTForDepthEstimation
 from vitrail.runtime.graph import to_openvino, trace, write_onnx
+from vitrail.runtime.outputs import named_outputs
 from vitrail.utils.optional import import_without_telemetry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,22 +36,25 @@ def make_module(name, num_hidden_layers=1):
     return Everything(make_model(ViTForImageClassification, name, num_hidden_layers=num_hidden_layers))
 
 
+def batches(module, grids):
+    """Batches of 1 and 3 images of each grid of patches."""
+    return [make_images(module.model.config, batch_size=number, grid=grid, seed=number) for grid in grids for number in (1, 3)]
+
+
 @torch.no_grad()
-def check(module, graph, path, grids):
-    """Batches of 1 and 3 through both engines."""
+def check(module, graph, path, inputs):
+    """Run batches through both engines."""
     write_onnx(graph, path / "model.onnx")
     session = onnxruntime.InferenceSession(path / "model.onnx")
     compiled = openvino.Core().compile_model(to_openvino(graph), "CPU", F32)
-    for grid in grids:
-        for batch_size in (1, 3):
-            images = make_images(module.model.config, batch_size=batch_size, grid=grid, seed=batch_size)
-            expected = module(images)
-            for engine, outputs in (
-                ("onnxruntime", session.run(None, {"pixel_values": images.numpy()})),
-                ("OpenVINO", list(compiled(images.numpy()).values())),
-            ):
-                outputs = tuple(map(torch.from_numpy, outputs))
-                torch.testing.assert_close(outputs, expected, **TOLERANCE, msg=lambda text, engine=engine: f"{engine}: {text}")
+    for images in inputs:
+        expected = module(images)
+        for engine, outputs in (
+            ("onnxruntime", session.run(None, {"pixel_values": images.numpy()})),
+            ("OpenVINO", list(compiled(images.numpy()).values())),
+        ):
+            outputs = tuple(map(torch.from_numpy, outputs))
+            torch.testing.assert_close(outputs, expected, **TOLERANCE, msg=lambda text, engine=engine: f"{engine}: {text}")
 
 
 @pytest.mark.parametrize(
@@ -65,14 +70,23 @@ def check(module, graph, path, grids):
 def test_graphs_of_one_size(name, grid, tmp_path):
     module = make_module(name, num_hidden_layers=2 if name == "several_cls_mean_patch" else 1)
     graph = trace(module, (None, *make_images(module.model.config, grid=grid).shape[1:]))
-    check(module, graph, tmp_path, [grid])
+    check(module, graph, tmp_path, batches(module, [grid]))
 
 
-@pytest.mark.parametrize("name", ["offset", "relative_mlp", "rotary"])  # the second without [CLS], with residual post-norm
+@pytest.mark.parametrize("name", ["offset", "relative_mlp"])  # the second without [CLS], with residual post-norm
 def test_graphs_of_any_size(name, tmp_path):
     module = make_module(name)
     graph = trace(module, (None, 3, None, None))
-    check(module, graph, tmp_path, [None, (3, 5), (4, 7), (1, 1), (9, 6)])
+    check(module, graph, tmp_path, batches(module, [None, (3, 5), (4, 7), (1, 1), (9, 6)]))
+
+
+def test_dense_graphs_of_any_size_pad_images(tmp_path):
+    """Rotary positions, and the levels of DPT, some of whose grids are odd."""
+    fields = {"num_hidden_layers": 1, "dense_layers": [0] * 4, "depth_head": "dpt", "depth_fusion_size": 8, "depth_hidden_size": 4}
+    model = make_model(ViTForDepthEstimation, "rotary", classifier_cls_layers=1, **fields)
+    module = named_outputs(model, "predicted_depth")
+    sizes = [(16, 24), (17, 23), (30, 9)]
+    check(module, trace(module, (None, 3, None, None)), tmp_path, [torch.randn(2, 3, *size) for size in sizes])
 
 
 def test_a_table_of_relative_positions_is_of_one_size():
