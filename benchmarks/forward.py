@@ -31,6 +31,8 @@ ARCHITECTURES = (
     "timm/vit_relpos_base_patch16_clsgap_224.sw_in1k",
     "google/vit-large-patch16-224",
     "facebook/dinov2-small",
+    "facebook/dinov3-vits16-pretrain-lvd1689m",
+    "facebook/dinov3-vitb16-pretrain-lvd1689m",
 )
 PIXELS = 224
 BATCH_SIZES = (1, 8)
@@ -43,9 +45,11 @@ NUM_PHOTOS = 64  # crops by which int8 chooses its scales, the first 8 of which 
 
 
 def make_model(name: str) -> tuple[vitrail.ViTModel, vitrail.VitrailImageProcessor]:
-    """An official architecture with random weights, for images of 224 pixels, and with the one epsilon that timm has."""
+    """An official architecture with random weights, for images of 224 pixels, and with the epsilon that timm has."""
     checkpoint = find_checkpoint(name)
-    config = vitrail.ViTConfig(**official_config(checkpoint).to_dict() | {"image_size": PIXELS, "layer_norm_eps": 1e-6})
+    official = official_config(checkpoint)
+    epsilon = 1e-5 if official.position_embedding_type == "rotary" else 1e-6
+    config = vitrail.ViTConfig(**official.to_dict() | {"image_size": PIXELS, "layer_norm_eps": epsilon})
     torch.manual_seed(0)
     return vitrail.ViTModel(config).eval(), official_image_processor(checkpoint)
 

@@ -10,24 +10,25 @@ import typer
 from ..configuration.configuration_vit import ViTConfig
 from ..configuration.sizes import size_name
 from ..convert.export import FORMATS, export_model
-from ..convert.families.registry import EXPORT_FORMATS
-from ..convert.model_folder import REPORT_NAME, read_report
+from ..convert.families.registry import PUBLISHED_FAMILIES
 from ..convert.report import ConversionRecord
 from ..convert.sources import catalog
 from ..convert.verification import verify as run_checks
 from ..hub.saving import convert_checkpoint, keep_verification
-from ..model_cards.descriptions import dense_class, dense_head, has_named_classes
+from ..model_cards.descriptions import dense_class, dense_head, has_named_classes, pooled
+from ..model_cards.lineages import lineage_of
+from ..model_cards.model_folder import REPORT_NAME, read_report
 from ..modeling.operation_counts import complexity
 from .options import Branch, CheckpointOptions, Code, Head, ImageSize, Model, Overwrite
 from .output import Result, load_model, warn
 
 
 def list_checkpoints(
-    family: Annotated[str | None, typer.Option(help=f"Only this family: {', '.join(EXPORT_FORMATS)}.")] = None,
+    family: Annotated[str | None, typer.Option(help=f"Only this family: {', '.join(PUBLISHED_FAMILIES)}.")] = None,
 ) -> Result:
     """List the official checkpoints, which every command takes by name."""
     rows = catalog.list_checkpoints(family)
-    texts = [(row.family, row.name, f"{significant(row.params / 1e6)} M", row.license) for row in rows]
+    texts = [(row.family, row.name, f"{significant(row.params / 1e6)} M", row.license or "license not stated") for row in rows]
     family_width, name_width, number_width, _ = (max(map(len, column)) for column in zip(*texts, strict=True))
     lines = [
         f"{kind:{family_width}}  {name:{name_width}}  {number:>{number_width}}  {license}" for kind, name, number, license in texts
@@ -123,7 +124,7 @@ def info(model: Model, options: CheckpointOptions) -> Result:
         "image": f"{height} x {width}, patches of {patch_height} x {patch_width}, {config.num_channels} channels",
         "tokens": f"{int(config.use_cls_token)} CLS, {config.num_register_tokens} registers, "
         f"{config.patch_grid[0] * config.patch_grid[1]} patches; {positions} positions",
-        "pooling": config.pooling,
+        "pooling": pooled(config),
         "parameters": f"{significant(counts.parameters / 1e6)} M",
         "GMACs": f"{significant(counts.macs / 1e9)} ({significant(counts.macs_with_attention / 1e9)} with the products of attention)",
         "activations": f"{significant(counts.activations / 1e6)} M",
@@ -132,6 +133,9 @@ def info(model: Model, options: CheckpointOptions) -> Result:
         f"crop {dict(image_processor.crop_size) if image_processor.do_center_crop else 'none'}, "
         f"mean {list(image_processor.image_mean)}, std {list(image_processor.image_std)}",
     }
+    official = catalog.find_checkpoint(report.checkpoint or "")
+    if official is not None and (note := lineage_of(official).pooling):
+        rows["pooling"] += f". {note}".replace("`", "")
     if hasattr(loaded, "classifier"):
         rows["classes"] = f"{config.num_labels}, from {_classifier_input(config)}"
     if dense_class(config) is not None:

@@ -1,4 +1,4 @@
-"""ViTConfig, and the sizes of the published architectures."""
+"""ViTConfig, the sizes of the published architectures, and names of classes."""
 
 from .configuration_vit import ViTConfig
 from .sizes import SIZES

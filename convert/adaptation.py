@@ -7,17 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..configuration.class_names import IMAGENET, SEGMENTATIONS, dataset_labels
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTPreTrainedModel, interpolate_positions, resize_relative_table, rotary_periods
-from ..modeling.modeling_vit_dense import MAX_ASPECT, ViTForDepthEstimation, ViTForSemanticSegmentation
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.presets import BILINEAR
 from ..processing.resizing import at_size
 from .families.family import make_config
 from .families.formats import PERIODS
 from .heads import HEAD_PREFIXES, model_class
-from .sources.labels import IMAGENET, SEGMENTATIONS, dataset_labels
 
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
 RELATIVE_TABLE = "relative_position.table"
@@ -26,8 +25,6 @@ CHANNEL_RULES = ("sum", "repeat", "average")
 DENSE = (ViTForSemanticSegmentation, ViTForDepthEstimation)
 # The weights whose rows are classes: the number of axes, and datasets with their numbers of classes
 LABELED = {"classifier.weight": (2, IMAGENET), "segmentation_head.classifier.weight": (4, SEGMENTATIONS)}
-# facebookresearch/dinov3@6876159, notebooks/chmv2_inference.ipynb; the mean of its encoder begins with .430
-CHMV2_MEAN, CHMV2_STD = (0.420, 0.411, 0.296), (0.213, 0.156, 0.143)
 
 
 def may_be_adapted(name: str) -> bool:
@@ -240,22 +237,3 @@ def with_depth_range(fields: dict[str, Any], depth_range: Sequence[float], found
         )
     fields["depth_range"] = tuple(depth_range)
     make_config(fields)
-
-
-def dense_image_processor(
-    image_processor: VitrailImageProcessor, config: ViTConfig, found: type[ViTPreTrainedModel]
-) -> VitrailImageProcessor:
-    """Return the image processor of the originals' dense heads; that of any other model stays.
-
-    Images are never cropped, and the model pads them. For a segmentation, the shorter side is resized, bilinearly; for a depth, none.
-    """
-    if not issubclass(found, DENSE):
-        return image_processor
-    changes: dict[str, Any] = {"do_center_crop": False, "do_resize": False}
-    side = config.segmentation_size
-    if found is ViTForSemanticSegmentation and side is not None:
-        size = {"shortest_edge": side, "longest_edge": MAX_ASPECT * side}
-        changes |= {"do_resize": True, "size": size, "resample": BILINEAR}
-    elif config.depth_bins == "mixed_log" and config.num_channels == len(CHMV2_MEAN):
-        changes |= {"image_mean": CHMV2_MEAN, "image_std": CHMV2_STD}
-    return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)

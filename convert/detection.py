@@ -7,12 +7,12 @@ from typing import Any
 
 from ..errors import CorruptFileError, UnsupportedCheckpointError
 from ..utils.atomic import read_json
+from ..utils.state_dicts import find_state_dict, renamed
+from ..utils.tensor_names import list_names
 from ..utils.weight_files import WEIGHT_FILES, find_weights, read_checkpoint
 from .families.dense_heads import UNSUPPORTED_HEADS
 from .families.family import Family, RawCheckpoint, setting
 from .families.registry import FAMILIES
-from .families.rules import list_names
-from .state_dicts import find_state_dict, renamed
 
 ANCHORS = tuple(dict.fromkeys(anchor for family in FAMILIES for anchor in family.anchors))
 PREFIXES = tuple(prefix for family in FAMILIES for prefix in family.prefixes)

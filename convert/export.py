@@ -18,10 +18,11 @@ from ..runtime.graph_export import GRAPH_FORMATS, export_graph
 from ..utils.atomic import check_new
 from ..utils.folders import share, temporary_folder
 from ..utils.optional import check_packages
+from ..utils.tensor_names import group_names
 from .families.family import Family, RawCheckpoint, make_config
 from .families.formats import PERIODS, SQUARE, Exported, Holds, has_labels
 from .families.registry import EXPORT_FORMATS, family_called
-from .families.rules import Rule, convert_tensors, group_names, reverse
+from .families.rules import Rule, convert_tensors, reverse
 from .heads import HEAD_PREFIXES
 from .loading import load
 

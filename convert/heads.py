@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from ..configuration.published_heads import published_range
 from ..errors import UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
-from .families.dense_heads import IGNORED, find_dense_head, published_range
+from .families.dense_heads import IGNORED, find_dense_head
 from .families.family import Family, RawCheckpoint
 from .families.rules import Coverage, Rule, convert_tensors
 from .sources.resolver import ResolvedSource

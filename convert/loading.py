@@ -6,31 +6,32 @@ from dataclasses import replace
 
 import torch
 
+from ..configuration.class_names import read_labels
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import ConversionError, CorruptFileError, UnsupportedCheckpointError, VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..modeling.modeling_vit_dense import ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.presets import find_preset, image_processor_for
+from ..processing.presets import describe_preprocessing, find_preset, for_dense_head, image_processor_for
 from ..processing.resizing import as_pair
 from ..utils.downloads import discard
 from .adaptation import (
+    DENSE,
     adapt_grid,
     adapt_image_processor,
     adapt_num_channels,
     complete_periods,
-    dense_image_processor,
     fresh_classifier,
     name_classes,
     set_labels,
     with_depth_range,
 )
 from .detection import find_family, open_checkpoint
-from .families.family import Family, RawCheckpoint, describe_preprocessing, make_config, reading
+from .families.family import Family, RawCheckpoint, make_config, reading
 from .families.rules import Coverage, convert_tensors
 from .heads import HEAD_PREFIXES, head_source, model_class, read_head
 from .report import REPORT_NAME, ConversionRecord, ConversionReport, SourceFile, hash_later
 from .sources.catalog import official_image_processor
-from .sources.labels import read_labels
 from .sources.resolver import ResolvedSource, resolve
 
 ALWAYS_FLOAT32 = ViTPreTrainedModel._keep_in_fp32_modules_strict  # names in ViTModel
@@ -117,7 +118,8 @@ def load(
     if preset is not None:
         find_preset(preset)
     raw = open_source(resolved, branch=branch, prefix=prefix)
-    family = find_family(raw, format)
+    known = resolved.checkpoint  # the file of a row of the catalog has the family of the row
+    family = find_family(raw, known.family if format == "auto" and known is not None and known.hub_id is None else format)
     report = ConversionReport(family.name, _source_file(resolved, raw), root=raw.root, warnings=raw.warnings)
     report.catalog_name = resolved.checkpoint.name if resolved.checkpoint else None
     report.stored = _stored_record(raw, report.warnings)
@@ -168,8 +170,10 @@ def load(
         image_processor = adapt_image_processor(
             image_processor, image_size=size, patch_size=config.patch_shape, num_channels=config.num_channels
         )
-        if head is not None and preset is None:  # a folder with a dense head holds its own
-            image_processor = dense_image_processor(image_processor, config, model_class(tensors))
+        if (
+            head is not None and preset is None and issubclass(model_class(tensors), DENSE)
+        ):  # a folder of a dense head holds its own
+            image_processor = for_dense_head(image_processor, config, segments=model_class(tensors) is ViTForSemanticSegmentation)
     del raw  # or tensors that the conversion copied (q, k and v become one tensor) would stay in memory twice
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import io
+import json
 import os
 import re
 import runpy
@@ -23,6 +24,10 @@ import typer
 import vitrail
 import vitrail.errors
 from vitrail.cli.app import app
+from vitrail.convert.export import to_format
+from vitrail.convert.families.registry import EXPORT_FORMATS
+from vitrail.convert.sources.catalog import official_config
+from vitrail.model_cards.lineages import FAMILY_CARDS, lineage_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -34,15 +39,21 @@ TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
 GROUPS = {
     "DINO": ('separate file: `head="linear"`', "dino, timm, transformers", "original"),
     "DINOv2": ('separate files: `head="linear_1layer"`, `"linear_4layer"`', "dinov2, timm, transformers", "original"),
-    "DINOv3": ('ViT-7B: separate file, `head="linear"`', "dinov3", "original"),
+    "DINOv3": ('ViT-7B: separate file, `head="linear"`', "dinov3; timm and transformers, which compute the periods", "original"),
     "Google, augreg and fine-tuned": ("in the file", "google, timm, transformers", "original"),
     "Google, ImageNet-21k with pre_logits": (
         "in the file; dropped if all zero",
         "google; transformers without classifier",
         "original",
     ),
+    "MAE": ("in fine-tuned files", "timm, transformers; pretrained: dino", "timm"),
+    "DeiT, DeiT III": ("in the file", "timm; DeiT: transformers", "timm"),
+    "I-JEPA": ("none", "timm", "timm"),
     "timm, plain": ("in the file", "timm, transformers, dino", "timm"),
+    "timm, without [CLS] or with its own variants": ("in the file", "timm", "timm"),
+    "timm, trained with texts": ("none", "timm", "timm"),
     "timm, DINOv2": ("none", "timm, transformers", "original, in its own format"),
+    "timm, DINOv3, EUPE and LingBot-Vision": ("none", "timm, transformers, dinov3", "timm"),
     "timm, relative positions": ("in the file", "timm", "timm"),
     "transformers, vit": ("in the file", "transformers", "transformers"),
     "transformers, dinov2": ("in the file ([CLS] and mean patch)", "transformers, dinov2; timm without classifier", "transformers"),
@@ -51,6 +62,7 @@ GROUPS = {
         "transformers, dinov2; timm without classifier",
         "transformers",
     ),
+    "transformers, dinov3_vit": ("none", "transformers, dinov3; timm, which pools the mean", "transformers"),
 }
 CHECKPOINT_COLUMNS = "| name | parameters | image | patch | trained on | published ImageNet-1k accuracy, % |"
 METRICS = {"imagenet_top1": "top-1", "imagenet_linear_top1": "linear", "imagenet_knn_top1": "k-NN"}
@@ -67,12 +79,18 @@ def group_of(checkpoint: Any) -> str:
             return "timm, DINOv3, EUPE and LingBot-Vision"
         if architecture["position"] != "absolute":
             return "timm, relative positions"
-        return "timm, DINOv2" if "dinov2" in checkpoint.name else "timm, plain"
+        if "dinov2" in checkpoint.name:
+            return "timm, DINOv2"
+        if lineage_of(checkpoint).learns_from == "texts":
+            return "timm, trained with texts"
+        is_plain = architecture["pooling"] == "cls" and architecture.get("class_position", True) and not architecture["layer_scale"]
+        return "timm, plain" if is_plain else "timm, without [CLS] or with its own variants"
     if checkpoint.family == "transformers":
         return f"transformers, {architecture['model_type']}"
     if checkpoint.family == "google":
         return "Google, ImageNet-21k with pre_logits" if architecture["pre_logits"] else "Google, augreg and fine-tuned"
-    return {"dino": "DINO", "dinov2": "DINOv2", "dinov3": "DINOv3"}.get(checkpoint.family, checkpoint.family)
+    names = {"dino": "DINO", "dinov2": "DINOv2", "dinov3": "DINOv3", "mae": "MAE", "deit": "DeiT, DeiT III", "ijepa": "I-JEPA"}
+    return names.get(checkpoint.family, checkpoint.family)
 
 
 def grouped() -> dict[str, list[Any]]:
@@ -113,6 +131,43 @@ def checkpoints() -> str:
             )
         parts.append("")
     return "\n".join(parts)
+
+
+def formats() -> str:
+    """Return the table of what is read and written of each family and lineage; the exporter itself says what it can write."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for checkpoint in vitrail.list_checkpoints():
+        groups.setdefault((checkpoint.family, lineage_of(checkpoint).name), []).append(checkpoint)
+    lines = ["| family | training | reads | exports to | reference outputs | checkpoints |", "|---|---|---|---|---|---|"]
+    for (family, lineage), rows in groups.items():
+        card = FAMILY_CARDS[family]
+        exports = dict.fromkeys(name for row in rows for name in exports_of(*reduced(row)))
+        lines.append(
+            f"| {family} | {lineage} | {card.files} | {', '.join(exports)} | {card.reference}: {card.cases} | {len(rows)} |"
+        )
+    return "\n".join([*lines, f"| | | | | all | {len(vitrail.list_checkpoints())} |"]) + "\n"
+
+
+def reduced(checkpoint: Any) -> tuple[str, bool]:
+    """Return the config of a checkpoint with other sizes, as JSON, and whether it classifies."""
+    config = official_config(checkpoint)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "num_labels": 2}
+    sizes |= {"patch_size": 2, "image_size": 4, "relative_position_hidden_size": 8}
+    sizes |= {"representation_size": 8 if config.representation_size else None}
+    fields = {name: getattr(config, name) for name in vitrail.ViTConfig.__annotations__ if not name.startswith("_")}
+    return json.dumps(fields | sizes), checkpoint.has_classifier
+
+
+@functools.cache
+def exports_of(config: str, classifies: bool) -> tuple[str, ...]:
+    """Return the formats to which a model exports."""
+    kind = vitrail.ViTForImageClassification if classifies else vitrail.ViTModel
+    model, found = kind(vitrail.ViTConfig(**json.loads(config))), []
+    for name in EXPORT_FORMATS:
+        with contextlib.suppress(vitrail.errors.UnsupportedCheckpointError):
+            to_format(model, vitrail.VitrailImageProcessor(), name)
+            found.append(name)
+    return tuple(found)
 
 
 # API ------------------------------------------------------------------------------------------------------------------
@@ -267,6 +322,7 @@ def cli() -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "families": families,
     "checkpoints": checkpoints,
+    "formats": formats,
     "api": api,
     "cli": cli,
     "errors": errors,

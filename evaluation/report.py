@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..convert.model_folder import RESULT_NAMES
 from ..hub.saving import keep_record
+from ..model_cards.model_folder import RESULT_NAMES
 from ..utils.figures import BACKGROUND_COLOR, COLORS, MARKERS, STYLE, save_figure
 
 MAX_CLASSES = 30  # in a readable confusion matrix

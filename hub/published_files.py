@@ -5,7 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..convert.model_folder import (
+from ..errors import VitrailError
+from ..model_cards.model_folder import (
     CARD_NAME,
     CODE_NAMES,
     CONFIG_NAME,
@@ -18,7 +19,6 @@ from ..convert.model_folder import (
     TRAINER_STATE,
     weight_files,
 )
-from ..errors import VitrailError
 
 # Records of an evaluation or a training, which the card describes
 RECORD_NAMES = (*RESULT_NAMES, *PRETRAINING_NAMES)

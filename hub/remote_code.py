@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.configuration_vit import ViTConfig
-from ..convert.model_folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME
+from ..model_cards.model_folder import CONFIG_NAME, PREPROCESSOR_CONFIG_NAME
 from ..processing.image_processing_vit import VitrailImageProcessor, VitrailImageProcessorTorch
 from ..utils.atomic import read_json, write_text
 from ..version import __version__

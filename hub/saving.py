@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.loading import load
-from ..convert.model_folder import (
+from ..convert.report import Check, ConversionRecord, ConversionReport
+from ..convert.sources.resolver import resolve
+from ..errors import VitrailError
+from ..model_cards.card import folder_card
+from ..model_cards.model_folder import (
     CODE_NAMES,
     PRETRAINING_NAME,
     REPORT_NAME,
@@ -19,10 +23,6 @@ from ..convert.model_folder import (
     own_records,
     read_report,
 )
-from ..convert.report import Check, ConversionRecord, ConversionReport
-from ..convert.sources.resolver import resolve
-from ..errors import VitrailError
-from ..model_cards.card import folder_card
 from ..model_cards.readme import may_be_rendered, write_card
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -156,7 +156,7 @@ def keep_record(folder: Path, name: str, record: Mapping[str, Any]) -> None:
 
     Args:
         folder: the folder of the model.
-        name: the name of the JSON file, from `convert.model_folder`.
+        name: the name of the JSON file, from `model_cards.model_folder`.
         record: a dictionary with "task"; NaN and inf become null.
     """
     weights_sha256 = hash_weights(folder)

@@ -16,7 +16,12 @@ from ..configuration.configuration_vit import ViTConfig
 from ..convert.export import to_format, write_exported
 from ..convert.families.registry import EXPORT_FORMATS
 from ..convert.loading import load
-from ..convert.model_folder import (
+from ..convert.report import ConversionRecord
+from ..convert.sources.catalog import find_checkpoint
+from ..errors import UploadError, VitrailError
+from ..model_cards.card import folder_card, render_model_card
+from ..model_cards.licenses import license_of
+from ..model_cards.model_folder import (
     CARD_NAME,
     CODE_NAMES,
     INDEX_NAME,
@@ -30,11 +35,6 @@ from ..convert.model_folder import (
     read_report,
     weight_files,
 )
-from ..convert.report import ConversionRecord
-from ..convert.sources.catalog import find_checkpoint
-from ..errors import UploadError, VitrailError
-from ..model_cards.card import folder_card, render_model_card
-from ..model_cards.licenses import license_of
 from ..model_cards.readme import is_rendered, may_be_rendered, write_card
 from ..model_cards.records import read_pretraining, read_results
 from ..modeling.modeling_vit import ViTForImageClassification

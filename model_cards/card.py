@@ -15,16 +15,6 @@ from ..configuration.configuration_vit import ViTConfig
 from ..convert.families.family import RawCheckpoint, make_config
 from ..convert.families.registry import EXPORT_FORMATS
 from ..convert.families.vitrail import VITRAIL
-from ..convert.model_folder import (
-    CONFIG_NAME,
-    PREPROCESSOR_CONFIG_NAME,
-    PRETRAINING_NAME,
-    REPORT_NAME,
-    RESULTS_NAME,
-    hash_weights,
-    is_model_folder,
-    read_report,
-)
 from ..convert.report import ConversionRecord
 from ..convert.sources.catalog import Checkpoint, find_checkpoint, official_config, official_image_processor
 from ..errors import VitrailError
@@ -38,6 +28,16 @@ from .evaluation_section import measured_facts, measured_results
 from .facts import checkpoint_facts, model_facts, original_facts, published_facts, settings, usage_facts
 from .licenses import license_of
 from .lineages import DATASETS, FAMILY_CARDS, lineage_of
+from .model_folder import (
+    CONFIG_NAME,
+    PREPROCESSOR_CONFIG_NAME,
+    PRETRAINING_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
+    hash_weights,
+    is_model_folder,
+    read_report,
+)
 from .pretraining_section import pretraining_facts
 from .provenance import checkpoint_link, eval_results, load_name
 from .records import DenseResults, MeasuredResults, PretrainingRecord, read_pretraining, read_results
@@ -213,7 +213,7 @@ def _metadata(
     license = license_of(checkpoint)
     if checkpoint is not None:
         tags += [*lineage_of(checkpoint).tags, *([checkpoint.family] if layout == "official" else [])]
-        datasets = [DATASETS[name].hub_id for name in checkpoint.training_data]
+        datasets = [DATASETS[name].hub_id for name in dict.fromkeys(checkpoint.training_data)]
         results += [] if changed else eval_results(checkpoint)
     return ModelCardData(
         license="other" if license else checkpoint.license if checkpoint else None,

@@ -90,10 +90,7 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
     epsilon = f"{config.layer_norm_eps:g}".replace("e-0", "e-")
     norm = "before" if config.norm_position == "pre" else "after"
     count, which = tokens(config, config.image_shape)
-    pooled = POOLED[config.pooling] + (", after the final norm" if config.norm_before_pooling else ", then the final norm")
     separate = {"Final norm": "one for [CLS] and registers, another for patches"} if config.separate_cls_norm else {}
-    if config.representation_size is not None:
-        pooled += f", then a layer of {config.representation_size} with tanh (pre_logits)"
     channels = f"{config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
     mask_token = {"Mask token": "yes, for training with masked patches"} if config.use_mask_token else {}
     return {
@@ -110,10 +107,17 @@ def architecture(config: ViTConfig, *, classifies: bool, named_classes: bool = T
         "Tokens": f"{count:,}: {which}",
         **mask_token,
         **_positions(config),
-        "`pooler_output`": pooled,
+        "`pooler_output`": pooled(config),
         "Classifier": _classifier(config, named_classes) if classifies else NONE,
         **({"Head": dense_head(config, named_classes)} if dense_class(config) else {}),
     }
+
+
+def pooled(config: ViTConfig) -> str:
+    """Return what `pooler_output` is."""
+    norm = ", after the final norm" if config.norm_before_pooling else ", then the final norm"
+    layer = config.representation_size
+    return POOLED[config.pooling] + norm + (f", then a layer of {layer} with tanh (pre_logits)" if layer is not None else "")
 
 
 def _positions(config: ViTConfig) -> dict[str, str]:
@@ -220,7 +224,8 @@ def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Com
     """Return `complexity` for an image of `size` (height, width) pixels, extrapolated from two small depths: all blocks are equal."""
     dense = dense_class(config)
     fewest = max(config.classifier_cls_layers, len(config.dense_layer_indices))
-    names = [name for name in ViTConfig.__annotations__ if not name.startswith(("_", "position_interpolation_"))]
+    uncounted = ("_", "position_interpolation_", "layer_norm_eps", "hidden_act")
+    names = [name for name in ViTConfig.__annotations__ if not name.startswith(uncounted)]
     fields = {name: getattr(config, name) for name in names} | {"num_labels": config.num_labels}
     fields["dense_layers"] = list(range(len(config.dense_layer_indices)))
     model = dense.__name__ if dense else "ViTForImageClassification" if classifies else "ViTModel"

@@ -45,8 +45,12 @@ def model_facts(
     named = official or has_named_classes(config)
     rows = architecture(config, classifies=classifies, named_classes=named) | {"Parameters": f"{parameters:,}"}
     if official and checkpoint is not None and checkpoint.params != parameters:
-        more = checkpoint.params > parameters
-        reason = "including a head of zeros that is left out" if more else "which has no biases of keys: they are zero"
+        if checkpoint.params < parameters:
+            reason = "which has no biases of keys: they are zero"
+        elif checkpoint.architecture.get("zero_head"):
+            reason = "including a head of zeros that is left out"
+        else:
+            reason = "including positions of registers, which are added"
         rows["Parameters"] += f"; {checkpoint.params:,} in the file, {reason}"
     if official and checkpoint is not None:
         rows |= _periods(checkpoint)
@@ -71,6 +75,7 @@ def model_facts(
         "relative_positions": config.position_embedding_type.startswith("relative"),
         "rotary_positions": config.position_embedding_type == "rotary",
         "pools_patches": config.use_cls_token and config.pooling == "avg",
+        "original_pools_cls": checkpoint is not None and checkpoint.architecture.get("original_pooling") == "cls",
         "preprocessing_note": FAMILY_CARDS[checkpoint.family].preprocessing if checkpoint else "",
         "architecture": markdown_table(("Property", "Value"), rows.items()),
         "preprocessing": markdown_table(("Step", "Setting"), preprocessing(image_processor).items()),
@@ -80,13 +85,13 @@ def model_facts(
 
 def _periods(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the row about the origin of the rotary periods, which the config does not show."""
-    kinds = {
-        "published": "those of the file, which its publisher rounded to bfloat16",
-        "computed": "computed in float32, because the file holds none. The original's are rounded to bfloat16, which changes outputs by "
-        "9e-4 to 3e-3",
-    }
-    periods = checkpoint.architecture.get("periods")
-    return {"Rotary periods": kinds[periods]} if periods else {}
+    periods, original = checkpoint.architecture.get("periods"), original_of(checkpoint)
+    if periods is None:
+        return {}
+    if periods == "published":
+        return {"Rotary periods": "those of the file, which its publisher rounded to bfloat16"}
+    rounded = ". The original's are rounded to bfloat16, which changes outputs by 1e-3 to 3e-3" if original else ""
+    return {"Rotary periods": f"computed in float32, because the file holds none{rounded}"}
 
 
 def _giga(count: int) -> str:
@@ -195,11 +200,13 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "notes": [note[0].upper() + note[1:] + "." for note in (checkpoint.notes or "").split("; ") if note],
         "training": training(checkpoint),
         "uses": lineage.uses,
-        "limits": lineage.limits,
+        "limits": [*lineage.limits, *([lineage.pooling] if lineage.pooling else [])],
         "heads": ", ".join(f'`head="{name}"` reads {_input_of(recipe)}' for name, recipe in classifiers.items()),
         "dense_heads": ", ".join(f'`head="{name}"`' for name in recipes if name not in classifiers),
         "images": DATASETS[checkpoint.training_data[0]].images,
-        "license_note": f"{_license(checkpoint)}. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}.",
+        "license_note": f"{_license(checkpoint)}. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}."
+        if checkpoint.license
+        else None,
         "citations": "\n\n".join(citations),
         "sources": sources_table(checkpoint),
     }

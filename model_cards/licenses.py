@@ -39,4 +39,4 @@ OTHER_LICENSES: Mapping[str, License] = {
 
 def license_of(checkpoint: Checkpoint | None) -> License | None:
     """Return the license of a checkpoint, where the Hub has no identifier for it."""
-    return OTHER_LICENSES.get(checkpoint.license) if checkpoint else None
+    return OTHER_LICENSES.get(checkpoint.license or "") if checkpoint else None

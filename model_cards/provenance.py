@@ -31,9 +31,9 @@ FIELDS = {
     "paper": "papers",
 }
 
-# owner/repository@commit:path, or without the commit; a leading "Hub" stands for the Hub instead of GitHub
+# owner/repository@commit:path, a release for the commit, or without the commit; a leading "Hub" stands for the Hub instead of GitHub
 FILE = re.compile(
-    r"(?P<hub>Hub )?(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<commit>[0-9a-f]{7,40}))?:(?P<path>[\w./-]*[\w/])"
+    r"(?P<hub>Hub )?(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<commit>[0-9a-f]{7,40}|v\d+(?:\.\d+)*))?:(?P<path>[\w./-]*[\w/])"
     r"|arXiv (?P<arxiv>\d{4}\.\d{5})"
     r"|(?P<page>(?:timm )?Hub (?:page|tags?|cards)\b|page of the Hub repository|timm tag [\w.]+)"
 )

@@ -7,12 +7,12 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from ..convert.loading import load
-from ..convert.model_folder import CARD_NAME, is_model_folder
 from ..convert.sources.catalog import find_checkpoint
 from ..convert.sources.resolver import FILE_SUFFIXES
 from ..modeling.modeling_vit import ViTForImageClassification
 from ..utils.atomic import write_text
 from .card import folder_card, official_card, render_model_card
+from .model_folder import CARD_NAME, is_model_folder
 
 # The last line of a rendered card; its digest differs from the text once the card is edited
 SIGNATURE = "<!-- Rendered by vitrail, which renders it again until it is edited. {} -->\n"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..convert.model_folder import PRETRAINING_NAME, RESULTS_NAME, hash_weights, read_ours
 from ..utils.records import Record
+from .model_folder import PRETRAINING_NAME, RESULTS_NAME, hash_weights, read_ours
 
 Kept = TypeVar("Kept", bound=Record)
 

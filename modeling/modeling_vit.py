@@ -287,9 +287,9 @@ class ViTRotaryPosition(nn.Module):
 def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Turn queries or keys (B, L, ..., d): each pair of features i and i + d / 2, at least in the angles' float32."""
     exact = states.to(torch.promote_types(states.dtype, rotation[0].dtype))
-    cosines, sines = (part.view(1, len(part), *(1,) * (states.ndim - 3), -1).to(exact.dtype) for part in rotation)
+    cosines, sines = (part.view(1, -1, *(1,) * (states.ndim - 3), part.shape[-1]).to(exact.dtype) for part in rotation)
     first, second = exact.chunk(2, dim=-1)
-    return torch.addcmul(exact * cosines, torch.cat((second, first), dim=-1), sines).to(states.dtype)
+    return (exact * cosines).addcmul_(torch.cat((second, first), dim=-1), sines).to(states.dtype)
 
 
 # -------------------------------------------------------------------------------------------------------------- embeddings

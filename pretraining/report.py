@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..convert.model_folder import PRETRAINING_NAMES
 from ..hub.saving import keep_record
+from ..model_cards.model_folder import PRETRAINING_NAMES
 from ..model_cards.records import PretrainingRecord
 from ..utils.figures import BACKGROUND_COLOR, COLORS, STYLE, save_figure
 from .teacher_evaluation import ACCURACY

@@ -10,10 +10,13 @@ from PIL import Image
 from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from .image_processing_vit import VitrailImageProcessor
-from .resizing import as_pair
+from .resizing import as_pair, output_size
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# facebookresearch/dinov3@6876159, notebooks/chmv2_inference.ipynb; the mean of its encoder begins with .430
+CHMV2_MEAN, CHMV2_STD = (0.420, 0.411, 0.296), (0.213, 0.156, 0.143)
+DENSE_ASPECT = 4  # longest side / shortest side of an image that is resized for a segmentation: mmsegmentation's (2048, 512)
 MIN_CROP_PCT = 0.01  # a smaller one would make images without a bound on their size
 HALF, ZERO, ONE = (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
@@ -49,6 +52,12 @@ PRESETS = {
     # arXiv:2508.10104.
     "dinov3": Preset("squash", BILINEAR, IMAGENET_MEAN, IMAGENET_STD, image_size=256),
     "sat": Preset("squash", BILINEAR, (0.430, 0.411, 0.296), (0.213, 0.156, 0.143), image_size=256),
+    # facebookresearch/mae, util/datasets.py. He et al. 2021, arXiv:2111.06377.
+    "mae": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
+    # facebookresearch/deit, datasets.py, main.py (--eval-crop-ratio). Touvron et al. 2020, arXiv:2012.12877.
+    "deit": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
+    # facebookresearch/ijepa, src/transforms.py: mean and std. Assran et al. 2023, arXiv:2301.08243, evaluate with VISSL: size and crop.
+    "ijepa": Preset("crop", BICUBIC, IMAGENET_MEAN, IMAGENET_STD, crop_pct=224 / 256),
     # google-research/vision_transformer, vit_jax/input_pipeline.py, test images; bilinear is the default of the tf.image.resize
     # there, which does not antialias, as Pillow does. Dosovitskiy et al. 2020, arXiv:2010.11929.
     "google": Preset("squash", BILINEAR, HALF, HALF),
@@ -139,6 +148,32 @@ def image_processor_for(config: ViTConfig, preset: str, *, image_size: tuple[int
     own = find_preset(preset).image_size
     size = image_size or ((own, own) if own and not any(own % side for side in config.patch_shape) else config.image_shape)
     return make_image_processor(preset, image_size=size, patch_size=config.patch_shape, num_channels=config.num_channels)
+
+
+def for_dense_head(image_processor: VitrailImageProcessor, config: ViTConfig, *, segments: bool) -> VitrailImageProcessor:
+    """Return a copy of an encoder's image processor for a head that segments, or else estimates depths.
+
+    Images are never cropped, and the model pads them. For a segmentation, the shorter side is resized, bilinearly; for a depth, none.
+    """
+    changes: dict[str, object] = {"do_center_crop": False, "do_resize": False}
+    side = config.segmentation_size
+    if segments and side is not None:
+        size = {"shortest_edge": side, "longest_edge": DENSE_ASPECT * side}
+        changes |= {"do_resize": True, "size": size, "resample": BILINEAR}
+    elif config.depth_bins == "mixed_log" and config.num_channels == len(CHMV2_MEAN):
+        changes |= {"image_mean": CHMV2_MEAN, "image_std": CHMV2_STD}
+    return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)
+
+
+def describe_preprocessing(image_processor: VitrailImageProcessor) -> str:
+    """Return the size, mean and std of prepared images in words."""
+    sides = output_size(image_processor)
+    size = "of their own size" if sides is None else f"of {sides[0]}x{sides[1]} pixels"
+    return f"images {size}, mean {_short(image_processor.image_mean)}, std {_short(image_processor.image_std)}"
+
+
+def _short(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in dict.fromkeys(values))
 
 
 def _shorter_side(length: int, crop_pct: float | None) -> int:

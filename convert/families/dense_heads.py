@@ -1,7 +1,6 @@
 """Files of dense heads: DINOv2's (mmsegmentation's and mmcv's layout) and DINOv3's.
 
-Names and shapes tell a layout and nearly every field of its head. The exceptions are the range of depths, which follows from the name of
-a published file or from `depth_range`, and the sliding windows, which are those of the published configs.
+Names and shapes tell a layout and nearly every field of its head; `configuration/published_heads.py` has the others.
 
 Sources: facebookresearch/dinov2@b8931f7, hub/depthers.py, hub/depth, eval/segmentation, notebooks/semantic_segmentation.ipynb;
 facebookresearch/dinov3@6876159, hub/depthers.py, hub/segmentors.py, eval/depth, eval/segmentation.
@@ -11,28 +10,21 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...configuration.published_heads import (
+    CHMV2,
+    LINEAR_SLIDE,
+    MULTI_SCALE_SLIDE,
+    NYU,
+    SYNTHMIX,
+    evenly_spaced,
+    four_blocks,
+)
 from ...errors import UnsupportedCheckpointError
+from ...utils.tensor_names import list_names
 from .family import DenseHead, RawCheckpoint, Tensors
-from .rules import Rule, list_names
+from .rules import Rule
 
 IGNORED = (r".*\.num_batches_tracked",)  # a counter that a batch norm reads in training
-LINEAR_SLIDE = {"segmentation_size": 512, "segmentation_window": 512, "segmentation_stride": 341}
-MULTI_SCALE_SLIDE = {
-    "segmentation_size": 640,
-    "segmentation_window": 640,
-    "segmentation_stride": 320,
-    "segmentation_scales": (1.0, 1.32, 1.73, 2.28, 3.0),
-    "segmentation_flip": True,
-}
-NYU, KITTI, SYNTHMIX, CHMV2 = (0.001, 10.0), (0.001, 80.0), (0.001, 100.0), (0.001, 96.0)
-# The range of depths in meters by the name of a published file
-PUBLISHED_RANGES = {
-    r"dinov2_vit[sblg]14_nyu_(linear4?|dpt)_head\.pth": NYU,
-    r"dinov2_vit[sblg]14_kitti_(linear4?|dpt)_head\.pth": KITTI,
-    r"dinov3_vit7b16_synthmix_dpt_head-02040be1\.pth": SYNTHMIX,
-    r"dinov3_vitl16_chmv2_dpt_head-3703d643\.pth": CHMV2,
-}
-FIRST_OF_FOUR = {24: 4}  # the originals' four blocks have equal distances, but for the first of 24 (ViT-L)
 # Heads and whole models that are not supported, by a name in their files, and the remedy
 UNSUPPORTED_HEADS = (
     (
@@ -75,17 +67,6 @@ def dpt_rules(prefix: str) -> tuple[Rule, ...]:
         *layer(f"{prefix}project.conv", "depth_head.projection"),
         *(rule for index in range(3) for rule in layer(f"{head}{2 * index}", f"depth_head.convolution{index + 1}")),
     )
-
-
-def evenly_spaced(num_layers: int) -> list[int]:
-    """Return four blocks with equal distances, the last one the last block."""
-    return [num_layers * (index + 1) // 4 - 1 for index in range(4)]
-
-
-def four_blocks(num_layers: int) -> list[int]:
-    """Return the four blocks that the heads of both originals read."""
-    first, *others = evenly_spaced(num_layers)
-    return [FIRST_OF_FOUR.get(num_layers, first), *others]
 
 
 def num_vectors(raw: RawCheckpoint, name: str, width: int, expected: Sequence[int]) -> int:
@@ -210,8 +191,3 @@ def find_dense_head(tensors: Tensors, heads: Sequence[DenseHead]) -> DenseHead |
                 f"The head file holds {found} ({list_names(names, 1)}), which is not supported: {remedy}."
             )
     return next((head for head in heads if head.anchor in tensors), None)
-
-
-def published_range(file: str) -> tuple[float, float] | None:
-    """Return the range of depths in meters of a published head, by the name of its file; None for any other file."""
-    return next((bounds for pattern, bounds in PUBLISHED_RANGES.items() if re.fullmatch(pattern, file)), None)

@@ -17,7 +17,7 @@ from .plain_vit import (
     linear_head,
     original_preprocessing,
     plain_vit_fields,
-    square_grid,
+    square_image_fields,
 )
 from .rules import Deinterleave, Rule
 
@@ -43,12 +43,7 @@ def recognizes(raw: RawCheckpoint) -> bool:
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig for a backbone with these shapes."""
     fields = plain_vit_fields(raw, num_heads)
-    grid = square_grid(raw.shape("pos_embed", 3)[1] - 1, "pos_embed")
-    return fields | {
-        "intermediate_size": raw.shape("blocks.0.mlp.fc1.weight", 2)[0],
-        "image_size": tuple(grid * side for side in fields["patch_size"]),
-        "position_interpolation_offset": 0.1,
-    }
+    return fields | square_image_fields(raw, fields["patch_size"]) | {"position_interpolation_offset": 0.1}
 
 
 def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
@@ -66,7 +61,9 @@ def assumption(raw: RawCheckpoint) -> str | None:
     """Return the warning for a bare file; only DINO's training checkpoints have a teacher and a student."""
     if raw.root in TRAINING_ROOTS:
         return None
-    return 'read as a DINO file; timm\'s plain ViTs have the same layout: for a timm file, pass format="timm"'
+    return (
+        'read as a DINO file; timm\'s plain ViTs and MAE have the same layout: for their files, pass format="timm" or format="mae"'
+    )
 
 
 def holds(config: ViTConfig) -> Holds:

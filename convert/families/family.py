@@ -13,11 +13,11 @@ from huggingface_hub.errors import StrictDataclassError
 from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError, VitrailError
 from ...processing.image_processing_vit import VitrailImageProcessor
-from ...processing.presets import image_processor_for
-from ...processing.resizing import output_size
+from ...processing.presets import describe_preprocessing, image_processor_for
 from ...utils.records import SCALARS
+from ...utils.tensor_names import list_names
 from .formats import Export
-from .rules import Rule, list_names
+from .rules import Rule
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -79,17 +79,6 @@ class RawCheckpoint:
                 "for another"
             )
         return image_processor
-
-
-def describe_preprocessing(image_processor: VitrailImageProcessor) -> str:
-    """Return the size, mean and std of prepared images in words."""
-    sides = output_size(image_processor)
-    size = "of their own size" if sides is None else f"of {sides[0]}x{sides[1]} pixels"
-    return f"images {size}, mean {_short(image_processor.image_mean)}, std {_short(image_processor.image_std)}"
-
-
-def _short(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.3g}" for value in dict.fromkeys(values))
 
 
 def only_head(tensors: Tensors, head_name: str | None) -> Tensors:

@@ -106,6 +106,15 @@ def plain_vit_fields(raw: RawCheckpoint, num_heads: int | None, *, published: bo
     }
 
 
+def square_image_fields(raw: RawCheckpoint, patch_size: tuple[int, int], num_prefix_positions: int = 1) -> dict[str, Any]:
+    """Return the width of the MLP, and the image size that follows from `pos_embed`, whose grid is square."""
+    grid = square_grid(raw.shape("pos_embed", 3)[1] - num_prefix_positions, "pos_embed")
+    return {
+        "intermediate_size": raw.shape("blocks.0.mlp.fc1.weight", 2)[0],
+        "image_size": tuple(grid * side for side in patch_size),
+    }
+
+
 def linear_head(
     raw: RawCheckpoint,
     hidden_size: int,

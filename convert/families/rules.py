@@ -11,12 +11,12 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Protocol
 
 import torch
 
 from ...errors import ConversionError, UnsupportedCheckpointError
+from ...utils.tensor_names import group_names, list_names, literals_of
 
 Tensors = list[torch.Tensor]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -222,6 +222,38 @@ class RemoveKey:
         return InsertKey()
 
 
+@dataclass(frozen=True)
+class AddRegisterPositions:
+    """Add the positions of registers, which follow `before` others, to the registers: (registers, positions). In reverse they are 0."""
+
+    before: int
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        registers, positions = tensors
+        first, own, patches = positions.tensor_split((self.before, self.before + registers.shape[1]), dim=1)
+        return [registers + own, torch.cat((first, patches), dim=1)]
+
+    @property
+    def inverse(self) -> "InsertRegisterPositions":
+        return InsertRegisterPositions(self.before)
+
+
+@dataclass(frozen=True)
+class InsertRegisterPositions:
+    """The inverse of `AddRegisterPositions`."""
+
+    before: int
+
+    def apply(self, tensors: Tensors) -> Tensors:
+        registers, positions = tensors
+        first, patches = positions.tensor_split((self.before,), dim=1)
+        return [registers, torch.cat((first, torch.zeros_like(registers), patches), dim=1)]
+
+    @property
+    def inverse(self) -> AddRegisterPositions:
+        return AddRegisterPositions(self.before)
+
+
 # ----------------------------------------------------------------------------------------------------------------- rules
 
 
@@ -356,48 +388,3 @@ def _check_floating(name: str, tensor: torch.Tensor) -> None:
 def reverse(rules: Sequence[Rule]) -> list[Rule]:
     """Return the table in reverse, from our model to the checkpoint."""
     return [rule.reversed for rule in rules]
-
-
-# ----------------------------------------------------------------------------------------------------------------- names
-
-
-def literals_of(name: str) -> tuple[str, ...]:
-    """Return the text of a name between its numbers."""
-    return tuple(re.split(r"\d+", name))
-
-
-def list_names(names: Sequence[str], most: int = 8) -> str:
-    """Return names for a message: grouped, shortened and printable, at most `most` groups."""
-    groups = group_names(names)
-    shown = ", ".join(_printable(group) for group in groups[:most])
-    return f"{shown} and {len(groups) - most} more groups" if len(groups) > most else shown
-
-
-def _printable(name: str, most: int = 120) -> str:
-    short = name if len(name) <= most else f"{name[:most]}…"
-    return short if short.isprintable() else short.encode("unicode_escape").decode()
-
-
-def group_names(names: Sequence[str]) -> list[str]:
-    """Group names that differ only in numbers: `blocks.{0..11}.norm1.weight`."""
-    groups: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
-    for name in names:
-        pieces = re.split(r"(?<=[._/])(\d{1,9})(?=[._/]|$)", name)
-        groups[tuple(pieces[::2])].append([int(number) for number in pieces[1::2]])
-    grouped = []
-    for literals, numbers in groups.items():
-        columns = [sorted(set(column)) for column in zip(*numbers, strict=True)]
-        whole = len(numbers) == prod(map(len, columns))  # every combination exists, so one pattern stands for all
-        for row in [columns] if whole else [[[number] for number in one] for one in numbers]:
-            grouped.append(
-                literals[0] + "".join(_range(column) + literal for column, literal in zip(row, literals[1:], strict=True))
-            )
-    return grouped
-
-
-def _range(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return str(numbers[0])
-    if numbers[-1] - numbers[0] + 1 == len(numbers):
-        return f"{{{numbers[0]}..{numbers[-1]}}}"
-    return "{" + ",".join(map(str, numbers)) + "}"

@@ -18,7 +18,7 @@ from .dino import recognizes as is_dino
 from .family import Family, RawCheckpoint, setting
 from .formats import Export, Exported, Holds, RunPeer, has_key_bias, has_labels, without_mask_token, without_periods, write_folder
 from .plain_vit import ANCHOR, LAYER_SCALE_RULES, VIT_RULES, plain_vit_fields, square_grid
-from .rules import Rule
+from .rules import AddRegisterPositions, Rule
 
 INTERPOLATIONS = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 # By timm's name
@@ -97,11 +97,20 @@ def is_swiglu(raw: RawCheckpoint) -> bool:
     return raw.shape("blocks.0.mlp.fc1.weight", 2)[0] == 2 * raw.shape("blocks.0.mlp.fc2.weight", 2)[1]
 
 
-def table(swiglu: bool, norm_before_pooling: bool) -> list[Rule]:
-    """Return the rules; the final norm is called `norm` before pooling and `fc_norm` after it."""
+def table(swiglu: bool, norm_before_pooling: bool, registers_after: int | None = None) -> list[Rule]:
+    """Return the rules; the final norm is called `norm` before pooling and `fc_norm` after it.
+
+    `registers_after` is the number of positions before those of registers, where registers have positions.
+    """
     norm = "norm" if norm_before_pooling else "fc_norm"
+    rules = SWIGLU_RULES if swiglu else COMMON_RULES
+    if registers_after is not None:
+        separate = ("reg_token", "pos_embed")
+        ours = ("embeddings.register_tokens", "embeddings.position_embeddings")
+        together = Rule(separate, ours, AddRegisterPositions(registers_after))
+        rules = (*(rule for rule in rules if rule.sources[0] not in separate), together)
     return [
-        *(SWIGLU_RULES if swiglu else COMMON_RULES),
+        *rules,
         Rule(f"{norm}.weight", "layernorm.weight"),
         Rule(f"{norm}.bias", "layernorm.bias"),
     ]
@@ -111,7 +120,7 @@ def rules(raw: RawCheckpoint) -> Sequence[Rule]:
     """Return the rules for the names of a checkpoint."""
     if dinov3.is_dinov3(raw):
         return dinov3.table(dinov3.is_gated(raw))
-    return table(is_swiglu(raw), "fc_norm.weight" not in raw.tensors)
+    return table(is_swiglu(raw), "fc_norm.weight" not in raw.tensors, registers_after(raw))
 
 
 def export_rules(config: ViTConfig, tensors: Mapping[str, torch.Tensor]) -> Sequence[Rule]:
@@ -187,7 +196,7 @@ def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
         "hidden_act": _activation(setting(model_args, "act_layer", str), named["hidden_act"], is_swiglu(raw)),
         "intermediate_size": raw.shape("blocks.0.mlp.fc2.weight", 2)[1],
         "use_cls_token": "cls_token" in tokens,
-        "num_register_tokens": raw.shape("reg_token", 3)[1] if "reg_token" in tokens else 0,
+        "num_register_tokens": _num_registers(raw),
         "layer_scale_init_value": 1e-5 if "blocks.0.ls1.gamma" in tokens else None,
         "representation_size": raw.shape("pre_logits.fc.weight", 2)[0] if "pre_logits.fc.weight" in tokens else None,
     }
@@ -226,7 +235,7 @@ def _pooling_fields(raw: RawCheckpoint, config: Mapping[str, Any], model_args: M
 
 def _position_fields(raw: RawCheckpoint, config: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the kind of positions and the image size that they are for; `fields` are those known so far."""
-    patch_size, has_cls, registers = fields["patch_size"], fields["use_cls_token"], fields["num_register_tokens"]
+    patch_size, has_cls = fields["patch_size"], fields["use_cls_token"]
     size = _known_size(config)
     known = (size[0] // patch_size[0], size[1] // patch_size[1]) if size else None
     if size and (size[0] % patch_size[0] or size[1] % patch_size[1]):
@@ -236,22 +245,42 @@ def _position_fields(raw: RawCheckpoint, config: dict[str, Any], fields: Mapping
         )
     if "pos_embed" not in raw.tensors:
         return _relative_fields(raw, known, patch_size, has_cls)
-    num_positions = raw.shape("pos_embed", 3)[1]
-    if known and num_positions - known[0] * known[1] in (0, int(has_cls)):
+    prefix = _prefix_positions(raw)
+    num_patches = raw.shape("pos_embed", 3)[1] - prefix
+    if known and num_patches == known[0] * known[1]:
         grid = known
-    else:  # with a position for [CLS], the number is not a square
-        patches = num_positions - int(has_cls and not _is_square(num_positions))
-        if registers and not _is_square(patches) and _is_square(patches - registers):
-            raise UnsupportedCheckpointError(
-                f"pos_embed holds positions of {registers} registers, too (so150m), which is not supported: use timm."
-            )
-        side = square_grid(patches, "pos_embed")
+    else:
+        side = square_grid(num_patches, "pos_embed")
         grid = (side, side)
     # resampled when a checkpoint is loaded at another size: timm/layers/pos_embed.py, resample_abs_pos_embed
     return {
         "image_size": tuple(count * length for count, length in zip(grid, patch_size, strict=True)),
-        "use_cls_position": num_positions > grid[0] * grid[1] or not has_cls,
+        "use_cls_position": prefix > 0 or not has_cls,
     }
+
+
+def _prefix_positions(raw: RawCheckpoint) -> int:
+    """Return the number of positions before those of patches: none, one for [CLS], or also one for each register (so150m)."""
+    num_positions, has_cls, registers = raw.shape("pos_embed", 3)[1], int("cls_token" in raw.tensors), _num_registers(raw)
+    size, patch_size = _known_size(raw.config or {}), raw.shape(ANCHOR, 4)[2:]
+    known = (size[0] // patch_size[0]) * (size[1] // patch_size[1]) if size else None
+    choices = (0, has_cls, has_cls + registers)
+    for fits in (lambda patches: patches == known, _is_square):
+        if found := [prefix for prefix in choices if fits(num_positions - prefix)]:
+            return found[0]
+    return has_cls
+
+
+def _num_registers(raw: RawCheckpoint) -> int:
+    return raw.shape("reg_token", 3)[1] if "reg_token" in raw.tensors else 0
+
+
+def registers_after(raw: RawCheckpoint) -> int | None:
+    """Return the number of positions before those of registers; None where registers have none, as in DINOv2."""
+    if "pos_embed" not in raw.tensors or not _num_registers(raw):
+        return None
+    has_cls = int("cls_token" in raw.tensors)
+    return has_cls if _prefix_positions(raw) == has_cls + _num_registers(raw) else None
 
 
 def _rotary_image_size(config: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -511,9 +540,9 @@ def assumption(raw: RawCheckpoint) -> str:
 
 
 def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what follows for a row of the catalog: files with registers have positions of patches only."""
-    antialias = {"position_interpolation_antialias": True} if architecture["position"] == "absolute" else {}
-    return {"use_cls_position": not architecture["registers"]} | antialias
+    """Return what follows for a row of the catalog: positions are resized with antialiasing, but for FlexiViT."""
+    absolute, flexible = architecture["position"] == "absolute", architecture["pos_interpolate_antialias"] is False
+    return {"position_interpolation_antialias": not flexible} if absolute else {}
 
 
 TIMM = Family(

@@ -84,7 +84,8 @@ def configure(raw: RawCheckpoint, num_heads: int | None, model_args: Mapping[str
             )
     hidden_size = raw.shape(ANCHOR, 4)[0]
     gated = is_gated(raw)
-    fields = plain_vit_fields(raw, num_heads or setting(model_args, "num_heads", int) or HEADS.get(hidden_size))
+    num_heads = num_heads or setting(model_args, "num_heads", int) or HEADS.get(hidden_size)
+    fields = plain_vit_fields(raw, num_heads, published=raw.config is not None and "embed_dim" not in model_args)
     numbers = {
         ours: setting(model_args, theirs, (int, float))
         for ours, theirs in (

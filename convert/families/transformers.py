@@ -262,9 +262,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     if saved is None:
         if model_type(raw) in VIT_TYPES:
             return raw.assume_preprocessing("google-hub", config)
-        if model_type(raw) == dinov3.MODEL_TYPE:
-            return raw.assume_preprocessing("dinov3", config)
-        return raw.assume_preprocessing("dinov2", config)
+        return raw.assume_preprocessing("dinov3" if model_type(raw) == dinov3.MODEL_TYPE else "dinov2", config)
     class_name = "".join(str(saved.get(key)) for key in CLASS_KEYS)
     crops = saved.get("do_center_crop", any(name in class_name for name in ("Bit", "CLIP", "DeiT")))  # their default
     size = saved.get("size", 224)
@@ -437,7 +435,7 @@ def peer_image_processor(folder: Path) -> Callable[..., Any]:
 
 def official_fields(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Return what follows for a row of the catalog: positions are antialiased only with registers."""
-    return {"position_interpolation_antialias": architecture["registers"] > 0}
+    return {"position_interpolation_antialias": architecture["position"] == "absolute" and architecture["registers"] > 0}
 
 
 TRANSFORMERS = Family(

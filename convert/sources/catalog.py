@@ -36,8 +36,10 @@ class Checkpoint:
     hub_safetensors: whether the main branch of the Hub repository holds model.safetensors.
     same_weights_as: name of the row that holds the same weights in their first format.
     architecture: sizes and switches; `image_size` and `patch` in pixels, `embed_dim` and `mlp_dim` in features; `zero_head` where the
-        publisher states that the head in the file is zeros; `key_bias` false where the file has biases of queries and values alone;
-        `periods` of rotary positions are "published" in the file, or "computed" because the file has none.
+        publisher states that the head in the file is zeros; `class_position` false where [CLS] has no position;
+        `register_positions` true where registers have positions, which loading adds to them; `key_bias` false where the file has biases
+        of queries and values alone; `periods` of rotary positions are "published" in the file, or "computed" because the file has none;
+        `original_pooling` where the model pools in another way than its original.
     params: number of parameters in the file, including mask token and classifier.
     preprocessing: of the publisher's evaluation; `size` and `crop_size` in pixels, `mean` and `std` per RGB channel in [0, 1].
     metrics: ImageNet-1k accuracies that the publisher reports, in percent.
@@ -61,7 +63,7 @@ class Checkpoint:
     preprocessing: Mapping[str, Any]
     metrics: Mapping[str, float | None]
     training_data: tuple[str, ...]
-    license: str
+    license: str | None
     paper: tuple[str, ...]
     sources: Mapping[str, str | None]
     notes: str | None
@@ -122,6 +124,8 @@ def official_config(checkpoint: Checkpoint) -> ViTConfig:
         "num_register_tokens": a["registers"],
         "use_cls_token": a["class_token"],
         "use_mask_token": a.get("mask_token", False),
+        "use_cls_position": a.get("class_position", True),
+        "hidden_act": a.get("hidden_act", "gelu"),
         "position_embedding_type": position if position in ("absolute", "rotary") else "relative_mlp",
         "share_relative_position": position.endswith("shared"),
         "norm_position": "residual_post" if a.get("block") == "residual post-norm" else "pre",
@@ -136,6 +140,7 @@ def official_config(checkpoint: Checkpoint) -> ViTConfig:
     if position == "absolute":
         fields["position_interpolation_offset"] = a["pos_interpolate_offset"] or 0.0
         fields["position_interpolation_antialias"] = bool(a["pos_interpolate_antialias"])
+        fields["position_interpolation_mode"] = a.get("pos_interpolate_mode", "bicubic")
     elif "rel_pos_hidden" in a:
         fields["relative_position_hidden_size"] = a["rel_pos_hidden"]
     fields |= family_of_rows(checkpoint.format).official_fields(a)

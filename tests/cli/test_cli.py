@@ -16,7 +16,11 @@ import deterministic
 import paths
 import vitrail
 from command_line import end_of
+from small_models import tiny_config
 from vitrail.cli.checkpoints import significant
+from vitrail.convert.report import ConversionReport, SourceFile
+from vitrail.modeling.modeling_vit import ViTModel
+from vitrail.processing.presets import make_image_processor
 
 PHOTO = paths.IMAGES / "chelsea.jpg"
 
@@ -94,10 +98,35 @@ def test_list(capsys):
     expected = [checkpoint for checkpoint in vitrail.list_checkpoints() if checkpoint.family == "dinov2"]
     assert [line.split()[:2] for line in lines] == [["dinov2", checkpoint.name] for checkpoint in expected]
     assert next(line for line in lines if " dinov2-vitg14 " in line).split()[2:] == ["1,136", "M", "apache-2.0"]
+    run("list", "--family", "timm")
+    bamboo = next(line for line in capsys.readouterr().out.splitlines() if "bamboo" in line)
+    assert bamboo.endswith("license not stated")
     run("list", "--json")
     rows = json.loads(capsys.readouterr().out)["checkpoints"]
     assert [row["name"] for row in rows] == [checkpoint.name for checkpoint in vitrail.list_checkpoints()]
     assert "expected one of dino, dinov2" in fail(capsys, "list", "--family", "clip")
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "said"),
+    [
+        (
+            "timm/vit_base_patch16_siglip_gap_224.webli",
+            "avg",
+            "the mean of the patch tokens, after the final norm. pooler_output is",
+        ),
+        ("dino-vits16", "cls", "[CLS], after the final norm"),
+    ],
+)
+def test_info_states_which_vector_is_pooled(monkeypatch, capsys, name, pooling, said):
+    """Also where the original of an official checkpoint computes another vector."""
+    model = ViTModel(tiny_config(pooling=pooling))
+    report = ConversionReport("timm", SourceFile("model.safetensors", None, None, 0, str), catalog_name=name)
+    monkeypatch.setattr("vitrail.cli.checkpoints.load_model", lambda *_, **__: (model, make_image_processor("dino"), report))
+    run("info", name)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pooling"))
+    assert line.split(maxsplit=1)[1].startswith(said)
+    assert ("pools by attention" in line) == ("siglip" in name)
 
 
 def test_version(capsys):

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -87,6 +88,16 @@ DINOV2_SMALL = {
         "size": {"shortest_edge": 256},
         **IMAGENET,
     },
+}
+DINOV3_PROCESSOR = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_processor_type": "DINOv3ViTImageProcessorFast",
+    "resample": 2,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 224, "width": 224},
+    **IMAGENET,
 }
 VIT_LARGE = {
     "config.json": {
@@ -244,7 +255,7 @@ def test_timm_vit_relpos_base_patch16_clsgap_224_sw_in1k(folder, run_example, ht
 
     percent = 100 * script["model"](script["pixel_values"]).logits[0].softmax(dim=-1)
     values, indices = percent.sort(descending=True)
-    rows = (EXAMPLES.parent / "convert" / "sources" / "labels-imagenet-1k.tsv").read_text(encoding="utf-8").splitlines()
+    rows = (EXAMPLES.parent / "configuration" / "labels-imagenet-1k.tsv").read_text(encoding="utf-8").splitlines()
     names = [row.split("\t")[1] for row in rows]
     assert lines == [
         *(f"{values[rank]:6.2f} %  {names[indices[rank]]}" for rank in range(5)),
@@ -301,3 +312,28 @@ def test_facebook_dinov2_small(folder, run_example, monkeypatch):
     ]
     _, again = run_example("facebook_dinov2_small", "gone", PHOTO)
     assert again == lines[1:]  # converted once
+
+
+def test_facebook_dinov3_vits16(folder, run_example):
+    """Files of this type hold no periods: transformers computes them, and so does vitrail. One block suffices."""
+    config = transformers.DINOv3ViTConfig(num_register_tokens=4, num_hidden_layers=1)  # the defaults are those of ViT-S/16
+    model = transformers.DINOv3ViTModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(trained_like(name, tuple(parameter.shape)))
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(DINOV3_PROCESSOR))
+    script, lines = run_example("facebook_dinov3_vits16", folder)
+    published(script, "facebook/dinov3-vits16-pretrain-lvd1689m")
+    with Image.open(PHOTO) as image:
+        pixels = torch.tensor(np.asarray(image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR))) / 255
+    mean, std = (torch.tensor(IMAGENET[name]) for name in ("image_mean", "image_std"))
+    close(script["pixel_values"][0], ((pixels - mean) / std).permute(2, 0, 1), 1e-6)
+    with torch.inference_mode():
+        patches = model(script["pixel_values"]).last_hidden_state[0, 5:]  # after [CLS] and four registers
+    close(script["features"], patches.T.reshape(384, 14, 14))
+    expected = torch.nn.functional.normalize(patches, dim=1) @ torch.nn.functional.normalize(patches[7 * 14 + 7], dim=0)
+    close(script["similarity"], expected.reshape(14, 14))
+    assert lines[0] == "pixel_values (1, 3, 224, 224) -> patch features (384, 14, 14)"
+    assert [len(line) for line in lines[1:]] == [28] * 14
+    assert lines[8][14:16] == "@@"

@@ -17,11 +17,11 @@ import vitrail
 from damage import damage_json
 from fuzzing import Fault
 from image_folders import PHOTOS, small_model, small_processor, write_images
-from vitrail.convert.model_folder import hash_weights
 from vitrail.evaluation.results import ProbeRecord, SkippedImage
 from vitrail.features.cache import FeatureCache
 from vitrail.hub.saving import check_output_dir, keep_verification
 from vitrail.hub.upload import stage
+from vitrail.model_cards.model_folder import hash_weights
 from vitrail.model_cards.records import EvaluationData
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.recipes import find_recipe

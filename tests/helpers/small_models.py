@@ -29,7 +29,12 @@ CONFIGS = {
     "no_cls_position": {"use_cls_position": False, "num_register_tokens": 1, "pooling": "cls+avg", "representation_size": 9},
     "swiglu": {"mlp_type": "swiglu", "qkv_bias": False, "intermediate_size": 24, "use_mask_token": True, "pooling": "avg"},
     "several_cls": {"classifier_cls_layers": 3},
-    "several_cls_mean_patch": {"classifier_cls_layers": 2, "classifier_mean_patch": True, "num_register_tokens": 2},
+    "several_cls_mean_patch": {
+        "classifier_cls_layers": 2,
+        "classifier_mean_patch": True,
+        "num_register_tokens": 2,
+        "separate_cls_norm": True,
+    },
     "cls_mean_patch": {"classifier_mean_patch": True, "pooling": "avg"},
     "rectangular_patches": {"image_size": (24, 16), "patch_size": (4, 8), "num_channels": 2},
     "residual_post": {"norm_position": "residual_post", "layer_scale_init_value": 0.1, "pooling": "cls+avg"},
@@ -61,7 +66,6 @@ CONFIGS = {
         "use_mask_token": True,
         "layer_scale_init_value": 1e-5,
         "layer_norm_eps": 1e-5,
-        "classifier_cls_layers": 2,
         "classifier_mean_patch": True,
     },
 }

@@ -23,8 +23,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import vitrail
 from small_models import TINY, randomize, tiny_config
-from vitrail.convert.model_folder import CODE_NAMES
 from vitrail.hub.remote_code import flat_code, remove_code
+from vitrail.model_cards.model_folder import CODE_NAMES
 
 PACKAGE = Path(vitrail.__file__).parent
 SOURCES = {

@@ -15,12 +15,12 @@ import vitrail
 from hub_server import Fault
 from small_models import randomize, tiny_config
 from small_run import KNN, make_run
-from vitrail.convert.model_folder import hash_weights
 from vitrail.convert.report import ConversionRecord
 from vitrail.convert.verification import Check
 from vitrail.errors import UploadError, VitrailError
 from vitrail.hub.saving import keep_verification
 from vitrail.hub.upload import stage
+from vitrail.model_cards.model_folder import hash_weights
 
 CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
 FILES = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}

@@ -1,4 +1,4 @@
-"""Cards of converted models, exported ones and official checkpoints; test_official.py covers all 127 of the latter."""
+"""Cards of converted models, exported ones and official checkpoints; test_official.py covers all of the latter."""
 
 import ast
 import dataclasses
@@ -16,16 +16,16 @@ import paths
 import vitrail
 from small_models import tiny_config
 from small_run import KNN, MODEL, make_run
+from vitrail.configuration.class_names import dataset_labels
 from vitrail.convert.export import to_format, write_exported
-from vitrail.convert.model_folder import hash_weights
 from vitrail.convert.report import Check, ConversionRecord, ConversionReport, FileRecord, SourceFile
 from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
-from vitrail.convert.sources.labels import dataset_labels
 from vitrail.errors import CorruptFileError, VitrailError
 from vitrail.hub.saving import keep_verification
 from vitrail.model_cards.card import OPTIONAL, TEMPLATE, folder_card, official_card, render_model_card
 from vitrail.model_cards.citations import PAPERS
 from vitrail.model_cards.descriptions import counts, preprocessing
+from vitrail.model_cards.model_folder import hash_weights
 from vitrail.model_cards.provenance import linked
 from vitrail.model_cards.records import MeasuredResults, PretrainingRecord
 
@@ -212,11 +212,25 @@ def test_citations_name_every_author():
     # as the papers list them
     assert {number: len(names) for number, names in authors.items()} == {
         "2010.11929": 12,
+        "2012.12877": 6,
+        "2104.10972": 4,
         "2104.14294": 7,
+        "2106.01548": 3,
         "2106.10270": 6,
+        "2111.06377": 6,
         "2111.09883": 12,
+        "2203.07845": 10,
+        "2204.07118": 3,
+        "2211.07636": 9,
+        "2212.08013": 10,
+        "2301.08243": 8,
+        "2303.15343": 4,
         "2304.07193": 26,
         "2309.16588": 4,
+        "2407.07726": 35,
+        "2412.03555": 18,
+        "2502.14786": 14,
+        "2604.12012": 19,
         "2508.10104": 26,
         "2603.22387": 11,
         "2607.05247": 9,
@@ -339,6 +353,15 @@ def test_a_license_that_the_hub_does_not_know_has_its_name_its_page_and_its_term
     assert text.startswith(f"[DINOv3 License]({link}) (`dinov3-license`). ")
     assert "does so under this license and adds a copy of it" in text
     assert "acknowledge DINOv3" in text
+
+
+def test_the_vector_that_the_original_takes_is_named():
+    """timm pools the patches of DINOv3, which was trained with [CLS]; the patches of `clsgap` models were trained so."""
+    name = "timm-vit_small_patch16_dinov3.lvd1689m"
+    assert rows(section(converted(name), "Architecture"))["`pooler_output`"][0].startswith("the mean of the patch tokens")
+    assert "The original takes [CLS] for the whole image" in section(converted(name), "Intended uses and limitations")
+    trained_so = section(converted("timm-vit_relpos_base_patch16_clsgap_224.sw_in1k"), "Intended uses and limitations")
+    assert "do not use [CLS] as the feature of an image" in trained_so
 
 
 def test_the_table_of_verify_is_shown():

@@ -63,10 +63,16 @@ def metadata(text):
     return yaml.safe_load(text.split("---\n")[1])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_the_card_is_what_the_template_gives_now(row):
-    text = (FOLDER / f"{row.name}.md").read_text(encoding="utf-8")
-    assert text == str(official_card(row)).rstrip("\n") + "\n", RENDER
+def test_the_cards_are_what_the_template_gives_now():
+    cards = {row.name: (FOLDER / f"{row.name}.md").read_text(encoding="utf-8") for row in ROWS}
+    assert [row.name for row in ROWS if cards[row.name] != str(official_card(row)).rstrip("\n") + "\n"] == [], RENDER
+
+
+def test_a_card_states_where_the_original_pools_otherwise():
+    gap = [row for row in ROWS if re.search(r"siglip_gap|\.mae|mae-vit", row.name)]
+    assert len(gap) == 44 + 3 + 6
+    cards = {row.name: (FOLDER / f"{row.name}.md").read_text(encoding="utf-8") for row in gap}
+    assert [name for name, card in cards.items() if "\n- `pooler_output` is " not in card] == []
 
 
 def test_the_index_is_what_the_catalog_gives_now():

@@ -12,7 +12,7 @@ from vitrail.modeling.modeling_vit import ViTForImageClassification
 @IMPORT_OF_THE_COMPILER
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [("registers", "inductor"), ("offset", "eager"), ("relative_table", "eager"), ("relative_mlp_shared", "eager")],
+    [("registers", "inductor"), ("offset", "eager"), ("relative_table", "eager"), ("rotary", "eager")],
 )
 def test_compiled_equals_eager(name, backend):
     torch._dynamo.reset()
@@ -26,7 +26,7 @@ def test_compiled_equals_eager(name, backend):
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # torch 2.7, of constants
 @pytest.mark.filterwarnings("ignore:(Node .* target .*lifted_tensor|Additional .* about get_attr):UserWarning")
 @pytest.mark.parametrize("grid", [None, (3, 5)])
-@pytest.mark.parametrize("name", ["registers", "offset", "relative_table", "relative_mlp_shared"])
+@pytest.mark.parametrize("name", ["registers", "rotary", "relative_table", "relative_mlp_shared"])
 def test_exported_equals_eager(name, grid):
     model = make_model(ViTForImageClassification, name)
     images = make_images(model.config, grid=grid)
@@ -49,7 +49,7 @@ def test_half_precision_stays_near_float32(name, dtype, error):
         assert (logits.float() - expected).square().mean().sqrt() < error * expected.square().mean().sqrt()
 
 
-@pytest.mark.parametrize("name", ["absolute", "relative_table", "relative_mlp"])
+@pytest.mark.parametrize("name", ["rotary", "relative_table", "relative_mlp"])
 def test_autocast(name):
     model = make_model(ViTForImageClassification, name)
     for grid in (None, (3, 5)):

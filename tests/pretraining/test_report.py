@@ -11,9 +11,9 @@ from PIL import Image
 import paths
 from small_models import tiny_model
 from small_run import KNN, make_run, without_numbers
-from vitrail.convert.model_folder import hash_weights
 from vitrail.errors import VitrailError
 from vitrail.hub.saving import save
+from vitrail.model_cards.model_folder import hash_weights
 from vitrail.model_cards.records import PretrainingRecord, read_pretraining
 from vitrail.pretraining.report import training_curves, write_report
 from vitrail.processing.image_processing_vit import VitrailImageProcessor

@@ -19,6 +19,9 @@ SQUARE, SQUARE_256 = {"height": 224, "width": 224}, {"height": 256, "width": 256
     [
         ("dino", 3, {"shortest_edge": 256}, SQUARE, IMAGENET),
         ("dinov2", 3, {"shortest_edge": 256}, SQUARE, IMAGENET),
+        ("mae", 3, {"shortest_edge": 256}, SQUARE, IMAGENET),
+        ("deit", 3, {"shortest_edge": 256}, SQUARE, IMAGENET),
+        ("ijepa", 3, {"shortest_edge": 256}, SQUARE, IMAGENET),
         ("google", 2, SQUARE, None, HALF),
         ("google-hub", 2, SQUARE, None, HALF),
         ("dino-hub", 2, SQUARE, None, IMAGENET),
@@ -107,7 +110,7 @@ def test_other_numbers_of_channels():
         (
             "timm",
             {},
-            "preset='timm'; write one of dino, dinov2, dinov3, sat, google, google-hub, dino-hub, inception, imagenet, siglip, clip, none",
+            "preset='timm'; write one of dino, dinov2, dinov3, sat, mae, deit, ijepa, google, google-hub, dino-hub, inception",
         ),
         ("full-image", {}, "pass patch_size"),
         ("keep-aspect", {}, "pass patch_size"),

@@ -68,7 +68,7 @@ def test_graphs_of_one_size(name, grid, tmp_path):
     check(module, graph, tmp_path, [grid])
 
 
-@pytest.mark.parametrize("name", ["offset", "relative_mlp"])  # the latter without [CLS], with residual post-norm
+@pytest.mark.parametrize("name", ["offset", "relative_mlp", "rotary"])  # the second without [CLS], with residual post-norm
 def test_graphs_of_any_size(name, tmp_path):
     module = make_module(name)
     graph = trace(module, (None, 3, None, None))

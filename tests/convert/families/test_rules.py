@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from vitrail.convert.families.rules import (
+    AddRegisterPositions,
     Concatenate,
     Coverage,
     Deinterleave,
@@ -9,10 +10,10 @@ from vitrail.convert.families.rules import (
     Rule,
     Split,
     convert_tensors,
-    group_names,
     reverse,
 )
 from vitrail.errors import ConversionError
+from vitrail.utils.tensor_names import group_names
 
 RULES = (
     Rule("token", "embeddings.token"),
@@ -54,6 +55,16 @@ def test_the_inverse_of_the_inverse_is_the_operation(operation):
     back = operation.inverse.apply(operation.apply(rows))
     assert len(back) == len(rows)
     assert all(map(torch.equal, back, rows))
+
+
+def test_positions_of_registers_are_added_to_them_and_are_0_in_reverse():
+    registers, positions = torch.rand(1, 2, 4), torch.rand(1, 6, 4)
+    added, rest = AddRegisterPositions(1).apply([registers, positions])
+    assert torch.equal(added, registers + positions[:, 1:3])
+    assert torch.equal(rest, positions[:, [0, 3, 4, 5]])
+    back = AddRegisterPositions(1).inverse.apply([added, rest])
+    assert not back[1][:, 1:3].any()
+    assert all(map(torch.equal, AddRegisterPositions(1).apply(back), (added, rest)))
 
 
 def test_a_name_without_a_rule_is_unexpected_unless_ignored():

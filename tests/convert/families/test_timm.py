@@ -41,6 +41,8 @@ FIELDS = {
         "pooling": "avg",
         "norm_before_pooling": False,
     },
+    "absolute, positions for registers": {"use_cls_position": True, "num_register_tokens": 3, "pooling": "cls"},
+    "absolute, positions for registers, no [CLS]": {"use_cls_token": False, "num_register_tokens": 3, "pooling": "avg"},
     "absolute, swiglu": {"mlp_type": "swiglu", "intermediate_size": 160},
     "absolute, rpn": {"norm_position": "residual_post", "use_cls_token": False},
     "table": {"position_embedding_type": "relative_table", "use_cls_token": False, "norm_position": "pre"},
@@ -223,6 +225,7 @@ def test_an_older_config_json_holds_the_same_without_a_level(tmp_path):
 
 
 WIDE = {name: torch.zeros([{128: 192, 384: 576}.get(side, side) for side in tensor.shape]) for name, tensor in PLAIN.items()}
+DINOV3 = ("patch_embed.proj.weight", "cls_token", "reg_token", "blocks.0.gamma_1", "blocks.0.attn.qkv.weight")
 CLS, SCALE, HEAD = {"cls_token": (1, 1, 8), "pos_embed": (1, 5, 8)}, {"blocks.0.ls1.gamma": (8,)}, {"head.weight": (9, 8)}
 
 
@@ -237,6 +240,7 @@ CLS, SCALE, HEAD = {"cls_token": (1, 1, 8), "pos_embed": (1, 5, 8)}, {"blocks.0.
         (CLS | SCALE, None, "imagenet"),  # vit_base_patch14_dinov2.lvd142m, UNI
         (CLS | SCALE | {"reg_token": (1, 4, 8)}, None, "imagenet"),  # vit_base_patch14_reg4_dinov2.lvd142m, H-optimus-0
         (CLS | SCALE | {"reg_token": (1, 1, 8)}, None, "none"),  # vit_base_patch14_reg1_tipsv2.webli
+        (dict.fromkeys(DINOV3, ()), None, "dinov3"),  # vit_small_patch16_dinov3.lvd1689m
         ({"pos_embed": (1, 4, 8)}, None, "inception"),  # vit_base_patch16_siglip_gap_224.webli
         (
             SCALE | HEAD | {"pos_embed": (1, 4, 8), "reg_token": (1, 1, 8)},
