@@ -186,7 +186,7 @@ def _load_labeled(data: str, data_options: DataOptions) -> "LabeledImages":
 def _load_dense(
     data: str, task: str, data_options: DataOptions, dense_options: DenseOptions, depth_range: tuple | None
 ) -> "DenseImages":
-    from ..convert.sources.labels import read_labels
+    from ..configuration.class_names import read_labels
     from ..data.dense import load_dense_images
 
     arguments = data_options.arguments()

@@ -105,18 +105,19 @@ def load_dense_images(
     if task not in TARGET_NAMES:
         raise VitrailError(f"found task={task!r}; expected {' or '.join(map(repr, TARGET_NAMES))}")
     target_format = TargetFormat(task, reduce_labels, depth_unit)
+    warnings: tuple[str, ...] = ()
     if source == DIGIT_SCENES:
-        name, warnings, label_names = DIGIT_SCENES, (), label_names or scene_names()
+        name, label_names = DIGIT_SCENES, label_names or scene_names()
         train, validation = (_pair(scenes, "image", "mask") for scenes in digit_scene_splits().values())
     else:
         found = find_source(source)
-        name, warnings = found.name, found.warnings
+        name = found.name
         splits = {"train_split": train_split, "validation_split": validation_split}
         if found.kind == "images":
-            warnings = ()  # about files that are no images: depths may be arrays
             train, validation = _folder_splits(found, task, **splits)
             columns = "image", "target"
         else:
+            warnings = found.warnings
             train, validation = read_splits(found, revision=revision, **splits)
             columns = _choose_columns(train.features, task, image_column, target_column)
         train, validation = (_checked_pair(split, columns, found, allow_external) for split in (train, validation))

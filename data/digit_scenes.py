@@ -16,8 +16,9 @@ SIDE = 64  # pixels of a scene
 NUM_SCENES = {"train": 400, "validation": 200}
 PHOTOGRAPHS = {"train": "china.jpg", "validation": "flower.jpg"}
 CROPS = (96, 320)  # sides of the crops, which become scenes
-DIGITS = (24, 40)  # sides of a digit, in pixels of the scene
-DIMMING = 0.6  # of the photograph, so that light digits stand out
+NUM_DIGITS = (1, 4)  # one to three
+DIGITS = (28, 40)  # sides of a digit, in pixels of the scene
+DIMMING = 0.4  # factor of the photograph, so that light digits stand out
 INK = 0.5  # a pixel belongs to the digit where its ink covers at least that share
 
 
@@ -56,7 +57,7 @@ def _scene(
     crop = photograph.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     scene = np.asarray(crop, np.float64) * DIMMING
     mask = np.zeros((SIDE, SIDE), np.uint8)
-    for index in rng.integers(len(digits), size=int(rng.integers(1, 4))):
+    for index in rng.integers(len(digits), size=int(rng.integers(*NUM_DIGITS))):
         size = int(rng.integers(*DIGITS))
         drawn = Image.fromarray(digits[index]).resize((size, size), Image.Resampling.BICUBIC)
         y, x = rng.integers(SIDE - size, size=2)

@@ -32,6 +32,7 @@ from .recipes import INITIAL_STD
 from .training import ScheduledTrainer
 
 NOT_COUNTED = -100  # the label that the Trainer leaves out where it counts the items of an update
+MAX_KEPT = 2**29  # bytes of resized targets that stay in memory; others are decoded again in each epoch
 CHUNK = 256  # images whose tokens are in memory while their mean and variance are computed
 
 HEADS = {"segmentation": ("segmentation_head", ViTSegmentationHead), "depth": ("depth_head", ViTLinearDepthHead)}
@@ -79,7 +80,7 @@ class DenseHead(nn.Module):
         super().__init__()
         self.config, self.task, self.grid = config, task, grid
         self.head: Any = HEADS[task][1](config)
-        convolution = self.head.classifier if task == "segmentation" else self.head.projection
+        convolution: nn.Conv2d = self.head.classifier if task == "segmentation" else self.head.projection
         rng = np.random.default_rng(seed)
         with torch.no_grad():
             convolution.weight.copy_(torch.from_numpy(INITIAL_STD * rng.standard_normal(convolution.weight.shape)))
@@ -155,6 +156,7 @@ class DenseRows(Dataset):
         self, tokens: np.ndarray, targets: datasets.Dataset, target_format: TargetFormat, *, size: tuple[int, int] | None
     ) -> None:
         self.tokens, self.targets, self.target_format, self.size = tokens, targets, target_format, size
+        self.kept: dict[int, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -170,14 +172,19 @@ class DenseRows(Dataset):
         if self.size is None:
             return {"features": features, "labels": torch.from_numpy(rows)}
         labels = [self._resized(row, self.size) for row in rows.tolist()] or [self._resized(0, self.size)]
-        return {"features": features, "labels": torch.stack(labels)[: len(rows)]}
+        stacked = torch.stack(labels)[: len(rows)]
+        return {"features": features, "labels": stacked.long() if self.target_format.task == "segmentation" else stacked}
 
     def _resized(self, row: int, size: tuple[int, int]) -> torch.Tensor:
+        if row in self.kept:
+            return self.kept[row]
         target = torch.from_numpy(self.target(row))
         resized = F.interpolate(target[None, None].float(), size, mode="nearest-exact")[0, 0]
-        if self.target_format.task == "depth":
-            return resized
-        return resized.long().masked_fill(resized == IGNORE_INDEX, NOT_COUNTED)
+        if self.target_format.task == "segmentation":
+            resized = resized.masked_fill(resized == IGNORE_INDEX, NOT_COUNTED).short()
+        if (len(self.kept) + 1) * resized.nbytes <= MAX_KEPT:
+            self.kept[row] = resized
+        return resized
 
 
 class DenseProbeTrainer(ScheduledTrainer):

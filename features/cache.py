@@ -50,6 +50,7 @@ CHUNK = 512  # forward passes whose features make one file: an interruption lose
 NUM_CLS_LAYERS = 4  # that are kept of every model, so that all evaluations share the cache
 MANIFEST, EXTRACTION, JOINED = "manifest.json", "extraction", "joined"
 TOKENS, LABELS, ROWS = ARRAYS = ("tokens.npy", "labels.npy", "rows.npy")
+PATCHES = ("patches",)  # the features of `patch_features`
 NOT_IN_KEY = ("vitrail", "model", "collection", "shard_size")  # settings that do not change the features
 
 logger = logging.get_logger(__name__)
@@ -167,8 +168,10 @@ class FeatureCache:
         Args:
             image_processor: makes images of one size.
             images: with the column "image", identified by its `_fingerprint`.
+
+        Raises VitrailError if they do not fit on the disk of the folder.
         """
-        return self._features(model, image_processor, images, (FeatureType("patches"),), np.full(len(images), -1), None)
+        return self._features(model, image_processor, images, tuple(map(FeatureType, PATCHES)), np.full(len(images), -1), None)
 
     def _features(
         self,
@@ -223,6 +226,8 @@ class FeatureCache:
         processes.wait_for_everyone()
 
     def _extract(self, folder: Path, job: Job) -> None:
+        if job.features == PATCHES:
+            _check_space(folder, job)
         job.folder = FeatureFolder(folder / EXTRACTION)
         if self.runner == "local":
             num_streams = InferenceWorkers(job.vit.device).number
@@ -240,6 +245,20 @@ def _completing(folder: Path) -> Iterator[None]:
             f"the features in {folder} cannot be completed: {error}. Fix the cause and run the same command to resume, or remove that "
             "folder to extract them from the beginning."
         ) from error
+
+
+def _check_space(folder: Path, job: Job) -> None:
+    """Raise VitrailError if the patch tokens of all images do not fit on the disk, as they are extracted, and joined."""
+    num_images = job.collection.num_rows or 0
+    needed = (
+        2 * 4 * num_images * math.prod(output_grid(job.image_processor, job.vit.config.patch_shape)) * job.vit.config.hidden_size
+    )
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise VitrailError(
+            f"the patch tokens of {num_images} images take {needed / 1e9:.3g} GB, and the disk of {folder} has {free / 1e9:.3g} GB free: "
+            "choose another cache folder, fewer images, or a smaller image size"
+        )
 
 
 def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) -> None:

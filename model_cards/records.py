@@ -139,7 +139,9 @@ def read_results(folder: Path, weights_sha256: str | None = None) -> MeasuredRes
     `weights_sha256` is the SHA-256 of the weights; by default, it is computed from the folder.
     """
     content = read_ours(folder / RESULTS_NAME) or {}
-    return _read(DenseResults if "scores" in content else MeasuredResults, folder, RESULTS_NAME, weights_sha256)
+    if "scores" in content:
+        return _read(DenseResults, folder, RESULTS_NAME, weights_sha256)
+    return _read(MeasuredResults, folder, RESULTS_NAME, weights_sha256)
 
 
 def read_pretraining(folder: Path, weights_sha256: str | None = None) -> PretrainingRecord | None:
