@@ -80,14 +80,17 @@ def probe(
             raise VitrailError(f"found {name}={value}, but {task} has no such option: leave it out")
     folder_of_run(output, overwrite=overwrite)
     if task != "classification":
+        from ..evaluation.dense_recipes import find_dense_recipe
+
+        dense_recipe = find_dense_recipe(recipe or "dinov3", cast(Any, task))
         return _probe_dense(
             _load_dense(data, task, data_options, dense_options, reading_options.depth_range),
             model,
-            output,
-            recipe or "dinov3",
             replace(reading_options, depth_range=None) if task == "depth" else reading_options,
             feature_options,
             runtime,
+            output_dir=output,
+            recipe=dense_recipe,
             seed=data_options.seed,
             overwrite=overwrite,
         )
@@ -224,35 +227,21 @@ def _cache(
 def _probe_dense(
     images: "DenseImages",
     model: str,
-    output: Path,
-    recipe: str,
     reading_options: ReadingOptions,
     feature_options: FeatureOptions,
     runtime: Runtime,
-    *,
-    seed: int,
-    overwrite: bool,
+    **arguments: Any,
 ) -> Result | None:
+    """Train a head and return its scores; `arguments` are those of `probe_dense`."""
     from ..evaluation.dense_probing import probe_dense, whole_image_processor
 
     loaded, image_processor, report = load_model(model, **asdict(reading_options))
     image_processor = whole_image_processor(image_processor, loaded.config.image_shape)
     cache = _cache(images, image_processor, feature_options, runtime)
-    results = probe_dense(
-        loaded,
-        image_processor,
-        images,
-        output_dir=output,
-        recipe=recipe,
-        seed=seed,
-        cache=cache,
-        report=report,
-        overwrite=overwrite,
-    )
+    results = probe_dense(loaded, image_processor, images, cache=cache, report=report, **arguments)
     scores = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in results["scores"].items())
-    return _result(
-        results, [scores, *agreement_lines(cache.agreement), f"written to {output}: the model, results.json and pictures"]
-    )
+    written = f"written to {arguments['output_dir']}: the model, results.json and pictures"
+    return _result(results, [scores, *agreement_lines(cache.agreement), written])
 
 
 def _scores(results: Mapping[str, float], images: "LabeledImages") -> str:

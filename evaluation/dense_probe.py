@@ -80,7 +80,7 @@ class DenseHead(nn.Module):
         super().__init__()
         self.config, self.task, self.grid = config, task, grid
         self.head: Any = HEADS[task][1](config)
-        convolution: nn.Conv2d = self.head.classifier if task == "segmentation" else self.head.projection
+        convolution: Any = self.head.classifier if task == "segmentation" else self.head.projection
         rng = np.random.default_rng(seed)
         with torch.no_grad():
             convolution.weight.copy_(torch.from_numpy(INITIAL_STD * rng.standard_normal(convolution.weight.shape)))
