@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..configuration.class_names import IMAGENET, SEGMENTATIONS, dataset_labels
 from ..configuration.configuration_vit import ViTConfig
-from ..errors import UnsupportedCheckpointError
+from ..errors import ConversionError, UnsupportedCheckpointError
 from ..modeling.modeling_vit import ViTPreTrainedModel, interpolate_positions, resize_relative_table, rotary_periods
 from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -106,6 +106,8 @@ def complete_periods(tensors: dict[str, torch.Tensor], fields: dict[str, Any], *
         tensors[PERIODS] = computed.bfloat16().float()
         return ["rotary periods rounded to bfloat16, as in the published .pth files"]
     if PERIODS in tensors:
+        if not (tensors[PERIODS] > 0).all():
+            raise ConversionError(f"{PERIODS} has values that are not positive: the file is damaged. Download it again.")
         return []
     tensors[PERIODS] = computed
     return [

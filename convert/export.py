@@ -79,8 +79,8 @@ def to_format(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor,
         name = next(name for name in model.state_dict() if name.endswith(PERIODS))
         result.computed = {name: rotary_periods(config)}
     export.describe(result, config, image_processor, len(classifier["classifier.weight"]) if classifier else 0)
-    _check_read_back(result, family, config, classifies=bool(classifier))
-    _compare_preprocessing(result, family, config, image_processor)
+    back = _read_back(result, family, config, classifies=bool(classifier))
+    _compare_preprocessing(result, family, back, image_processor)
     return result
 
 
@@ -128,7 +128,8 @@ def _head_rules(family: Family, config: ViTConfig) -> list[Rule]:
     return list(rules)
 
 
-def _check_read_back(exported: Exported, family: Family, config: ViTConfig, *, classifies: bool) -> None:
+def _read_back(exported: Exported, family: Family, config: ViTConfig, *, classifies: bool) -> ViTConfig:
+    """Return the config that the format's files describe; raise UnsupportedCheckpointError if it is of another model."""
     to, raw = family.name, RawCheckpoint(exported.tensors, family.containers[0], config=exported.config)
     wanted = architecture(config, family, classifies=classifies)
     back = make_config(family.configure(raw, config.num_attention_heads))
@@ -148,6 +149,7 @@ def _check_read_back(exported: Exported, family: Family, config: ViTConfig, *, c
     if rule:
         listed = ", ".join(f"{name.removeprefix(INTERPOLATION)} {value} instead of {wanted[name]}" for name, value in rule.items())
         exported.warnings.append(f"at other image sizes, {to} interpolates positions by its own rule: {listed}")
+    return back
 
 
 def _compare_preprocessing(exported: Exported, family: Family, config: ViTConfig, image_processor: VitrailImageProcessor) -> None:
@@ -229,8 +231,8 @@ def export_model(
 
     Args:
         source: anything that `vitrail.load` takes.
-        output: the folder (transformers, timm, onnx, openvino) or file (dino, dinov2: .pth or .pt; google: .npz) to write; it must not
-            exist.
+        output: the folder (transformers, timm, onnx, openvino) or file (dino, dinov2, dinov3: .pth or .pt; google: .npz) to write; it
+            must not exist.
             Formats with a separate classifier file write it next to the weights, as NAME_linear.pth.
         to: the name of a family, or "onnx" or "openvino".
         image_size: height and width in pixels to resize positions to, as in `vitrail.load`. By default, a graph has the size that the

@@ -120,15 +120,18 @@ def _bit_for_bit(
     expected: list[str],
     adaptable: Collection[str] = (),
 ) -> Check:
-    """Compare values in the source's dtype; a wider dtype converts back without loss.
+    """Compare values in the narrower dtype of source and model; a wider dtype converts back without loss.
 
     Tensors in `adaptable` with another shape were changed on purpose, by `image_size=`, `patch_size=`, `num_channels=` or `num_labels=`.
     """
-    different = [
-        key
-        for key in expected
-        if key not in back or not torch.equal(_unmasked(key, back).to(raw.tensors[key].dtype), _unmasked(key, raw.tensors))
-    ]
+    different, rounded = [], set()
+    for key in expected:
+        theirs, ours = _unmasked(key, raw.tensors), None if key not in back else _unmasked(key, back)
+        if ours is not None and ours.dtype.itemsize < theirs.dtype.itemsize:  # loaded with dtype=
+            theirs = theirs.to(ours.dtype)
+            rounded.add(str(ours.dtype).removeprefix("torch."))
+        if ours is None or not torch.equal(ours.to(theirs.dtype), theirs):
+            different.append(key)
     surplus = sorted(back.keys() - set(expected))
     if different and not surplus and all(key in adaptable and back[key].shape != raw.tensors[key].shape for key in different):
         note = f"known: the shape of {', '.join(different[:3])} was changed when the model was converted"
@@ -136,7 +139,8 @@ def _bit_for_bit(
     if different or surplus:
         note = f"{len(different)} of {len(expected)} tensors differ, {len(surplus)} are unexpected: "
         return Check(name, against, None, False, note + ", ".join((different + surplus)[:3]))
-    return Check(name, against, 0.0, True, f"{len(back)} tensors equal bit for bit")
+    note = f", rounded to {' and '.join(sorted(rounded))}" if rounded else ""
+    return Check(name, against, 0.0, True, f"{len(back)} tensors equal bit for bit{note}")
 
 
 def _unmasked(key: str, tensors: Tensors) -> torch.Tensor:

@@ -23,10 +23,12 @@ IMAGE_PROCESSOR_HOOKS = (
     "_valid_kwargs_names",
 )
 MODEL_HOOKS = (
+    "_apply",  # torch's
     "_can_compile_fullgraph",
     "_init_weights",
     "_input_embed_layer",
     "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
     "_no_split_modules",
     "_supports_attention_backend",
     "_supports_flash_attn",

@@ -17,7 +17,8 @@ from .tensor_names import list_names
 
 # The two networks of a training run, by the keys and parts of prefixes that name them: the averaged one, which authors evaluate (DINO's
 # teacher, timm's model_ema, solo-learn's momentum_backbone, I-JEPA's target_encoder), and the trained one
-BRANCHES = {"teacher": r"(teacher|momentum|ema|target)(_\w+)?|\w+_(teacher|ema)", "student": r"student(_\w+)?|\w+_student"}
+BRANCHES = {"teacher": r"(teacher|momentum|ema|target)(_\w+)?|(?!gram_)\w+_(teacher|ema)", "student": r"student(_\w+)?|\w+_student"}
+AVERAGE = "model_ema"  # next to a "teacher", which in DINOv3's distillation is another model: dinov3/train/ssl_meta_arch.py
 ROOTS = ("state_dict", "model")  # of files without an encoder, such as the head of a linear evaluation
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")  # DistributedDataParallel, torch.compile, DINO's MultiCropWrapper
 MAX_DEPTH, MAX_NETWORKS = 3, 64  # nested state dicts, and networks in them
@@ -105,7 +106,7 @@ def _state_dicts(content: Mapping[Any, Any], root: Root, seen: set[int]) -> Iter
 
 def _choose(networks: Sequence[Network], branch: str, prefix: str | None) -> Network:
     """Return the network under the prefix, or of the branch; a network that no branch names is taken where no other is."""
-    there = list_names([network.path or "(no prefix)" for network in networks])
+    there = _paths(networks)
     if len(networks) > MAX_NETWORKS:
         raise UnsupportedCheckpointError(f"The file holds {len(networks)} networks ({there}): save the one you need to a file.")
     if prefix is not None:
@@ -113,12 +114,13 @@ def _choose(networks: Sequence[Network], branch: str, prefix: str | None) -> Net
         chosen = [network for network in networks if wanted in (network.path.rstrip("./"), network.prefix.rstrip("./"))]
     else:
         chosen = [network for network in networks if network.branch == branch]
+        chosen = [network for network in chosen if AVERAGE in network.parts] or chosen
         chosen = chosen or [network for network in networks if network.branch is None]
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
         raise UnsupportedCheckpointError(
-            f'The file holds {len(chosen)} networks, under {there}: name one with prefix="{chosen[0].path}".'
+            f'The file holds {len(chosen)} networks, under {_paths(chosen)}: name one with prefix="{chosen[0].path}".'
         )
     if prefix is not None:
         raise UnsupportedCheckpointError(f'The file has no network under prefix="{prefix}"; it has {there or "none"}.')
@@ -126,6 +128,10 @@ def _choose(networks: Sequence[Network], branch: str, prefix: str | None) -> Net
     raise UnsupportedCheckpointError(
         f'This training checkpoint has no "{branch}", only "{other}" ({there}): pass branch="{other}".'
     )
+
+
+def _paths(networks: Sequence[Network]) -> str:
+    return list_names([network.path or "(no prefix)" for network in networks])
 
 
 def _under(network: Network, networks: Sequence[Network], tensors: Tensors, *, only: bool) -> FoundStateDict:
@@ -190,7 +196,7 @@ def _about_branch(network: Network, networks: Sequence[Network], branch: str) ->
         return []
     other = next(name for name in BRANCHES if name != branch)
     kind = "averaged" if branch == "teacher" else "trained"
-    return [f'the {kind} weights are taken, {network.path}, not {list_names(others)}: to take these, pass branch="{other}"']
+    return [f'the {kind} weights are taken, {network.path}, not {list_names(others)}: for others, pass branch="{other}" or prefix=']
 
 
 def _about_prefix(network: Network, wrappers: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ...configuration.configuration_vit import ViTConfig
+from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from .dense_heads import DINOV3_HEADS
 from .dinov2 import choose_head
@@ -15,6 +16,7 @@ from .plain_vit import ANCHOR, LAYER_SCALE_RULES, TRAINING_ROOTS, VIT_RULES, lin
 from .rules import Concatenate, Mask, Rule, Unsqueeze
 
 PERIODS = "rope_embed.periods"
+MAX_PERIOD = 1e6
 QKV_BIAS = ("blocks.{layer}.attn.qkv.bias", "layers.{layer}.attention.qkv.bias")
 PLAIN_RULES = (
     *(rule for rule in VIT_RULES if rule.sources[0] not in ("pos_embed", QKV_BIAS[0])),
@@ -52,14 +54,25 @@ def rules(raw: RawCheckpoint) -> Sequence[Rule]:
     return MASKED_RULES if "blocks.0.attn.qkv.bias_mask" in raw.tensors else UNMASKED_RULES
 
 
+def base_of(periods: torch.Tensor) -> float:
+    """Return the base of the series that rounded periods belong to, to two digits; that of the published models if there is none."""
+    number, last = len(periods), float(periods[-1])
+    return float(f"{last ** (number / (number - 1)):.2g}") if number > 1 and 1 < last < MAX_PERIOD else 100.0
+
+
 def configure(raw: RawCheckpoint, num_heads: int | None) -> dict[str, Any]:
     """Return the fields of ViTConfig; the width of a head is four times the number of periods."""
-    head_width = 4 * raw.shape(PERIODS, 1)[0]
-    hidden_size = raw.shape(ANCHOR, 4)[0]
-    fields = plain_vit_fields(raw, num_heads or max(hidden_size // head_width, 1))
+    head_width, hidden_size = 4 * raw.shape(PERIODS, 1)[0], raw.shape(ANCHOR, 4)[0]
+    if num_heads is not None and num_heads * head_width != hidden_size:
+        raise UnsupportedCheckpointError(
+            f"num_heads={num_heads} contradicts the {head_width // 4} periods of the file, which are of heads {head_width} wide in a width "
+            f"of {hidden_size}: leave num_heads out."
+        )
+    fields = plain_vit_fields(raw, max(hidden_size // head_width, 1))
     gated = "blocks.0.mlp.w1.weight" in raw.tensors
     return fields | {
         "position_embedding_type": "rotary",
+        "rope_theta": base_of(raw.tensors[PERIODS]),
         "intermediate_size": raw.shape(f"blocks.0.mlp.{'w1' if gated else 'fc1'}.weight", 2)[0],
         "mlp_type": "swiglu" if gated else "mlp",
         "image_size": tuple(max(224 // side, 1) * side for side in fields["patch_size"]),  # any size, without interpolation

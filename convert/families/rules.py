@@ -172,7 +172,10 @@ class Squeeze:
 
 @dataclass(frozen=True)
 class Mask:
-    """Multiply a tensor by its mask, the second tensor (DINOv3's `bias_mask`). In reverse, the mask is 1 where the value is not 0."""
+    """Multiply the bias of query, key and value by its mask, the second tensor (DINOv3's `mask_k_bias`).
+
+    In reverse, the mask is that of the original's initialization: 1, and 0 for the key, unless the bias of the key is not 0.
+    """
 
     def apply(self, tensors: Tensors) -> Tensors:
         return [tensors[0] * tensors[1]]
@@ -187,7 +190,10 @@ class Unmask:
     """The inverse of `Mask`."""
 
     def apply(self, tensors: Tensors) -> Tensors:
-        return [tensors[0], tensors[0].ne(0).to(tensors[0].dtype)]
+        (bias,) = tensors
+        mask = torch.ones_like(bias)
+        mask.chunk(3)[1].fill_(float(bias.chunk(3)[1].any()))
+        return [bias, mask]
 
     @property
     def inverse(self) -> Mask:

@@ -219,6 +219,8 @@ def _pooling_fields(raw: RawCheckpoint, config: Mapping[str, Any], model_args: M
     """Return how tokens are pooled, and where the final norm is."""
     if not any(f"{norm}.{kind}" in raw.tensors for norm in ("norm", "fc_norm") for kind in ("weight", "bias")):
         raise UnsupportedCheckpointError("The checkpoint has no final norm (RADIO, InternViT), which is not supported: use timm.")
+    if "blocks.0.norm1.weight" in raw.tensors and "blocks.0.norm1.bias" not in raw.tensors:
+        raise UnsupportedCheckpointError("The checkpoint has norms without a bias (RMSNorm), which are not supported: use timm.")
     after_pooling = "fc_norm.weight" in raw.tensors
     # save_config_for_hf writes an empty one into model_args alone
     global_pool = setting(config, "global_pool", str, setting(model_args, "global_pool", str))

@@ -67,6 +67,12 @@ def export_rules(config: ViTConfig, tensors: Mapping[str, torch.Tensor]) -> Sequ
 
 def configure(raw: RawCheckpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of ViTConfig in which this model type differs from transformers' other ViTs; absent ones have its defaults."""
+    attention = "".join(part for part in "qkv" if f"layer.0.attention.{part}_proj.bias" in raw.tensors)
+    if attention not in ("", "qv", "qkv") or not all(setting(config, name, bool, True) for name in ("proj_bias", "mlp_bias")):
+        raise UnsupportedCheckpointError(
+            "The model is without some biases (query_bias, key_bias, value_bias, proj_bias, mlp_bias in config.json), which is not "
+            "supported; expected proj_bias, mlp_bias, and query_bias with value_bias, or no bias of all three: use transformers."
+        )
     gated = setting(config, "use_gated_mlp", bool, False)
     activation = setting(config, "hidden_act", str, "gelu")
     gates = {"silu": "swiglu", "gelu": "geglu"}

@@ -30,7 +30,7 @@ def image_processor(raw: RawCheckpoint, config: ViTConfig) -> VitrailImageProces
     """Return the image processor of preprocessor_config.json."""
     if raw.preprocessor_config is not None:
         return VitrailImageProcessor.from_dict(raw.preprocessor_config)
-    return raw.assume_preprocessing("dino", config)
+    return raw.assume_preprocessing("dinov3" if config.position_embedding_type == "rotary" else "dino", config)
 
 
 VITRAIL = Family(

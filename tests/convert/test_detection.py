@@ -320,6 +320,11 @@ BAD = {
         UnsupportedCheckpointError,
         ["no final norm (RADIO, InternViT)", "use timm"],
     ),
+    "RMSNorm": (
+        folder_of(vit(**{f"blocks__{i}__norm{j}__bias": None for i in (0, 1) for j in (1, 2)}), TIMM),
+        UnsupportedCheckpointError,
+        ["norms without a bias (RMSNorm)", "use timm"],
+    ),
     "SAM": (
         folder_of(
             vit(blocks__0__attn__rel_pos_h=(27, 64), neck__0__weight=(WIDTH, WIDTH, 1, 1)), {"architecture": "samvit_base_patch16"}

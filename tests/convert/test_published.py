@@ -19,6 +19,7 @@ import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
 import deterministic
+from paths import CHECKOUT
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.convert import detection as detect
 from vitrail.convert.adaptation import complete_periods
@@ -416,6 +417,12 @@ def test_published_heads_read_what_the_catalog_states(row):
 
 def test_all_rows_are_covered():
     assert len(checkpoints()) == 321
+    for page in ("README.md", "docs/guides/hub.md"):
+        counts = re.findall(
+            r"the (\d+) (?:checkpoints|official)|All (\d+) checkpoints", (CHECKOUT / page).read_text(encoding="utf-8")
+        )
+        assert counts
+        assert {max(pair) for pair in counts} == {"321"}
     of_timm = {row.hub_id or row.aliases[0] for row in checkpoints() if row.format in ("timm-hub", "ijepa-pth")}
     assert of_timm == TIMM["rows"].keys()
     assert all(TIMM["rows"][row.hub_id]["depth"] == row.architecture["depth"] for row in checkpoints() if row.format == "timm-hub")

@@ -1,6 +1,7 @@
 """The public list: what `vitrail` exports, what type checkers see, and what the documentation uses are the same."""
 
 import ast
+import re
 import sys
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 import paths
 import vitrail
 from documentation import PAGES, blocks, page_id
+from vitrail.convert.export import FORMATS
+from vitrail.processing.presets import PRESETS
 
 SOURCE = ast.parse((paths.CHECKOUT / "__init__.py").read_text(encoding="utf-8"))
 EXAMPLES = sorted(paths.EXAMPLES.glob("*.py"))
@@ -31,6 +34,16 @@ def test_dir_lists_the_public_names():
 def test_every_public_name_comes_from_its_module():
     for name, module in vitrail.PUBLIC_NAMES.items():
         assert getattr(vitrail, name) is getattr(sys.modules[f"vitrail.{module}"], name)
+
+
+def test_the_guides_list_every_preset_and_format():
+    for page, names in (("preprocessing", PRESETS), ("converting", FORMATS)):
+        rows = [
+            line
+            for line in (paths.CHECKOUT / f"docs/guides/{page}.md").read_text(encoding="utf-8").splitlines()
+            if line[:3] == "| `"
+        ]
+        assert set(names) <= {name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -17,7 +17,7 @@ from vitrail.hub.saving import folder_of_run, keep_verification
 from vitrail.hub.upload import stage
 
 FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
-FILES |= {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
+FILES |= {"configuration_vit.py", "modeling_vit.py", "modeling_vit_dense.py", "image_processing_vit.py"}
 
 
 def small(model_class=vitrail.ViTModel, **fields):

@@ -22,7 +22,7 @@ from vitrail.hub.saving import keep_verification
 from vitrail.hub.upload import stage
 from vitrail.model_cards.model_folder import hash_weights
 
-CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
+CODE = {"configuration_vit.py", "modeling_vit.py", "modeling_vit_dense.py", "image_processing_vit.py"}
 FILES = CODE | {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
 SIZES = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 128}  # heads 64 wide, as in published models
 

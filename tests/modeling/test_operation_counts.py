@@ -37,7 +37,7 @@ RELPOS = {"position_embedding_type": "relative_mlp", "use_cls_token": False, "po
         ("base", {}, 85_798_656),  # vit_base_patch16_224
         ("large", {}, 303_301_632),  # vit_large_patch16_224
         ("huge", {"patch_size": 14}, 630_764_800),  # vit_huge_patch14_224
-        ("giant", {"mlp_type": "swiglu", **DINOV2}, 1_136_479_232),  # vit_giant_patch14_dinov2
+        ("giant", DINOV2, 1_136_479_232),  # vit_giant_patch14_dinov2
         ("small", {"num_register_tokens": 4, "use_cls_position": False, **DINOV2}, 22_057_344),  # vit_small_patch14_reg4_dinov2
         ("small", {"layer_scale_init_value": 1e-5, **RELPOS}, 21_598_920),  # vit_relpos_small_patch16_224
     ],

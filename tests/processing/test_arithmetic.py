@@ -20,6 +20,9 @@ CROP_OF_256, CROP_OF_248 = ((384, 256), (80, 16, 304, 240)), ((372, 248), (74, 1
 PLANS = {
     "dino": CROP_OF_256,
     "dinov2": CROP_OF_256,
+    "mae": CROP_OF_256,
+    "deit": CROP_OF_256,
+    "ijepa": CROP_OF_256,
     "inception": CROP_OF_248,
     "imagenet": CROP_OF_248,
     "clip": ((336, 224), (56, 0, 280, 224)),

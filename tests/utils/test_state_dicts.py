@@ -75,6 +75,21 @@ def test_the_branch_chooses_between_averaged_and_trained_weights(name):
         assert found.left_out  # the other network, by name
 
 
+def test_the_average_in_a_run_of_dinov3():
+    """Its teacher is another model in a distillation, and a third network is the teacher of the Gram loss."""
+    names = ("student", "teacher", "model_ema", "gram_teacher")
+    run: dict = {}
+    for number, name in enumerate(names):
+        run |= network(f"{name}.backbone.", number)
+    for options, number in (({}, 2), ({"branch": "student"}, 0), ({"prefix": "teacher.backbone"}, 1)):
+        found = find({"model": run, "iteration": 1}, **options)
+        assert found.tensors == network(number=number)
+    assert find({"model": run}).warnings == [
+        "the averaged weights are taken, model.model_ema.backbone., not model.student.backbone., model.teacher.backbone., "
+        'model.gram_teacher.backbone.: for others, pass branch="student" or prefix='
+    ]
+
+
 def test_a_network_that_the_file_lacks():
     with pytest.raises(
         UnsupportedCheckpointError, match=r'has no "student", only "teacher" \(teacher\.backbone\.\): pass branch="teacher"'
@@ -91,6 +106,8 @@ def test_several_networks_need_a_prefix():
         UnsupportedCheckpointError, match=r'3 networks, under state_dict\.image\., .*: name one with prefix="state_dict\.image'
     ):
         find(content)
+    with pytest.raises(UnsupportedCheckpointError, match=r"2 networks, under teacher\., momentum\.: name one"):
+        find(network("teacher.") | network("momentum.") | network("student."))
     for prefix in ("state_dict.video.", "video.", "video"):
         found = find(content, prefix=prefix)
         assert found.tensors == network(number=2)

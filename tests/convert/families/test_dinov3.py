@@ -51,6 +51,8 @@ def test_a_file_is_written_back_as_it_was(tensors, tmp_path):
     again = torch.load(tmp_path / "again.pth")
     assert again.keys() == {name for name in tensors if not name.startswith("local_cls_norm")}
     assert {name: tensor.shape for name, tensor in again.items()} == {name: tensors[name].shape for name in again}
+    masks = {name for name in again if name.endswith("bias_mask")}  # as the original initializes them
+    assert all(torch.equal(again[name], tensors[name]) for name in masks)
     torch.testing.assert_close(tokens(model), originals.dinov3(again, images(), 2), atol=2e-5, rtol=0)
     checks = verify(model, image_processor, against=source)
     assert [check.passed for check in checks if check.name == "round trip"] == [True]
@@ -69,6 +71,13 @@ def test_a_hidden_bias_counts_for_nothing(tensors, tmp_path):
         vitrail.load(save(unset, tmp_path / "unset.pth"))
 
 
+@pytest.mark.parametrize("base", [50.0, 100.0, 1000.0])
+def test_the_base_follows_from_rounded_periods(tensors, tmp_path, base):
+    periods = (base ** (torch.arange(16) / 16)).bfloat16().float()
+    source = save(tensors | {"rope_embed.periods": periods}, tmp_path / "base.pth")
+    assert vitrail.load(source)[0].config.rope_theta == base
+
+
 def test_models_without_masks_or_without_biases(tensors, tmp_path):
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith("bias_mask")}
     with_bias, _, _ = vitrail.load(save(plain, tmp_path / "plain.pth"))
@@ -77,6 +86,17 @@ def test_models_without_masks_or_without_biases(tensors, tmp_path):
     without, _, _ = vitrail.load(save(bare, tmp_path / "bare.pth"))
     assert not without.config.qkv_bias
     torch.testing.assert_close(tokens(without), originals.dinov3(bare, images(), 2), atol=2e-5, rtol=0)
+
+
+def test_heads_and_periods_that_the_file_excludes(tensors, tmp_path):
+    source = save(tensors, tmp_path / "dinov3.pth")
+    with pytest.raises(
+        UnsupportedCheckpointError, match="num_heads=4 contradicts the 16 periods of the file, which are of heads 64"
+    ):
+        vitrail.load(source, num_heads=4)
+    damaged = save(tensors | {"rope_embed.periods": torch.arange(16.0)}, tmp_path / "damaged.pth")
+    with pytest.raises(ConversionError, match="periods has values that are not positive"):
+        vitrail.load(damaged)
 
 
 def test_a_training_run_says_what_its_file_does_not_hold(tensors, tmp_path):
@@ -182,6 +202,14 @@ def test_transformers_folders_in_both_layouts(tmp_path, gate):
     assert torch.equal(back(images()).last_hidden_state, theirs(images()).last_hidden_state)
 
 
+@pytest.mark.parametrize("changes", [{"query_bias": False}, {"value_bias": False, "key_bias": True}, {"mlp_bias": False}])
+def test_transformers_models_without_some_biases_are_refused(tmp_path, changes):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    DINOv3ViTModel(DINOv3ViTConfig(**sizes, **changes)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedCheckpointError, match=f"without some biases .*{next(iter(changes))}"):
+        vitrail.load(tmp_path)
+
+
 @torch.no_grad()
 def test_the_backbone_of_transformers(tmp_path):
     config = DINOv3ViTConfig(
@@ -205,6 +233,10 @@ def test_exports_say_what_their_library_computes(tmp_path):
         warnings = export_model(folder, tmp_path / f"{to}.pth" if to == "dinov3" else tmp_path / to, to=to)
         assert any("outputs differ by 1e-3 to 3e-3" in warning for warning in warnings) == (to != "dinov3")
         assert any('pooler_output is "cls"' in warning for warning in warnings) == (to != "timm")
+        assert not any("preprocesses images" in warning for warning in warnings)  # all three at 256 pixels
+    (folder / "preprocessor_config.json").unlink()
+    _, processor, _ = vitrail.load(folder)
+    assert processor.to_dict() == vitrail.make_image_processor("dinov3").to_dict()
     model.rotary_position.periods.mul_(1.5)
     with pytest.raises(UnsupportedCheckpointError, match=r"not the series of rope_theta=100\.0.*Use the format dinov3"):
         export_model(vitrail_folder(tmp_path / "other", model), tmp_path / "other_timm", to="timm")
