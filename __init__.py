@@ -18,10 +18,14 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .convert.report import ConversionReport as ConversionReport
     from .convert.sources.catalog import list_checkpoints as list_checkpoints
     from .convert.verification import verify as verify
+    from .data.dense import load_dense_images as load_dense_images
     from .data.image_sources import read_images as read_images
     from .data.labeled import load_labeled_images as load_labeled_images
     from .data.labeled import load_training_images as load_training_images
     from .errors import VitrailError as VitrailError
+    from .evaluation.dense_metrics import DepthErrors as DepthErrors
+    from .evaluation.dense_metrics import MeanIoU as MeanIoU
+    from .evaluation.dense_probing import probe_dense as probe_dense
     from .evaluation.metrics import MeanPerClassAccuracy as MeanPerClassAccuracy
     from .evaluation.metrics import TopKAccuracy as TopKAccuracy
     from .evaluation.metrics import compute_metrics as compute_metrics
@@ -117,6 +121,10 @@ PUBLIC_NAMES = {
     "evaluate_logistic": "evaluation.pooled_evaluation",
     "TopKAccuracy": "evaluation.metrics",
     "MeanPerClassAccuracy": "evaluation.metrics",
+    "load_dense_images": "data.dense",
+    "probe_dense": "evaluation.dense_probing",
+    "MeanIoU": "evaluation.dense_metrics",
+    "DepthErrors": "evaluation.dense_metrics",
     "compute_metrics": "evaluation.metrics",
     "make_compute_metrics": "evaluation.metrics",
     # pretraining

@@ -7,6 +7,7 @@ are compared before anything is measured.
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vitrail.convert.sources.catalog import find_checkpoint, official_config, of
 from .peers import peers_of
 from .timing import interleaved
 
-ENCODER = "dinov2-vits14"
+ENCODER, PEER = "dinov2-vits14", "timm, original head"
 PIXELS, BATCH_SIZES = 512, (1, 4)
 REPEATS, SECONDS = 21, 20.0  # most rounds of each case, and the seconds that they may take
 HEADS: dict[str, dict[str, Any]] = {
@@ -105,7 +106,7 @@ def run() -> list[dict[str, Any]]:
             images = torch.randn(batch_size, 3, PIXELS, PIXELS)
             difference = (ours(images) - theirs(images)).abs().max().item()
             assert difference < 1e-3, f"timm with the original's head answers something else for {head}: {difference}"
-            runs = {"vitrail": lambda images=images: ours(images), "timm, original head": lambda images=images: theirs(images)}
+            runs = {"vitrail": partial(ours, images), PEER: partial(theirs, images)}
             medians = interleaved(runs, repeats=REPEATS, seconds=SECONDS)
             rows += [
                 {
@@ -113,7 +114,7 @@ def run() -> list[dict[str, Any]]:
                     "batch": batch_size,
                     "way": way,
                     "images_per_second": round(batch_size / median, 2),
-                    "times_timm": round(medians["timm, original head"] / median, 2),
+                    "times_timm": round(medians[PEER] / median, 2),
                 }
                 for way, median in medians.items()
             ]

@@ -1,27 +1,45 @@
 """Commands that evaluate a model on labeled images: `vitrail probe`, `knn` and `logistic`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..convert.report import ConversionReport
+from ..errors import VitrailError
 from ..hub.saving import folder_of_run
-from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import NUM_CALIBRATION, Runtime
 from ..utils.atomic import to_json, write_text
 from ..utils.optional import check_packages
-from .options import Data, DataOptions, FeatureOptions, Model, Overwrite, ReadingOptions, ResultsFile, RuntimeOptions, given
+from .options import (
+    Data,
+    DataOptions,
+    DenseOptions,
+    FeatureOptions,
+    Model,
+    Overwrite,
+    ReadingOptions,
+    ResultsFile,
+    RuntimeOptions,
+    Task,
+    given,
+)
 from .output import Result, agreement_lines, check_not_itself, check_output, load_model, warn
 
 if TYPE_CHECKING:
+    from ..data.dense import DenseImages
     from ..data.labeled import LabeledImages
     from ..features.cache import FeatureCache
 
 MAX_PATHS = 10  # skipped images that are printed
+# Tasks of a probe, and the options that only some of them have
+TASKS = {
+    "classification": ("views", "unfreeze"),
+    "segmentation": ("labels", "reduce_labels"),
+    "depth": ("depth_unit",),
+}
 PACKAGES = ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn")
 
 
@@ -33,26 +51,56 @@ def probe(
     data_options: DataOptions,
     feature_options: FeatureOptions,
     runtime_options: RuntimeOptions,
-    recipe: Annotated[str, typer.Option(help="Training recipe: dino, dinov2 or quick.")] = "quick",
+    dense_options: DenseOptions,
+    task: Task = "classification",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Training recipe: dino, dinov2 or quick; segmentation: dinov3 or dinov2; depth: dinov3.",
+            show_default="quick, or dinov3",
+        ),
+    ] = None,
     views: Annotated[
         int, typer.Option(help="dino, dinov2: cached views per training image; 0 draws new views every epoch.", min=0)
     ] = 0,
-    unfreeze: Annotated[int, typer.Option(help="Epochs of fine-tuning the whole model afterwards.", min=0)] = 0,
+    unfreeze: Annotated[int, typer.Option(help="Epochs of fine-tuning the whole classifier afterwards.", min=0)] = 0,
     overwrite: Overwrite = False,
 ) -> Result | None:
-    """Train linear classifiers on frozen features, and write the model with the best classifier.
+    """Train linear heads on frozen features, and write the model with the best head: a classifier, a segmentation or a depth head.
 
     After an interruption, the same command resumes.
     """
     check_packages(PACKAGES, extra="evaluation")
     runtime = runtime_options.runtime()
     check_not_itself(model, output)
+    if task not in TASKS:
+        raise VitrailError(f"found task={task}; expected {', '.join(TASKS)}")
+    for name, value in (asdict(dense_options) | {"views": views, "unfreeze": unfreeze}).items():
+        if value and name not in TASKS[task]:
+            raise VitrailError(f"found {name}={value}, but {task} has no such option: leave it out")
+    folder_of_run(output, overwrite=overwrite)
+    if task != "classification":
+        from ..evaluation.dense_recipes import find_dense_recipe
+
+        dense_recipe = find_dense_recipe(recipe or "dinov3", cast(Any, task))
+        return _probe_dense(
+            _load_dense(data, task, data_options, dense_options, reading_options.depth_range),
+            model,
+            replace(reading_options, depth_range=None) if task == "depth" else reading_options,
+            feature_options,
+            runtime,
+            output_dir=output,
+            recipe=dense_recipe,
+            seed=data_options.seed,
+            overwrite=overwrite,
+        )
     from ..evaluation import probing as job
     from ..evaluation.recipes import find_recipe
 
-    chosen = find_recipe(recipe)
-    folder_of_run(output, overwrite=overwrite)
-    images, loaded, image_processor, report, cache = _load(model, data, reading_options, data_options, feature_options, runtime)
+    chosen = find_recipe(recipe or "quick")
+    images = _load_labeled(data, data_options)
+    loaded, image_processor, report = load_model(model, **asdict(reading_options))
+    cache = _cache(images, image_processor, feature_options, runtime)
     results = job.probe(
         loaded,
         image_processor,
@@ -94,7 +142,9 @@ def knn(
 
     if output is not None:
         check_output(output, (".json",))
-    images, loaded, image_processor, report, cache = _load(model, data, reading_options, data_options, feature_options, runtime)
+    images = _load_labeled(data, data_options)
+    loaded, image_processor, report = load_model(model, **asdict(reading_options))
+    cache = _cache(images, image_processor, feature_options, runtime)
     results = evaluate_knn(loaded, image_processor, images, num_neighbors=k or NUM_NEIGHBORS, cache=cache, report=report)
     lines = [f"k = {row['k']:<4} {_scores(row, images)}" for row in results["by_k"]]
     if skipped := sorted(set(k or NUM_NEIGHBORS) - {row["k"] for row in results["by_k"]}):
@@ -118,7 +168,9 @@ def logistic(
 
     if output is not None:
         check_output(output, (".json",))
-    images, loaded, image_processor, report, cache = _load(model, data, reading_options, data_options, feature_options, runtime)
+    images = _load_labeled(data, data_options)
+    loaded, image_processor, report = load_model(model, **asdict(reading_options))
+    cache = _cache(images, image_processor, feature_options, runtime)
     results = evaluate_logistic(loaded, image_processor, images, seed=data_options.seed, cache=cache, report=report)
     lines = [f"C = {results['C']:.3g}   {_scores(results, images)}"]
     if results["unconverged"]:
@@ -126,34 +178,70 @@ def logistic(
     return _result(results, [*lines, *agreement_lines(cache.agreement)], output)
 
 
-def _load(
-    model: str,
-    data: str,
-    reading_options: ReadingOptions,
-    data_options: DataOptions,
-    feature_options: FeatureOptions,
-    runtime: Runtime,
-) -> tuple["LabeledImages", ViTPreTrainedModel, VitrailImageProcessor, ConversionReport, "FeatureCache"]:
-    from ..data.image_sources import read_images
+def _load_labeled(data: str, data_options: DataOptions) -> "LabeledImages":
     from ..data.labeled import load_labeled_images
-    from ..data.reader import sample_images
-    from ..features.cache import FeatureCache
 
     images = load_labeled_images(data, **data_options.arguments())
     warn(*images.warnings)
-    loaded, image_processor, report = load_model(model, **asdict(reading_options))
-    int8 = runtime.precision == "int8"
-    cache = FeatureCache(
-        strict=feature_options.strict,
-        runtime=runtime,
-        calibration=sample_images(read_images(images.train), image_processor, NUM_CALIBRATION) if int8 else None,
-        **given(
-            folder=feature_options.cache_dir,
-            batch_size=feature_options.batch_size,
-            num_workers=feature_options.num_workers,
-        ),
+    return images
+
+
+def _load_dense(
+    data: str, task: str, data_options: DataOptions, dense_options: DenseOptions, depth_range: tuple | None
+) -> "DenseImages":
+    from ..configuration.class_names import read_labels
+    from ..data.dense import load_dense_images
+
+    arguments = data_options.arguments()
+    images = load_dense_images(
+        data,
+        task=cast(Any, task),
+        target_column=arguments.pop("label_column"),
+        label_names=None if dense_options.labels is None else read_labels(dense_options.labels),
+        reduce_labels=dense_options.reduce_labels,
+        depth_unit=dense_options.depth_unit,
+        **given(depth_range=depth_range if task == "depth" else None),
+        **arguments,
     )
-    return images, loaded, image_processor, report, cache
+    warn(*images.warnings)
+    return images
+
+
+def _cache(
+    images: "LabeledImages | DenseImages", image_processor: VitrailImageProcessor, options: FeatureOptions, runtime: Runtime
+) -> "FeatureCache":
+    from ..data.image_sources import read_images
+    from ..data.reader import sample_images
+    from ..features.cache import FeatureCache
+
+    calibrates = runtime.precision == "int8"
+    train = read_images(images.train, image_column="image")
+    return FeatureCache(
+        strict=options.strict,
+        runtime=runtime,
+        calibration=sample_images(train, image_processor, NUM_CALIBRATION) if calibrates else None,
+        **given(folder=options.cache_dir, batch_size=options.batch_size, num_workers=options.num_workers),
+    )
+
+
+def _probe_dense(
+    images: "DenseImages",
+    model: str,
+    reading_options: ReadingOptions,
+    feature_options: FeatureOptions,
+    runtime: Runtime,
+    **arguments: Any,
+) -> Result | None:
+    """Train a head and return its scores; `arguments` are those of `probe_dense`."""
+    from ..evaluation.dense_probing import probe_dense, whole_image_processor
+
+    loaded, image_processor, report = load_model(model, **asdict(reading_options))
+    image_processor = whole_image_processor(image_processor, loaded.config.image_shape)
+    cache = _cache(images, image_processor, feature_options, runtime)
+    results = probe_dense(loaded, image_processor, images, cache=cache, report=report, **arguments)
+    scores = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in results["scores"].items())
+    written = f"written to {arguments['output_dir']}: the model, results.json and pictures"
+    return _result(results, [scores, *agreement_lines(cache.agreement), written])
 
 
 def _scores(results: Mapping[str, float], images: "LabeledImages") -> str:
@@ -172,7 +260,8 @@ def _result(results: Mapping[str, Any], lines: list[str], output: Path | None = 
         write_text(output, to_json(results) + "\n")
         lines = [*lines, f"written to {output}"]
     data, unreadable = results["data"], results["unreadable_images"]
-    counts = f"{data['train_images']} training images, {data['validation_images']} validation images, {len(data['labels'])} classes"
+    counts = f"{data['train_images']} training images, {data['validation_images']} validation images"
+    counts += f", {len(data['labels'])} classes" if data["labels"] else ""
     skipped = [f"  skipped: {image['path']}: {image['reason']}" for image in unreadable[:MAX_PATHS]]
     if len(unreadable) > MAX_PATHS:
         skipped.append(f"  skipped: {len(unreadable)} images in all")

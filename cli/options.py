@@ -123,7 +123,7 @@ Images = Annotated[str, typer.Argument(help=SOURCES)]
 Data = Annotated[str, typer.Option(help=SOURCES)]
 Split = Annotated[str | None, typer.Option(help="Split of the dataset, if it has several.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Image column, if the column types do not determine it.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Label column, if the column types do not determine it.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Label, mask or depth column, if the column types do not determine it.")]
 TrainSplit = Annotated[str | None, typer.Option(help="Training split, if the split names do not determine it.")]
 ValidationSplit = Annotated[str | None, typer.Option(help="Validation split, if the split names do not determine it.")]
 ValidationFraction = Annotated[float, typer.Option(help="Fraction of each class to hold out if there is no validation split.")]
@@ -162,6 +162,15 @@ Seed = Annotated[
 CacheDir = Annotated[Path | None, typer.Option(help="Cache folder of the features.", show_default="HF_HOME/vitrail/features")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image instead of skipping it.")]
 Top = Annotated[int, typer.Option(help="Number of results, best first.", min=1)]
+
+# Probes
+Task = Annotated[str, typer.Option(help="What to probe: classification, segmentation or depth.")]
+ReduceLabels = Annotated[
+    bool, typer.Option("--reduce-labels", help="segmentation: ignore label 0, and lower the others by 1, as for ADE20K.")
+]
+DepthUnit = Annotated[
+    float | None, typer.Option(help="depth: meters of one unit of integer depths.", show_default="0.001 for 16 bits", metavar="M")
+]
 
 # Results
 Features = Annotated[Path, typer.Argument(help="Folder of features written by `vitrail extract`.")]
@@ -234,6 +243,15 @@ class DataOptions:
         """Return the keyword arguments of `load_labeled_images` and `load_training_images`."""
         arguments = dataclasses.asdict(self)
         return arguments | {"revision": arguments.pop("data_revision")}
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseOptions:
+    """What the numbers of masks and of maps of depth mean."""
+
+    labels: Labels = None
+    reduce_labels: ReduceLabels = False
+    depth_unit: DepthUnit = None
 
 
 @dataclasses.dataclass(frozen=True)

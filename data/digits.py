@@ -13,7 +13,10 @@ def digit_splits() -> dict[str, datasets.Dataset]:
 
     digits = load_digits()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
-    images = [{"bytes": _png(levels), "path": f"digit-{row:04d}.png"} for row, levels in enumerate(digits.images)]
+    images = [
+        {"bytes": png((levels * (255 / 16)).round().astype(np.uint8)), "path": f"digit-{row:04d}.png"}
+        for row, levels in enumerate(digits.images)
+    ]
     return {
         name: datasets.Dataset.from_dict({"image": [images[row] for row in rows], "label": digits.target[rows]}, features=features)
         for name, rows in zip(("train", "validation"), stratified_split(digits.target, fraction=0.5, seed=0), strict=True)
@@ -34,8 +37,8 @@ def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple
     return np.flatnonzero(~second), np.flatnonzero(second)
 
 
-def _png(levels: np.ndarray) -> bytes:
-    """levels: (H, W) from 0 to 16."""
+def png(array: np.ndarray) -> bytes:
+    """Return an image, (H, W) or (H, W, 3) of uint8, as the content of a PNG file."""
     stream = io.BytesIO()
-    Image.fromarray((levels * (255 / 16)).round().astype(np.uint8)).save(stream, "PNG")
+    Image.fromarray(array).save(stream, "PNG")
     return stream.getvalue()

@@ -86,14 +86,14 @@ def load_labeled_images(
 
     Raises VitrailError with what was found; SourceNotFoundError if there is nothing.
     """
-    _check_fraction(validation_fraction)
+    check_fraction(validation_fraction)
     found = find_source(source)
     train, validation = read_splits(
         found, train_split=train_split, validation_split=validation_split, revision=revision, label_column=label_column
     )
     columns = choose_image_column(train.features, image_column), choose_label_column(train.features, label_column)
     for split in (train, validation):
-        _check_paths(split, columns[0], found, allow_external)
+        check_paths(split, columns[0], found, allow_external)
     images = _label(found.name, train, validation, columns, fraction=validation_fraction, seed=seed)
     return replace(images, warnings=found.warnings)
 
@@ -137,10 +137,10 @@ def load_training_images(
     )
     column = choose_image_column(train.features, image_column)
     for split in (train, validation):
-        _check_paths(split, column, found, allow_external)
+        check_paths(split, column, found, allow_external)
     if not labels or (label_column is None and len(label_columns(train.features)) != 1):
         return _unlabeled(found, train, column)
-    _check_fraction(validation_fraction)
+    check_fraction(validation_fraction)
     columns = column, choose_label_column(train.features, label_column)
     labeled = _label(found.name, train, validation, columns, fraction=validation_fraction, seed=seed)
     if len(labeled.label_names) < 2:  # a single folder of images, for example, is not a class
@@ -148,7 +148,7 @@ def load_training_images(
     return TrainingImages(labeled.train, labeled, found.name, labeled.fingerprint, found.warnings)
 
 
-def _check_fraction(validation_fraction: float) -> None:
+def check_fraction(validation_fraction: float) -> None:
     if not 0 < validation_fraction < 1:
         raise VitrailError(f"found validation_fraction={validation_fraction}; expected a number between 0 and 1, such as 0.2")
 
@@ -175,7 +175,7 @@ def _label(
     _check_labeled(feature, train_values, "train")
     names = _label_names(feature, train_values, label_column)
     train_labels = _labels(feature, train_values, names, "train")
-    train_images = _images_of(train, image_column)
+    train_images = images_of(train, image_column)
     if validation is None:
         train_rows, validation_rows = stratified_split(train_labels, fraction=fraction, seed=seed)
         validation_images, validation_labels = train_images, train_labels
@@ -184,7 +184,7 @@ def _label(
         feature, validation_values = validation.features[label_column], validation[label_column][:]
         _check_labeled(feature, validation_values, "validation")
         validation_labels = _labels(feature, validation_values, names, "validation")
-        validation_images = _images_of(validation, image_column)
+        validation_images = images_of(validation, image_column)
         train_rows, validation_rows = np.arange(len(train_labels)), np.arange(len(validation_labels))
     splits = {
         "train": _split(train_images, train_labels, train_rows, names),
@@ -203,11 +203,11 @@ def _label(
 
 
 def _unlabeled(source: FoundSource, dataset: datasets.Dataset, column: str) -> TrainingImages:
-    images = _images_of(dataset, column)
+    images = images_of(dataset, column)
     return TrainingImages(images, None, source.name, images._fingerprint, source.warnings)
 
 
-def _check_paths(images: datasets.Dataset | None, column: str, source: FoundSource, allow_external: bool) -> None:
+def check_paths(images: datasets.Dataset | None, column: str, source: FoundSource, allow_external: bool) -> None:
     """Raise VitrailError if a row names a file or URL that must not be read."""
     paths = source.row_paths(allow_external)
     if images is None or paths is ANY_PATHS:
@@ -226,7 +226,7 @@ def _check_paths(images: datasets.Dataset | None, column: str, source: FoundSour
 # Columns: from any to "image" and "label"
 
 
-def _images_of(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+def images_of(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     """Return the column of images as "image", undecoded, with a digest of its content as the fingerprint."""
     images = dataset.select_columns([column])
     images = images if column == "image" else images.rename_column(column, "image")

@@ -54,7 +54,7 @@ def read_splits(
         )
     else:
         splits = _load(source, revision)
-        names = _choose_splits(splits, train_split=train_split, validation_split=validation_split, source=source.name)
+        names = choose_splits(splits, train_split=train_split, validation_split=validation_split, source=source.name)
         train, validation = splits[names[0]], None if names[1] is None else splits[names[1]]
     return declare_images(train).flatten(), None if validation is None else declare_images(validation).flatten()
 
@@ -88,7 +88,7 @@ def _load(source: FoundSource, revision: str | None) -> Mapping[str, datasets.Da
     return load_dataset(source.name, BUILDERS[source.kind], **files)
 
 
-def _choose_splits(
+def choose_splits(
     names: Iterable[str], *, train_split: str | None, validation_split: str | None, source: str
 ) -> tuple[str, str | None]:
     names = list(names)
@@ -123,7 +123,7 @@ def _image_splits(
 
     if train_split is None and validation_split is None and first_of(TRAIN_NAMES, splits) is None:
         return images_of(None), None
-    train, validation = _choose_splits(splits, train_split=train_split, validation_split=validation_split, source=source.name)
+    train, validation = choose_splits(splits, train_split=train_split, validation_split=validation_split, source=source.name)
     return images_of(train), None if validation is None else images_of(validation)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..modeling.modeling_vit import ViTForImageClassification
 from .linear_probe import top_classes
 from .metrics import TopKAccuracy, make_compute_metrics
-from .recipes import REFERENCE_BATCH, Schedule
+from .recipes import REFERENCE_BATCH, WarmupSchedule
 from .training import ScheduledTrainer, training_arguments
 from .training_data import ImageRows
 
@@ -32,20 +32,6 @@ class FineTuning:
     weight_decay: float = 0.05
     warmup: float = 0.05
     batch_size: int = 256
-
-
-@dataclass(frozen=True)
-class WarmupSchedule(Schedule):
-    """A schedule with a linear warm-up of the learning rate over `warmup` updates."""
-
-    warmup: int = 0
-
-    def learning_rate_factor(self, update: int) -> float:
-        """Return a linear factor, then a cosine from 1 to 0."""
-        if update < self.warmup:
-            return update / self.warmup
-        rest = Schedule(self.num_rows, self.batch_size, self.seed, iterations=self.num_updates - self.warmup)
-        return rest.learning_rate_factor(update - self.warmup)
 
 
 def layerwise_groups(model: ViTForImageClassification, settings: FineTuning) -> list[dict[str, Any]]:

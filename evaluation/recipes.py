@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -193,6 +194,21 @@ class Schedule:
             for start in range(0, end, self.batch_size):
                 yield pending[start : start + self.batch_size]
             pending = pending[end:]
+
+
+@dataclass(frozen=True)
+class WarmupSchedule(Schedule):
+    """A schedule with a linear warm-up of the learning rate over `warmup` updates, and a cosine or a line from 1 to 0 afterwards."""
+
+    warmup: int = 0
+    decay: Literal["cosine", "linear"] = "cosine"
+
+    def learning_rate_factor(self, update: int) -> float:
+        """Return the factor of the learning rates in an update."""
+        if update < self.warmup:
+            return update / self.warmup
+        done = (update - self.warmup) / (self.num_updates - self.warmup)
+        return (1 + math.cos(math.pi * done)) / 2 if self.decay == "cosine" else 1 - done
 
 
 def make_schedule(recipe: Recipe, num_rows: int, *, seed: int) -> Schedule:

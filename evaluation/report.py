@@ -1,4 +1,4 @@
-"""The report of a linear probe: results.json and three figures."""
+"""The report of a probe: results.json and its figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,6 +33,39 @@ def write_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray
     save_figure(accuracy_by_head(results), folder / heads_name)
     save_figure(plot_confusion(confusion, results["data"]["labels"]), folder / confusion_name)
     keep_record(folder, results_name, results)
+
+
+def write_dense_report(folder: Path, results: Mapping[str, Any], confusion: np.ndarray | None) -> None:
+    """Write results.json, curves.png and, of a segmentation, confusion.png, and update the model card, unless it was edited.
+
+    Args:
+        folder: of the model.
+        results: from `vitrail.probe_dense`.
+        confusion: (K, K) counts of pixels; None for depth.
+    """
+    results_name, curves_name, _, confusion_name = RESULT_NAMES
+    save_figure(dense_curves(results), folder / curves_name)
+    if confusion is not None:
+        save_figure(
+            plot_confusion(confusion, results["data"]["labels"], "pixels of the validation images"), folder / confusion_name
+        )
+    keep_record(folder, results_name, results)
+
+
+def dense_curves(results: Mapping[str, Any]) -> Figure:
+    """Plot the training loss, and the first of the scores on the validation images, by update."""
+    metric = next(iter(results["scores"]))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        for axes, key, title in zip(
+            figure.subplots(1, 2), ("loss", metric), ("Training loss", f"Validation: {metric.replace('_', ' ')}"), strict=True
+        ):
+            points = [point for point in results["curves"] if key in point]
+            axes.plot([point["update"] for point in points], [point[key] for point in points], color=COLORS[0], linewidth=2)
+            axes.set_xlabel("iteration")
+            axes.set_xlim(0, None)
+            axes.set_title(title)
+    return figure
 
 
 def learning_curves(results: Mapping[str, Any]) -> Figure:
@@ -90,10 +123,10 @@ def accuracy_by_head(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def plot_confusion(confusion: np.ndarray, label_names: Sequence[str]) -> Figure:
+def plot_confusion(confusion: np.ndarray, label_names: Sequence[str], rows: str = "validation images") -> Figure:
     """Plot the confusion matrix, each row as shares of its class; of many classes, those with the most errors."""
     shown = np.arange(len(confusion))
-    title = "Predictions for the validation images, in % of each class"
+    title = f"Predictions for the {rows}, in % of each class"
     if len(shown) > MAX_CLASSES:
         errors = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
         shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import EvalPrediction
 
 from ..convert.report import ConversionReport
+from ..data.dense import DenseImages
 from ..data.labeled import LabeledImages
 from ..errors import public_text
 from ..features.cache import CachedFeatures
@@ -33,8 +34,8 @@ class SkippedImage:
 
 
 @dataclass(kw_only=True)
-class EvaluationRecord(Record):
-    """The fields that all evaluations record. Accuracies are from 0 to 1.
+class RunRecord(Record):
+    """The fields that all evaluations record.
 
     `hub.saving.keep_record` adds `weights_sha256` in a folder of a model.
 
@@ -44,9 +45,6 @@ class EvaluationRecord(Record):
     """
 
     task: str
-    accuracy: float
-    top_5_accuracy: float
-    mean_per_class_accuracy: float
     model: dict[str, Any] | None
     data: EvaluationData
     unreadable_images: list[SkippedImage]
@@ -54,6 +52,15 @@ class EvaluationRecord(Record):
     processes: int
     seconds: dict[str, float]
     versions: dict[str, str]
+
+
+@dataclass(kw_only=True)
+class EvaluationRecord(RunRecord):
+    """The fields that all classifications record. Accuracies are from 0 to 1."""
+
+    accuracy: float
+    top_5_accuracy: float
+    mean_per_class_accuracy: float
 
 
 @dataclass(kw_only=True)
@@ -93,6 +100,24 @@ class ProbeRecord(EvaluationRecord):
     resumed_from: int | None
 
 
+@dataclass(kw_only=True)
+class DenseProbeRecord(RunRecord):
+    """A linear head for segmentation or depth.
+
+    scores: of `MeanIoU` or `DepthErrors` on the validation images.
+    iou_by_class: of a segmentation; None for a class that neither occurs nor is predicted.
+    depth_range: smallest and largest depth in meters; of depth only.
+    resumed_from: the update that the training resumed from.
+    """
+
+    scores: dict[str, float]
+    iou_by_class: dict[str, float | None]
+    recipe: dict[str, Any]
+    depth_range: list[float] | None
+    curves: list[dict[str, Any]]
+    resumed_from: int | None
+
+
 def compute_scores(classes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Return accuracy, top-5 accuracy and mean accuracy per class, from 0 to 1.
 
@@ -116,9 +141,13 @@ def describe_model(report: ConversionReport | None) -> dict[str, Any] | None:
 
 
 def describe_run(
-    data: LabeledImages, splits: Mapping[str, CachedFeatures], *, model: dict[str, Any] | None, seconds: Mapping[str, float]
+    data: LabeledImages | DenseImages,
+    splits: Mapping[str, CachedFeatures],
+    *,
+    model: dict[str, Any] | None,
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the fields of an `EvaluationRecord` but its task and scores.
+    """Return the fields of a `RunRecord` but its task.
 
     Args:
         splits: the features of "train" and "validation".

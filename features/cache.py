@@ -4,7 +4,7 @@ A folder belongs to one choice of weights, image processor, images and views, an
 holds the folder `extraction`, which `vitrail.features.extraction` writes. In the end it holds
 
     tokens.npy     (V, N, T, D) float32: V views of N images, each T token vectors
-    labels.npy     (N,) int64
+    labels.npy     (N,) int64; -1 where the images have none
     rows.npy       (N,) int64, ascending: rows of the dataset, without those of unreadable images
     manifest.json  the settings of the features, the SHA-256 of the arrays, and the unreadable images; written last
 
@@ -33,6 +33,7 @@ from ..data.reader import TrainingViews
 from ..errors import CorruptFileError, UnreadableImageError, VitrailError
 from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..processing.resizing import output_grid
 from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime
 from ..runtime.workers import InferenceWorkers
 from ..utils.hashing import sha256
@@ -49,6 +50,7 @@ CHUNK = 512  # forward passes whose features make one file: an interruption lose
 NUM_CLS_LAYERS = 4  # that are kept of every model, so that all evaluations share the cache
 MANIFEST, EXTRACTION, JOINED = "manifest.json", "extraction", "joined"
 TOKENS, LABELS, ROWS = ARRAYS = ("tokens.npy", "labels.npy", "rows.npy")
+PATCHES = ("patches",)  # the features of `patch_features`
 NOT_IN_KEY = ("vitrail", "model", "collection", "shard_size")  # settings that do not change the features
 
 logger = logging.get_logger(__name__)
@@ -59,11 +61,11 @@ class CachedFeatures:
     """Features of a dataset's images, in the form that linear classifiers read.
 
     tokens: (V, N, T, D) float32, memory-mapped: V views of N images.
-    labels: (N,) int64.
+    labels: (N,) int64; -1 where the images have none.
     rows: (N,) int64, ascending: rows of the dataset, without those of unreadable images.
     unreadable: the images that are left out.
     num_cls_layers: number of tokens that are [CLS] of the last blocks, oldest first, which the mean patch of the last block follows;
-        0 if the one token is `pooler_output`.
+        0 if the one token is `pooler_output`, or the tokens are those of all patches.
     runtime: the precision and the engine that ran the model.
     key: a digest of everything that determines the features, and the name of their folder.
     """
@@ -154,12 +156,36 @@ class FeatureCache:
             UnreadableImageError: `strict`, and an image is unreadable.
             VitrailError: no image can be used, or the image processor has no size for training views.
         """
-        vit = model.base_model.eval()
-        feature_types = classifier_features(vit.config, num_cls_layers)
+        feature_types = classifier_features(model.base_model.config, num_cls_layers)
+        labels = np.asarray(images["label"][:], dtype=np.int64)
+        return self._features(model, image_processor, images, feature_types, labels, views)
+
+    def patch_features(
+        self, model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, images: datasets.Dataset
+    ) -> CachedFeatures:
+        """Return all patch tokens of each image after the final norm, row by row of the grid, as `features` does.
+
+        Args:
+            image_processor: makes images of one size.
+            images: with the column "image", identified by its `_fingerprint`.
+
+        Raises VitrailError if they do not fit on the disk of the folder.
+        """
+        return self._features(model, image_processor, images, tuple(map(FeatureType, PATCHES)), np.full(len(images), -1), None)
+
+    def _features(
+        self,
+        model: ViTPreTrainedModel,
+        image_processor: VitrailImageProcessor,
+        images: datasets.Dataset,
+        feature_types: Sequence[FeatureType],
+        labels: np.ndarray,
+        views: TrainingViews | None,
+    ) -> CachedFeatures:
         job = Job(
             model,
             image_processor,
-            read_images(images),
+            read_images(images, image_column="image"),
             self.folder,
             features=tuple(map(str, feature_types)),
             shard_size=max(1, CHUNK // (views.number if views else 1)),
@@ -173,7 +199,7 @@ class FeatureCache:
         settings = {name: value for name, value in job.settings.items() if name not in NOT_IN_KEY}
         settings["format"] = FORMAT
         folder = self.folder / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-        self._fill(folder, job, settings, np.asarray(images["label"][:], dtype=np.int64))
+        self._fill(folder, job, settings, labels)
         features = _read(folder)
         if self.strict and features.unreadable:
             raise UnreadableImageError(features.unreadable[0].path, features.unreadable[0].reason)
@@ -200,6 +226,8 @@ class FeatureCache:
         processes.wait_for_everyone()
 
     def _extract(self, folder: Path, job: Job) -> None:
+        if job.features == PATCHES:
+            _check_space(folder, job)
         job.folder = FeatureFolder(folder / EXTRACTION)
         if self.runner == "local":
             num_streams = InferenceWorkers(job.vit.device).number
@@ -219,6 +247,20 @@ def _completing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _check_space(folder: Path, job: Job) -> None:
+    """Raise VitrailError if the patch tokens of all images do not fit on the disk, as they are extracted, and joined."""
+    num_images = job.collection.num_rows or 0
+    needed = (
+        2 * 4 * num_images * math.prod(output_grid(job.image_processor, job.vit.config.patch_shape)) * job.vit.config.hidden_size
+    )
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise VitrailError(
+            f"the patch tokens of {num_images} images take {needed / 1e9:.3g} GB, and the disk of {folder} has {free / 1e9:.3g} GB free: "
+            "choose another cache folder, fewer images, or a smaller image size"
+        )
+
+
 def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) -> None:
     """Make arrays of the extracted files; the manifest, which marks the folder as complete, comes last."""
     stored = StoredFeatures(folder / EXTRACTION)
@@ -226,9 +268,14 @@ def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) 
     num_views = job.views.number if job.views else 1
     size = vector_size(job.feature_types[-1], job.vit.config)
     num_cls_layers = len(job.feature_types[0].layers)
+    num_tokens = (
+        math.prod(output_grid(job.image_processor, job.vit.config.patch_shape))
+        if job.features == ("patches",)
+        else num_cls_layers + 1
+    )
     joined = folder / EXTRACTION / JOINED
     joined.mkdir(exist_ok=True)
-    shape = (num_views, len(rows), num_cls_layers + 1, size)
+    shape = (num_views, len(rows), num_tokens, size)
     _write_array(joined / TOKENS, shape, _token_batches(stored, job.columns, shape))
     np.save(joined / LABELS, labels[rows])
     np.save(joined / ROWS, rows)

@@ -40,7 +40,7 @@ from .model_folder import (
 )
 from .pretraining_section import pretraining_facts
 from .provenance import checkpoint_link, eval_results, load_name
-from .records import MeasuredResults, PretrainingRecord, read_pretraining, read_results
+from .records import DenseResults, MeasuredResults, PretrainingRecord, read_pretraining, read_results
 
 # Every value is escaped but what is marked as Markdown
 TEMPLATE = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=escape).from_string(
@@ -90,7 +90,7 @@ def render_model_card(
     format: str = "vitrail",
     carries_code: bool = True,
     warnings: Sequence[str] = (),
-    results: MeasuredResults | None = None,
+    results: MeasuredResults | DenseResults | None = None,
     pretraining: PretrainingRecord | None = None,
 ) -> ModelCard:
     """Return the card of a model.
@@ -242,7 +242,7 @@ def _changes(
     record: ConversionRecord,
     checkpoint: Checkpoint,
     classifies: bool,
-    results: MeasuredResults | None,
+    results: MeasuredResults | DenseResults | None,
     pretraining: PretrainingRecord | None,
 ) -> list[tuple[str, str, str]]:
     """Return the differences from the published checkpoint: property, value here, value there."""

@@ -114,11 +114,33 @@ class MeasuredResults(Record):
     fine_tuning: FineTuningSource | None
 
 
-def read_results(folder: Path, weights_sha256: str | None = None) -> MeasuredResults | None:
+@dataclass(kw_only=True)
+class DenseRecipe(RecipeSource):
+    """The recipe of a dense head, and its learning rate."""
+
+    learning_rate: float
+
+
+@dataclass(kw_only=True)
+class DenseResults(Record):
+    """The part of the results.json of a dense head that a card describes; `vitrail.evaluation.results.DenseProbeRecord` is the whole."""
+
+    task: str
+    scores: dict[str, float]
+    data: EvaluationData
+    unreadable_images: list[Any]
+    recipe: DenseRecipe
+    fine_tuning: FineTuningSource | None = None
+
+
+def read_results(folder: Path, weights_sha256: str | None = None) -> MeasuredResults | DenseResults | None:
     """Return a folder's results.json; None where there is none of vitrail, or it describes other weights.
 
     `weights_sha256` is the SHA-256 of the weights; by default, it is computed from the folder.
     """
+    content = read_ours(folder / RESULTS_NAME) or {}
+    if "scores" in content:
+        return _read(DenseResults, folder, RESULTS_NAME, weights_sha256)
     return _read(MeasuredResults, folder, RESULTS_NAME, weights_sha256)
 
 

@@ -28,6 +28,18 @@ def output_size(image_processor: VitrailImageProcessor) -> tuple[int, int] | Non
     return (size["height"], size["width"]) if "height" in size else None
 
 
+def output_grid(image_processor: VitrailImageProcessor, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the number of patches, (rows, columns), of every image that an image processor produces.
+
+    Raises VitrailError if images differ in size, or patches do not divide them.
+    """
+    size = output_size(image_processor)
+    if size is None:
+        raise VitrailError("Images of this image processor differ in size: set a size with height and width.")
+    _check_size(size, patch_size)
+    return size[0] // patch_size[0], size[1] // patch_size[1]
+
+
 def at_size(
     image_processor: VitrailImageProcessor, patch_size: tuple[int, int], size: int | tuple[int, int]
 ) -> VitrailImageProcessor:

@@ -11,6 +11,7 @@ from transformers import pipeline
 
 from command_line import end_of
 from small_models import tiny_model
+from vitrail.evaluation.dense_recipes import DENSE_RECIPES
 from vitrail.evaluation.recipes import RECIPES
 from vitrail.hub.saving import save
 from vitrail.processing.image_processing_vit import VitrailImageProcessor
@@ -70,6 +71,60 @@ def test_probe_writes_a_model_and_reports_how_good_it_is(words, capsys, tmp_path
     assert capsys.readouterr().out.split()[1] == "teal"
     classifier = pipeline("image-classification", model=str(tmp_path / "model"))
     assert classifier(str(words[2] / "orange" / "03.png"))[0]["label"] == "orange"
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_probe_of_pixels(task, backbone, capsys, tmp_path, monkeypatch):
+    """Folders of images and targets; the model that is written runs in the pipeline of its task."""
+    recipe = dataclasses.replace(DENSE_RECIPES[task]["dinov3"], max_epochs=2)
+    monkeypatch.setitem(DENSE_RECIPES[task], "dinov3", recipe)
+    rng = np.random.default_rng(0)
+    for kind, high in (("images", 256), ("depth", 9), ("masks", 2)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for number in range(5):
+            array = rng.integers(0, high, (9, 12, 3) if kind == "images" else (9, 12)).astype(np.uint8)
+            Image.fromarray(array).save(tmp_path / "data" / kind / f"{number}.png")
+    (tmp_path / "names.txt").write_text("ground\nsky\n")
+    options = ["--labels", tmp_path / "names.txt"] if task == "segmentation" else ["--depth-unit", 0.5, "--depth-range", "0.1,20"]
+    words = [
+        backbone,
+        "--data",
+        tmp_path / "data",
+        "--task",
+        task,
+        "--output",
+        tmp_path / "model",
+        "--cache-dir",
+        tmp_path / "cache",
+    ]
+    assert end_of("probe", *words, *options) == 0
+    results = json.loads((tmp_path / "model" / "results.json").read_text())
+    output = capsys.readouterr().out
+    assert "4 training images, 1 validation images" in output
+    assert ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in results["scores"].items()) in output
+    name = {"segmentation": "image-segmentation", "depth": "depth-estimation"}[task]
+    found = pipeline(name, model=str(tmp_path / "model"))(str(tmp_path / "data" / "images" / "0.png"))
+    if task == "segmentation":
+        assert {segment["label"] for segment in found} <= {"ground", "sky"}
+        assert results["data"]["labels"] == ["ground", "sky"]
+    else:
+        assert found["predicted_depth"].shape[-2:] == (9, 12)
+        assert results["depth_range"] == [0.1, 20]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "segmentation", "--unfreeze", 2], "found --unfreeze 2, but segmentation has no such option"),
+        (["--task", "depth", "--reduce-labels"], "found --reduce-labels, but depth has no such option"),
+        (["--depth-unit", 0.5], "found --depth-unit 0.5, but classification has no such option"),
+        (["--task", "boxes"], "found --task boxes; expected classification, segmentation, depth"),
+        (["--task", "depth", "--recipe", "dinov2"], 'There is no recipe "dinov2" for depth: choose dinov3'),
+    ],
+)
+def test_options_of_other_tasks(options, message, words, capsys, tmp_path):
+    assert end_of("probe", *words, "--output", tmp_path / "model", *options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_probe_takes_every_option(words, capsys, tmp_path):

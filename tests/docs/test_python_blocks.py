@@ -3,6 +3,7 @@
 import shutil
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,6 +28,7 @@ SMALLER = {
         "vitrail.DINO_AUGMENTATION": "SMALL_AUGMENTATION",
     },
     "guides/evaluation.md": {'recipe="quick"': "recipe=SHORT_RECIPE"},
+    "guides/dense.md": {'recipe="dinov3"': "recipe=SHORT_DENSE_RECIPE"},
     "guides/fine-tuning.md": {'report_to="none"': 'report_to="none", use_cpu=True', "num_train_epochs=3": "num_train_epochs=1"},
 }
 
@@ -65,6 +67,11 @@ def files(tmp_path_factory):
     write_images(folder / "photos", 6)
     write_images(folder / "images", 30)
     shutil.rmtree(next((folder / "images").iterdir()))  # two classes are left
+    for part, channels in (("images", (3,)), ("masks", ())):
+        (folder / "street" / part).mkdir(parents=True)
+        for number in range(4):
+            array = np.random.default_rng(number).integers(0, 3, (24, 32, *channels)).astype(np.uint8)
+            Image.fromarray(array).save(folder / "street" / part / f"{number}.png")
     write_dino_files(folder)
     write_dinov2_files(folder)
     checkpoint, head = folder / "dino_deitsmall8_pretrain.pth", folder / "dino_deitsmall8_linearweights.pth"
@@ -79,11 +86,13 @@ def small_settings():
     """Names for what SMALLER puts in the place of long runs."""
     from dataclasses import replace
 
+    from vitrail.evaluation.dense_recipes import DENSE_RECIPES
     from vitrail.evaluation.recipes import RECIPES
 
     crops = vitrail.DINO_AUGMENTATION
     return {
         "SHORT_RECIPE": replace(RECIPES["quick"], iterations=5, batch_size=8),
+        "SHORT_DENSE_RECIPE": replace(DENSE_RECIPES["segmentation"]["dinov3"], max_epochs=1),
         "SMALL_AUGMENTATION": replace(
             crops,
             global_crops=tuple(replace(crop, size=32) for crop in crops.global_crops),

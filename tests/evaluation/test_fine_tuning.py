@@ -9,7 +9,8 @@ from transformers import TrainerCallback
 
 from vitrail.configuration.configuration_vit import ViTConfig
 from vitrail.evaluation import fine_tuning as module
-from vitrail.evaluation.fine_tuning import FineTuning, WarmupSchedule, finetune, layerwise_groups
+from vitrail.evaluation.fine_tuning import FineTuning, finetune, layerwise_groups
+from vitrail.evaluation.recipes import WarmupSchedule
 from vitrail.evaluation.training_data import ImageRows
 from vitrail.modeling.modeling_vit import ViTForImageClassification
 
