@@ -345,8 +345,9 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f'hidden_act "{self.hidden_act}" is not an activation of transformers: write for example "gelu" or "gelu_pytorch_tanh".'
             )
-        indices = self.output_hidden_states if isinstance(self.output_hidden_states, list | tuple) else [self.output_hidden_states]
-        if not all(index is None or isinstance(index, int) for index in indices):
+        selected = self.output_hidden_states
+        indices = selected if isinstance(selected, list | tuple) else [] if selected is None else [selected]
+        if not all(isinstance(index, int) for index in indices):
             raise ValueError(
                 f"output_hidden_states is {self.output_hidden_states!r}: it must be true, false, or one or several indices of blocks."
             )

@@ -106,9 +106,8 @@ def compute_features(vit: ViTModel, pixel_values: torch.Tensor, feature_types: S
     def vector_of(layer: int) -> torch.Tensor:
         hidden_states = outputs.hidden_states[layer + 1]
         if config.use_cls_token:
-            hidden_states = hidden_states[:, :1]  # before the norm, which then has less to do
-        hidden_states = vit.layernorm(hidden_states) if config.norm_before_pooling else hidden_states
-        return hidden_states[:, 0] if config.use_cls_token else mean_patch(hidden_states)
+            return vit.norm_cls(hidden_states) if config.norm_before_pooling else hidden_states[:, 0]
+        return mean_patch(vit.layernorm(hidden_states) if config.norm_before_pooling else hidden_states)
 
     compute = {
         "pooled": lambda kind: outputs.pooler_output,

@@ -51,7 +51,7 @@ def test_no_other_file_names_a_family(file):
     if name in PLACES:
         return
     if name.split("/")[0] in ROOMS_OF_RECIPES:
-        allowed = allowed | {"dino", "dinov2"}
+        allowed = allowed | {"dino", "dinov2", "dinov3"}
     assert named_families(file) <= allowed, "ask the Family object (convert/families/family.py) instead"
 
 

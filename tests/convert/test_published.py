@@ -224,7 +224,7 @@ def in_file(format: str, tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 # Tensors whose numbers decide something; these hold one number, seen everywhere
-LOOKED_AT = ("head/kernel", "head/bias", "pooler.dense.bias")
+LOOKED_AT = ("rope_embed.periods", "head/kernel", "head/bias", "pooler.dense.bias")
 
 
 def stand_in(name: str, shape: list[int], value: float) -> torch.Tensor:

@@ -255,10 +255,8 @@ def test_timm_vit_relpos_base_patch16_clsgap_224_sw_in1k(folder, run_example, ht
 
     percent = 100 * script["model"](script["pixel_values"]).logits[0].softmax(dim=-1)
     values, indices = percent.sort(descending=True)
-    rows = (EXAMPLES.parent / "configuration" / "labels-imagenet-1k.tsv").read_text(encoding="utf-8").splitlines()
-    names = [row.split("\t")[1] for row in rows]
-    assert lines == [
-        *(f"{values[rank]:6.2f} %  {names[indices[rank]]}" for rank in range(5)),
+    assert lines == [  # the names of the classes come with the checkpoint of the catalog, not with a local folder
+        *(f"{values[rank]:6.2f} %  LABEL_{indices[rank]}" for rank in range(5)),
         "unpooled (1, 197, 768), pooled (1, 768)",
     ]
     close(script["pooled"], script["model"].vit.layernorm(script["features"][:, 1:].mean(dim=1)))

@@ -23,7 +23,7 @@ from vitrail.utils.optional import import_without_telemetry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 openvino = import_without_telemetry("openvino")
-CODE = {"configuration_vit.py", "modeling_vit.py", "image_processing_vit.py"}
+CODE = {"configuration_vit.py", "modeling_vit.py", "modeling_vit_dense.py", "image_processing_vit.py"}
 JSON = {"config.json", "preprocessor_config.json"}
 
 

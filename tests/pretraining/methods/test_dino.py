@@ -159,8 +159,9 @@ def test_every_parameter_of_the_student_learns_and_none_of_the_teacher(name):
 
 
 def unused(config):
-    """Mask tokens take part where images are masked; and nothing else is to be left out."""
-    return {"backbone.embeddings.mask_token"} if config.use_mask_token else set()
+    """Mask tokens take part where images are masked, a norm of patches alone where patches are read; nothing else is to be left out."""
+    norm = {f"backbone.layernorm.{kind}" for kind in ("weight", "bias")} if config.separate_cls_norm else set()
+    return norm | ({"backbone.embeddings.mask_token"} if config.use_mask_token else set())
 
 
 def test_prototypes_of_length_1_do_not_change_it():
