@@ -141,7 +141,7 @@ def test_without_vitrail_the_outputs_are_identical(tmp_path, photo):
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     found = torch.load(tmp_path / "outputs.pt")
-    assert torch.equal(found.pop("depth"), depth)
+    torch.testing.assert_close(found.pop("depth"), depth, atol=1e-5, rtol=0)  # oneDNN chooses how to convolve in each process
     assert found.pop("pipeline").item() == expected["two-layers"]["logits"].argmax().item()
     assert found.keys() == expected.keys()
     for name, outputs in expected.items():
