@@ -106,7 +106,7 @@ def compute_features(vit: ViTModel, pixel_values: torch.Tensor, feature_types: S
     def vector_of(layer: int) -> torch.Tensor:
         hidden_states = outputs.hidden_states[layer + 1]
         if config.use_cls_token:
-            return vit.norm_cls(hidden_states) if config.norm_before_pooling else hidden_states[:, 0]
+            return vit.norm_cls(hidden_states)
         return mean_patch(vit.layernorm(hidden_states) if config.norm_before_pooling else hidden_states)
 
     compute = {

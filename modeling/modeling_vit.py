@@ -761,7 +761,7 @@ class ViTModel(ViTPreTrainedModel):
             if _loses_gradients(layer, hidden_states):
                 hidden_states = hidden_states.detach().requires_grad_()
             if index and self.rotary_position is not None and self.rotary_position.varies:
-                rotation = self.rotary_position(grid)  # the original draws anew for each block
+                rotation = self.rotary_position(grid)  # as in the original, each block has its own draw
             num_queries = num_last_tokens if index == len(self.layers) - 1 else None
             weighs = index in attention_layers
             hidden_states, weights = layer(hidden_states, position_bias, rotation, grid, weighs, num_queries, **kwargs)
@@ -780,8 +780,9 @@ class ViTModel(ViTPreTrainedModel):
         return torch.cat((self.cls_layernorm(hidden_states[:, :prefix]), self.layernorm(hidden_states[:, prefix:])), dim=1)
 
     def norm_cls(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the normalized [CLS], (B, D), of the sequence (B, L, D) that leaves a block."""
-        return (self.cls_layernorm or self.layernorm)(hidden_states[:, 0])
+        """Return [CLS], (B, D), of the sequence (B, L, D) that leaves a block, after the final norm where that norm acts on tokens."""
+        cls_token = hidden_states[:, 0]
+        return (self.cls_layernorm or self.layernorm)(cls_token) if self.config.norm_before_pooling else cls_token
 
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Return the pooled vector of a sequence (B, L, D), `pooler_output`."""
@@ -811,7 +812,7 @@ class ViTModel(ViTPreTrainedModel):
         if not self.config.use_cls_token:
             raise ValueError("This model has no [CLS] token: use pooler_output.")
         hidden_states, _, _ = self._run_blocks(pixel_values, num_last_tokens=1)
-        return self._norm_tokens(hidden_states)[:, 0]
+        return self.norm_cls(hidden_states)
 
     def get_intermediate_layers(
         self,
