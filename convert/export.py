@@ -195,7 +195,7 @@ def unread_fields(config: ViTConfig, *, classifies: bool) -> set[str]:
     if not config.use_cls_token:
         unread.add("use_cls_position")
     if config.mlp_type != "mlp":
-        unread.add("hidden_act")  # the gate has an activation of its own
+        unread.add("hidden_act")  # the gate has its own activation
     return unread
 
 

@@ -56,7 +56,6 @@ DEIT = Family(
     recognizes=recognizes,
     understands=lambda raw: LAYER_SCALE in raw.tensors and recognizes(raw),
     rules=lambda raw: RULES,
-    export_rules=lambda config, tensors: (),
     ignored=(),
     configure=configure,
     anchors=(ANCHOR,),

@@ -14,6 +14,7 @@ from .formats import ORIGINAL_HOLDS, SQUARE, Export, with_mask_token, write_torc
 from .plain_vit import (
     ANCHOR,
     LAYER_SCALE_RULES,
+    LINEAR_HEAD_RULES,
     VIT_RULES,
     heads_warnings,
     linear_head,
@@ -90,8 +91,7 @@ def choose_head(tensors: Mapping[str, torch.Tensor], head_name: str | None) -> M
 
 def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
     """Return the rules for an official linear head (`weight`, `bias`) or one classifier of a linear evaluation."""
-    rules = (Rule("weight", "classifier.weight"), Rule("bias", "classifier.bias"))
-    return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda num_vectors: rules)
+    return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda num_vectors: LINEAR_HEAD_RULES)
 
 
 def prepare(config: ViTConfig, tensors: dict[str, torch.Tensor], warnings: list[str]) -> ViTConfig:

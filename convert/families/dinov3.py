@@ -12,28 +12,30 @@ from .dense_heads import DINOV3_HEADS
 from .dinov2 import choose_head
 from .family import Family, RawCheckpoint
 from .formats import SQUARE, Export, Holds, with_mask_token, write_torch
-from .plain_vit import ANCHOR, LAYER_SCALE_RULES, TRAINING_ROOTS, VIT_RULES, linear_head, plain_vit_fields
-from .rules import Concatenate, Mask, Rule, Unsqueeze
+from .plain_vit import (
+    ANCHOR,
+    LAYER_SCALE_RULES,
+    LINEAR_HEAD_RULES,
+    TRAINING_ROOTS,
+    VIT_RULES_WITHOUT_POSITIONS,
+    gate_up_rules,
+    linear_head,
+    plain_vit_fields,
+)
+from .rules import Mask, Rule, Unsqueeze
 
 PERIODS = "rope_embed.periods"
 MAX_PERIOD = 1e6
 QKV_BIAS = ("blocks.{layer}.attn.qkv.bias", "layers.{layer}.attention.qkv.bias")
 PLAIN_RULES = (
-    *(rule for rule in VIT_RULES if rule.sources[0] not in ("pos_embed", QKV_BIAS[0])),
+    *VIT_RULES_WITHOUT_POSITIONS,
     *LAYER_SCALE_RULES,
     Rule("mask_token", "embeddings.mask_token", Unsqueeze()),
     Rule("storage_tokens", "embeddings.register_tokens"),
     Rule(PERIODS, "rotary_position.periods"),
     Rule("cls_norm.weight", "cls_layernorm.weight"),
     Rule("cls_norm.bias", "cls_layernorm.bias"),
-    *(
-        Rule(
-            (f"blocks.{{layer}}.mlp.w1.{kind}", f"blocks.{{layer}}.mlp.w2.{kind}"),
-            f"layers.{{layer}}.mlp.gate_up_proj.{kind}",
-            Concatenate(2),
-        )
-        for kind in ("weight", "bias")
-    ),
+    *gate_up_rules("blocks.{layer}.mlp.w1", "blocks.{layer}.mlp.w2"),
     Rule("blocks.{layer}.mlp.w3.weight", "layers.{layer}.mlp.down_proj.weight"),
     Rule("blocks.{layer}.mlp.w3.bias", "layers.{layer}.mlp.down_proj.bias"),
 )
@@ -46,7 +48,6 @@ IGNORED = (r"local_cls_norm\.(weight|bias)", r"(dino|ibot)_head\..*", r"projecto
 
 # Input of the linear classifier, by its width in units of the model's: hub/classifiers.py
 HEAD_FIELDS: dict[int, dict[str, Any]] = {1: {}, 2: {"classifier_mean_patch": True}}
-HEAD_RULES = (Rule("weight", "classifier.weight"), Rule("bias", "classifier.bias"))
 
 
 def rules(raw: RawCheckpoint) -> Sequence[Rule]:
@@ -106,7 +107,7 @@ def assumption(raw: RawCheckpoint) -> str | None:
 
 def head_rules(raw: RawCheckpoint, hidden_size: int) -> tuple[Sequence[Rule], dict[str, Any]]:
     """Return the rules for the official linear classifier (`weight`, `bias`), of the 7B model."""
-    return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda num_vectors: HEAD_RULES)
+    return linear_head(raw, hidden_size, "", HEAD_FIELDS, lambda num_vectors: LINEAR_HEAD_RULES)
 
 
 def holds(config: ViTConfig) -> Holds:

@@ -140,7 +140,6 @@ class Family:
     containers: tuple[str, ...]
     recognizes: Callable[[RawCheckpoint], bool]
     rules: Callable[[RawCheckpoint], Sequence[Rule]]
-    export_rules: Callable[[ViTConfig, Tensors], Sequence[Rule]]
     ignored: tuple[str, ...]
     configure: Callable[[RawCheckpoint, int | None], dict[str, Any]]
     image_processor: Callable[[RawCheckpoint, ViTConfig], VitrailImageProcessor]
@@ -155,6 +154,7 @@ class Family:
     head_rules: Callable[[RawCheckpoint, int], tuple[Sequence[Rule], dict[str, Any]]] | None = None
     choose_head: Callable[[Tensors, str | None], Tensors] = only_head
     dense_heads: Sequence[DenseHead] = ()
+    export_rules: Callable[[ViTConfig, Tensors], Sequence[Rule]] = lambda config, tensors: ()
     export: Export | None = None
     catalog_format: str | None = None
     official_fields: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda architecture: {}

@@ -32,7 +32,6 @@ IJEPA = Family(
     containers=("torch",),
     recognizes=recognizes,
     rules=lambda raw: VIT_RULES,
-    export_rules=lambda config, tensors: (),
     ignored=(),
     configure=configure,
     anchors=(ANCHOR,),

@@ -65,7 +65,6 @@ MAE = Family(
     containers=("torch",),
     recognizes=recognizes,
     rules=lambda raw: table(swiglu=False, norm_before_pooling=not is_fine_tuned(raw)),
-    export_rules=lambda config, tensors: (),
     ignored=(),
     drops=drops,
     configure=configure,

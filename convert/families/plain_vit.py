@@ -9,7 +9,7 @@ from ...errors import UnsupportedCheckpointError
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...processing.presets import image_processor_for
 from .family import RawCheckpoint
-from .rules import Rule
+from .rules import Concatenate, Rule
 
 ANCHOR = "patch_embed.proj.weight"
 PUBLISHED_HEAD_WIDTH = 64  # of nearly every published ViT
@@ -38,10 +38,23 @@ VIT_RULES = (
     Rule("norm.weight", "layernorm.weight"),
     Rule("norm.bias", "layernorm.bias"),
 )
+# Of layouts with rotary positions, where the bias of query, key and value has a rule of its own
+VIT_RULES_WITHOUT_POSITIONS = tuple(
+    rule for rule in VIT_RULES if rule.sources[0] not in ("pos_embed", "blocks.{layer}.attn.qkv.bias")
+)
+LINEAR_HEAD_RULES = (Rule("weight", "classifier.weight"), Rule("bias", "classifier.bias"))
 LAYER_SCALE_RULES = (
     Rule("blocks.{layer}.ls1.gamma", "layers.{layer}.layer_scale1"),
     Rule("blocks.{layer}.ls2.gamma", "layers.{layer}.layer_scale2"),
 )
+
+
+def gate_up_rules(gate: str, up: str) -> tuple[Rule, ...]:
+    """Return the rules of a gated MLP whose gate and whose other layer are apart; names without ".weight" and ".bias"."""
+    return tuple(
+        Rule((f"{gate}.{kind}", f"{up}.{kind}"), f"layers.{{layer}}.mlp.gate_up_proj.{kind}", Concatenate(2))
+        for kind in ("weight", "bias")
+    )
 
 
 def attention_heads(raw: RawCheckpoint, hidden_size: int, num_heads: int | None, *, published: bool = False) -> int:

@@ -8,7 +8,7 @@ from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from .family import RawCheckpoint, setting
 from .formats import Holds
-from .plain_vit import ANCHOR, VIT_RULES, plain_vit_fields
+from .plain_vit import ANCHOR, VIT_RULES_WITHOUT_POSITIONS, gate_up_rules, plain_vit_fields
 from .rules import Concatenate, InsertKey, Rule
 
 ARCHITECTURES = re.compile(r"vit_\w+_patch16_(dinov3(_qkvb)?|lingbot)")
@@ -30,9 +30,8 @@ ARGUMENTS = {
     *("num_reg_tokens", "swiglu_mlp", "swiglu_align_to", "qkv_fused", "head_init_scale"),
     *("rope_temperature", "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"),
 }
-_SKIPPED = ("pos_embed", "blocks.{layer}.attn.qkv.bias")
 RULES = (
-    *(rule for rule in VIT_RULES if rule.sources[0] not in _SKIPPED),
+    *VIT_RULES_WITHOUT_POSITIONS,
     Rule("reg_token", "embeddings.register_tokens"),
     Rule("blocks.{layer}.gamma_1", "layers.{layer}.layer_scale1"),
     Rule("blocks.{layer}.gamma_2", "layers.{layer}.layer_scale2"),
@@ -45,21 +44,17 @@ RULES = (
     Rule("head.weight", "classifier.weight"),
     Rule("head.bias", "classifier.bias"),
 )
-GATED_RULES = tuple(
-    Rule(rule.sources, rule.targets[0].replace("fc2", "down_proj")) for rule in RULES if ".mlp.fc2" in rule.sources[0]
-) + tuple(
-    Rule(
-        (f"blocks.{{layer}}.mlp.fc1_g.{kind}", f"blocks.{{layer}}.mlp.fc1_x.{kind}"),
-        f"layers.{{layer}}.mlp.gate_up_proj.{kind}",
-        Concatenate(2),
-    )
-    for kind in ("weight", "bias")
+GATED_RULES = (
+    *(rule for rule in RULES if ".mlp." not in rule.sources[0]),
+    *gate_up_rules("blocks.{layer}.mlp.fc1_g", "blocks.{layer}.mlp.fc1_x"),
+    Rule("blocks.{layer}.mlp.fc2.weight", "layers.{layer}.mlp.down_proj.weight"),
+    Rule("blocks.{layer}.mlp.fc2.bias", "layers.{layer}.mlp.down_proj.bias"),
 )
 
 
 def table(gated: bool) -> Sequence[Rule]:
     """Return the rules for models with or without a gate in the MLP."""
-    return (*(rule for rule in RULES if ".mlp." not in rule.sources[0]), *GATED_RULES) if gated else RULES
+    return GATED_RULES if gated else RULES
 
 
 def is_dinov3(raw: RawCheckpoint) -> bool:
@@ -71,7 +66,7 @@ def is_dinov3(raw: RawCheckpoint) -> bool:
 
 
 def is_gated(raw: RawCheckpoint) -> bool:
-    """Return True for SwiGLU, whose gate is a layer of its own."""
+    """Return True for SwiGLU, whose gate is a separate layer."""
     return "blocks.0.mlp.fc1_g.weight" in raw.tensors
 
 

@@ -18,6 +18,7 @@ from ...processing.resizing import as_pair
 from . import transformers_dinov3 as dinov3
 from .family import Family, RawCheckpoint, setting
 from .formats import SQUARE, Export, Exported, Holds, RunPeer, with_mask_token, without_mask_token, without_periods, write_folder
+from .plain_vit import gate_up_rules
 from .rules import Concatenate, Rule, Unsqueeze
 
 CLASS_KEYS = ("image_processor_type", "feature_extractor_type")
@@ -120,11 +121,10 @@ def table(model_type: str, layout: str = "hub") -> Sequence[Rule]:
         query_key_value = [f"{block}.{projection.format(part)}.{kind}" for part in parts]
         rules.append(Rule(query_key_value, f"layers.{{layer}}.attention.qkv.{kind}", Concatenate(3)))
         rules += [Rule(f"{block}.{theirs}.{kind}", f"layers.{{layer}}.{ours}.{kind}") for theirs, ours in others.items()]
-        if layout == "module" and is_dinov2:
-            gate_up = [f"{block}.mlp.{part}_proj.{kind}" for part in ("gate", "up")]
-            rules.append(Rule(gate_up, f"layers.{{layer}}.mlp.gate_up_proj.{kind}", Concatenate(2)))
         if not is_dinov2:
             rules.append(Rule(f"pooler.dense.{kind}", f"representation.{kind}"))
+    if layout == "module" and is_dinov2:
+        rules += gate_up_rules(f"{block}.mlp.gate_proj", f"{block}.mlp.up_proj")
     if is_dinov2:
         rules += [Rule(f"{block}.layer_scale{which}.lambda1", f"layers.{{layer}}.layer_scale{which}") for which in (1, 2)]
     # DINOv2's mask token is (1, D), ViT's (1, 1, D) as ours

@@ -9,6 +9,7 @@ from ...configuration.configuration_vit import ViTConfig
 from ...errors import UnsupportedCheckpointError
 from .family import RawCheckpoint, setting
 from .formats import Holds, has_key_bias
+from .plain_vit import gate_up_rules
 from .rules import Concatenate, InsertKey, Rule
 
 MODEL_TYPE = "dinov3_vit"
@@ -42,9 +43,8 @@ def table(gated: bool, key_bias: bool) -> Sequence[Rule]:
     for kind in ("weight", "bias"):
         layers = _LAYERS | (_GATED_MLP if gated else _MLP)
         rules += [Rule(f"{theirs}.{kind}", f"{ours}.{kind}") for theirs, ours in layers.items()]
-        if gated:
-            gate_up = [f"{BLOCK}.mlp.{part}_proj.{kind}" for part in ("gate", "up")]
-            rules.append(Rule(gate_up, f"layers.{{layer}}.mlp.gate_up_proj.{kind}", Concatenate(2)))
+    if gated:
+        rules += gate_up_rules(f"{BLOCK}.mlp.gate_proj", f"{BLOCK}.mlp.up_proj")
     query, key, value = (f"{BLOCK}.attention.{part}_proj" for part in "qkv")
     rules.append(
         Rule([f"{query}.weight", f"{key}.weight", f"{value}.weight"], "layers.{layer}.attention.qkv.weight", Concatenate(3))

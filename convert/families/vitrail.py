@@ -38,7 +38,6 @@ VITRAIL = Family(
     containers=("safetensors", "torch"),
     recognizes=lambda raw: (raw.config or {}).get("model_type") == ViTConfig.model_type,
     rules=lambda raw: [Rule(name, name) for name in raw.tensors if re.fullmatch(r"(?!decoder\.)[\w.]+", name)],
-    export_rules=lambda config, tensors: (),
     ignored=(r"decoder\..*",),  # of masked image modeling
     base_prefixes={ViTConfig.model_type: "vit."},
     configure=configure,
