@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 
 from ..errors import VitrailError
 from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
-from ..utils.atomic import replaced
+from ..processing.image_processing_vit import VitrailImageProcessor
 from ..visualization.depth import plot_depth, write_depth
 from ..visualization.patch_similarity import most_similar, plot_patch_similarity
+from ..visualization.pictures import write_values
 from ..visualization.segmentation import class_shares, percent, plot_segmentation
 from .images import check_files, resized, save_picture
 from .options import ImageFiles, ImageSize, Model, PictureFile, Points, ReadingOptions, ValuesDir, ValuesFormat
@@ -21,6 +21,8 @@ from .output import PICTURES, Result, check_output, load_model
 
 VALUES = ("png", "npy")
 NUM_CLASSES = 5  # that a line names
+# By task: the class of the model, and a head to name in messages
+HEADS = {"segmentation": (ViTForSemanticSegmentation, "ade20k_linear"), "depth": (ViTForDepthEstimation, "nyu_dpt")}
 
 
 def segment(
@@ -40,12 +42,9 @@ def segment(
     check_files(images)
     check_output(output, PICTURES)
     paths = _values_paths(images, values, values_format)
-    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
-    if not isinstance(loaded, ViTForSemanticSegmentation):
-        raise VitrailError(f"{model} has no segmentation head: add a head with --head, for example ade20k_linear.")
-    image_processor = resized(image_processor, loaded.config.patch_shape, image_size)
+    loaded, image_processor = _load_dense(model, "segmentation", reading_options, image_size)
     maps, picture = plot_segmentation(loaded, image_processor, images, windows=windows)
-    _write_values(_write_classes, maps, paths)
+    _write_values(write_values, maps, paths)
     save_picture(picture, output)
     records, lines = [], [f"{output}: classes of {len(images)} images" if len(images) > 1 else f"{output}: classes"]
     for image, classes in zip(images, maps, strict=True):
@@ -69,10 +68,7 @@ def depth(
     check_files(images)
     check_output(output, PICTURES)
     paths = _values_paths(images, values, values_format)
-    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
-    if not isinstance(loaded, ViTForDepthEstimation):
-        raise VitrailError(f"{model} has no depth head: add a head with --head, for example nyu_dpt.")
-    image_processor = resized(image_processor, loaded.config.patch_shape, image_size)
+    loaded, image_processor = _load_dense(model, "depth", reading_options, image_size)
     maps, picture = plot_depth(loaded, image_processor, images)
     _write_values(write_depth, maps, paths)
     save_picture(picture, output)
@@ -112,6 +108,17 @@ def patches(
     return Result(record, lines)
 
 
+def _load_dense(
+    model: str, task: str, reading_options: ReadingOptions, image_size: tuple[int, int] | None
+) -> tuple[Any, VitrailImageProcessor]:
+    """Return a model with the head of a task, and its image processor for the option --image-size."""
+    kind, example = HEADS[task]
+    loaded, image_processor, _ = load_model(model, **asdict(reading_options))
+    if not isinstance(loaded, kind):
+        raise VitrailError(f"{model} has no {task} head: add a head with --head, for example {example}.")
+    return loaded, resized(image_processor, loaded.config.patch_shape, image_size)
+
+
 def _parse_point(text: str) -> tuple[float, float]:
     try:
         x, y = (float(number) for number in text.split(","))
@@ -139,15 +146,6 @@ def _write_values(write: Callable[[np.ndarray, Path], None], maps: Sequence[np.n
     for values, path in zip(maps, paths, strict=False):  # no paths without --values
         path.parent.mkdir(parents=True, exist_ok=True)
         write(values, path)
-
-
-def _write_classes(classes: np.ndarray, path: Path) -> None:
-    """Write the index of each pixel's class: a .png has 8 bits, or 16 for more than 256 classes."""
-    with replaced(path) as temporary:
-        if path.suffix == ".npy":
-            np.save(temporary, classes)
-        else:
-            Image.fromarray(classes).save(temporary)
 
 
 def _with_values(result: Result, paths: Sequence[Path]) -> Result:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UnreadableImageError, VitrailError
+from ..processing.image_processing_vit import upright_size
 from .decoding import open_image
 from .remote import fetch, is_url
 
@@ -20,7 +21,6 @@ ARRAY = ".npy"
 INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # of Pillow, with one channel
 FLOAT_MODE = "F"
 MILLIMETER = 0.001
-ORIENTATION, FIRST_TURNED = 0x0112, 5  # the tag of EXIF, and the first of its values that exchange height and width
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def image_size(row: Mapping[str, Any], name: str) -> tuple[int, int] | None:
     """Return (height, width) of an image, upright, from its header; None if it is unreadable."""
     try:
         with open_image(row, Image.open, name=name) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= FIRST_TURNED
-            return image.size if turned else image.size[::-1]
+            width, height = upright_size(image)
+            return height, width
     except UnreadableImageError:
         return None

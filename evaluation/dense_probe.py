@@ -3,7 +3,7 @@
 Shape letters: B images, N patches, D size of a token, H W pixels, h w patches, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import datasets
@@ -234,15 +234,3 @@ def merge_dense_head(model: ViTPreTrainedModel, trained: DenseHead) -> ViTPreTra
     merged.vit.load_state_dict(backbone.state_dict(), assign=True)
     setattr(merged, HEADS[trained.task][0], trained.head.to(backbone.device, backbone.dtype))
     return merged.eval()
-
-
-def training_curves(log: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, float]]:
-    """Return the training loss and the metrics by update, from the log of a Trainer."""
-    points: dict[int, dict[str, float]] = {}
-    for entry in log:
-        found = {
-            name.removeprefix("eval_"): entry[name] for name in ("loss", *(f"eval_{name}" for name in metrics)) if name in entry
-        }
-        if found:
-            points.setdefault(entry["step"], {"update": entry["step"]}).update(found)
-    return list(points.values())

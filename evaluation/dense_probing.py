@@ -16,11 +16,11 @@ from ..features.cache import FeatureCache
 from ..hub.saving import folder_of_run, save
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.resizing import output_grid, output_size
+from ..processing.resizing import output_grid, output_size, uncropped
 from ..utils.checkpoint_files import last_checkpoint
 from ..utils.processes import start_processes
 from .dense_metrics import DenseMetric, DepthErrors, MeanIoU
-from .dense_probe import DenseHead, DenseProbeTrainer, DenseRows, dense_config, merge_dense_head, training_curves
+from .dense_probe import DenseHead, DenseProbeTrainer, DenseRows, dense_config, merge_dense_head
 from .dense_recipes import DenseRecipe, find_dense_recipe, make_dense_schedule
 from .report import write_dense_report
 from .results import DenseProbeRecord, describe_model, describe_run
@@ -34,8 +34,7 @@ BATCH = 64  # images that a head evaluates at a time
 def whole_image_processor(image_processor: VitrailImageProcessor, image_size: tuple[int, int]) -> VitrailImageProcessor:
     """Return a copy of an image processor that resizes images to the size of its crop, or of the model, without cropping."""
     height, width = output_size(image_processor) or image_size
-    changes = {"do_resize": True, "size": {"height": height, "width": width}, "do_center_crop": False}
-    return VitrailImageProcessor.from_dict(image_processor.to_dict(), size_divisor=None, do_pad=False, **changes)
+    return uncropped(image_processor, size={"height": height, "width": width})
 
 
 def metric_of(data: DenseImages) -> DenseMetric:
@@ -174,7 +173,7 @@ def probe_dense(
             iou_by_class={name: None if np.isnan(value) else value for name, value in classes.items()},
             recipe=asdict(recipe) | {"seed": seed, "updates": trainer.schedule.num_updates},
             depth_range=list(data.depth_range) if data.task == "depth" else None,
-            curves=training_curves(trainer.state.log_history, list(scores)),
+            curves=trainer.points_by_update("loss", *(f"eval_{name}" for name in scores)),
             resumed_from=resumed_from,
             **describe_run(
                 data,

@@ -14,7 +14,7 @@ class DenseRecipe:
 
     source: the configuration that the numbers come from.
     iterations: updates on the publisher's data.
-    max_epochs: of our own choice: a smaller set is trained for so many epochs at most.
+    max_epochs: our own choice: a smaller set is trained for at most this many epochs.
     warmup: share of the updates in which the learning rate increases linearly.
     decay: from the warm-up to 0.
     """

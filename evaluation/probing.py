@@ -280,11 +280,6 @@ def _head_results(trainer: ProbeTrainer, classes: np.ndarray, labels: np.ndarray
 
 def _curves(trainer: ProbeTrainer) -> list[dict[str, Any]]:
     """Return the losses and accuracies of all heads, by update."""
-    points: dict[int, dict[str, Any]] = {}
-    for entry in trainer.state.log_history:
-        point = {name.removeprefix("eval_"): entry[name] for name in ("losses", "eval_accuracy") if name in entry}
-        if point:
-            update = entry["step"]
-            epoch = update / trainer.schedule.updates_per_epoch
-            points.setdefault(update, {"update": update, "epoch": epoch}).update(point)
-    return list(points.values())
+    per_epoch = trainer.schedule.updates_per_epoch
+    points = trainer.points_by_update("losses", "eval_accuracy")
+    return [{"update": point["update"], "epoch": point["update"] / per_epoch} | point for point in points]

@@ -141,6 +141,11 @@ def recipe_heads(recipe: Recipe, config: ViTConfig) -> tuple[Head, ...]:
     return tuple(Head(rate, *choice) for choice in choices for rate in recipe.learning_rates)
 
 
+def cosine_factor(done: float) -> float:
+    """Return the factor of a learning rate that falls from 1 to 0 along a cosine, after a share of the updates."""
+    return (1 + math.cos(math.pi * done)) / 2
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The rows that each update of a training reads, and its learning rate.
@@ -174,7 +179,7 @@ class Schedule:
         else:
             assert self.epochs is not None
             done = update // self.updates_per_epoch / self.epochs
-        return (1 + math.cos(math.pi * done)) / 2
+        return cosine_factor(done)
 
     def updates(self) -> Iterator[np.ndarray]:
         """Yield the rows of each update, as `epoch * num_rows + row`.
@@ -208,7 +213,7 @@ class WarmupSchedule(Schedule):
         if update < self.warmup:
             return update / self.warmup
         done = (update - self.warmup) / (self.num_updates - self.warmup)
-        return (1 + math.cos(math.pi * done)) / 2 if self.decay == "cosine" else 1 - done
+        return cosine_factor(done) if self.decay == "cosine" else 1 - done
 
 
 def make_schedule(recipe: Recipe, num_rows: int, *, seed: int) -> Schedule:

@@ -44,6 +44,14 @@ class ScheduledTrainer(BaseTrainer):
         """Return a scheduler with the learning rates of the schedule."""
         return torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.learning_rate_factor)
 
+    def points_by_update(self, *names: str) -> list[dict[str, Any]]:
+        """Return what the log has of these names, in order of the updates; the names lose "eval_"."""
+        points: dict[int, dict[str, Any]] = {}
+        for entry in self.state.log_history:
+            if found := {name.removeprefix("eval_"): entry[name] for name in names if name in entry}:
+                points.setdefault(entry["step"], {"update": entry["step"]}).update(found)
+        return list(points.values())
+
     def gradient_norm(self, model: nn.Module, norm: torch.Tensor | None) -> None:
         """Compute no norm: the Trainer does it by clipping to infinity, which makes all gradients NaN if one is infinite."""
 

@@ -247,12 +247,15 @@ def _completing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _num_patches(job: Job) -> int:
+    """Return the number of patches of each image."""
+    return math.prod(output_grid(job.image_processor, job.vit.config.patch_shape))
+
+
 def _check_space(folder: Path, job: Job) -> None:
     """Raise VitrailError if the patch tokens of all images do not fit on the disk, as they are extracted, and joined."""
     num_images = job.collection.num_rows or 0
-    needed = (
-        2 * 4 * num_images * math.prod(output_grid(job.image_processor, job.vit.config.patch_shape)) * job.vit.config.hidden_size
-    )
+    needed = 2 * 4 * num_images * _num_patches(job) * job.vit.config.hidden_size
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise VitrailError(
@@ -268,11 +271,7 @@ def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) 
     num_views = job.views.number if job.views else 1
     size = vector_size(job.feature_types[-1], job.vit.config)
     num_cls_layers = len(job.feature_types[0].layers)
-    num_tokens = (
-        math.prod(output_grid(job.image_processor, job.vit.config.patch_shape))
-        if job.features == ("patches",)
-        else num_cls_layers + 1
-    )
+    num_tokens = _num_patches(job) if job.features == PATCHES else num_cls_layers + 1
     joined = folder / EXTRACTION / JOINED
     joined.mkdir(exist_ok=True)
     shape = (num_views, len(rows), num_tokens, size)

@@ -495,10 +495,15 @@ def decode(file: str | os.PathLike[str] | BinaryIO, settings: Settings | None = 
         return image
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (width, height) that an image has once it is turned as its EXIF orientation says, from its header."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+    return image.size[::-1] if turned else image.size
+
+
 def _draft(image: Image.Image, settings: Settings) -> None:
     """Choose the smallest scale of a JPEG that leaves enough pixels to resize from and results in the same shape."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
-    width, height = image.size[::-1] if turned else image.size
+    width, height = upright_size(image)
     target = _resized_size(height, width, settings)
     for scale in JPEG_SCALES:
         enough = height // scale >= target[0] and width // scale >= target[1]

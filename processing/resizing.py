@@ -87,6 +87,12 @@ def keep_aspect(image_processor: VitrailImageProcessor, patch_size: int | Sequen
     return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes)
 
 
+def uncropped(image_processor: VitrailImageProcessor, *, size: dict[str, int] | None = None) -> VitrailImageProcessor:
+    """Return a copy of an image processor that resizes to `size`, or not at all, and neither crops nor pads."""
+    changes = {"do_resize": size is not None, "do_center_crop": False, "do_pad": False, "size_divisor": None}
+    return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes, **({} if size is None else {"size": size}))
+
+
 def _check_size(size: tuple[int, int], patch_size: tuple[int, int]) -> None:
     if all(side > 0 and side % patch == 0 for side, patch in zip(size, patch_size, strict=True)):
         return

@@ -10,9 +10,8 @@ from PIL import Image
 from ..errors import VitrailError
 from ..modeling.modeling_vit_dense import ViTForDepthEstimation, resize
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..utils.atomic import replaced
 from .legends import enlarged, with_scale_bar
-from .pictures import contact_sheet, heat, image_name
+from .pictures import contact_sheet, heat, image_name, write_values
 from .whole_images import read_whole
 
 MAX_MILLIMETERS = 2**16 - 1  # of a 16-bit PNG
@@ -32,7 +31,8 @@ def plot_depth(
         images: paths, PIL images or arrays, of any sizes.
 
     Returns:
-        The depth of each image in meters, (H, W) float32; and a picture with each image, and its depth above a scale bar of its own range.
+        The depth of each image in meters, (H, W) float32; and a picture with each image and its depth, above a scale bar from the
+            smallest to the largest depth of that image.
 
     Raises:
         VitrailError: there is no image, or the model has no depth head.
@@ -62,15 +62,12 @@ def write_depth(depth: np.ndarray, path: Path) -> None:
 
     Raises VitrailError if a depth is too large for a .png.
     """
-    if path.suffix == ".npy":
-        with replaced(path) as temporary:
-            np.save(temporary, depth)
-        return
-    millimeters = (depth.astype(np.float64) * 1000).round()
-    if millimeters.max() > MAX_MILLIMETERS:
-        raise VitrailError(
-            f"{path.name} would hold depths up to {depth.max():.2f} m, but 16 bits of millimeters end at {MAX_MILLIMETERS / 1000} m: "
-            "write .npy files."
-        )
-    with replaced(path) as temporary:
-        Image.fromarray(millimeters.astype(np.uint16)).save(temporary)
+    if path.suffix != ".npy":
+        depth = (depth.astype(np.float64) * 1000).round()
+        if depth.max() > MAX_MILLIMETERS:
+            raise VitrailError(
+                f"{path.name} would hold depths up to {depth.max() / 1000:.2f} m, but 16 bits of millimeters end at "
+                f"{MAX_MILLIMETERS / 1000} m: write .npy files."
+            )
+        depth = depth.astype(np.uint16)
+    write_values(depth, path)

@@ -10,10 +10,9 @@ from PIL import Image, ImageDraw
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.resizing import keep_aspect
+from ..processing.resizing import keep_aspect, uncropped
 from .legends import enlarged, with_scale_bar
-from .pictures import contact_sheet, heat, image_name, preprocess
-from .whole_images import uncropped
+from .pictures import contact_sheet, heat, image_name, preprocess, scaled
 
 MARK_SHARE = 40  # width of a picture / half the width of a mark
 
@@ -58,7 +57,7 @@ def plot_patch_similarity(
     for number, (image, photo, cosines) in enumerate(zip(images, photos, maps, strict=True)):
         strip = [(image_name(image, number), _marked(photo, marks) if number == 0 else photo)]
         for (x, y), mark, low, high, one in zip(points, marks, lows, highs, cosines, strict=True):
-            picture = heat((one - low) / (high - low if high > low else 1)).resize(photo.size, Image.Resampling.NEAREST)
+            picture = heat(scaled(one, low, high)).resize(photo.size, Image.Resampling.NEAREST)
             picture = _marked(picture, [mark if number == 0 else most_similar(one)])
             strip.append((f"cosine with ({x:g}, {y:g})", with_scale_bar(picture, low, high, heat)))
         strips.append(strip)

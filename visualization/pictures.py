@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..utils.atomic import replaced
 from .fonts import Font, caption_font
 
 # Dark blue, violet, orange, light yellow; lightness grows steadily, so that the order survives in grayscale
@@ -43,6 +45,15 @@ def preprocess(
     return pixel_values.to(model.device), photo
 
 
+def write_values(values: np.ndarray, path: Path) -> None:
+    """Write a map (H, W) whole or not at all: an array as .npy, or the pixels of a picture with 8 or 16 bits."""
+    with replaced(path) as temporary:
+        if path.suffix == ".npy":
+            np.save(temporary, values)
+        else:
+            Image.fromarray(values).save(temporary)
+
+
 def image_name(image: object, index: int) -> str:
     """Return the caption of an image: its file name, or its index among the images."""
     return os.path.basename(os.fspath(image)) if isinstance(image, str | os.PathLike) else f"image {index}"
@@ -50,18 +61,18 @@ def image_name(image: object, index: int) -> str:
 
 def overlay(photo: Image.Image, attention: np.ndarray) -> Image.Image:
     """Blend attention (h, w) with a photo as heat: the smallest value is the darkest, the largest the lightest."""
-    smooth = Image.fromarray(_scaled(attention)).resize(photo.size, Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(scaled(attention, attention.min(), attention.max())).resize(photo.size, Image.Resampling.BICUBIC)
     return Image.blend(photo, heat(np.asarray(smooth).clip(0, 1)), HEAT_OPACITY)
 
 
 def heat_map(photo: Image.Image, attention: np.ndarray) -> Image.Image:
     """Return attention (h, w) alone as heat, patch by patch, at the size of the photo; colors are those of `overlay`."""
-    return heat(_scaled(attention)).resize(photo.size, Image.Resampling.NEAREST)
+    return heat(scaled(attention, attention.min(), attention.max())).resize(photo.size, Image.Resampling.NEAREST)
 
 
-def _scaled(attention: np.ndarray) -> np.ndarray:
-    low, high = attention.min(), attention.max()
-    return ((attention - low) / (high - low if high > low else 1)).astype(np.float32)
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return values from `low` to `high` as shares of that range, from 0 to 1, in float32."""
+    return ((values - low) / (high - low if high > low else 1)).astype(np.float32)
 
 
 def heat(values: np.ndarray) -> Image.Image:

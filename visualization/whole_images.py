@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.resizing import keep_aspect
+from ..processing.resizing import keep_aspect, uncropped
 from .pictures import preprocess
 
 MAX_PIXELS = 1_000_000  # of an image that the image processor does not resize: 150 classes of it take 600 MB
@@ -47,9 +47,3 @@ def read_whole(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor
     elif image_processor.do_resize:
         prepared, _ = preprocess(model, uncropped(image_processor, size=dict(image_processor.size)), image)
     return WholeImage(pixel_values, photo, size, prepared)
-
-
-def uncropped(image_processor: VitrailImageProcessor, *, size: dict[str, int] | None = None) -> VitrailImageProcessor:
-    """Return a copy of an image processor that resizes to `size`, or not at all, and neither crops nor pads."""
-    changes = {"do_resize": size is not None, "do_center_crop": False, "do_pad": False, "size_divisor": None}
-    return VitrailImageProcessor.from_dict(image_processor.to_dict(), **changes, **({} if size is None else {"size": size}))
