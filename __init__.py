@@ -51,8 +51,8 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .modeling.operation_counts import complexity as complexity
     from .pretraining.arguments import DINOTrainingArguments as DINOTrainingArguments
     from .pretraining.crops import MultiCropImages as MultiCropImages
+    from .pretraining.dino_trainer import DINOTrainer as DINOTrainer
     from .pretraining.job import pretrain as pretrain
-    from .pretraining.trainer import DINOTrainer as DINOTrainer
     from .processing.image_processing_vit import VitrailImageProcessor as VitrailImageProcessor
     from .processing.multi_crop import DINO_AUGMENTATION as DINO_AUGMENTATION
     from .processing.presets import make_image_processor as make_image_processor
@@ -129,7 +129,7 @@ PUBLIC_NAMES = {
     "make_compute_metrics": "evaluation.metrics",
     # pretraining
     "pretrain": "pretraining.job",
-    "DINOTrainer": "pretraining.trainer",
+    "DINOTrainer": "pretraining.dino_trainer",
     "DINOTrainingArguments": "pretraining.arguments",
     "load_training_images": "data.labeled",
     "MultiCropImages": "pretraining.crops",

@@ -27,8 +27,8 @@ from vitrail.data.labeled import load_training_images
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.arguments import DINOTrainingArguments
 from vitrail.pretraining.crops import MultiCropImages
+from vitrail.pretraining.dino_trainer import DINOTrainer, clip_each_gradient
 from vitrail.pretraining.methods.dino import DINOHead, DINOLoss
-from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient
 from vitrail.processing.multi_crop import DINO_AUGMENTATION
 
 from .extract import NUMBER, write_images

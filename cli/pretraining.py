@@ -13,6 +13,8 @@ from .evaluation import PACKAGES
 from .options import BatchSize, Data, DataOptions, NumWorkers, Overwrite, Strict
 from .output import Result, check_not_itself, check_output, load_model, warn
 
+NOT_PRINTED = ("epoch", "step", "grad_norm", "learning_rate", "teacher_momentum")  # of the last point of the curves
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -45,13 +47,22 @@ def pretrain(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Train further from a checkpoint, as `vitrail convert` takes it.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Training recipe: dino, or a .json file that changes it.")] = "dino",
+    method: Annotated[
+        str | None, typer.Option(help="Training method: dino or dinov2.", show_default="that of the recipe, else dino")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Training recipe: dino, dinov2, dinov2-short, or a .json file that changes one.",
+            show_default="that of the method",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Hold out labeled images for k-NN evaluation, or train on all images.")
     ] = True,
 ) -> Result | None:
-    """Train a model with DINO on images without labels, and write the teacher.
+    """Train a model on images without labels, by DINO or DINOv2, and write the teacher.
 
     After an interruption, the same command resumes from the last epoch. Labels, if there are any, are used for evaluation alone.
     """
@@ -68,7 +79,7 @@ def pretrain(
     original = options.original_checkpoint
     if original is not None:
         check_output(original, (".pth",))
-    chosen = find_recipe(recipe)
+    chosen = find_recipe(recipe, method=method)
     if from_ is not None:
         check_not_itself(from_, output)
         model, image_processor, report = load_model(from_)
@@ -101,10 +112,8 @@ def pretrain(
         return None
     lines = [f"{run['data']['train_images']} images, {run['epochs']} epochs, {run['updates']} updates"]
     for last in [point for point in run["curves"] if "loss" in point][-1:]:  # a recipe may log no loss
-        lines.append(
-            f"  loss {last['loss']:.3f}; entropy of targets {last['target_entropy']:.2f}, of their mean "
-            f"{last['mean_target_entropy']:.2f}; norm of the center {last['center_norm']:.2f}"
-        )
+        numbers = {name: value for name, value in last.items() if name not in NOT_PRINTED}
+        lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
     if run["knn"] is not None and run["knn"]["accuracy"] is not None:
         lines.append(f"  k-NN accuracy of the teacher (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
     files = [f"{output}: the teacher, pretraining.json and its curves", *([str(original)] if original else [])]

@@ -95,8 +95,10 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
         layer_scale_init_value (`float`, *optional*): initial value of LayerScale (arXiv 2103.17239); `None` for no LayerScale.
         layer_norm_eps (`float`, defaults to 1e-6)
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, defaults to 0.0)
-        drop_path_rate (`float`, defaults to 0.0): rate of stochastic depth (arXiv 1603.09382) in the last block; it grows linearly
-            from 0 in the first.
+        drop_path_rate (`float`, defaults to 0.0): rate of stochastic depth (arXiv 1603.09382) in the last block.
+        drop_path_schedule (`str`, defaults to `"linear"`): `"linear"`, from 0 in the first block, or `"constant"`, the same in all.
+        drop_path_mode (`str`, defaults to `"image"`): `"image"` draws for each image whether a branch is dropped; `"batch"` drops it for
+            a fixed number of the images of a batch, and does not compute it for these, as DINOv2 (arXiv 2304.07193, section 5).
         initializer_range (`float`, defaults to 0.02): standard deviation of the truncated normal that initializes weights.
 
     Output:
@@ -185,6 +187,8 @@ class ViTConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
+    drop_path_schedule: Literal["linear", "constant"] = "linear"
+    drop_path_mode: Literal["image", "batch"] = "image"
     initializer_range: float = 0.02
 
     pooling: Literal["cls", "avg", "cls+avg"] = "cls"

@@ -32,7 +32,8 @@ FORMATS = (*EXPORT_FORMATS, *GRAPH_FORMATS)
 INTERPOLATION = "position_interpolation_"
 # Fields that inference does not read: it reads the periods instead of `rope_theta`, and `use_mask_token` only with a mask
 NOT_COMPARED = (
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range", "use_mask_token"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
+    *("drop_path_schedule", "drop_path_mode", "initializer_range", "use_mask_token"),
     *("apply_layernorm", "reshape_hidden_states", "return_register_tokens"),
     *("rope_theta", "rope_shift", "rope_jitter", "rope_rescale"),
 )

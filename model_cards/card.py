@@ -38,7 +38,7 @@ from .model_folder import (
     is_model_folder,
     read_report,
 )
-from .pretraining_section import pretraining_facts
+from .pretraining_section import pretraining_facts, training_method
 from .provenance import checkpoint_link, eval_results, load_name
 from .records import DenseResults, MeasuredResults, PretrainingRecord, read_pretraining, read_results
 
@@ -65,7 +65,6 @@ OPTIONAL = (
     *("license_note", "limits", "measured", "notes", "original", "original_differences", "original_has_results", "pretraining"),
     *("published", "relatives", "sources", "training", "uses", "verification"),
 )
-DINO_PAPER = "2104.14294"  # arXiv number of the method of `vitrail pretrain`
 
 
 def official_card(checkpoint: Checkpoint) -> ModelCard:
@@ -137,8 +136,9 @@ def render_model_card(
             facts["changes"] = markdown_table(("Setting", "here", checkpoint_link(checkpoint)), changes)
         else:
             facts |= original_facts(checkpoint) | published_facts(checkpoint)
-    if pretraining and PAPERS[DINO_PAPER].bibtex not in facts["citations"]:
-        facts["citations"] = trusted(f"{facts['citations']}\n\n{PAPERS[DINO_PAPER].bibtex}")
+    method = training_method(pretraining) if pretraining else None
+    if method is not None and PAPERS[method.paper].bibtex not in facts["citations"]:
+        facts["citations"] = trusted(f"{facts['citations']}\n\n{PAPERS[method.paper].bibtex}")
     data = _metadata(
         checkpoint,
         title,
@@ -256,7 +256,7 @@ def _changes(
         here["Network of the training run"], there["Network of the training run"] = "student", "teacher"
     if results is not None and classifies:
         here["Classifier"] += ", trained as described below"
-    trained = ["trained further with DINO, see [Training](#training)"] if pretraining is not None else []
+    trained = ["trained further, see [Training](#training)"] if pretraining is not None else []
     trained += ["fine-tuned"] if results is not None and results.fine_tuning is not None else []
     if trained:
         here["Weights"], there["Weights"] = ", then ".join(trained), "as published"

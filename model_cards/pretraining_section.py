@@ -1,11 +1,32 @@
 """The section of a card about self-supervised training, from pretraining.json."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from .descriptions import Markdown, as_code
 from .records import PretrainingRecord
+
+
+@dataclass(frozen=True)
+class TrainingMethod:
+    """A method of `vitrail pretrain`: its name, the arXiv number of its paper, and whose weights a run results in."""
+
+    name: str
+    paper: str
+    result: str
+
+
+# By the first word of a record's task
+METHODS = {
+    "DINO": TrainingMethod("DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294))", "2104.14294", "teacher"),
+    "DINOv2": TrainingMethod("DINOv2's method ([Oquab et al. 2023](https://arxiv.org/abs/2304.07193))", "2304.07193", "teacher"),
+}
+
+
+def training_method(run: PretrainingRecord) -> TrainingMethod | None:
+    """Return the method of a run; None for one that this release does not know."""
+    return METHODS.get(run.task.partition(" ")[0])
 
 
 def pretraining_facts(run: PretrainingRecord, *, pictures: bool) -> dict[str, Any]:
@@ -14,7 +35,10 @@ def pretraining_facts(run: PretrainingRecord, *, pictures: bool) -> dict[str, An
     if run.model is not None:
         name = run.model.get("checkpoint") or run.model.get("hub_id") or run.model.get("name")
         start = Markdown(f"from {as_code(str(name))}") if name else "from weights of unknown origin"
+    method = training_method(run)
     return {
+        "method": run.task if method is None else Markdown(method.name),
+        "result": "model" if method is None else method.result,
         "start": start,
         "data": as_code(run.data.source),
         "train_images": f"{run.data.train_images:,}",

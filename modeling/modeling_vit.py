@@ -530,6 +530,19 @@ def drop_path(hidden_states: torch.Tensor, rate: float) -> torch.Tensor:
     return hidden_states * keep.bernoulli_(1 - rate).div_(1 - rate)
 
 
+def drop_path_rates(config: ViTConfig) -> list[float]:
+    """Return the rate of stochastic depth of each block."""
+    last = config.num_hidden_layers - 1
+    if config.drop_path_schedule == "constant":
+        return [config.drop_path_rate] * (last + 1)
+    return [config.drop_path_rate * index / max(last, 1) for index in range(last + 1)]
+
+
+def draw_kept_images(batch_size: int, rate: float, device: torch.device) -> torch.Tensor:
+    """Draw the images of a batch whose branch is computed: their indices, at least one."""
+    return torch.randperm(batch_size, device=device)[: max(int(batch_size * (1 - rate)), 1)]
+
+
 class ViTLayer(GradientCheckpointingLayer):
     """A block: attention and MLP, each a residual branch with its norm, LayerScale and stochastic depth."""
 
@@ -537,6 +550,7 @@ class ViTLayer(GradientCheckpointingLayer):
         super().__init__()
         self.pre_norm = config.norm_position == "pre"
         self.drop_path_rate = drop_path_rate
+        self.drop_path_mode = config.drop_path_mode
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ViTAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -556,19 +570,39 @@ class ViTLayer(GradientCheckpointingLayer):
         num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        branch = self.norm1(hidden_states) if self.pre_norm else hidden_states
+        kept = None if output_attentions else self._draw_kept_images(hidden_states)
+        branch = self._enter_branch(hidden_states, self.norm1, kept)
         branch, attentions = self.attention(branch, position_bias, rotation, grid, output_attentions, num_queries, **kwargs)
-        hidden_states = self._add(hidden_states[:, :num_queries], branch, self.norm1, self.layer_scale1)
-        branch = self.mlp(self.norm2(hidden_states) if self.pre_norm else hidden_states)
-        return self._add(hidden_states, branch, self.norm2, self.layer_scale2), attentions
+        hidden_states = self._add(hidden_states[:, :num_queries], branch, self.norm1, self.layer_scale1, kept)
+        kept = None if output_attentions else self._draw_kept_images(hidden_states)
+        branch = self.mlp(self._enter_branch(hidden_states, self.norm2, kept))
+        return self._add(hidden_states, branch, self.norm2, self.layer_scale2, kept), attentions
+
+    def _draw_kept_images(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Return the images whose next branch is computed; None computes it for all."""
+        if not (self.training and self.drop_path_rate and self.drop_path_mode == "batch"):
+            return None
+        return draw_kept_images(len(hidden_states), self.drop_path_rate, hidden_states.device)
+
+    def _enter_branch(self, hidden_states: torch.Tensor, norm: nn.LayerNorm, kept: torch.Tensor | None) -> torch.Tensor:
+        entering = hidden_states if kept is None else hidden_states[kept]
+        return norm(entering) if self.pre_norm else entering
 
     def _add(
-        self, hidden_states: torch.Tensor, branch: torch.Tensor, norm: nn.LayerNorm, layer_scale: nn.Parameter | None
+        self,
+        hidden_states: torch.Tensor,
+        branch: torch.Tensor,
+        norm: nn.LayerNorm,
+        layer_scale: nn.Parameter | None,
+        kept: torch.Tensor | None,
     ) -> torch.Tensor:
         if self.training:
             branch = self.dropout(branch)
         if not self.pre_norm:
             branch = norm(branch)
+        if kept is not None:
+            branch = branch if layer_scale is None else branch * layer_scale
+            return hidden_states.index_add(0, kept, branch.to(hidden_states.dtype), alpha=len(hidden_states) / len(kept))
         if self.training:
             branch = drop_path(branch, self.drop_path_rate)
         if layer_scale is None:
@@ -678,13 +712,10 @@ class ViTModel(ViTPreTrainedModel):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
-        num_layers = config.num_hidden_layers
         self.embeddings = ViTEmbeddings(config)
         shared = config.position_embedding_type in RELATIVE_POSITIONS and config.share_relative_position
         self.relative_position = RELATIVE_POSITIONS[config.position_embedding_type](config) if shared else None
-        self.layers = nn.ModuleList(
-            ViTLayer(config, drop_path_rate=config.drop_path_rate * index / max(num_layers - 1, 1)) for index in range(num_layers)
-        )
+        self.layers = nn.ModuleList(ViTLayer(config, drop_path_rate=rate) for rate in drop_path_rates(config))
         pooled_size = config.hidden_size * (2 if config.pooling == "cls+avg" else 1)
         self.rotary_position = ViTRotaryPosition(config) if config.position_embedding_type == "rotary" else None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

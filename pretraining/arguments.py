@@ -1,32 +1,85 @@
-"""The settings of a DINO run: `transformers.TrainingArguments` with the settings that DINO adds."""
+"""The settings of a run: `transformers.TrainingArguments` with the settings that the methods add."""
 
+import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
+from .methods.losses import CENTERINGS
+
 
 @dataclass
-class DINOTrainingArguments(TrainingArguments):
-    """Arguments of a `DINOTrainer`. The defaults are those of facebookresearch/dino, main_dino.py.
+class PretrainingArguments(TrainingArguments):
+    """What all methods have.
 
     Some fields of `TrainingArguments` have another meaning here. `learning_rate` is the largest one, after the warm-up, for the whole
-    batch (DINO states it for 256 images). `weight_decay` is the first value of its schedule. `max_grad_norm` limits the gradient norm of
-    each parameter separately. `lr_scheduler_type` and `warmup_steps` are ignored. With `max_steps`, an epoch of these settings is the
-    `num_train_epochs`-th part of the run.
+    batch. `weight_decay` is the first value of its schedule. `lr_scheduler_type` and `warmup_steps` are ignored. With `max_steps`, an
+    epoch of these settings is the `num_train_epochs`-th part of the run.
+
+    drop_path_rate: stochastic depth of the student.
+    final_weight_decay: last value of the weight decay, which follows a half cosine.
+    warmup_epochs: epochs in which the learning rate grows from 0.
+    min_learning_rate: last value of the learning rate.
+    """
+
+    dataloader_drop_last: bool = True
+    ddp_find_unused_parameters: bool | None = False
+    ddp_broadcast_buffers: bool | None = False  # the center is the same in all processes
+    remove_unused_columns: bool | None = False
+    logging_nan_inf_filter: bool = False  # a loss that is not finite ends the run
+
+    POSITIVE: ClassVar[tuple[str, ...]] = ("learning_rate", "num_train_epochs")  # fields above 0
+    SHARES: ClassVar[tuple[str, ...]] = ("drop_path_rate",)  # fields from 0 to 1
+
+    drop_path_rate: float = 0.0
+    final_weight_decay: float = 0.4
+    warmup_epochs: float = 10.0
+    min_learning_rate: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.POSITIVE:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
+        for name in self.SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+        if self.warmup_epochs > self.num_train_epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, longer than the run of {self.num_train_epochs} epochs: lower it, in a recipe "
+                '(.json) as {"arguments": {"warmup_epochs": …}}.'
+            )
+
+    @classmethod
+    def method_fields(cls) -> tuple[str, ...]:
+        """The arguments that change the numbers, for the record of a run."""
+        own = (known.name for known in fields(cls) if known.name not in TrainingArguments.__dataclass_fields__)
+        return ("learning_rate", "weight_decay", "max_grad_norm", *own)
+
+
+@dataclass
+class DINOTrainingArguments(PretrainingArguments):
+    """Arguments of a `DINOTrainer`. The defaults are those of facebookresearch/dino, main_dino.py.
+
+    `learning_rate` is for the whole batch; DINO states it for 256 images. `max_grad_norm` limits the gradient norm of each parameter
+    separately. See `PretrainingArguments` for the others.
 
     num_prototypes: K, the number of outputs of the head.
     head_hidden_size, head_bottleneck_size: widths of the layers of the head.
     normalize_last_layer: keep the prototypes at length 1.
-    drop_path_rate: stochastic depth of the student.
     teacher_momentum: first value of the momentum of the teacher's moving average, which ends at 1.
     warmup_teacher_temperature, teacher_temperature, warmup_teacher_temperature_epochs: the first and the last value of the teacher's
         temperature, and the epochs in between.
     student_temperature, center_momentum: see `DINOLoss`.
-    final_weight_decay: last value of the weight decay, which follows a half cosine.
-    warmup_epochs: epochs in which the learning rate grows from 0.
-    min_learning_rate: last value of the learning rate.
     freeze_last_layer_epochs: first epochs, in which the prototypes are not trained.
     """
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        *PretrainingArguments.POSITIVE,
+        *("num_prototypes", "warmup_teacher_temperature", "teacher_temperature", "student_temperature"),
+    )
+    SHARES: ClassVar[tuple[str, ...]] = (*PretrainingArguments.SHARES, "teacher_momentum", "center_momentum")
 
     # Options of main_dino.py; quotations from arXiv:2104.14294, section 3.2
     learning_rate: float = 0.0005  # --lr; "lr = 0.0005 * batchsize / 256"
@@ -34,10 +87,6 @@ class DINOTrainingArguments(TrainingArguments):
     weight_decay: float = 0.04  # --weight_decay; "The weight decay also follows a cosine schedule from 0.04 to 0.4."
     max_grad_norm: float = 3.0  # --clip_grad; utils.py, clip_gradients, which clips each parameter separately
     dataloader_drop_last: bool = True  # train_dino: DataLoader(drop_last=True)
-    ddp_find_unused_parameters: bool | None = False
-    ddp_broadcast_buffers: bool | None = False  # the center is the same in all processes
-    remove_unused_columns: bool | None = False
-    logging_nan_inf_filter: bool = False  # a loss that is not finite ends the run
 
     num_prototypes: int = 65536  # --out_dim
     head_hidden_size: int = 2048  # vision_transformer.py, DINOHead: hidden_dim; "(MLP) with hidden dimension 2048", section 3.1
@@ -56,24 +105,62 @@ class DINOTrainingArguments(TrainingArguments):
     min_learning_rate: float = 1e-6  # --min_lr
     freeze_last_layer_epochs: int = 1  # --freeze_last_layer
 
+
+@dataclass
+class DINOv2TrainingArguments(DINOTrainingArguments):
+    """Arguments of a `DINOv2Trainer`. The defaults are those of facebookresearch/dinov2, configs/ssl_default_config.yaml.
+
+    `learning_rate` is for the whole batch; DINOv2 states it for 1,024 images and scales it with the square root. `max_grad_norm` limits
+    the gradient norm of backbone, head and patch head, each as a whole. The teacher's temperature grows from update to update.
+    See `DINOTrainingArguments` for the others.
+
+    dino_loss_weight, ibot_loss_weight, koleo_loss_weight: factors of the losses.
+    gram_loss_weight: factor of the loss that anchors the similarities of patches to those of the initial backbone (DINOv3).
+    centering: of the teacher's outputs: softmax (with a running center) or sinkhorn_knopp.
+    separate_head: whether patches have a head of their own, with `num_prototypes` outputs.
+    mask_probability: share of the global crops that are masked.
+    min_mask_ratio, max_mask_ratio: bounds of the share of patches that are masked in these.
+    layer_decay: factor of the learning rate from one block to the block before it.
+    patch_embedding_lr_factor: factor of the learning rate of the patch projection.
+    high_resolution_epochs: last epochs, in which the crops are larger.
+    high_resolution_scale: by how much. Sides are rounded to a multiple of the patch.
+    """
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        *DINOTrainingArguments.POSITIVE,
+        *("layer_decay", "max_mask_ratio", "high_resolution_scale"),
+    )
+    SHARES: ClassVar[tuple[str, ...]] = (*DINOTrainingArguments.SHARES, "mask_probability", "min_mask_ratio", "max_mask_ratio")
+
+    # Fields of ssl_default_config.yaml
+    learning_rate: float = 0.004  # optim.base_lr: "learning rate for a batch size of 1024"
+    drop_path_rate: float = 0.3  # student.drop_path_rate
+    normalize_last_layer: bool = False  # layers/dino_head.py: weight_g is trained
+    teacher_momentum: float = 0.992  # teacher.momentum_teacher
+    teacher_temperature: float = 0.07  # teacher.teacher_temp
+    warmup_teacher_temperature_epochs: int = 30  # teacher.warmup_teacher_temp_epochs
+
+    dino_loss_weight: float = 1.0  # dino.loss_weight
+    ibot_loss_weight: float = 1.0  # ibot.loss_weight
+    koleo_loss_weight: float = 0.1  # dino.koleo_loss_weight
+    gram_loss_weight: float = 0.0
+    centering: str = "softmax"  # train.centering: "centering"
+    separate_head: bool = False  # ibot.separate_head
+    mask_probability: float = 0.5  # ibot.mask_sample_probability
+    min_mask_ratio: float = 0.1  # ibot.mask_ratio_min_max
+    max_mask_ratio: float = 0.5
+    layer_decay: float = 0.9  # optim.layerwise_decay
+    patch_embedding_lr_factor: float = 0.2  # optim.patch_embed_lr_mult
+    # arXiv:2304.07193, section 4: "we increase the resolution of images to 518 x 518 during a short period at the end of pretraining"
+    high_resolution_epochs: int = 0
+    high_resolution_scale: float = 518 / 224
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        temperatures = ("warmup_teacher_temperature", "teacher_temperature", "student_temperature")
-        for name in ("learning_rate", "num_train_epochs", "num_prototypes", *temperatures):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
-        for name in ("teacher_momentum", "center_momentum", "drop_path_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
-        if self.warmup_epochs > self.num_train_epochs:
-            raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}, longer than the run of {self.num_train_epochs} epochs: lower it, in a recipe "
-                '(.json) as {"arguments": {"warmup_epochs": …}}.'
-            )
-
-
-# The arguments that change the numbers, for the record of a run
-DINO_ARGUMENTS = (
-    *("learning_rate", "weight_decay", "max_grad_norm"),
-    *(known.name for known in fields(DINOTrainingArguments) if known.name not in TrainingArguments.__dataclass_fields__),
-)
+        if self.centering not in CENTERINGS:
+            raise ValueError(f"centering is {self.centering!r}; expected {' or '.join(CENTERINGS)}.")
+        if not self.min_mask_ratio <= self.max_mask_ratio:
+            raise ValueError(f"min_mask_ratio {self.min_mask_ratio} is above max_mask_ratio {self.max_mask_ratio}.")
+        for name in ("dino_loss_weight", "ibot_loss_weight", "koleo_loss_weight", "gram_loss_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number of at least 0.")

@@ -17,10 +17,11 @@ from ..evaluation.recipes import REFERENCE_BATCH
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new, replaced
+from .dino_trainer import DINOTrainer
 from .methods.dino import DINONetwork
 from .recipes import PretrainingRecipe
-from .trainer import DINOTrainer
 
+OURS = ("decays", "learning_rate_factor", "first_update")  # of a group of the optimizer
 DDP_PREFIX = "module."  # DistributedDataParallel wraps the student, not the teacher
 
 
@@ -83,7 +84,7 @@ def _optimizer_state(trainer: DINOTrainer) -> dict[str, Any]:
         for number, parameter in numbered.items():
             if parameter in optimizer.state:
                 state[number] = {name: value.cpu() for name, value in optimizer.state[parameter].items()}
-        settings = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
+        settings = {name: value for name, value in group.items() if name not in ("params", "initial_lr", *OURS)}
         groups.append(settings | {"params": list(numbered)})
     return {"state": state, "param_groups": groups}
 

@@ -1,4 +1,4 @@
-"""The multi-crop dataset: several random views of each image, drawn again in every epoch."""
+"""The multi-crop dataset: several random views of each image, and masks of the large ones, drawn again in every epoch."""
 
 import datasets
 import numpy as np
@@ -11,6 +11,7 @@ from ..errors import UnreadableImageError, VitrailError, WorkerError
 from ..processing.augmentation import rng_of
 from ..processing.image_processing_vit import PREPROCESS_ERRORS, VitrailImageProcessor
 from ..processing.multi_crop import MultiCropAugmentation, check_channels, make_crops
+from .masks import BlockMasking
 
 MAX_UNREADABLE = 100  # unreadable images in a row, before a run fails
 
@@ -20,6 +21,8 @@ logger = logging.get_logger(__name__)
 class MultiCropImages(Dataset):
     """The views of each image of a dataset: items are {"pixel_values": (2, C, S, S), "local_pixel_values": (n, C, s, s)}.
 
+    With `masking`, items have "masks", too, (2, N): true where a patch of a large view is masked.
+
     The draw for an image depends only on the seed, the epoch and the row. It is the same in any process, and when a run resumes. The next
     readable image replaces an unreadable one, unless `strict`.
 
@@ -27,6 +30,8 @@ class MultiCropImages(Dataset):
         dataset: with the column "image", as `vitrail.load_labeled_images` makes it.
         image_processor: of the model, for its channels and its normalization.
         augmentation: the views.
+        masking: the masks; None for none.
+        high_resolution: an augmentation, and the epoch from which on it replaces `augmentation`.
         strict: raise if an image cannot be read.
 
     Raises:
@@ -39,11 +44,15 @@ class MultiCropImages(Dataset):
         image_processor: VitrailImageProcessor,
         augmentation: MultiCropAugmentation,
         *,
+        masking: BlockMasking | None = None,
+        high_resolution: tuple[MultiCropAugmentation, int] | None = None,
         seed: int = 0,
         strict: bool = False,
     ) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
+        self.masking = masking
+        self.high_resolution = high_resolution
         self.seed = seed
         self.strict = strict
         check_channels(image_processor.num_channels)
@@ -73,21 +82,26 @@ class MultiCropImages(Dataset):
         tries = min(len(self), MAX_UNREADABLE)
         for candidate in range(row, row + tries):
             candidate %= len(self)
+            rng = rng_of(self.seed, int(self.epoch), row)
             try:
-                global_crops, local_crops = self._crops_of(candidate, rng_of(self.seed, int(self.epoch), row))
+                global_crops, local_crops = self._crops_of(candidate, rng)
             except UnreadableImageError as error:
                 if self.strict:
                     raise
                 self._report(candidate, error)
                 continue
-            return {"pixel_values": global_crops, "local_pixel_values": local_crops}
+            crops = {"pixel_values": global_crops, "local_pixel_values": local_crops}
+            return crops if self.masking is None else crops | {"masks": self.masking.draw(global_crops.shape, rng)}
         raise VitrailError(f"{tries} images in a row, from row {row} on, cannot be read: check that their store can be reached.")
 
     def _crops_of(self, row: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         entry = self.dataset[row]["image"]
         image = open_image(entry, name=f"of row {row}")
+        augmentation = self.augmentation
+        if self.high_resolution is not None and self.epoch >= self.high_resolution[1]:
+            augmentation = self.high_resolution[0]
         try:
-            return make_crops(image, self.augmentation, rng, mean=self.mean, std=self.std, num_channels=self.num_channels)
+            return make_crops(image, augmentation, rng, mean=self.mean, std=self.std, num_channels=self.num_channels)
         except VitrailError:  # a fault of the settings, not of this image
             raise
         except PREPROCESS_ERRORS as error:  # decoded, but with channels, values or a size that do not suit the model

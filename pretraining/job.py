@@ -1,4 +1,4 @@
-"""A whole pretraining run: images, student and teacher, checkpoints, evaluation of the teacher, and the folder of the result."""
+"""A whole pretraining run: images, student and teacher, checkpoints, evaluation, and the folder of the result."""
 
 import contextlib
 import dataclasses
@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import PartialState
 
 from ..convert.report import ConversionReport
 from ..data.labeled import TrainingImages
 from ..errors import VitrailError
-from ..evaluation.recipes import REFERENCE_BATCH
 from ..evaluation.results import PACKAGES, describe_model
 from ..hub.saving import folder_of_run, save
 from ..model_cards.records import KNNEvaluation, PretrainingRecord, RecipeSource, TrainingData
@@ -28,13 +28,18 @@ from ..utils.processes import start_processes
 from ..utils.text import public_name
 from ..utils.trainer import KeepLastCheckpoint
 from ..utils.versions import installed_versions
-from .arguments import DINO_ARGUMENTS, DINOTrainingArguments
+from .arguments import DINOv2TrainingArguments, PretrainingArguments
 from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
-from .recipes import PretrainingRecipe, find_recipe, fit_to_patches
+from .dino_trainer import DINOTrainer
+from .dinov2_trainer import DINOv2Trainer
+from .knn_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, BackboneKNN
+from .masks import BlockMasking
+from .recipes import METHODS, PretrainingRecipe, enlarged, find_recipe, fit_to_patches
 from .report import write_report
-from .teacher_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, TeacherKNN
-from .trainer import DINOTrainer
+from .trainer import PretrainingTrainer
+
+TRAINERS: dict[str, type[DINOTrainer | DINOv2Trainer]] = {"dino": DINOTrainer, "dinov2": DINOv2Trainer}
 
 NUM_LOGS = 500  # approximate number of points of a curve
 NUM_EVALUATIONS = 25  # by k-NN, if evaluate_every is None
@@ -62,7 +67,7 @@ def pretrain(
     from_scratch: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train a model with DINO on images without labels, and write the teacher as a folder.
+    """Train a model on images without labels, and write the teacher as a folder.
 
     The folder is that of `vitrail.save`, with pretraining.json and its curves. If a run is interrupted, the same call resumes it from the
     checkpoint of the last epoch in `output_dir`.run, which is removed at the end. Every process that `accelerate launch` starts calls
@@ -129,16 +134,16 @@ def pretrain(
             run_folder.begin(settings, has_results=last_checkpoint(run_folder.path) is not None)
         processes.wait_for_everyone()
         started = time.monotonic()
-        crops = MultiCropImages(images.train, image_processor, recipe.augmentation, seed=seed, strict=strict)
-        trainer = DINOTrainer(vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
+        crops = make_crops_dataset(images.train, image_processor, recipe, args, vit.config.patch_shape, strict=strict)
+        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
         trainer.show_progress("pretraining" if progress else None)
         if images.labeled is not None:
             every = evaluate_every or -(-recipe.epochs // NUM_EVALUATIONS)
-            trainer.add_callback(TeacherKNN(trainer, image_processor, images.labeled, every=every, num_workers=num_workers))
+            trainer.add_callback(BackboneKNN(trainer, image_processor, images.labeled, every=every, num_workers=num_workers))
         resumed_update = trainer.train_or_resume()
         processes.wait_for_everyone()  # before the folder of the run is removed, into which each process writes
-        if not all(parameter.isfinite().all() for parameter in trainer.teacher.parameters()):
-            raise VitrailError("The teacher's weights contain NaN or inf: lower learning_rate in the recipe.")
+        if not all(parameter.isfinite().all() for parameter in trainer.backbone.parameters()):
+            raise VitrailError("The trained weights contain NaN or inf: lower learning_rate in the recipe.")
         record = _make_record(
             trainer,
             recipe,
@@ -148,7 +153,7 @@ def pretrain(
             seconds=round(time.monotonic() - started, 1),
         )
         if processes.is_main_process:
-            save(trainer.teacher, image_processor, output_dir, report=report, overwrite=True)
+            save(trainer.backbone, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
                 save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
@@ -165,8 +170,8 @@ def training_arguments(
     seed: int,
     device_batch_size: int | None,
     num_workers: int,
-) -> DINOTrainingArguments:
-    """Return the arguments of a DINOTrainer for a recipe, which writes a checkpoint into `output_dir` after each epoch.
+) -> PretrainingArguments:
+    """Return the arguments of the Trainer of a recipe, which writes a checkpoint into `output_dir` after each epoch.
 
     Raises:
         VitrailError: the batch cannot be divided evenly among the processes.
@@ -178,11 +183,11 @@ def training_arguments(
             "total_batch_size=, or start another number of processes."
         )
     per_pass = max(number for number in range(1, min(device_batch_size or share, share) + 1) if share % number == 0)
-    return DINOTrainingArguments(
+    return METHODS[recipe.method].arguments(
         str(output_dir),
         seed=seed,
         num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate * recipe.batch_size / REFERENCE_BATCH,
+        learning_rate=recipe.scaled_learning_rate,
         per_device_train_batch_size=per_pass,
         gradient_accumulation_steps=share // per_pass,
         **{
@@ -198,8 +203,35 @@ def training_arguments(
     )
 
 
+def make_crops_dataset(
+    images: datasets.Dataset,
+    image_processor: VitrailImageProcessor,
+    recipe: PretrainingRecipe,
+    args: PretrainingArguments,
+    patch_size: tuple[int, int],
+    *,
+    strict: bool = False,
+) -> MultiCropImages:
+    """Return the views of images for a recipe, whose crops fit the patches, with the masks that its method needs."""
+    masking, high_resolution = None, None
+    if isinstance(args, DINOv2TrainingArguments):
+        masking = BlockMasking(patch_size[0], args.mask_probability, args.min_mask_ratio, args.max_mask_ratio)
+        if args.high_resolution_epochs:
+            larger = fit_to_patches(enlarged(recipe.augmentation, args.high_resolution_scale), patch_size)
+            high_resolution = larger, recipe.epochs - args.high_resolution_epochs
+    return MultiCropImages(
+        images,
+        image_processor,
+        recipe.augmentation,
+        masking=masking,
+        high_resolution=high_resolution,
+        seed=args.seed,
+        strict=strict,
+    )
+
+
 def _make_record(
-    trainer: DINOTrainer,
+    trainer: PretrainingTrainer,
     recipe: PretrainingRecipe,
     images: TrainingImages,
     *,
@@ -209,12 +241,12 @@ def _make_record(
 ) -> PretrainingRecord:
     args = trainer.args
     return PretrainingRecord(
-        task="DINO self-supervised training",
+        task=f"{METHODS[recipe.method].title} self-supervised training",
         model=model,
         recipe=RecipeSource(name=recipe.name, source=recipe.source),
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        arguments={name: getattr(args, name) for name in DINO_ARGUMENTS} | dict(recipe.arguments),
+        arguments={name: getattr(args, name) for name in args.method_fields()} | dict(recipe.arguments),
         augmentation=dataclasses.asdict(recipe.augmentation),
         precision=PRECISIONS[trainer.accelerator.mixed_precision],
         seed=args.seed,
@@ -229,7 +261,7 @@ def _make_record(
     )
 
 
-def _last_evaluation(trainer: DINOTrainer, images: TrainingImages) -> KNNEvaluation | None:
+def _last_evaluation(trainer: PretrainingTrainer, images: TrainingImages) -> KNNEvaluation | None:
     """Return the last k-NN evaluation, if there are labels. The numbers of images include unreadable images."""
     if images.labeled is None:
         return None

@@ -1,4 +1,4 @@
-"""Pretraining recipes: batch size, learning rate, and the settings that differ from `DINOTrainingArguments`."""
+"""Pretraining recipes: method, batch size, learning rate, and the settings that differ from the defaults of the method."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VitrailError
-from ..processing.multi_crop import DINO_AUGMENTATION, CropAugmentation, MultiCropAugmentation
+from ..evaluation.recipes import REFERENCE_BATCH
+from ..processing.multi_crop import DINO_AUGMENTATION, DINOV2_AUGMENTATION, CropAugmentation, MultiCropAugmentation
 from ..utils.atomic import read_json
-from .arguments import DINOTrainingArguments
+from .arguments import DINOTrainingArguments, DINOv2TrainingArguments, PretrainingArguments
 
 # Arguments that a recipe cannot set: it has fields for them, or the run sets them
 NOT_ARGUMENTS = (
@@ -25,14 +26,43 @@ NOT_ARGUMENTS = (
 
 
 @dataclass(frozen=True)
+class Method:
+    """A method of training.
+
+    title: for people.
+    arguments: class of its arguments.
+    reference_batch: the batch that a recipe's learning rate is for.
+    exponent: of the batch, by which the learning rate grows.
+    """
+
+    title: str
+    arguments: type[PretrainingArguments]
+    reference_batch: int
+    exponent: float
+
+    def scale_learning_rate(self, learning_rate: float, batch_size: int) -> float:
+        """Return a learning rate for another batch than the reference."""
+        return float(learning_rate * (batch_size / self.reference_batch) ** self.exponent)
+
+
+METHODS = {
+    # main_dino.py: args.lr * batch / 256.
+    "dino": Method("DINO", DINOTrainingArguments, REFERENCE_BATCH, 1.0),
+    # utils/config.py, apply_scaling_rules_to_cfg: "sqrt_wrt_1024"
+    "dinov2": Method("DINOv2", DINOv2TrainingArguments, 1024, 0.5),
+}
+
+
+@dataclass(frozen=True)
 class PretrainingRecipe:
     """A way to train without labels.
 
+    method: a name in METHODS.
     source: the code that the recipe repeats.
     epochs: passes over the images.
     batch_size: images per update, on all devices together.
-    learning_rate: for a batch of 256 images; it is scaled linearly to the batch size.
-    arguments: fields of `DINOTrainingArguments` that differ from the defaults.
+    learning_rate: for the reference batch of the method; see `scaled_learning_rate`.
+    arguments: fields of the arguments of the method that differ from the defaults.
     augmentation: the views of an image.
     """
 
@@ -43,6 +73,12 @@ class PretrainingRecipe:
     learning_rate: float
     arguments: Mapping[str, Any] = field(default_factory=dict)
     augmentation: MultiCropAugmentation = DINO_AUGMENTATION
+    method: str = "dino"
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """The learning rate for the batch of the recipe."""
+        return METHODS[self.method].scale_learning_rate(self.learning_rate, self.batch_size)
 
 
 RECIPES = {
@@ -57,19 +93,51 @@ RECIPES = {
             batch_size=512,  # --batch_size_per_gpu (64) on 8 GPUs; the paper: "a batch size of 1024, distributed over 16 GPUs"
             learning_rate=0.0005,  # --lr; arXiv:2104.14294, section 3.2: "lr = 0.0005 * batchsize / 256"
         ),
+        # The defaults of configs/ssl_default_config.yaml, see DINOv2TrainingArguments
+        PretrainingRecipe(
+            "dinov2",
+            source="facebookresearch/dinov2, configs/ssl_default_config.yaml",
+            epochs=100,  # optim.epochs
+            batch_size=2048,  # train.batch_size_per_gpu (64) on 32 GPUs (README, "Training")
+            learning_rate=0.004,  # optim.base_lr: "learning rate for a batch size of 1024"
+            augmentation=DINOV2_AUGMENTATION,
+            method="dinov2",
+        ),
+        # The same settings on ImageNet-1k ("this corresponds to the default config"), in passes over its images: an epoch of the original
+        # is train.OFFICIAL_EPOCH_LENGTH (1,250) updates of 2,048 images, twice as many as ImageNet-1k has
+        PretrainingRecipe(
+            "dinov2-short",
+            source="facebookresearch/dinov2, configs/train/vitl16_short.yaml",
+            epochs=200,
+            batch_size=2048,
+            learning_rate=0.004,
+            arguments={"warmup_epochs": 20.0, "warmup_teacher_temperature_epochs": 60, "freeze_last_layer_epochs": 2},
+            augmentation=DINOV2_AUGMENTATION,
+            method="dinov2",
+        ),
     )
 }
 
 
-def find_recipe(name: str) -> PretrainingRecipe:
-    """Return the recipe with a name, or the recipe in a JSON file.
+def find_recipe(name: str | None = None, *, method: str | None = None) -> PretrainingRecipe:
+    """Return the recipe with a name, or the recipe in a JSON file; without a name, the recipe that is called like the method.
 
     A file names the recipe that it changes, and the fields of `PretrainingRecipe` that differ: {"recipe": "dino", "batch_size": 64,
     "arguments": {"warmup_epochs": 1}}. "augmentation" has the fields of `MultiCropAugmentation` that differ.
 
     Raises:
-        VitrailError: there is no such recipe or file, or the file has unknown fields or unsuitable values.
+        VitrailError: there is no such recipe, method or file, the recipe has another method, or the file has unknown fields or unsuitable
+            values.
     """
+    if method is not None and method not in METHODS:
+        raise VitrailError(f'There is no method "{method}": choose {", ".join(METHODS)}.')
+    recipe = _find_recipe(name or method or "dino")
+    if method not in (None, recipe.method):
+        raise VitrailError(f"The recipe {recipe.name} is for the method {recipe.method}, not {method}: leave one of the two out.")
+    return recipe
+
+
+def _find_recipe(name: str) -> PretrainingRecipe:
     if name in RECIPES:
         return RECIPES[name]
     path = Path(name)
@@ -83,11 +151,12 @@ def find_recipe(name: str) -> PretrainingRecipe:
     base = RECIPES.get(str(changes.pop("recipe", "")))
     if base is None:
         raise VitrailError(f'{path} does not name the recipe that it changes: add "recipe": "{next(iter(RECIPES))}".')
-    _check_names(path, changes, _field_names(PretrainingRecipe, excluded=("name", "source")))
+    _check_names(path, changes, _field_names(PretrainingRecipe, excluded=("name", "source", "method")))
     _check_values(path, changes)
     arguments = changes.get("arguments", {})
-    _check_names(path, arguments, _field_names(DINOTrainingArguments, excluded=NOT_ARGUMENTS))
-    _check_numbers(path, arguments)
+    kind = METHODS[base.method].arguments
+    _check_names(path, arguments, _field_names(kind, excluded=NOT_ARGUMENTS))
+    _check_numbers(path, kind, arguments)
     augmentation = _changed(path, base.augmentation, changes.get("augmentation", {}))
     changes |= {"arguments": {**base.arguments, **arguments}, "augmentation": augmentation}
     return replace(base, **changes, name=path.stem, source=f"{base.source}, changed by {path.name}")
@@ -133,9 +202,9 @@ def _check_values(path: Path, changes: Mapping[str, Any]) -> None:
             raise VitrailError(f"{path} has {name}: {value!r}; expected {expected}.")
 
 
-def _check_numbers(path: Path, arguments: Mapping[str, Any]) -> None:
+def _check_numbers(path: Path, kind: type[PretrainingArguments], arguments: Mapping[str, Any]) -> None:
     """Check the arguments that must be numbers; transformers checks the others."""
-    for known in fields(DINOTrainingArguments):
+    for known in fields(kind):
         value = arguments.get(known.name, known.default)
         if _is_number(known.default) and not _is_number(value):
             raise VitrailError(f"{path} has {known.name}: {value!r}; expected a number such as {known.default}.")
@@ -143,6 +212,13 @@ def _check_numbers(path: Path, arguments: Mapping[str, Any]) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def enlarged(augmentation: MultiCropAugmentation, factor: float) -> MultiCropAugmentation:
+    """Return the augmentation with larger crops."""
+    first, second = (replace(crop, size=round(crop.size * factor)) for crop in augmentation.global_crops)
+    local = replace(augmentation.local_crop, size=round(augmentation.local_crop.size * factor))
+    return replace(augmentation, global_crops=(first, second), local_crop=local)
 
 
 def fit_to_patches(augmentation: MultiCropAugmentation, patch_size: tuple[int, int]) -> MultiCropAugmentation:

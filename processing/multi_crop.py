@@ -6,7 +6,7 @@ all random numbers of a view, and `make_crop` makes the view from them.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -144,6 +144,16 @@ DINO_AUGMENTATION = MultiCropAugmentation(
         CropAugmentation(size=224, scale=(0.4, 1.0), blur_probability=0.1, solarize_probability=0.2),
     ),
     local_crop=CropAugmentation(size=96, scale=(0.05, 0.4), blur_probability=0.5),
+)
+
+# facebookresearch/dinov2, data/augmentations.py: the same but for the scales (configs/ssl_default_config.yaml, crops)
+DINOV2_AUGMENTATION = replace(
+    DINO_AUGMENTATION,
+    global_crops=(
+        replace(DINO_AUGMENTATION.global_crops[0], scale=(0.32, 1.0)),
+        replace(DINO_AUGMENTATION.global_crops[1], scale=(0.32, 1.0)),
+    ),
+    local_crop=replace(DINO_AUGMENTATION.local_crop, scale=(0.05, 0.32)),
 )
 
 

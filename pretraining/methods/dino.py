@@ -7,15 +7,14 @@ D pooled size, K prototypes.
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 
 from ...modeling.modeling_vit import ViTModel
-from ...utils.compat import CHECKPOINTING
+from .losses import CenteredLoss, cross_entropies
+from .student_teacher import SelfDistillation, copy_backbone
 
 NUM_GLOBAL_CROPS = 2  # which the teacher sees: "The 2 global views", section 3.1
 
@@ -114,28 +113,8 @@ class CollapseDiagnostics:
     center_norm: torch.Tensor
 
 
-class DINOLoss(nn.Module):
-    """Cross entropy between the teacher's centered and sharpened outputs and the student's, for every pair of two different views.
-
-    The center is a running mean of the teacher's outputs. `forward` in training mode sums these, and `update_center` ends an update. The
-    targets of an update therefore do not depend on how it is divided among processes and accumulation steps.
-
-    Args:
-        num_prototypes: K, width of the head.
-        student_temperature: of the student's softmax.
-        center_momentum: share of the center that an update keeps.
-    """
-
-    center: torch.Tensor
-
-    def __init__(self, num_prototypes: int, *, student_temperature: float = 0.1, center_momentum: float = 0.9) -> None:
-        super().__init__()
-        self.student_temperature = student_temperature
-        self.center_momentum = center_momentum
-        self.register_buffer("center", torch.zeros(1, num_prototypes))
-        # Sum of the teacher's outputs since the last update of the center, and in the last place their number. Not a buffer:
-        # DistributedDataParallel would overwrite it with the sum of the first process
-        self.gathered: torch.Tensor | None = None
+class DINOLoss(CenteredLoss):
+    """Cross entropy between the teacher's targets and the student's outputs, for every pair of two different views."""
 
     def forward(
         self, student_outputs: torch.Tensor, teacher_outputs: torch.Tensor, *, teacher_temperature: float
@@ -146,26 +125,13 @@ class DINOLoss(nn.Module):
             student_outputs: (V * B, K), view after view, the global views first.
             teacher_outputs: (2 * B, K) of the two global views. No gradient flows into them.
         """
-        teacher_outputs = teacher_outputs.detach().float()
-        targets = F.softmax((teacher_outputs - self.center) / teacher_temperature, dim=-1).chunk(NUM_GLOBAL_CROPS)  # 2 of (B, K)
-        num_views = NUM_GLOBAL_CROPS * len(student_outputs) // len(teacher_outputs)
-        log_probabilities = F.log_softmax(student_outputs.float() / self.student_temperature, dim=-1).chunk(
-            num_views
-        )  # V of (B, K)
-        losses = [
-            -(target * log_probability).sum(dim=-1).mean()
-            for target_view, target in enumerate(targets)
-            for view, log_probability in enumerate(log_probabilities)
-            if view != target_view
-        ]
-        if self.training:
-            self._gather(teacher_outputs)
-        return torch.stack(losses).mean(), self._diagnostics(torch.cat(targets))
-
-    @torch.no_grad()
-    def _gather(self, teacher_outputs: torch.Tensor) -> None:
-        summed = torch.cat((teacher_outputs.sum(dim=0), teacher_outputs.new_tensor([len(teacher_outputs)])))
-        self.gathered = summed if self.gathered is None else self.gathered + summed
+        batch_size = len(teacher_outputs) // NUM_GLOBAL_CROPS
+        targets = self.targets(teacher_outputs, teacher_temperature)
+        pairs = cross_entropies(
+            student_outputs.unflatten(0, (-1, batch_size)), targets.unflatten(0, (-1, batch_size)), self.student_temperature
+        )  # (2, V)
+        equal_views = pairs.diagonal()
+        return (pairs.sum() - equal_views.sum()) / (pairs.numel() - len(equal_views)), self._diagnostics(targets)
 
     @torch.no_grad()
     def _diagnostics(self, targets: torch.Tensor) -> CollapseDiagnostics:
@@ -175,21 +141,9 @@ class DINOLoss(nn.Module):
             center_norm=self.center.norm(),
         )
 
-    @torch.no_grad()
-    def update_center(self) -> None:
-        """Move the center towards the mean of the outputs of all processes. Each process must call this."""
-        assert self.gathered is not None, "update_center follows a forward pass in training mode"
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.gathered)
-        mean = self.gathered[:-1] / self.gathered[-1]
-        self.center.lerp_(mean[None], 1 - self.center_momentum)
-        self.gathered = None
 
-
-class DINOModel(nn.Module):
-    """Student, teacher and loss: `forward` returns the loss of a batch, as transformers' Trainer expects of a model.
-
-    The teacher receives no gradient: `update_teacher` moves it towards the student. It stays in evaluation mode.
+class DINOModel(SelfDistillation):
+    """Student, teacher and loss.
 
     Args:
         backbone: initial backbone of both.
@@ -202,7 +156,6 @@ class DINOModel(nn.Module):
     student: DINONetwork
     teacher: DINONetwork
     loss: DINOLoss
-    accepts_loss_kwargs = False  # the Trainer then divides the loss, a mean, by the number of accumulation steps
 
     def __init__(
         self,
@@ -213,24 +166,12 @@ class DINOModel(nn.Module):
         teacher_temperature: float = 0.04,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.student = DINONetwork(_copy(backbone, drop_path_rate), head)
-        self.teacher = DINONetwork(_copy(backbone, 0.0), copy.deepcopy(head))
-        self.teacher.requires_grad_(False).eval()
+        student = DINONetwork(copy_backbone(backbone, drop_path_rate=drop_path_rate), head)
+        super().__init__(student, DINONetwork(copy_backbone(backbone), copy.deepcopy(head)))
+        if student.backbone.embeddings.mask_token is not None:  # which no image would train
+            student.backbone.embeddings.mask_token.requires_grad_(False)
         self.loss = loss
         self.teacher_temperature = teacher_temperature
-
-    def train(self, mode: bool = True) -> "DINOModel":
-        """Set the mode of the student. The teacher stays in evaluation mode, without dropout and stochastic depth."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Enable activation checkpointing in the student's backbone; transformers' Trainer calls it."""
-        getattr(self.student.backbone, f"{CHECKPOINTING}_enable")(**kwargs)
-
-    gradient_checkpointing_enable = activation_checkpointing_enable  # the name before transformers 5.23
 
     def forward(self, pixel_values: torch.Tensor, local_pixel_values: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Return the loss of a batch.
@@ -245,11 +186,7 @@ class DINOModel(nn.Module):
         Raises:
             ValueError: there are not two global crops.
         """
-        if pixel_values.ndim != 5 or pixel_values.shape[1] != NUM_GLOBAL_CROPS:
-            raise ValueError(
-                f"pixel_values has the shape {tuple(pixel_values.shape)}; expected two global crops per image, (batch, 2, channels, "
-                "height, width). vitrail.MultiCropImages makes them."
-            )
+        check_global_crops(pixel_values)
         batches = [pixel_values, *([local_pixel_values] if local_pixel_values is not None and local_pixel_values.shape[1] else [])]
         crops = [views.transpose(0, 1).flatten(0, 1) for views in batches]  # crop after crop, each (B, C, side, side)
         with torch.no_grad():
@@ -257,18 +194,11 @@ class DINOModel(nn.Module):
         loss, diagnostics = self.loss(self.student(*crops), teacher_outputs, teacher_temperature=self.teacher_temperature)
         return {"loss": loss, **vars(diagnostics)}
 
-    @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """Set every parameter of the teacher to momentum * itself + (1 - momentum) * the student's."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
-
-def _copy(backbone: ViTModel, drop_path_rate: float) -> ViTModel:
-    """Return a copy in float32 with another stochastic depth. A mask token, which no image would train, is frozen."""
-    config = copy.deepcopy(backbone.config)
-    config.drop_path_rate, config.dtype = drop_path_rate, torch.float32
-    model = ViTModel(config)
-    model.load_state_dict(backbone.state_dict())
-    if model.embeddings.mask_token is not None:
-        model.embeddings.mask_token.requires_grad_(False)
-    return model
+def check_global_crops(pixel_values: torch.Tensor) -> None:
+    """Raise ValueError unless there are two global crops of each image, (B, 2, C, S, S)."""
+    if pixel_values.ndim != 5 or pixel_values.shape[1] != NUM_GLOBAL_CROPS:
+        raise ValueError(
+            f"pixel_values has the shape {tuple(pixel_values.shape)}; expected two global crops per image, (batch, 2, channels, "
+            "height, width). vitrail.MultiCropImages makes them."
+        )

@@ -60,7 +60,7 @@ def test_digits_from_scratch(files, capsys):
     assert f"k-NN accuracy of the teacher (k = 20): {run['knn']['accuracy']:.1%}" in captured.out
     assert run["knn"]["accuracy"] > 0.15  # of ten classes
     last = [point for point in run["curves"] if "loss" in point][-1]
-    assert f"loss {last['loss']:.3f}; entropy of targets {last['target_entropy']:.2f}" in captured.out
+    assert f"loss {last['loss']:.3f}, target entropy {last['target_entropy']:.3f}" in captured.out
     assert f"written to {files / 'model'}: the teacher, pretraining.json and its curves; {original}" in captured.out
     assert (run["seed"], run["batch_size"], run["model"], run["recipe"]["name"]) == (3, 150, None, "recipe")
     assert run["data"]["source"] == "digits"
@@ -76,7 +76,7 @@ def test_digits_from_scratch(files, capsys):
     torch.testing.assert_close(outputs[0], outputs[2])
     assert AutoImageProcessor.from_pretrained(files / "model").to_dict() == image_processor.to_dict()
     card = (files / "model" / "README.md").read_text()
-    assert "without labels with DINO" in card
+    assert "without labels by DINO" in card
     with Image.open(files / "model" / "pretraining.png") as picture:
         picture.load()
     assert {path.name for path in files.iterdir()} == {

@@ -128,6 +128,8 @@ EVERY_FIELD_CHANGED = {
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.2,
     "drop_path_rate": 0.3,
+    "drop_path_schedule": "constant",
+    "drop_path_mode": "batch",
     "initializer_range": 0.01,
     "pooling": "avg",
     "norm_before_pooling": False,

@@ -12,7 +12,7 @@ from vitrail.convert.families.plain_vit import VIT_RULES
 from vitrail.convert.families.rules import convert_tensors
 from vitrail.modeling.modeling_vit import ViTModel
 from vitrail.pretraining.arguments import DINOTrainingArguments
-from vitrail.pretraining.trainer import DINOTrainer, make_dino_model
+from vitrail.pretraining.dino_trainer import DINOTrainer, make_dino_model
 
 CASE = json.loads((deterministic.GOLDEN / "training_dino.json").read_text(encoding="utf-8"))
 SETTINGS = CASE["parameters"]

@@ -254,7 +254,7 @@ def test_what_a_training_left_is_pushed_and_goes_with_its_weights(hub_server, fo
     files = hub_server.repositories["user/name"].files()
     assert files.keys() == FILES | records
     assert all(files[name] == (folder / name).read_bytes() for name in records)
-    assert b"without labels with DINO" in files["README.md"]
+    assert b"without labels by DINO" in files["README.md"]
     assert b"](pretraining.png)" in files["README.md"]
 
     vitrail.save(*small(vitrail.ViTModel, seed=1), folder, overwrite=True)
@@ -281,7 +281,7 @@ def test_an_export_describes_the_training_in_words(hub_server, folder, to):
     vitrail.push(folder, "user/name", to=to)
     files = hub_server.repositories["user/name"].files()
     assert not {"pretraining.json", "pretraining.png"} & files.keys()
-    assert b"without labels with DINO" in files["README.md"]
+    assert b"without labels by DINO" in files["README.md"]
     assert b"pretraining.png" not in files["README.md"]
 
 
@@ -291,7 +291,7 @@ def test_a_training_of_other_weights_is_left_out(hub_server, folder):
     vitrail.push(folder, "user/name")
     files = hub_server.repositories["user/name"].files()
     assert files.keys() == FILES
-    assert b"without labels with DINO" not in files["README.md"]
+    assert b"without labels by DINO" not in files["README.md"]
 
 
 def test_a_sharded_branch_becomes_one_file(hub_server, folder):

@@ -643,7 +643,7 @@ def test_training_from_scratch_is_reported():
     card = trained()
     text = section(card, "Training")
     assert text.startswith(
-        "Vitrail trained it without labels with DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), from scratch, on the 12,345 "
+        "Vitrail trained it without labels by DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), from scratch, on the 12,345 "
         "images of"
     )
     assert "3 epochs with a batch size of 512, 1,234 updates, in 1:02:03 with one process, in bfloat16" in text
@@ -674,7 +674,7 @@ def test_the_time_of_a_resumed_run_and_its_processes():
 
 def test_an_export_has_no_curves_next_to_it():
     text = section(trained(format="transformers"), "Training")
-    assert "without labels with DINO" in text
+    assert "without labels by DINO" in text
     assert "pretraining.png" not in text
     assert "pretraining.json" not in text
 
@@ -689,12 +689,12 @@ def test_training_that_goes_on_from_a_published_checkpoint_is_a_change():
     card = converted("dino-vits16", pretraining=make_run(model=MODEL))
     assert card.text.count("caron2021emerging") == 1
     table = rows(section(card, "Model description"))
-    assert table["Weights"] == ["trained further with DINO, see [Training](#training)", "as published"]
+    assert table["Weights"] == ["trained further, see [Training](#training)", "as published"]
     assert set(table) == {"Setting", "---", "Weights"}
     assert "model-index" not in card.data.to_dict()  # whose numbers are of the published weights
     assert section(card, "Published results").startswith("None")
     text = section(card, "Training")
-    assert "with DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), from `dino-vits16`, on" in text
+    assert "by DINO ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)), from `dino-vits16`, on" in text
     before = section(converted("dino-vits16"), "Training").strip()
     assert before not in ("", "*Not stated.*")
     assert f"\n\nBefore that: {before}" in text
@@ -813,7 +813,7 @@ def test_training_is_reported_of_the_weights_that_it_made(tmp_path):
     vitrail.save(model, PROCESSOR, tmp_path / "model")
     run = make_run() | {"weights_sha256": hash_weights(tmp_path / "model")}
     (tmp_path / "model" / "pretraining.json").write_text(json.dumps(run))
-    assert "without labels with DINO" in folder_card(tmp_path / "model").text
+    assert "without labels by DINO" in folder_card(tmp_path / "model").text
     with torch.no_grad():
         model.layernorm.bias += 1
     model.save_pretrained(tmp_path / "model")

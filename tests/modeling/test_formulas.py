@@ -16,7 +16,8 @@ from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 def test_the_list_covers_every_field_and_every_choice():
     elsewhere = {"apply_layernorm", "reshape_hidden_states", "return_register_tokens"}  # test_backbone_*, test_frameworks
     elsewhere |= {"initializer_range"}  # test_fresh_weights
-    elsewhere |= {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"}  # test_dropout_*, test_drop_path_*
+    elsewhere |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}  # test_dropout_*
+    elsewhere |= {"drop_path_rate", "drop_path_schedule", "drop_path_mode"}  # test_drop_path_*
     elsewhere |= {"rope_theta", "rope_shift", "rope_jitter", "rope_rescale"}  # test_positions
     for field in dataclasses.fields(ViTConfig):
         if field.name.startswith(("dense_", "depth_", "segmentation_", "semantic_")):  # test_dense

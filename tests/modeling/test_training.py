@@ -174,6 +174,36 @@ def test_drop_path_rates_grow_linearly():
     assert len(ViTModel(make_config("absolute", num_hidden_layers=1, drop_path_rate=0.4)).layers) == 1
 
 
+def test_drop_path_schedule_may_be_constant():
+    model = ViTModel(make_config("absolute", num_hidden_layers=3, drop_path_rate=0.4, drop_path_schedule="constant"))
+    assert [layer.drop_path_rate for layer in model.layers] == [0.4, 0.4, 0.4]
+
+
+@pytest.mark.parametrize("name", ["absolute", "residual_post", "registers"])
+@torch.no_grad()
+def test_drop_path_of_a_batch_leaves_out_a_fixed_number_of_images(name):
+    """DINOv2's block.py: int(B * (1 - rate)) images get B / that number times their branch, and the others nothing."""
+    config = make_config(name, drop_path_mode="batch")
+    layer = randomize(ViTLayer(config, drop_path_rate=0.3)).train()
+    whole = copy.deepcopy(layer).eval()
+    tokens, grid = torch.randn(5, config.num_prefix_tokens + 4, config.hidden_size), (2, 2)
+    norms, scales = (whole.norm1, whole.norm2), (whole.layer_scale1, whole.layer_scale2)
+    expected = tokens.clone()
+    torch.manual_seed(3)
+    for branch, norm, scale in zip(
+        (lambda x: whole.attention(x, None, None, grid, False)[0], whole.mlp), norms, scales, strict=True
+    ):
+        residual = branch(norm(expected)) if whole.pre_norm else norm(branch(expected))
+        kept = torch.zeros(5, 1, 1)
+        kept[torch.randperm(5)[:3]] = 5 / 3
+        expected = expected + kept * residual * (1 if scale is None else scale)
+    torch.manual_seed(3)
+    output, _ = layer(tokens, None, None, grid, False)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    _, weights = layer(tokens, None, None, grid, True)
+    assert len(weights) == 5  # where weights are asked for, all branches are computed
+
+
 def test_drop_path_is_the_identity_in_evaluation():
     tokens = torch.randn(4, 5, 6)
     assert drop_path(tokens, 0.0) is tokens

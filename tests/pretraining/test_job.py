@@ -102,7 +102,7 @@ def test_what_lies_in_the_folder(prepared, whole):
     assert model.config.drop_path_rate == 0
     assert image_processor.crop_size["height"] == 16
     card = (folder / "README.md").read_text()
-    assert "Vitrail trained it without labels with DINO" in card
+    assert "Vitrail trained it without labels by DINO" in card
     assert "27 images of `images`: 3 epochs with a batch size of 8, 9 updates" in card
 
 

@@ -21,7 +21,7 @@ from golden_training import (
     golden_trainer,
 )
 from vitrail.errors import VitrailError
-from vitrail.pretraining.trainer import DINOTrainer, clip_each_gradient, make_dino_model
+from vitrail.pretraining.dino_trainer import DINOTrainer, clip_each_gradient, make_dino_model
 from vitrail.utils.compat import CHECKPOINTING
 
 TOLERANCE = 1e-4

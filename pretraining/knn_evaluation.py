@@ -1,4 +1,4 @@
-"""Evaluation of the teacher during training: weighted k-NN on labeled images, as in DINO's evaluation."""
+"""Evaluation of the backbone during training: weighted k-NN on labeled images, as in DINO's evaluation."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..runtime.compiled import DEFAULT_RUNTIME, CompiledModel
 from ..runtime.workers import InferenceWorkers
-from .trainer import DINOTrainer
+from .trainer import PretrainingTrainer
 
 NUM_NEIGHBORS = 20  # DINO's best for most models: arXiv:2104.14294, section 4.1
 MAX_IMAGES = 10_000  # of each split, evenly spread, so that an evaluation takes little time
@@ -30,20 +30,20 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class TeacherKNN(TrainerCallback):
-    """Logs the k-NN accuracy of the teacher's features as "eval_knn_accuracy" at the end of epochs.
+class BackboneKNN(TrainerCallback):
+    """Logs the k-NN accuracy of the features of `trainer.backbone` as "eval_knn_accuracy" at the end of epochs.
 
     If an evaluation takes longer than `ddp_timeout` (`TrainingArguments`), the other processes, which wait for it, fail.
 
     Args:
-        trainer: with the teacher.
+        trainer: of the run.
         image_processor: of the model.
         images: train and validation split. The neighbors are searched in the train split.
         every: epochs between two evaluations. The last epoch is always evaluated.
         batch_size, num_workers: see `vitrail.extract`.
     """
 
-    trainer: DINOTrainer
+    trainer: PretrainingTrainer
     image_processor: VitrailImageProcessor
     images: LabeledImages
     every: int = 1
@@ -81,7 +81,7 @@ class TeacherKNN(TrainerCallback):
         """Return the pooled vectors of images, (N, D), and their labels, (N,), without those of unreadable images."""
         number = min(len(images), MAX_IMAGES)
         images = images.select([index * len(images) // number for index in range(number)])
-        teacher: ViTModel = self.trainer.teacher.eval()
+        teacher: ViTModel = self.trainer.backbone.eval()
         workers = InferenceWorkers(teacher.device)
         compiled = CompiledModel(
             feature_outputs(teacher, [FeatureType("pooled")]),

@@ -1,0 +1,62 @@
+"""What all methods share: a student that is trained, and a teacher that receives no gradient."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...modeling.modeling_vit import ViTModel
+from ...utils.compat import CHECKPOINTING
+
+
+class StudentTeacher(nn.Module):
+    """A student and its teacher: `forward` returns {"loss": …} and numbers for the log, as transformers' Trainer expects of a model.
+
+    The student has an attribute `backbone`. The teacher stays in evaluation mode, without dropout and stochastic depth.
+    """
+
+    accepts_loss_kwargs = False  # the Trainer then divides the loss, a mean, by the number of accumulation steps
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.teacher.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "StudentTeacher":
+        """Set the mode of the student."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Enable activation checkpointing in the student's backbone; transformers' Trainer calls it."""
+        getattr(self.student.backbone, f"{CHECKPOINTING}_enable")(**kwargs)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # the name before transformers 5.23
+
+
+class SelfDistillation(StudentTeacher):
+    """A teacher that is the moving average of its student."""
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Set every parameter of the teacher to momentum * itself + (1 - momentum) * the student's."""
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+
+
+def copy_backbone(backbone: ViTModel, **changes: Any) -> ViTModel:
+    """Return a copy in float32 whose config has other values, such as `drop_path_rate`.
+
+    A mask token that the backbone lacks (`use_mask_token=True`) is zero, as in a new model.
+    """
+    config = copy.deepcopy(backbone.config)
+    for name, value in {"drop_path_rate": 0.0, "dtype": torch.float32, **changes}.items():
+        setattr(config, name, value)
+    model = ViTModel(config)
+    state = {**backbone.state_dict()}
+    if model.embeddings.mask_token is not None:
+        state.setdefault("embeddings.mask_token", torch.zeros_like(model.embeddings.mask_token))
+    model.load_state_dict(state)
+    return model
