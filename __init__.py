@@ -50,8 +50,10 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .modeling.modeling_vit_dense import ViTForSemanticSegmentation as ViTForSemanticSegmentation
     from .modeling.operation_counts import complexity as complexity
     from .pretraining.arguments import DINOTrainingArguments as DINOTrainingArguments
+    from .pretraining.arguments import DistillationTrainingArguments as DistillationTrainingArguments
     from .pretraining.crops import MultiCropImages as MultiCropImages
     from .pretraining.dino_trainer import DINOTrainer as DINOTrainer
+    from .pretraining.distillation_trainer import DistillationTrainer as DistillationTrainer
     from .pretraining.job import pretrain as pretrain
     from .processing.image_processing_vit import VitrailImageProcessor as VitrailImageProcessor
     from .processing.multi_crop import DINO_AUGMENTATION as DINO_AUGMENTATION
@@ -131,6 +133,8 @@ PUBLIC_NAMES = {
     "pretrain": "pretraining.job",
     "DINOTrainer": "pretraining.dino_trainer",
     "DINOTrainingArguments": "pretraining.arguments",
+    "DistillationTrainer": "pretraining.distillation_trainer",
+    "DistillationTrainingArguments": "pretraining.arguments",
     "load_training_images": "data.labeled",
     "MultiCropImages": "pretraining.crops",
     "DINO_AUGMENTATION": "processing.multi_crop",

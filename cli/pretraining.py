@@ -38,7 +38,7 @@ class TrainingOptions:
 
 def pretrain(
     data: Data,
-    output: Annotated[Path, typer.Option(help="Folder to write: the teacher, pretraining.json and its curves.")],
+    output: Annotated[Path, typer.Option(help="Folder to write: the trained model, pretraining.json and its curves.")],
     data_options: DataOptions,
     options: TrainingOptions,
     arch: Annotated[
@@ -48,21 +48,25 @@ def pretrain(
         str | None, typer.Option("--from", metavar="MODEL", help="Train further from a checkpoint, as `vitrail convert` takes it.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Training method: dino or dinov2.", show_default="that of the recipe, else dino")
+        str | None, typer.Option(help="Training method: dino, dinov2 or distill.", show_default="that of the recipe, else dino")
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Training recipe: dino, dinov2, dinov2-short, or a .json file that changes one.",
+            help="Training recipe: dino, dinov2, dinov2-short, distill, or a .json file that changes one.",
             show_default="that of the method",
         ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Frozen model that the method distill learns from, as `vitrail convert` takes it."),
     ] = None,
     overwrite: Overwrite = False,
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Hold out labeled images for k-NN evaluation, or train on all images.")
     ] = True,
 ) -> Result | None:
-    """Train a model on images without labels, by DINO or DINOv2, and write the teacher.
+    """Train a model on images without labels, by DINO, DINOv2 or distillation, and write the result.
 
     After an interruption, the same command resumes from the last epoch. Labels, if there are any, are used for evaluation alone.
     """
@@ -72,7 +76,7 @@ def pretrain(
     from ..data.labeled import load_training_images
     from ..pretraining import job
     from ..pretraining.architectures import new_model
-    from ..pretraining.recipes import find_recipe
+    from ..pretraining.recipes import METHODS, find_recipe
     from ..utils.processes import start_processes
 
     folder_of_run(output, overwrite=overwrite)
@@ -80,6 +84,7 @@ def pretrain(
     if original is not None:
         check_output(original, (".pth",))
     chosen = find_recipe(recipe, method=method)
+    chosen.check_teacher(teacher is not None)
     if from_ is not None:
         check_not_itself(from_, output)
         model, image_processor, report = load_model(from_)
@@ -88,6 +93,8 @@ def pretrain(
         size = chosen.augmentation.global_crops[0].size
         model, image_processor = new_model(arch, image_size=size, seed=data_options.seed)
         report = None
+    if teacher is not None:
+        check_not_itself(teacher, output)
     images = load_training_images(data, labels=labels, **data_options.arguments())
     warn(*images.warnings)
     run = job.pretrain(
@@ -96,6 +103,7 @@ def pretrain(
         images,
         output_dir=output,
         recipe=chosen,
+        teacher=None if teacher is None else load_model(teacher),
         epochs=options.epochs,
         total_batch_size=options.total_batch_size,
         seed=data_options.seed,
@@ -114,7 +122,8 @@ def pretrain(
     for last in [point for point in run["curves"] if "loss" in point][-1:]:  # a recipe may log no loss
         numbers = {name: value for name, value in last.items() if name not in NOT_PRINTED}
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
+    result = METHODS[chosen.method].result
     if run["knn"] is not None and run["knn"]["accuracy"] is not None:
-        lines.append(f"  k-NN accuracy of the teacher (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
-    files = [f"{output}: the teacher, pretraining.json and its curves", *([str(original)] if original else [])]
+        lines.append(f"  k-NN accuracy of the {result} (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
+    files = [f"{output}: the {result}, pretraining.json and its curves", *([str(original)] if original else [])]
     return Result(run, [*lines, f"  written to {'; '.join(files)}"])
