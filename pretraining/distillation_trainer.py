@@ -26,7 +26,8 @@ class DistillationTrainer(PretrainingTrainer):
     Args:
         model: the initial backbone of the student, which stays unchanged; or a DistillationModel.
         args: how to train.
-        teacher: the teacher with its image processor, as `vitrail.load` returns them. The model itself is used, and frozen.
+        teacher: the teacher with its image processor, as `vitrail.load` returns them. The model itself is used: in float32,
+            frozen, and on the device of the run.
         image_processor: by which the crops are normalized; they are normalized again for the teacher.
         train_dataset: of {"pixel_values": (2, C, S, S), "local_pixel_values": (n, C, s, s)}, the crops of an image, as
             `vitrail.MultiCropImages` makes them.

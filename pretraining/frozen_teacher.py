@@ -20,8 +20,8 @@ class FrozenTeacher(NamedTuple):
 
     @property
     def vit(self) -> ViTModel:
-        """The encoder."""
-        vit: ViTModel = self.model.base_model
+        """The encoder, which this converts to float32: a published file may hold float16."""
+        vit: ViTModel = self.model.base_model.float()
         return vit
 
     def settings(self) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class DistillationModel(StudentTeacher):
 
     Args:
         student: initial backbone of the student, which is copied.
-        teacher: the teacher, in any floating-point dtype. It is frozen, not copied.
+        teacher: the teacher, in float32. It is frozen, not copied.
         distance: between projected features and the teacher's: "mse" or "cosine".
         num_layers: pairs of blocks at the same share of the depth, whose features are compared; the last blocks are the last pair.
         image_loss_weight, patch_loss_weight: factors of the two parts of the loss.
@@ -148,8 +148,7 @@ class DistillationModel(StudentTeacher):
     def _losses(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the loss of image features and of patch features, (2,), of crops (B, C, S, S)."""
         with torch.no_grad():
-            renormalized = pixel_values * self.scale + self.shift
-            targets = layer_features(self.teacher, renormalized.to(self.teacher.dtype), self.num_layers)
+            targets = layer_features(self.teacher, pixel_values * self.scale + self.shift, self.num_layers)
         losses = [
             torch.stack(
                 (
