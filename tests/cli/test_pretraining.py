@@ -128,7 +128,8 @@ def test_distillation(files, capsys):
     teacher = vitrail.ViTModel(vitrail.ViTConfig(**CONFIG | {"hidden_size": 48, "patch_size": 8})).half()
     vitrail.save(teacher, vitrail.make_image_processor("google", image_size=8), files / "teacher")
     changes = {"recipe": "distill", "arguments": {"warmup_epochs": 0, "distance": "cosine"}}
-    (files / "short.json").write_text(json.dumps(RECIPE | changes | {"epochs": 1, "batch_size": 6}))
+    crops = {"augmentation": {"global_crops": [CROP, CROP]}}
+    (files / "short.json").write_text(json.dumps(changes | crops | {"epochs": 1, "batch_size": 6}))
     command = words(files, data=files / "pictures", recipe="short")
     assert "The method distill learns from a frozen model, and none is given: name it with --teacher." in error_of(capsys, *command)
     assert end_of(*command, "--teacher", files / "teacher", "--method", "distill") == 0
