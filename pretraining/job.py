@@ -55,6 +55,7 @@ def pretrain(
     output_dir: str | os.PathLike,
     recipe: str | PretrainingRecipe = "dino",
     epochs: int | None = None,
+    high_resolution_epochs: int | None = None,
     total_batch_size: int | None = None,
     seed: int = 0,
     device_batch_size: int | None = None,
@@ -78,14 +79,16 @@ def pretrain(
         image_processor: of the model. The crops are normalized with its mean and standard deviation.
         images: to train on. Labels, if there are any, are only used to evaluate the teacher.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
-        epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all devices.
+        epochs, high_resolution_epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all
+            devices; the epochs of high resolution are the last ones, for the method dinov2.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
         device_batch_size: images per device and forward pass, with all their crops; gradients are accumulated up to the recipe's batch.
             None runs the whole batch in one pass.
         num_workers: processes that decode images and make crops; 0 does it in the main process.
         evaluate_every: epochs between two k-NN evaluations of the teacher; None for 25 evaluations.
         strict: raise if an image cannot be read, instead of using the next image in its place.
-        original_checkpoint: a .pth file to write as well, in the layout of the original's full checkpoints.
+        original_checkpoint: a .pth file to write as well, in the layout of the method's own code: DINO's full checkpoint, or DINOv2's
+            teacher_checkpoint.
         report: from `vitrail.load`.
         from_scratch: whether the model has random weights; for the record.
         overwrite: replace a trained model in `output_dir`.
@@ -105,12 +108,16 @@ def pretrain(
         batch_size=recipe.batch_size if total_batch_size is None else total_batch_size,
         augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_shape),
     )
+    if high_resolution_epochs is not None:
+        if recipe.method != "dinov2":
+            raise VitrailError(f"The method {recipe.method} has no phase of high resolution: leave high_resolution_epochs out.")
+        recipe = dataclasses.replace(recipe, arguments={**recipe.arguments, "high_resolution_epochs": high_resolution_epochs})
     output_dir = Path(output_dir)
     run_folder = folder_of_run(output_dir, overwrite=overwrite)
     if original_checkpoint is not None:
         check_new(Path(original_checkpoint))
         check_writable(Path(original_checkpoint))
-        check_original_layout(vit, image_processor)
+        check_original_layout(vit, image_processor, recipe.method)
     if len(images.train) < recipe.batch_size:
         raise VitrailError(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
@@ -156,7 +163,7 @@ def pretrain(
             save(trainer.backbone, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
-                save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
+                save_original_checkpoint(trainer, recipe, image_processor, Path(original_checkpoint))
             run_folder.remove()
         processes.wait_for_everyone()
         return record.to_dict()
