@@ -62,6 +62,7 @@ def pretrain(
     recipe: str | PretrainingRecipe = "dino",
     teacher: Teacher | None = None,
     epochs: int | None = None,
+    high_resolution_epochs: int | None = None,
     total_batch_size: int | None = None,
     seed: int = 0,
     device_batch_size: int | None = None,
@@ -86,14 +87,16 @@ def pretrain(
         images: to train on. Labels, if there are any, are only used to evaluate the result.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
         teacher: the frozen model of a distillation and its image processor, as `vitrail.load` returns them.
-        epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all devices.
+        epochs, high_resolution_epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all
+            devices; the epochs of high resolution are the last ones, for the method dinov2.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
         device_batch_size: images per device and forward pass, with all their crops; gradients are accumulated up to the recipe's batch.
             None runs the whole batch in one pass.
         num_workers: processes that decode images and make crops; 0 does it in the main process.
         evaluate_every: epochs between two k-NN evaluations; None for 25 evaluations.
         strict: raise if an image cannot be read, instead of using the next image in its place.
-        original_checkpoint: a .pth file to write as well, in the layout of the original's full checkpoints.
+        original_checkpoint: a .pth file to write as well, in the layout of the method's own code: DINO's full checkpoint, or DINOv2's
+            teacher_checkpoint.
         report: from `vitrail.load`.
         from_scratch: whether the model has random weights; for the record.
         overwrite: replace a trained model in `output_dir`.
@@ -114,6 +117,10 @@ def pretrain(
         batch_size=recipe.batch_size if total_batch_size is None else total_batch_size,
         augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_shape),
     )
+    if high_resolution_epochs is not None:
+        if recipe.method != "dinov2":
+            raise VitrailError(f"The method {recipe.method} has no phase of high resolution: leave high_resolution_epochs out.")
+        recipe = dataclasses.replace(recipe, arguments={**recipe.arguments, "high_resolution_epochs": high_resolution_epochs})
     options: dict[str, Any] = {}
     if teacher is not None:
         teacher = FrozenTeacher(*teacher)
@@ -124,11 +131,7 @@ def pretrain(
     if original_checkpoint is not None:
         check_new(Path(original_checkpoint))
         check_writable(Path(original_checkpoint))
-        if METHODS[recipe.method].frozen_teacher:
-            raise VitrailError(
-                f"The method {recipe.method} has no checkpoint layout of an original: leave out original_checkpoint=."
-            )
-        check_original_layout(vit, image_processor)
+        check_original_layout(vit, image_processor, recipe.method)
     if len(images.train) < recipe.batch_size:
         raise VitrailError(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
@@ -177,7 +180,7 @@ def pretrain(
             save(trainer.backbone, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
-                save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
+                save_original_checkpoint(trainer, recipe, image_processor, Path(original_checkpoint))
             run_folder.remove()
         processes.wait_for_everyone()
         return record.to_dict()

@@ -62,7 +62,7 @@ class DINOv2Network(DINONetwork):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The factors of the parts of the loss. A part with the factor 0 is not computed."""
+    """The factors of the parts of the loss. iBOT's, KoLeo's and Gram's are not computed where the factor is 0."""
 
     dino: float = 1.0
     ibot: float = 1.0
@@ -168,3 +168,9 @@ class DINOv2Model(SelfDistillation):
             "target_entropy": diagnostics.target_entropy,
             "mean_target_entropy": diagnostics.mean_target_entropy,
         }
+
+    def update_centers(self) -> None:
+        """Update the centers of crops and of patches."""
+        self.loss.update_center()
+        if self.weights.ibot:
+            self.patch_loss.update_center()

@@ -9,7 +9,6 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 
 CENTERINGS = ("softmax", "sinkhorn_knopp")
 
@@ -173,4 +172,6 @@ def _gathered(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of all processes. Gradients flow back to the process that the rows are from."""
     if not _is_distributed():
         return rows
+    from torch.distributed.nn.functional import all_gather  # which a torch without distributed training lacks
+
     return torch.cat(all_gather(rows))
