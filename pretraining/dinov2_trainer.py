@@ -87,7 +87,7 @@ def make_dinov2_model(model: ViTPreTrainedModel, args: DINOv2TrainingArguments) 
     return DINOv2Model(
         backbone,
         make_head(backbone.config.pooled_size, args),
-        make_head(backbone.config.hidden_size, args) if args.separate_head else None,
+        make_head(backbone.config.hidden_size, args) if args.separate_head and args.ibot_loss_weight else None,
         DINOLoss(args.num_prototypes, **settings),
         IBOTLoss(args.num_prototypes, **settings),
         weights=LossWeights(args.dino_loss_weight, args.ibot_loss_weight, args.koleo_loss_weight, args.gram_loss_weight),
