@@ -25,6 +25,8 @@ CONFIG, TEACHER, RESULTS = HERE / "small.json", HERE / "dino_vit_digits.pth", HE
 DISTILL, DINO = (find_recipe(str(HERE / name)) for name in ("distill.json", "recipe.json"))
 SHORT = {**DINO.arguments, "warmup_epochs": 2}  # a tenth of a run of this length, as in a long one
 RECIPES = {"distilled": DISTILL, "dino": replace(DINO, epochs=20, arguments=SHORT)}  # of equal processor time
+ROWS = {"distilled": "small model, distilled", "dino": "small model, DINO alone", "random": "small model, random weights"}
+ROWS["teacher"] = "teacher (796,544 parameters)"
 CANDIDATES = {
     "distilled, mse": DISTILL,
     "distilled, cosine": replace(DISTILL, arguments={**DISTILL.arguments, "distance": "cosine"}),
@@ -49,7 +51,7 @@ def train(recipe: PretrainingRecipe, seed: int, images: TrainingImages, output: 
         progress=False,
         from_scratch=True,
     )
-    return {"processor_seconds": round(time.process_time() - started, 1), "knn": run["knn"]["accuracy"]}
+    return {"processor_seconds": round(time.process_time() - started, 1), "updates": run["updates"], "knn": run["knn"]["accuracy"]}
 
 
 def choose(output: Path) -> None:
@@ -61,15 +63,28 @@ def choose(output: Path) -> None:
         print(name, train(recipe, 0, images, output / name.replace(", ", "-")))
 
 
+def table(results: dict[str, list[dict]]) -> list[str]:
+    """Return the rows of the table in the guide: mean and, over several seeds, minimum and maximum of each accuracy, in percent."""
+
+    def cell(name: str, metric: str) -> str:
+        values = [100 * row[metric] for row in results[name]]
+        return f"{np.mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else "")
+
+    return [f"| {label} | {cell(name, 'knn')} | {cell(name, 'linear_probe')} |" for name, label in ROWS.items()]
+
+
 def main(output: Path) -> None:
-    results: dict[str, list[dict]] = {name: [] for name in RECIPES}
+    results: dict[str, list[dict]] = {name: [] for name in (*RECIPES, "random")}
     for seed in SEEDS:
         for name, recipe in RECIPES.items():
             folder = output / f"{name}-{seed}"
             trained = train(recipe, seed, load_training_images("digits"), folder)
             model, image_processor, _ = vitrail.load(str(folder))
             results[name].append({"seed": seed, **trained, **measure(model, image_processor, output / f"features-{name}-{seed}")})
-            print(name, results[name][-1])
+            print(name, results[name][-1], flush=True)
+    for seed in SEEDS:
+        model, image_processor = new_model(str(CONFIG), image_size=32, seed=seed)
+        results["random"].append({"seed": seed, **measure(model.eval(), image_processor, output / f"features-random-{seed}")})
     model, image_processor, _ = vitrail.load(str(TEACHER))
     results["teacher"] = [measure(model.float(), image_processor, output / "features-teacher")]
     RESULTS.write_text(json.dumps({"num_neighbors": NUM_NEIGHBORS, **results}, indent=2) + "\n", encoding="utf-8")
