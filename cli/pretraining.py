@@ -107,7 +107,7 @@ def pretrain(
         images,
         output_dir=output,
         recipe=chosen,
-        teacher=None if teacher is None else load_model(teacher),
+        teacher=None if teacher is None else load_model(teacher, dtype="float32"),
         epochs=options.epochs,
         high_resolution_epochs=options.high_resolution_epochs,
         total_batch_size=options.total_batch_size,
