@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,22 @@ from vitrail.pretraining.recipes import PretrainingRecipe, find_recipe
 
 CONFIG, TEACHER, RESULTS = HERE / "small.json", HERE / "dino_vit_digits.pth", HERE / "distillation.json"
 DISTILL, DINO = (find_recipe(str(HERE / name)) for name in ("distill.json", "recipe.json"))
-SHORT = {**DINO.arguments, "warmup_epochs": 1}  # of so short a run
-RECIPES = {"distilled": DISTILL, "dino": replace(DINO, epochs=10, arguments=SHORT)}  # of equal processor time
+RECIPES = {  # of the same processor time
+    "distilled": DISTILL,
+    "dino": replace(DINO, epochs=10, arguments={**DINO.arguments, "warmup_epochs": 1}),
+}
 ROWS = {"distilled": "distilled", "dino": "trained alone by DINO", "random": "random weights", "teacher": "the teacher"}
+
+
+def longer(recipe: PretrainingRecipe, **changes: Any) -> PretrainingRecipe:
+    return replace(recipe, epochs=20, arguments={**recipe.arguments, "warmup_epochs": 2, **changes})
+
+
 CANDIDATES = {
-    "distilled, mse": DISTILL,
-    "distilled, cosine": replace(DISTILL, arguments={**DISTILL.arguments, "distance": "cosine"}),
-    "dino": RECIPES["dino"],
+    "distilled, mse": longer(DISTILL),
+    "distilled, cosine": longer(DISTILL, distance="cosine"),
+    "dino": longer(DINO),
+    "dino, 4 times the learning rate": replace(longer(DINO), learning_rate=4 * DINO.learning_rate),
 }
 
 
@@ -59,7 +69,7 @@ def choose(output: Path) -> None:
     parts = [half.train.select(rows) for rows in stratified_split(np.array(half.train["label"][:]), fraction=1 / 3, seed=0)]
     images = TrainingImages(parts[0], LabeledImages(*parts, half.label_names, "digits", "split"), "digits", "split")
     for name, recipe in CANDIDATES.items():
-        print(name, train(recipe, 0, images, output / name.replace(", ", "-")))
+        print(name, train(recipe, 0, images, output / name.replace(" ", "-")))
 
 
 def table(results: dict[str, list[dict]]) -> list[str]:
