@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from .descriptions import Markdown, as_code
-from .records import PretrainingRecord
+from .records import FeatureComparison, PretrainingRecord
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ def pretraining_facts(run: PretrainingRecord, *, pictures: bool) -> dict[str, An
         "recipe": f"{run.recipe.name} ({run.recipe.source})",
         "seed": run.seed,
         # the accuracy is unknown where no labeled image could be read
+        "comparison": _compared(run.comparison),
         "knn": run.knn and run.knn.accuracy is not None and asdict(run.knn) | {"accuracy": f"{100 * run.knn.accuracy:.1f} %"},
         "pictures": pictures,
+    }
+
+
+def _compared(comparison: FeatureComparison | None) -> dict[str, dict[str, str]] | None:
+    """Return the accuracies of start model, result and random weights as text, by the name of their evaluation."""
+    if comparison is None:
+        return None
+    compared = {
+        title: {name: getattr(getattr(comparison, name), metric) for name in ("start", "result", "random")}
+        for metric, title in {"knn": "the k-NN vote", "logistic": "logistic regression"}.items()
+    }
+    return {
+        title: {name: f"{100 * accuracy:.1f} %" for name, accuracy in accuracies.items()}
+        for title, accuracies in compared.items()
+        if None not in accuracies.values()
     }

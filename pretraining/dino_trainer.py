@@ -13,6 +13,7 @@ from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from .arguments import DINOTrainingArguments
 from .methods.dino import DINOHead, DINOLoss, DINOModel
 from .schedules import CosineSchedule, LinearWarmup
+from .trained_parameters import merge_adapters
 from .trainer import PretrainingTrainer
 
 
@@ -40,8 +41,8 @@ class DINOTrainer(PretrainingTrainer):
 
     @property
     def teacher(self) -> ViTModel:
-        """The teacher's backbone."""
-        return self.model.teacher.backbone
+        """The teacher's backbone; if the run trains adapters, a copy that they are merged into."""
+        return merge_adapters(self.model.teacher.backbone)
 
     @property
     def backbone(self) -> ViTModel:

@@ -16,6 +16,7 @@ from .dino_trainer import make_head
 from .methods.dino import DINOLoss
 from .methods.dinov2 import DINOv2Model, IBOTLoss, LossWeights
 from .schedules import CosineSchedule, LinearWarmup
+from .trained_parameters import merge_adapters
 from .trainer import PretrainingTrainer
 
 BLOCK = re.compile(r"\.layers\.(\d+)\.")
@@ -45,8 +46,8 @@ class DINOv2Trainer(PretrainingTrainer):
 
     @property
     def teacher(self) -> ViTModel:
-        """The teacher's backbone."""
-        return self.model.teacher.backbone
+        """The teacher's backbone; if the run trains adapters, a copy that they are merged into."""
+        return merge_adapters(self.model.teacher.backbone)
 
     @property
     def backbone(self) -> ViTModel:
@@ -65,7 +66,7 @@ class DINOv2Trainer(PretrainingTrainer):
         prefix = "student.backbone."
         if not name.startswith(prefix):
             return 1.0
-        num_layers = self.teacher.config.num_hidden_layers
+        num_layers = self.model.teacher.backbone.config.num_hidden_layers
         block = BLOCK.search(name)
         depth = int(block[1]) + 1 if block else 0 if ".embeddings." in name else num_layers + 1
         factor = self.args.layer_decay ** (num_layers + 1 - depth)

@@ -31,6 +31,7 @@ class Method:
 
     title: for people.
     arguments: class of its arguments.
+    adaptation: name of the recipe for a run that starts from a model; None for the recipe that is called like the method.
     reference_batch: the batch that a recipe's learning rate is for.
     exponent: of the batch, by which the learning rate grows.
     """
@@ -39,6 +40,7 @@ class Method:
     arguments: type[PretrainingArguments]
     reference_batch: int
     exponent: float
+    adaptation: str | None = None
 
     def scale_learning_rate(self, learning_rate: float, batch_size: int) -> float:
         """Return a learning rate for another batch than the reference."""
@@ -49,7 +51,7 @@ METHODS = {
     # main_dino.py: args.lr * batch / 256.
     "dino": Method("DINO", DINOTrainingArguments, REFERENCE_BATCH, 1.0),
     # utils/config.py, apply_scaling_rules_to_cfg: "sqrt_wrt_1024"
-    "dinov2": Method("DINOv2", DINOv2TrainingArguments, 1024, 0.5),
+    "dinov2": Method("DINOv2", DINOv2TrainingArguments, 1024, 0.5, adaptation="adapt"),
 }
 
 
@@ -115,12 +117,36 @@ RECIPES = {
             augmentation=DINOV2_AUGMENTATION,
             method="dinov2",
         ),
+        # For hundreds to 100,000 images, from a published model, whose heads begin new. docs/guides/pretraining.md has the reasons
+        PretrainingRecipe(
+            "adapt",
+            source="facebookresearch/dinov2, configs/ssl_default_config.yaml, with a smaller learning rate and smaller heads",
+            epochs=20,
+            batch_size=64,
+            learning_rate=0.0004,
+            arguments={
+                "warmup_epochs": 2.0,
+                "num_prototypes": 1024,
+                "head_hidden_size": 512,
+                "drop_path_rate": 0.0,
+                "frozen_blocks": 2,
+                "gram_loss_weight": 2.0,
+                "warmup_teacher_temperature_epochs": 6,
+                "freeze_last_layer_epochs": 0,
+                "collapse_patience": 100,
+            },
+            augmentation=DINOV2_AUGMENTATION,
+            method="dinov2",
+        ),
     )
 }
 
 
-def find_recipe(name: str | None = None, *, method: str | None = None) -> PretrainingRecipe:
-    """Return the recipe with a name, or the recipe in a JSON file; without a name, the recipe that is called like the method.
+def find_recipe(name: str | None = None, *, method: str | None = None, from_model: bool = False) -> PretrainingRecipe:
+    """Return the recipe with a name, or the recipe in a JSON file.
+
+    Without a name, it is the recipe that is called like the method; with `from_model`, for a run that starts from a model, the recipe of
+    the method for such a run (`adapt` for dinov2).
 
     A file names the recipe that it changes, and the fields of `PretrainingRecipe` that differ: {"recipe": "dino", "batch_size": 64,
     "arguments": {"warmup_epochs": 1}}. "augmentation" has the fields of `MultiCropAugmentation` that differ.
@@ -131,7 +157,8 @@ def find_recipe(name: str | None = None, *, method: str | None = None) -> Pretra
     """
     if method is not None and method not in METHODS:
         raise VitrailError(f'There is no method "{method}": choose {", ".join(METHODS)}.')
-    recipe = _find_recipe(name or method or "dino")
+    default = method or "dino"
+    recipe = _find_recipe(name or (METHODS[default].adaptation if from_model else None) or default)
     if method not in (None, recipe.method):
         raise VitrailError(f"The recipe {recipe.name} is for the method {recipe.method}, not {method}: leave one of the two out.")
     return recipe
