@@ -122,7 +122,7 @@ RECIPES = {
             "adapt",
             source="facebookresearch/dinov2, configs/ssl_default_config.yaml, with a smaller learning rate and smaller heads",
             epochs=20,
-            batch_size=64,
+            batch_size=32,
             learning_rate=0.0004,
             arguments={
                 "warmup_epochs": 2.0,

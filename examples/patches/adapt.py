@@ -13,22 +13,26 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import vitrail
-from vitrail import FeatureCache, evaluate_knn, evaluate_logistic, load_labeled_images
+from vitrail import FeatureCache, load_labeled_images
 from vitrail.data.decoding import open_image
+from vitrail.data.labeled import LabeledImages
 from vitrail.evaluation.knn import knn_classify
-from vitrail.pretraining.architectures import new_model
+from vitrail.evaluation.logistic import fit_logistic
+from vitrail.evaluation.pooled_evaluation import pooled_vectors
 
 HERE = Path(__file__).parent
 DIGITS = HERE.parent / "digits"
 SEEDS = (0, 1, 2)
 NUM_NEIGHBORS = 20
-SIDE, STRIDE, TILE, CELL = 32, 8, 48, 4  # pixels of a patch, between patches, of a tile; tiles on each side of a cell
+SIDE, STRIDE, TILE, CELL = 32, 16, 48, 4  # pixels of a patch, between patches, of a tile; tiles on each side of a cell
 SPLITS = ("train", "validation", "test", "train")  # of the tiles of a square of four
-COMMAND = "vitrail pretrain --data DATA --from START --method dinov2 --recipe examples/patches/recipe.json"
+COMMAND = "vitrail pretrain --data DATA --from START --method dinov2 --recipe examples/patches/recipe.json --evaluate-every 5"
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of the logistic regression, of which held-out training patches select one
 ROWS = {"start": "start model", "adapted": "adapted", "random": "random weights", "raw_pixels": "raw pixels (3,072 numbers)"}
 
 
@@ -77,22 +81,77 @@ def adapt(seed: int, output: Path) -> dict:
     return json.loads((result / "pretraining.json").read_text(encoding="utf-8"))
 
 
-def measure(
-    model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProcessor, output: Path, split: str = "test"
-) -> dict[str, float]:
-    """Return the accuracies of k-NN and of logistic regression on a split, from 0 to 1."""
-    data = load_labeled_images(output / "data", validation_split=split)
+def measure(vectors: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Return the accuracies of k-NN and of logistic regression, from 0 to 1, of the vectors and labels of both splits."""
+    (train, train_labels), (held_out, labels) = vectors["train"], vectors["validation"]
+    number = len(np.unique(train_labels))
+    nearest = knn_classify(train, train_labels, held_out, num_classes=number, num_neighbors=[NUM_NEIGHBORS])[NUM_NEIGHBORS]
+    probe = fit_logistic(train, train_labels, grid=STRENGTHS).classify(held_out)
+    return {name: float((ranked[:, 0] == labels).mean()) for name, ranked in (("knn", nearest), ("logistic", probe))}
+
+
+def features(
+    model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProcessor, data: LabeledImages, output: Path
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return [CLS] of the patches of both splits, and their labels."""
     cache = FeatureCache(output / "features", progress=False)
-    nearest = evaluate_knn(model, image_processor, data, num_neighbors=[NUM_NEIGHBORS], cache=cache)
-    return {"knn": nearest["accuracy"], "logistic": evaluate_logistic(model, image_processor, data, cache=cache)["accuracy"]}
+    found = {name: cache.features(model, image_processor, getattr(data, name)) for name in ("train", "validation")}
+    return {name: (pooled_vectors(split, model.config.pooling), split.labels) for name, split in found.items()}
 
 
-def measure_pixels(output: Path, split: str = "test") -> dict[str, float]:
-    """Return the k-NN accuracy on the pixels of a patch."""
-    data = load_labeled_images(output / "data", validation_split=split)
-    (train_pixels, train_labels), (pixels, labels) = (
-        (np.stack([np.asarray(open_image(image), np.float32).ravel() for image in part["image"]]), np.array(part["label"][:]))
-        for part in (data.train, data.validation)
+def pixels(data: LabeledImages) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the pixels of the patches of both splits, and their labels."""
+    return {
+        name: (np.stack([np.asarray(open_image(image), np.float32).ravel() / 255 for image in split["image"]]), np.array(split["label"]))
+        for name, split in (("train", data.train), ("validation", data.validation))
+    }
+
+
+def card(results: dict, run: dict) -> str:
+    """Return the text of README.md."""
+
+    def cell(name: str, metric: str) -> str:
+        values = [100 * row[metric] for row in results["test"][name]]
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+        return f"{np.mean(values):.1f}{spread}"
+
+    table = "\n".join(f"| {label} | {cell(name, 'knn')} | {cell(name, 'logistic')} |" for name, label in ROWS.items())
+    return CARD.format(
+        command=COMMAND,
+        table=table,
+        train=run["data"]["train_images"],
+        held_out=results["images"],
+        classes=results["labels"],
+        epochs=run["epochs"],
+        updates=run["updates"],
+        batch=run["batch_size"],
+        k=NUM_NEIGHBORS,
     )
-    classes = knn_classify(train_pixels, train_labels, pixels, num_classes=len(data.label_names), num_neighbors=[NUM_NEIGHBORS])
-    return {"knn": float((classes[NUM_NEIGHBORS][:, 0] == labels).mean())}
+
+
+def main(output: Path) -> None:
+    output = output.absolute()
+    if not (output / "data").exists():
+        write_data(output / "data")
+    if not (output / "start").exists():
+        vitrail.convert_checkpoint(DIGITS / "dino_vit_digits.pth", output / "start", image_size=SIDE)
+    runs = [adapt(seed, output) for seed in SEEDS]
+    start, image_processor, _ = vitrail.load(output / "start", dtype="float32")
+    models: dict[str, list[vitrail.ViTModel]] = {"start": [start], "adapted": [], "random": []}
+    for seed in SEEDS:
+        models["adapted"].append(vitrail.load(output / f"seed-{seed}")[0])
+        torch.manual_seed(seed)
+        models["random"].append(vitrail.ViTModel(start.config))
+    results: dict = {}
+    for split in ("validation", "test"):
+        data = load_labeled_images(output / "data", validation_split=split)
+        results |= {"images": len(data.validation), "labels": len(data.label_names)}
+        results[split] = {
+            name: [measure(features(model.eval(), image_processor, data, output)) for model in rows] for name, rows in models.items()
+        } | {"raw_pixels": [measure(pixels(data))]}
+    (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (HERE / "README.md").write_text(card(results, runs[0]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

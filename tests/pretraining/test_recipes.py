@@ -134,7 +134,7 @@ def test_a_file_with_a_mistake_is_refused(write, content, message):
 
 @pytest.mark.parametrize("name", ["dinov3", "DINO"])
 def test_an_unknown_recipe_is_refused(name):
-    with pytest.raises(VitrailError, match=f'no recipe "{name}": choose dino, dinov2, dinov2-short, or give a .json file'):
+    with pytest.raises(VitrailError, match=f'no recipe "{name}": choose dino, dinov2, dinov2-short, adapt, or give a .json file'):
         find_recipe(name)
 
 
@@ -142,6 +142,9 @@ def test_the_recipe_of_a_method():
     assert find_recipe() is RECIPES["dino"]
     assert find_recipe(method="dinov2") is find_recipe("dinov2")
     assert find_recipe("dinov2-short", method="dinov2").epochs == 200
+    assert find_recipe(method="dinov2", from_model=True) is RECIPES["adapt"]
+    assert find_recipe("dinov2", method="dinov2", from_model=True) is RECIPES["dinov2"]
+    assert find_recipe(from_model=True) is RECIPES["dino"]
     with pytest.raises(VitrailError, match="The recipe dino is for the method dino, not dinov2"):
         find_recipe("dino", method="dinov2")
     with pytest.raises(VitrailError, match='There is no method "dinov3": choose dino, dinov2'):
@@ -207,7 +210,8 @@ def test_what_the_run_decides_is_not_an_argument_of_a_recipe(name, tmp_path):
 
 def test_a_recipe_that_is_not_there_or_not_json(tmp_path):
     with pytest.raises(
-        VitrailError, match=r"There is no file nothing\.json; expected a recipe: dino, dinov2, dinov2-short, or a \.json file"
+        VitrailError,
+        match=r"There is no file nothing\.json; expected a recipe: dino, dinov2, dinov2-short, adapt, or a \.json file",
     ):
         find_recipe("nothing.json")
     (tmp_path / "mine.json").write_text('{"recipe": "dino",}')
