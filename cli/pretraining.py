@@ -23,6 +23,10 @@ class TrainingOptions:
     """How training runs and what it writes."""
 
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.", min=1, show_default="from the recipe")] = None
+    high_resolution_epochs: Annotated[
+        int | None,
+        typer.Option(help="Number of last epochs with larger crops (method dinov2).", min=0, show_default="from the recipe"),
+    ] = None
     total_batch_size: Annotated[
         int | None, typer.Option(help="Number of images per update, over all devices.", min=1, show_default="from the recipe")
     ] = None
@@ -36,7 +40,7 @@ class TrainingOptions:
         bool, typer.Option("--logistic", help="With --from and labels, compare the models by logistic regression, too.")
     ] = False
     original_checkpoint: Annotated[
-        Path | None, typer.Option(help=".pth file to write as well: the run as a checkpoint of DINO's own code.")
+        Path | None, typer.Option(help=".pth file to write as well: the run as a checkpoint of the method's own code.")
     ] = None
     strict: Strict = False
 
@@ -91,7 +95,7 @@ def pretrain(
     else:
         assert arch is not None
         size = chosen.augmentation.global_crops[0].size
-        model, image_processor = new_model(arch, image_size=size, seed=data_options.seed)
+        model, image_processor = new_model(arch, image_size=size, seed=data_options.seed, method=chosen.method)
         report = None
     images = load_training_images(data, labels=labels, **data_options.arguments())
     warn(*images.warnings)
@@ -102,6 +106,7 @@ def pretrain(
         output_dir=output,
         recipe=chosen,
         epochs=options.epochs,
+        high_resolution_epochs=options.high_resolution_epochs,
         total_batch_size=options.total_batch_size,
         seed=data_options.seed,
         device_batch_size=options.batch_size,

@@ -183,6 +183,8 @@ class DINOv2TrainingArguments(DINOTrainingArguments):
             raise ValueError(f"centering is {self.centering!r}; expected {' or '.join(CENTERINGS)}.")
         if not self.min_mask_ratio <= self.max_mask_ratio:
             raise ValueError(f"min_mask_ratio {self.min_mask_ratio} is above max_mask_ratio {self.max_mask_ratio}.")
+        if not 0 <= self.high_resolution_epochs <= self.num_train_epochs:
+            raise ValueError(f"high_resolution_epochs is {self.high_resolution_epochs} of {self.num_train_epochs:g} epochs.")
         for name in ("dino_loss_weight", "ibot_loss_weight", "koleo_loss_weight", "gram_loss_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number of at least 0.")

@@ -66,6 +66,7 @@ def pretrain(
     output_dir: str | os.PathLike,
     recipe: str | PretrainingRecipe = "dino",
     epochs: int | None = None,
+    high_resolution_epochs: int | None = None,
     total_batch_size: int | None = None,
     seed: int = 0,
     device_batch_size: int | None = None,
@@ -90,7 +91,8 @@ def pretrain(
         image_processor: of the model. The crops are normalized with its mean and standard deviation.
         images: to train on. Labels, if there are any, are only used to evaluate the teacher.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
-        epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all devices.
+        epochs, high_resolution_epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all
+            devices; the epochs of high resolution are the last ones, for the method dinov2.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
         device_batch_size: images per device and forward pass, with all their crops; gradients are accumulated up to the recipe's batch.
             None runs the whole batch in one pass.
@@ -99,7 +101,8 @@ def pretrain(
         logistic: compare start model, result and random weights by logistic regression, too, and not by k-NN alone. A comparison
             requires labels, and `from_scratch=False`.
         strict: raise if an image cannot be read, instead of using the next image in its place.
-        original_checkpoint: a .pth file to write as well, in the layout of the original's full checkpoints.
+        original_checkpoint: a .pth file to write as well, in the layout of the method's own code: DINO's full checkpoint, or DINOv2's
+            teacher_checkpoint.
         report: from `vitrail.load`.
         from_scratch: whether the model has random weights; for the record.
         overwrite: replace a trained model in `output_dir`.
@@ -119,12 +122,16 @@ def pretrain(
         batch_size=recipe.batch_size if total_batch_size is None else total_batch_size,
         augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_shape),
     )
+    if high_resolution_epochs is not None:
+        if recipe.method != "dinov2":
+            raise VitrailError(f"The method {recipe.method} has no phase of high resolution: leave high_resolution_epochs out.")
+        recipe = dataclasses.replace(recipe, arguments={**recipe.arguments, "high_resolution_epochs": high_resolution_epochs})
     output_dir = Path(output_dir)
     run_folder = folder_of_run(output_dir, overwrite=overwrite)
     if original_checkpoint is not None:
         check_new(Path(original_checkpoint))
         check_writable(Path(original_checkpoint))
-        check_original_layout(vit, image_processor)
+        check_original_layout(vit, image_processor, recipe.method)
     if len(images.train) < recipe.batch_size:
         raise VitrailError(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
@@ -135,8 +142,8 @@ def pretrain(
     args = training_arguments(
         run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
     )
-    if args.lora_rank and original_checkpoint is not None:
-        raise VitrailError("The original's checkpoints have no adapters: leave out original_checkpoint= or lora_rank.")
+    if original_checkpoint is not None and recipe.method == "dino" and args.lora_rank:
+        raise VitrailError("DINO's full checkpoint has no place for adapters: leave out original_checkpoint= or lora_rank.")
     with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
             settings = {
@@ -151,12 +158,13 @@ def pretrain(
         processes.wait_for_everyone()
         started = time.monotonic()
         crops = make_crops_dataset(images.train, image_processor, recipe, args, vit.config.patch_shape, strict=strict)
-        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
-        trainer.show_progress("pretraining" if progress else None)
         evaluation, start = None, None
         if images.labeled is not None:
             evaluation = FeatureEvaluation(image_processor, images.labeled, args.device, num_workers=num_workers)
             start = None if from_scratch else _evaluate_start(evaluation, vit, processes, logistic=logistic)
+        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
+        trainer.show_progress("pretraining" if progress else None)
+        if evaluation is not None:
             every = evaluate_every or -(-recipe.epochs // NUM_EVALUATIONS)
             trainer.add_callback(BackboneKNN(trainer, evaluation, every=every, start=start and start.knn))
         resumed_update = trainer.train_or_resume()
@@ -177,7 +185,7 @@ def pretrain(
             save(trainer.backbone, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
-                save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
+                save_original_checkpoint(trainer, recipe, image_processor, Path(original_checkpoint))
             run_folder.remove()
         processes.wait_for_everyone()
         return record.to_dict()

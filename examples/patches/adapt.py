@@ -35,6 +35,34 @@ COMMAND = "vitrail pretrain --data DATA --from START --method dinov2 --recipe ex
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of the logistic regression, of which held-out training patches select one
 ROWS = {"start": "start model", "adapted": "adapted", "random": "random weights", "raw_pixels": "raw pixels (3,072 numbers)"}
 
+CARD = """\
+# Adapting a model to patches of photographs
+
+`python examples/patches/adapt.py OUTPUT`, from a checkout, adapts the checkpoint in `examples/digits`, which was trained on digits alone, to
+patches of four photographs, with the recipe `adapt` and three seeds, and writes this page and [results.json](results.json). The command:
+
+    {command}
+
+[recipe.json](recipe.json) makes the views as small as the patches. The rest is the recipe `adapt`: {epochs} epochs with a batch size of
+{batch}, {updates} updates.
+
+## Data
+
+Two photographs that come with scikit-learn (`china.jpg`, `flower.jpg`), one with matplotlib (`grace_hopper.jpg`) and one in `examples`
+(`chelsea.jpg`), in tiles of 48 pixels. Half of the tiles are for training, a quarter for validation, a quarter for the results below. A
+patch has 32 pixels and lies within a tile: no pixel of a held-out patch is in a training patch. There are {train} training patches and
+{held_out} held-out patches. A label is one of {classes} cells of 4 x 4 tiles; labels are for evaluation only.
+
+## Results
+
+Accuracy on the held-out patches: the mean over the seeds, with the minimum and the maximum in brackets. k-NN is a vote of the {k} nearest
+training patches on [CLS]; logistic regression is fitted on [CLS] of the training patches. The start model has no seed.
+
+| features | k-NN top-1, % | logistic regression top-1, % |
+|---|---|---|
+{table}
+"""
+
 
 def photographs() -> dict[str, np.ndarray]:
     """Return the photographs on board, (H, W, 3): scikit-learn's two, matplotlib's, and the one in examples/."""
@@ -102,7 +130,10 @@ def features(
 def pixels(data: LabeledImages) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the pixels of the patches of both splits, and their labels."""
     return {
-        name: (np.stack([np.asarray(open_image(image), np.float32).ravel() / 255 for image in split["image"]]), np.array(split["label"]))
+        name: (
+            np.stack([np.asarray(open_image(image), np.float32).ravel() / 255 for image in split["image"]]),
+            np.array(split["label"]),
+        )
         for name, split in (("train", data.train), ("validation", data.validation))
     }
 
@@ -147,7 +178,8 @@ def main(output: Path) -> None:
         data = load_labeled_images(output / "data", validation_split=split)
         results |= {"images": len(data.validation), "labels": len(data.label_names)}
         results[split] = {
-            name: [measure(features(model.eval(), image_processor, data, output)) for model in rows] for name, rows in models.items()
+            name: [measure(features(model.eval(), image_processor, data, output)) for model in rows]
+            for name, rows in models.items()
         } | {"raw_pixels": [measure(pixels(data))]}
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (HERE / "README.md").write_text(card(results, runs[0]), encoding="utf-8")

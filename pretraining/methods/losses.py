@@ -9,7 +9,6 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 
 CENTERINGS = ("softmax", "sinkhorn_knopp")
 
@@ -123,11 +122,14 @@ def masked_cross_entropy(
 def koleo_loss(features: torch.Tensor) -> torch.Tensor:
     """Return the Kozachenko-Leonenko loss of features (B, D), which spreads them (Sablayrolles et al. 2018, arXiv:1806.03198).
 
-    It is the mean of -log of the distance from each normalized vector to its nearest neighbor, among the vectors of all processes.
+    It is the mean of -log of the distance from each normalized vector to its nearest neighbor, among the vectors of all processes; 0 for
+    one vector.
     """
     epsilon = 1e-8
     with _full_precision(features):
         features = _gathered(F.normalize(_at_least_float32(features), dim=-1, eps=epsilon))
+        if len(features) == 1:  # which has no neighbor
+            return 0 * features.sum()
         with torch.no_grad():
             similarities = (features @ features.T).fill_diagonal_(-1)
             neighbors = similarities.argmax(dim=1)
@@ -171,4 +173,6 @@ def _gathered(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of all processes. Gradients flow back to the process that the rows are from."""
     if not _is_distributed():
         return rows
+    from torch.distributed.nn.functional import all_gather  # which a torch without distributed training lacks
+
     return torch.cat(all_gather(rows))

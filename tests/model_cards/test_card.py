@@ -622,7 +622,7 @@ def test_another_folder_is_refused(tmp_path):
         (vitrail.ViTForImageClassification, {"num_hidden_layers": 1, "num_register_tokens": 2, "representation_size": 8}),
     ],
 )
-def test_counts_of_two_depths_give_those_of_the_model(model_class, fields):
+def test_counts_of_a_small_depth_give_those_of_the_model(model_class, fields):
     model = model_class(tiny_config(**SMALL | fields))
     classifies = model_class is vitrail.ViTForImageClassification
     assert counts(model.config, classifies=classifies, size=(96, 48)) == vitrail.complexity(model, (96, 48))
