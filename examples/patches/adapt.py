@@ -38,8 +38,9 @@ ROWS = {"start": "start model", "adapted": "adapted", "random": "random weights"
 CARD = """\
 # Adapting a model to patches of photographs
 
-`python examples/patches/adapt.py OUTPUT`, from a checkout, adapts the checkpoint in `examples/digits`, which was trained on digits alone, to
-patches of four photographs, with the recipe `adapt` and three seeds, and writes this page and [results.json](results.json). The command:
+`python examples/patches/adapt.py OUTPUT`, from a checkout, adapts the checkpoint in `examples/digits`, which was trained on digits
+alone, to patches of four photographs, with the recipe `adapt` and three seeds. It writes this page and [results.json](results.json). The
+command:
 
     {command}
 
