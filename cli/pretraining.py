@@ -1,5 +1,6 @@
 """The command that trains a model on images without labels: `vitrail pretrain`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from .evaluation import PACKAGES
 from .options import BatchSize, Data, DataOptions, NumWorkers, Overwrite, Strict
 from .output import Result, check_not_itself, check_output, load_model, warn
 
+COMPARED = {"start": "start model", "result": "teacher", "random": "random weights"}
 NOT_PRINTED = ("epoch", "step", "grad_norm", "learning_rate", "teacher_momentum")  # of the last point of the curves
 
 
@@ -34,6 +36,9 @@ class TrainingOptions:
         int | None,
         typer.Option(help="Epochs between k-NN evaluations, which need labels.", min=1, show_default="25 evaluations in all"),
     ] = None
+    logistic: Annotated[
+        bool, typer.Option("--logistic", help="With --from and labels, compare the models by logistic regression, too.")
+    ] = False
     original_checkpoint: Annotated[
         Path | None, typer.Option(help=".pth file to write as well: the run as a checkpoint of the method's own code.")
     ] = None
@@ -57,8 +62,8 @@ def pretrain(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Training recipe: dino, dinov2, dinov2-short, distill, or a .json file that changes one.",
-            show_default="that of the method",
+            help="Training recipe: dino, dinov2, dinov2-short, adapt, distill, or a .json file that changes one.",
+            show_default="that of the method; adapt for dinov2 with --from",
         ),
     ] = None,
     teacher: Annotated[
@@ -87,7 +92,7 @@ def pretrain(
     original = options.original_checkpoint
     if original is not None:
         check_output(original, (".pth",))
-    chosen = find_recipe(recipe, method=method)
+    chosen = find_recipe(recipe, method=method, from_model=from_ is not None)
     chosen.check_teacher(teacher is not None)
     if from_ is not None:
         check_not_itself(from_, output)
@@ -115,6 +120,7 @@ def pretrain(
         device_batch_size=options.batch_size,
         num_workers=options.num_workers or 0,
         evaluate_every=options.evaluate_every,
+        logistic=options.logistic,
         strict=options.strict,
         original_checkpoint=original,
         report=report,
@@ -123,12 +129,30 @@ def pretrain(
     )
     if not start_processes().is_main_process:
         return None
-    lines = [f"{run['data']['train_images']} images, {run['epochs']} epochs, {run['updates']} updates"]
+    lines = [
+        f"{run['data']['train_images']} images, {run['epochs']} epochs, {run['updates']} updates, recipe {run['recipe']['name']}"
+    ]
+    if recipe is None and chosen.name != chosen.method:
+        lines.append(
+            f"  {chosen.name} is the recipe of {chosen.method} with --from; --recipe {chosen.method} is that of a new model"
+        )
     for last in [point for point in run["curves"] if "loss" in point][-1:]:  # a recipe may log no loss
         numbers = {name: value for name, value in last.items() if name not in NOT_PRINTED}
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
     result = METHODS[chosen.method].result
-    if run["knn"] is not None and run["knn"]["accuracy"] is not None:
+    if run["comparison"] is not None:
+        lines += comparison_lines(run["comparison"], k=run["knn"]["k"])
+    elif run["knn"] is not None and run["knn"]["accuracy"] is not None:
         lines.append(f"  k-NN accuracy of the {result} (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
     files = [f"{output}: the {result}, pretraining.json and its curves", *([str(original)] if original else [])]
     return Result(run, [*lines, f"  written to {'; '.join(files)}"])
+
+
+def comparison_lines(comparison: Mapping[str, Mapping[str, float | None]], *, k: int) -> list[str]:
+    """Return a line for each evaluation: start model, result and random weights side by side."""
+    lines = []
+    for metric, title in {"knn": f"k-NN accuracy (k = {k})", "logistic": "logistic regression accuracy"}.items():
+        accuracies = {name: comparison[model][metric] for model, name in COMPARED.items()}
+        if None not in accuracies.values():
+            lines.append(f"  {title}: {', '.join(f'{name} {accuracy:.1%}' for name, accuracy in accuracies.items())}")
+    return lines

@@ -9,7 +9,7 @@ from ..convert.sources.catalog import find_checkpoint
 from .descriptions import Markdown, as_code
 from .licenses import license_text
 from .provenance import checkpoint_link
-from .records import PretrainingRecord
+from .records import FeatureComparison, PretrainingRecord
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def pretraining_facts(run: PretrainingRecord, *, pictures: bool) -> dict[str, An
         "recipe": f"{run.recipe.name} ({run.recipe.source})",
         "seed": run.seed,
         # the accuracy is unknown where no labeled image could be read
+        "comparison": _compared(run.comparison),
         "knn": run.knn and run.knn.accuracy is not None and asdict(run.knn) | {"accuracy": f"{100 * run.knn.accuracy:.1f} %"},
         "pictures": pictures,
         "teacher_license": _teacher_license(run),
@@ -80,3 +81,18 @@ def _teacher_license(run: PretrainingRecord) -> Markdown | None:
         f"It learned from the outputs of {checkpoint_link(checkpoint)}; check whether the license of that checkpoint applies to this "
         f"model: {license_text(checkpoint)}."
     )
+
+
+def _compared(comparison: FeatureComparison | None) -> dict[str, dict[str, str]] | None:
+    """Return the accuracies of start model, result and random weights as text, by the name of their evaluation."""
+    if comparison is None:
+        return None
+    compared = {
+        title: {name: getattr(getattr(comparison, name), metric) for name in ("start", "result", "random")}
+        for metric, title in {"knn": "the k-NN vote", "logistic": "logistic regression"}.items()
+    }
+    return {
+        title: {name: f"{100 * accuracy:.1f} %" for name, accuracy in accuracies.items()}
+        for title, accuracies in compared.items()
+        if None not in accuracies.values()
+    }

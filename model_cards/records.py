@@ -41,6 +41,26 @@ class KNNEvaluation:
 
 
 @dataclass(kw_only=True)
+class FeatureAccuracy:
+    """The accuracy of classifying the validation images by pooled features: k-NN, and logistic regression where it was asked for.
+
+    An accuracy is None if no labeled image could be read.
+    """
+
+    knn: float | None
+    logistic: float | None = None
+
+
+@dataclass(kw_only=True)
+class FeatureComparison:
+    """The same evaluation of the model that a run started from, of its result, and of random weights of the same architecture."""
+
+    start: FeatureAccuracy
+    result: FeatureAccuracy
+    random: FeatureAccuracy
+
+
+@dataclass(kw_only=True)
 class PretrainingRecord(Record):
     """How a model was trained. `hub.saving.keep_record` adds `weights_sha256`, the hash of its weights.
 
@@ -52,6 +72,7 @@ class PretrainingRecord(Record):
     curves: the logged values, in the order of the run; a value that was not finite is None in the file.
     resumed_from: the checkpoint that this run resumed from.
     seconds: of this run, without the time of an interrupted run that it resumed.
+    comparison: None without labels, or for a run that started from random weights.
     """
 
     task: str
@@ -72,6 +93,7 @@ class PretrainingRecord(Record):
     resumed_from: str | None
     seconds: float
     teacher: dict[str, Any] | None = None
+    comparison: FeatureComparison | None = None
 
 
 @dataclass(kw_only=True)

@@ -59,7 +59,7 @@ def save_original_checkpoint(
 def _teacher_checkpoint(trainer: DINOv2Trainer, image_processor: VitrailImageProcessor) -> dict[str, Any]:
     teacher = trainer.model.teacher
     parts = {
-        "backbone": to_format(teacher.backbone, image_processor, "dinov2").tensors,
+        "backbone": to_format(trainer.teacher, image_processor, "dinov2").tensors,
         "dino_head": teacher.head.state_dict(),
         "ibot_head": {} if teacher.patch_head is None else teacher.patch_head.state_dict(),
     }

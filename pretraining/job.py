@@ -1,6 +1,7 @@
 """A whole pretraining run: images, student and teacher, checkpoints, evaluation, and the folder of the result."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -12,14 +13,23 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
 
 from ..convert.report import ConversionReport
 from ..data.labeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.results import PACKAGES, describe_model
 from ..hub.saving import folder_of_run, save
-from ..model_cards.records import KNNEvaluation, PretrainingRecord, RecipeSource, TrainingData
-from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..model_cards.records import (
+    FeatureAccuracy,
+    FeatureComparison,
+    KNNEvaluation,
+    PretrainingRecord,
+    RecipeSource,
+    TrainingData,
+)
+from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
 from ..utils.checkpoint_files import last_checkpoint
@@ -35,8 +45,9 @@ from .dino_trainer import DINOTrainer
 from .dinov2_trainer import DINOv2Trainer
 from .distillation_trainer import DistillationTrainer, Teacher
 from .frozen_teacher import FrozenTeacher
-from .knn_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, BackboneKNN
+from .knn_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, BackboneKNN, FeatureEvaluation
 from .masks import BlockMasking
+from .methods.student_teacher import copy_backbone
 from .recipes import METHODS, PretrainingRecipe, enlarged, find_recipe, fit_to_patches
 from .report import write_report
 from .trainer import PretrainingTrainer
@@ -68,6 +79,7 @@ def pretrain(
     device_batch_size: int | None = None,
     num_workers: int = 0,
     evaluate_every: int | None = None,
+    logistic: bool = False,
     strict: bool = False,
     original_checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
@@ -94,6 +106,8 @@ def pretrain(
             None runs the whole batch in one pass.
         num_workers: processes that decode images and make crops; 0 does it in the main process.
         evaluate_every: epochs between two k-NN evaluations; None for 25 evaluations.
+        logistic: compare start model, result and random weights by logistic regression, too, and not by k-NN alone. A comparison
+            requires labels, and `from_scratch=False`.
         strict: raise if an image cannot be read, instead of using the next image in its place.
         original_checkpoint: a .pth file to write as well, in the layout of the method's own code: DINO's full checkpoint, or DINOv2's
             teacher_checkpoint.
@@ -106,7 +120,7 @@ def pretrain(
 
     Raises:
         VitrailError: there are fewer images than a batch has, the folder holds other files, its run has other settings or is in progress,
-            or the training diverges.
+            the training diverges or collapses, or the features get worse than those of `model` (see `PretrainingArguments`).
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe.check_teacher(teacher is not None)
@@ -143,6 +157,8 @@ def pretrain(
     args = training_arguments(
         run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
     )
+    if original_checkpoint is not None and recipe.method == "dino" and args.lora_rank:
+        raise VitrailError("DINO's full checkpoint has no place for adapters: leave out original_checkpoint= or lora_rank.")
     with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
             settings = {
@@ -158,11 +174,15 @@ def pretrain(
         processes.wait_for_everyone()
         started = time.monotonic()
         crops = make_crops_dataset(images.train, image_processor, recipe, args, vit.config.patch_shape, strict=strict)
+        evaluation, start = None, None
+        if images.labeled is not None:
+            evaluation = FeatureEvaluation(image_processor, images.labeled, args.device, num_workers=num_workers)
+            start = None if from_scratch else _evaluate_start(evaluation, vit, processes, logistic=logistic)
         trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()], **options)
         trainer.show_progress("pretraining" if progress else None)
-        if images.labeled is not None:
+        if evaluation is not None:
             every = evaluate_every or -(-recipe.epochs // NUM_EVALUATIONS)
-            trainer.add_callback(BackboneKNN(trainer, image_processor, images.labeled, every=every, num_workers=num_workers))
+            trainer.add_callback(BackboneKNN(trainer, evaluation, every=every, start=start and start.knn))
         resumed_update = trainer.train_or_resume()
         processes.wait_for_everyone()  # before the folder of the run is removed, into which each process writes
         if not all(parameter.isfinite().all() for parameter in trainer.backbone.parameters()):
@@ -177,6 +197,8 @@ def pretrain(
             seconds=round(time.monotonic() - started, 1),
         )
         if processes.is_main_process:
+            if evaluation is not None and start is not None:
+                record.comparison = _compare(evaluation, start, trainer.backbone, seed=seed)
             save(trainer.backbone, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
@@ -184,6 +206,22 @@ def pretrain(
             run_folder.remove()
         processes.wait_for_everyone()
         return record.to_dict()
+
+
+def _evaluate_start(evaluation: FeatureEvaluation, model: ViTModel, processes: PartialState, *, logistic: bool) -> FeatureAccuracy:
+    """Return the accuracies of the model that a run starts from, in all processes."""
+    found = [evaluation.accuracy(copy_backbone(model), logistic=logistic) if processes.is_main_process else None]
+    broadcast_object_list(found)
+    assert found[0] is not None
+    return found[0]
+
+
+def _compare(evaluation: FeatureEvaluation, start: FeatureAccuracy, result: ViTModel, *, seed: int) -> FeatureComparison:
+    """Return the accuracies of the start model, of the result, and of random weights."""
+    set_seed(seed)
+    models = {"result": result, "random": ViTModel(copy.deepcopy(result.config))}
+    logistic = start.logistic is not None
+    return FeatureComparison(start=start, **{name: evaluation.accuracy(model, logistic=logistic) for name, model in models.items()})
 
 
 def training_arguments(

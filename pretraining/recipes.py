@@ -31,6 +31,7 @@ class Method:
 
     task: for people, and in pretraining.json. Its first word is the method's name in model cards.
     arguments: class of its arguments.
+    adaptation: name of the recipe for a run that starts from a model; None for the recipe that is called like the method.
     reference_batch: the batch that a recipe's learning rate is for.
     exponent: of the batch, by which the learning rate grows.
     frozen_teacher: whether it learns from another model, which a run receives.
@@ -41,6 +42,7 @@ class Method:
     reference_batch: int
     exponent: float
     frozen_teacher: bool = False
+    adaptation: str | None = None
 
     @property
     def result(self) -> str:
@@ -56,7 +58,7 @@ METHODS = {
     # main_dino.py: args.lr * batch / 256.
     "dino": Method("DINO self-supervised training", DINOTrainingArguments, REFERENCE_BATCH, 1.0),
     # utils/config.py, apply_scaling_rules_to_cfg: "sqrt_wrt_1024"
-    "dinov2": Method("DINOv2 self-supervised training", DINOv2TrainingArguments, 1024, 0.5),
+    "dinov2": Method("DINOv2 self-supervised training", DINOv2TrainingArguments, 1024, 0.5, adaptation="adapt"),
     # Proteus-pytorch, pretrain/main.py: args.lr * batch / 512.0
     "distill": Method("Distillation without labels", DistillationTrainingArguments, 512, 1.0, frozen_teacher=True),
 }
@@ -134,6 +136,27 @@ RECIPES = {
             augmentation=DINOV2_AUGMENTATION,
             method="dinov2",
         ),
+        # For hundreds to 100,000 images, from a published model, whose heads begin new. docs/guides/pretraining.md has the reasons
+        PretrainingRecipe(
+            "adapt",
+            source="facebookresearch/dinov2, configs/ssl_default_config.yaml, with a smaller learning rate and smaller heads",
+            epochs=20,
+            batch_size=32,
+            learning_rate=0.0004,
+            arguments={
+                "warmup_epochs": 2.0,
+                "num_prototypes": 1024,
+                "head_hidden_size": 512,
+                "drop_path_rate": 0.0,
+                "frozen_blocks": 2,
+                "gram_loss_weight": 2.0,
+                "warmup_teacher_temperature_epochs": 6,
+                "freeze_last_layer_epochs": 0,
+                "collapse_patience": 100,
+            },
+            augmentation=DINOV2_AUGMENTATION,
+            method="dinov2",
+        ),
         # Proteus, arXiv:2407.10366, on ImageNet-1k, without its masked patches and its average of the student; see
         # DistillationTrainingArguments. The views are ours: DINOv2's large ones
         PretrainingRecipe(
@@ -149,8 +172,11 @@ RECIPES = {
 }
 
 
-def find_recipe(name: str | None = None, *, method: str | None = None) -> PretrainingRecipe:
-    """Return the recipe with a name, or the recipe in a JSON file; without a name, the recipe that is called like the method.
+def find_recipe(name: str | None = None, *, method: str | None = None, from_model: bool = False) -> PretrainingRecipe:
+    """Return the recipe with a name, or the recipe in a JSON file.
+
+    Without a name, it is the recipe that is called like the method; with `from_model`, for a run that starts from a model, the recipe of
+    the method for such a run (`adapt` for dinov2).
 
     A file names the recipe that it changes, and the fields of `PretrainingRecipe` that differ: {"recipe": "dino", "batch_size": 64,
     "arguments": {"warmup_epochs": 1}}. "augmentation" has the fields of `MultiCropAugmentation` that differ.
@@ -161,7 +187,8 @@ def find_recipe(name: str | None = None, *, method: str | None = None) -> Pretra
     """
     if method is not None and method not in METHODS:
         raise VitrailError(f'There is no method "{method}": choose {", ".join(METHODS)}.')
-    recipe = _find_recipe(name or method or "dino")
+    default = method or "dino"
+    recipe = _find_recipe(name or (METHODS[default].adaptation if from_model else None) or default)
     if method not in (None, recipe.method):
         raise VitrailError(f"The recipe {recipe.name} is for the method {recipe.method}, not {method}: leave one of the two out.")
     return recipe

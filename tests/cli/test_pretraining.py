@@ -1,5 +1,6 @@
 """`vitrail pretrain`, in this process: from a config and a recipe to a folder that loads, and what is refused before."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -13,6 +14,8 @@ import vitrail
 from command_line import end_of
 from image_folders import write_images
 from small_models import TINY
+from vitrail.pretraining.recipes import RECIPES
+from vitrail.processing.multi_crop import CropAugmentation
 from vitrail.utils import optional as packages
 
 pytestmark = pytest.mark.usefixtures("one_thread", "cache_of_datasets")
@@ -113,7 +116,10 @@ def test_going_on_from_a_model(files, capsys):
     run = json.loads((files / "model" / "pretraining.json").read_text())
     assert (run["epochs"], run["updates"], run["batch_size"]) == (2, 2, 6)
     assert (run["data"]["source"], run["data"]["train_images"], run["knn"]["validation_images"]) == ("pictures", 9, 6)
-    assert len([point for point in run["curves"] if "eval_knn_accuracy" in point]) == 1
+    assert [point["epoch"] for point in run["curves"] if "eval_knn_accuracy" in point] == [0, 2]
+    compared = {name: accuracy["knn"] for name, accuracy in run["comparison"].items()}
+    line = "k-NN accuracy (k = 9): start model {start:.1%}, teacher {result:.1%}, random weights {random:.1%}"
+    assert line.format(**compared) in capsys.readouterr().out
     assert run["model"]["name"] == "model.safetensors"
     model, _, _ = vitrail.load(files / "model")
     assert model.config.num_register_tokens == 1
@@ -143,6 +149,39 @@ def test_distillation(files, capsys):
     model, _, _ = vitrail.load(files / "model")
     assert (model.config.hidden_size, model.config.patch_size) == (CONFIG["hidden_size"], 4)
     assert "is the model itself" in error_of(capsys, *command, "--teacher", files / "model", "--overwrite")
+
+
+def test_dinov2_from_a_model_adapts_it(files, capsys, monkeypatch):
+    torch.manual_seed(0)
+    start = vitrail.ViTModel(vitrail.ViTConfig(**CONFIG))
+    vitrail.save(start, vitrail.make_image_processor("dino", image_size=8), files / "start")
+    command = [
+        "pretrain",
+        "--data",
+        files / "pictures",
+        "--from",
+        files / "start",
+        "--method",
+        "dinov2",
+        "--output",
+        files / "model",
+    ]
+    assert "fewer than a batch of the recipe adapt, 32" in error_of(capsys, *command)
+    adapt = RECIPES["adapt"]
+    crop = CropAugmentation(**CROP | {"scale": (0.5, 1.0)})
+    views = dataclasses.replace(adapt.augmentation, global_crops=(crop, crop), local_crop=crop, num_local_crops=0)
+    smaller = adapt.arguments | RECIPE["arguments"]
+    monkeypatch.setitem(RECIPES, "adapt", dataclasses.replace(adapt, epochs=1, batch_size=6, arguments=smaller, augmentation=views))
+    assert end_of(*command, "--no-labels") == 0
+    printed = capsys.readouterr().out
+    assert "15 images, 1 epochs, 2 updates, recipe adapt" in printed
+    assert "adapt is the recipe of dinov2 with --from; --recipe dinov2 is that of a new model" in printed
+    run = json.loads((files / "model" / "pretraining.json").read_text())
+    assert (run["recipe"]["name"], run["arguments"]["frozen_blocks"], run["comparison"]) == ("adapt", 2, None)
+    assert len([point for point in run["curves"] if "gram_loss" in point]) == 2
+    model, _, _ = vitrail.load(files / "model")
+    assert torch.equal(model.layers[1].mlp.fc1.weight, start.layers[1].mlp.fc1.weight)
+    assert not torch.equal(model.layernorm.bias, start.layernorm.bias)
 
 
 def test_images_without_labels(files, capsys):

@@ -665,6 +665,24 @@ def test_the_accuracy_of_neighbors_is_reported():
     ) in text
 
 
+def test_the_start_model_and_random_weights_are_compared():
+    comparison = {
+        "start": {"knn": 0.75, "logistic": 0.8},
+        "result": {"knn": 0.8125, "logistic": None},
+        "random": {"knn": 0.25, "logistic": 0.5},
+    }
+    text = section(trained(pretraining=make_run(knn=KNN, model=MODEL, comparison=comparison)), "Training")
+    sentence = (
+        "On these images, the k-NN vote is right for 75.0 % with the features of the model that the training started from, for 81.2 % "
+        "with those of the teacher, and for 25.0 % with random weights."
+    )
+    assert sentence in text
+    assert "logistic" not in text
+    comparison["result"]["logistic"] = 0.85
+    text = section(trained(pretraining=make_run(knn=KNN, model=MODEL, comparison=comparison)), "Training")
+    assert f"{sentence} On these images, logistic regression is right for 80.0 % " in text
+
+
 def test_the_time_of_a_resumed_run_and_its_processes():
     """The time covers the last part alone, so the card omits it."""
     text = section(trained(pretraining=make_run(resumed_from="checkpoint-10", processes=4)), "Training")

@@ -163,6 +163,9 @@ def test_the_recipe_of_a_method():
     assert (distill.batch_size, distill.epochs, distill.scaled_learning_rate) == (512, 300, 5e-4)
     assert dataclasses.replace(distill, batch_size=1024).scaled_learning_rate == 1e-3
     assert distill.augmentation.num_local_crops == 0
+    assert find_recipe(method="dinov2", from_model=True) is RECIPES["adapt"]
+    assert find_recipe("dinov2", method="dinov2", from_model=True) is RECIPES["dinov2"]
+    assert find_recipe(from_model=True) is RECIPES["dino"]
     with pytest.raises(VitrailError, match="The recipe dino is for the method dino, not dinov2"):
         find_recipe("dino", method="dinov2")
     with pytest.raises(VitrailError, match='There is no method "dinov3": choose dino, dinov2'):
