@@ -32,7 +32,7 @@ class TrainingData:
 
 @dataclass(kw_only=True)
 class KNNEvaluation:
-    """The last k-NN evaluation of the teacher. The accuracy is None if no labeled image could be read."""
+    """The last k-NN evaluation of the model. The accuracy is None if no labeled image could be read."""
 
     k: int
     accuracy: float | None
@@ -42,10 +42,11 @@ class KNNEvaluation:
 
 @dataclass(kw_only=True)
 class PretrainingRecord(Record):
-    """How a teacher was trained. `hub.saving.keep_record` adds `weights_sha256`, the hash of the teacher's weights.
+    """How a model was trained. `hub.saving.keep_record` adds `weights_sha256`, the hash of its weights.
 
     model: the checkpoint that the run started from; None for random weights.
-    arguments: of `DINOTrainingArguments`, those that change the numbers.
+    teacher: the checkpoint that a distillation learned from.
+    arguments: of the method, those that change the numbers.
     updates: of the optimizer.
     knn: None without labels.
     curves: the logged values, in the order of the run; a value that was not finite is None in the file.
@@ -70,6 +71,7 @@ class PretrainingRecord(Record):
     versions: dict[str, str]
     resumed_from: str | None
     seconds: float
+    teacher: dict[str, Any] | None = None
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from transformers import TrainingArguments
 
+from .methods.distillation import DISTANCES
 from .methods.losses import CENTERINGS
 
 
@@ -161,6 +162,46 @@ class DINOv2TrainingArguments(DINOTrainingArguments):
             raise ValueError(f"centering is {self.centering!r}; expected {' or '.join(CENTERINGS)}.")
         if not self.min_mask_ratio <= self.max_mask_ratio:
             raise ValueError(f"min_mask_ratio {self.min_mask_ratio} is above max_mask_ratio {self.max_mask_ratio}.")
+        if not 0 <= self.high_resolution_epochs <= self.num_train_epochs:
+            raise ValueError(f"high_resolution_epochs is {self.high_resolution_epochs} of {self.num_train_epochs:g} epochs.")
         for name in ("dino_loss_weight", "ibot_loss_weight", "koleo_loss_weight", "gram_loss_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number of at least 0.")
+
+
+@dataclass
+class DistillationTrainingArguments(PretrainingArguments):
+    """Arguments of a `DistillationTrainer`. The defaults are those of BeSpontaneous/Proteus-pytorch, pretrain/main.py.
+
+    `learning_rate` is for the whole batch; Proteus states it for 512 images. See `PretrainingArguments` for the others.
+
+    distance: between the student's projected features and the teacher's: mse or cosine.
+    num_layers: pairs of blocks at the same share of the depth, whose features are compared. 1 compares the last blocks.
+    image_loss_weight, patch_loss_weight: factors of the losses of the image features and the patch features.
+    """
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        *PretrainingArguments.POSITIVE,
+        *("num_layers", "image_loss_weight", "patch_loss_weight"),
+    )
+
+    # Options of pretrain/main.py
+    learning_rate: float = 0.0005  # --lr
+    num_train_epochs: float = 300.0  # --epochs
+    weight_decay: float = 0.05  # --weight-decay, constant
+    final_weight_decay: float = 0.05
+    max_grad_norm: float = 0.0  # --clip-grad: "no clipping"
+    warmup_epochs: float = 5.0  # --warmup-epochs
+    min_learning_rate: float = 1e-5  # --min-lr
+
+    distance: str = "mse"  # models_proteus_dinov2.py: MSELoss
+    num_layers: int = 1  # x_norm_clstoken and x_norm_patchtokens: the last block
+    image_loss_weight: float = 1.0  # --lambda_token
+    patch_loss_weight: float = 1.0  # --lambda_fea
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance is {self.distance!r}; expected {' or '.join(DISTANCES)}.")
+        if self.num_layers != int(self.num_layers):
+            raise ValueError(f"num_layers is {self.num_layers}; expected a whole number.")

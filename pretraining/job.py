@@ -33,13 +33,19 @@ from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
 from .dino_trainer import DINOTrainer
 from .dinov2_trainer import DINOv2Trainer
+from .distillation_trainer import DistillationTrainer, Teacher
+from .frozen_teacher import FrozenTeacher
 from .knn_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, BackboneKNN
 from .masks import BlockMasking
 from .recipes import METHODS, PretrainingRecipe, enlarged, find_recipe, fit_to_patches
 from .report import write_report
 from .trainer import PretrainingTrainer
 
-TRAINERS: dict[str, type[DINOTrainer | DINOv2Trainer]] = {"dino": DINOTrainer, "dinov2": DINOv2Trainer}
+TRAINERS: dict[str, type[DINOTrainer | DINOv2Trainer | DistillationTrainer]] = {
+    "dino": DINOTrainer,
+    "dinov2": DINOv2Trainer,
+    "distill": DistillationTrainer,
+}
 
 NUM_LOGS = 500  # approximate number of points of a curve
 NUM_EVALUATIONS = 25  # by k-NN, if evaluate_every is None
@@ -54,7 +60,9 @@ def pretrain(
     *,
     output_dir: str | os.PathLike,
     recipe: str | PretrainingRecipe = "dino",
+    teacher: Teacher | None = None,
     epochs: int | None = None,
+    high_resolution_epochs: int | None = None,
     total_batch_size: int | None = None,
     seed: int = 0,
     device_batch_size: int | None = None,
@@ -67,25 +75,28 @@ def pretrain(
     from_scratch: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train a model on images without labels, and write the teacher as a folder.
+    """Train a model on images without labels, and write the result as a folder: the teacher, or the student of a distillation.
 
     The folder is that of `vitrail.save`, with pretraining.json and its curves. If a run is interrupted, the same call resumes it from the
     checkpoint of the last epoch in `output_dir`.run, which is removed at the end. Every process that `accelerate launch` starts calls
     this function.
 
     Args:
-        model: initial weights of student and teacher. The model itself stays unchanged.
+        model: initial weights of the student, and of a teacher that is its average. The model itself stays unchanged.
         image_processor: of the model. The crops are normalized with its mean and standard deviation.
-        images: to train on. Labels, if there are any, are only used to evaluate the teacher.
+        images: to train on. Labels, if there are any, are only used to evaluate the result.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
-        epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all devices.
+        teacher: the frozen model of a distillation and its image processor, as `vitrail.load` returns them.
+        epochs, high_resolution_epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all
+            devices; the epochs of high resolution are the last ones, for the method dinov2.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
         device_batch_size: images per device and forward pass, with all their crops; gradients are accumulated up to the recipe's batch.
             None runs the whole batch in one pass.
         num_workers: processes that decode images and make crops; 0 does it in the main process.
-        evaluate_every: epochs between two k-NN evaluations of the teacher; None for 25 evaluations.
+        evaluate_every: epochs between two k-NN evaluations; None for 25 evaluations.
         strict: raise if an image cannot be read, instead of using the next image in its place.
-        original_checkpoint: a .pth file to write as well, in the layout of the original's full checkpoints.
+        original_checkpoint: a .pth file to write as well, in the layout of the method's own code: DINO's full checkpoint, or DINOv2's
+            teacher_checkpoint.
         report: from `vitrail.load`.
         from_scratch: whether the model has random weights; for the record.
         overwrite: replace a trained model in `output_dir`.
@@ -98,6 +109,7 @@ def pretrain(
             or the training diverges.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe.check_teacher(teacher is not None)
     vit = model.base_model
     recipe = dataclasses.replace(
         recipe,
@@ -105,12 +117,21 @@ def pretrain(
         batch_size=recipe.batch_size if total_batch_size is None else total_batch_size,
         augmentation=fit_to_patches(recipe.augmentation, vit.config.patch_shape),
     )
+    if high_resolution_epochs is not None:
+        if recipe.method != "dinov2":
+            raise VitrailError(f"The method {recipe.method} has no phase of high resolution: leave high_resolution_epochs out.")
+        recipe = dataclasses.replace(recipe, arguments={**recipe.arguments, "high_resolution_epochs": high_resolution_epochs})
+    options: dict[str, Any] = {}
+    if teacher is not None:
+        teacher = FrozenTeacher(*teacher)
+        teacher.check(recipe.augmentation, image_processor)
+        options = {"teacher": teacher, "image_processor": image_processor}
     output_dir = Path(output_dir)
     run_folder = folder_of_run(output_dir, overwrite=overwrite)
     if original_checkpoint is not None:
         check_new(Path(original_checkpoint))
         check_writable(Path(original_checkpoint))
-        check_original_layout(vit, image_processor)
+        check_original_layout(vit, image_processor, recipe.method)
     if len(images.train) < recipe.batch_size:
         raise VitrailError(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
@@ -118,6 +139,7 @@ def pretrain(
         )
     processes = start_processes()
     initial_model = None if from_scratch else describe_model(report) or UNKNOWN
+    teacher_model = None if teacher is None else describe_model(teacher.report) or UNKNOWN
     args = training_arguments(
         run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
     )
@@ -130,12 +152,13 @@ def pretrain(
                 "model": initial_model,
                 "config": {key: value for key, value in json.loads(vit.config.to_json_string()).items() if key != "auto_map"},
                 "image processor": json.loads(image_processor.to_json_string()),
+                **({} if teacher is None else {"teacher": teacher.settings()}),
             }
             run_folder.begin(settings, has_results=last_checkpoint(run_folder.path) is not None)
         processes.wait_for_everyone()
         started = time.monotonic()
         crops = make_crops_dataset(images.train, image_processor, recipe, args, vit.config.patch_shape, strict=strict)
-        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
+        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()], **options)
         trainer.show_progress("pretraining" if progress else None)
         if images.labeled is not None:
             every = evaluate_every or -(-recipe.epochs // NUM_EVALUATIONS)
@@ -149,6 +172,7 @@ def pretrain(
             recipe,
             images,
             model=initial_model,
+            teacher=teacher_model,
             resumed_from=None if resumed_update is None else f"checkpoint-{resumed_update}",
             seconds=round(time.monotonic() - started, 1),
         )
@@ -156,7 +180,7 @@ def pretrain(
             save(trainer.backbone, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
-                save_original_checkpoint(trainer, recipe, Path(original_checkpoint))
+                save_original_checkpoint(trainer, recipe, image_processor, Path(original_checkpoint))
             run_folder.remove()
         processes.wait_for_everyone()
         return record.to_dict()
@@ -236,13 +260,15 @@ def _make_record(
     images: TrainingImages,
     *,
     model: dict[str, Any] | None,
+    teacher: dict[str, Any] | None,
     resumed_from: str | None,
     seconds: float,
 ) -> PretrainingRecord:
     args = trainer.args
     return PretrainingRecord(
-        task=f"{METHODS[recipe.method].title} self-supervised training",
+        task=METHODS[recipe.method].task,
         model=model,
+        teacher=teacher,
         recipe=RecipeSource(name=recipe.name, source=recipe.source),
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,

@@ -81,17 +81,17 @@ class BackboneKNN(TrainerCallback):
         """Return the pooled vectors of images, (N, D), and their labels, (N,), without those of unreadable images."""
         number = min(len(images), MAX_IMAGES)
         images = images.select([index * len(images) // number for index in range(number)])
-        teacher: ViTModel = self.trainer.backbone.eval()
-        workers = InferenceWorkers(teacher.device)
+        backbone: ViTModel = self.trainer.backbone.eval()
+        workers = InferenceWorkers(backbone.device)
         compiled = CompiledModel(
-            feature_outputs(teacher, [FeatureType("pooled")]),
+            feature_outputs(backbone, [FeatureType("pooled")]),
             DEFAULT_RUNTIME,
             batch_size=self.batch_size,
             num_streams=workers.number,
         )
         reader = ImageReader(read_images(images), self.image_processor, self.batch_size, self.num_workers)
         rows: list[int] = []
-        vectors = [np.zeros((0, teacher.config.pooled_size), dtype=np.float32)]
+        vectors = [np.zeros((0, backbone.config.pooled_size), dtype=np.float32)]
         for item, features in run_model(compiled, reader, [Piece(0, 0, number)], chunk_size=number, workers=workers):
             if isinstance(item, Batch):
                 rows += [entry.row for entry in item.entries]

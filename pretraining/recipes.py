@@ -10,7 +10,7 @@ from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..processing.multi_crop import DINO_AUGMENTATION, DINOV2_AUGMENTATION, CropAugmentation, MultiCropAugmentation
 from ..utils.atomic import read_json
-from .arguments import DINOTrainingArguments, DINOv2TrainingArguments, PretrainingArguments
+from .arguments import DINOTrainingArguments, DINOv2TrainingArguments, DistillationTrainingArguments, PretrainingArguments
 
 # Arguments that a recipe cannot set: it has fields for them, or the run sets them
 NOT_ARGUMENTS = (
@@ -29,16 +29,23 @@ NOT_ARGUMENTS = (
 class Method:
     """A method of training.
 
-    title: for people.
+    task: for people, and in pretraining.json. Its first word is the method's name in model cards.
     arguments: class of its arguments.
     reference_batch: the batch that a recipe's learning rate is for.
     exponent: of the batch, by which the learning rate grows.
+    frozen_teacher: whether it learns from another model, which a run receives.
     """
 
-    title: str
+    task: str
     arguments: type[PretrainingArguments]
     reference_batch: int
     exponent: float
+    frozen_teacher: bool = False
+
+    @property
+    def result(self) -> str:
+        """The network that a run results in."""
+        return "student" if self.frozen_teacher else "teacher"
 
     def scale_learning_rate(self, learning_rate: float, batch_size: int) -> float:
         """Return a learning rate for another batch than the reference."""
@@ -47,9 +54,11 @@ class Method:
 
 METHODS = {
     # main_dino.py: args.lr * batch / 256.
-    "dino": Method("DINO", DINOTrainingArguments, REFERENCE_BATCH, 1.0),
+    "dino": Method("DINO self-supervised training", DINOTrainingArguments, REFERENCE_BATCH, 1.0),
     # utils/config.py, apply_scaling_rules_to_cfg: "sqrt_wrt_1024"
-    "dinov2": Method("DINOv2", DINOv2TrainingArguments, 1024, 0.5),
+    "dinov2": Method("DINOv2 self-supervised training", DINOv2TrainingArguments, 1024, 0.5),
+    # Proteus-pytorch, pretrain/main.py: args.lr * batch / 512.0
+    "distill": Method("Distillation without labels", DistillationTrainingArguments, 512, 1.0, frozen_teacher=True),
 }
 
 
@@ -79,6 +88,16 @@ class PretrainingRecipe:
     def scaled_learning_rate(self) -> float:
         """The learning rate for the batch of the recipe."""
         return METHODS[self.method].scale_learning_rate(self.learning_rate, self.batch_size)
+
+    def check_teacher(self, given: bool) -> None:
+        """Raise VitrailError if a run is given a teacher, and its method has none of that kind, or needs one that is missing."""
+        if METHODS[self.method].frozen_teacher and not given:
+            raise VitrailError(f"The method {self.method} learns from a frozen model, and none is given: name it with teacher=.")
+        if given and not METHODS[self.method].frozen_teacher:
+            suitable = " or ".join(name for name, method in METHODS.items() if method.frozen_teacher)
+            raise VitrailError(
+                f"The method {self.method} does not learn from a frozen model: leave out teacher=, or choose the method {suitable}."
+            )
 
 
 RECIPES = {
@@ -114,6 +133,17 @@ RECIPES = {
             arguments={"warmup_epochs": 20.0, "warmup_teacher_temperature_epochs": 60, "freeze_last_layer_epochs": 2},
             augmentation=DINOV2_AUGMENTATION,
             method="dinov2",
+        ),
+        # Proteus, arXiv:2407.10366, on ImageNet-1k, without its masked patches and its average of the student; see
+        # DistillationTrainingArguments. The views are ours: DINOv2's large ones
+        PretrainingRecipe(
+            "distill",
+            source="BeSpontaneous/Proteus-pytorch, pretrain/run_pretrain.sh",
+            epochs=300,  # --epochs
+            batch_size=512,  # --batch-size (128) on --nproc_per_node (4)
+            learning_rate=0.0005,  # main.py: --lr, for 512 images
+            augmentation=replace(DINOV2_AUGMENTATION, num_local_crops=0),
+            method="distill",
         ),
     )
 }

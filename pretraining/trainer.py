@@ -11,8 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTModel
 from ..utils.trainer import BaseTrainer
-from .arguments import PretrainingArguments
-from .methods.student_teacher import StudentTeacher
+from .arguments import DINOTrainingArguments, PretrainingArguments
+from .methods.student_teacher import SelfDistillation, StudentTeacher
 from .schedules import CosineSchedule
 
 
@@ -154,6 +154,39 @@ class PretrainingTrainer(BaseTrainer):
     def logged_schedules(self, update: int) -> dict[str, float]:
         """Return the values of schedules in an update, for the log."""
         return {}
+
+
+class SelfDistillationTrainer(PretrainingTrainer):
+    """Trains a student whose moving average is its teacher. `trainer.teacher` is the result."""
+
+    args: DINOTrainingArguments
+    model: SelfDistillation
+
+    @property
+    def teacher(self) -> ViTModel:
+        """The teacher's backbone."""
+        return self.model.teacher.backbone
+
+    @property
+    def backbone(self) -> ViTModel:
+        """The teacher's backbone."""
+        return self.teacher
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create all schedules of a run. The schedule of the optimizer's learning rate and weight decay is returned."""
+        self.teacher_momentum = CosineSchedule(self.args.teacher_momentum, 1.0, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def end_update(self, update: int) -> None:
+        """Update the teacher and the centers."""
+        self.model.update_teacher(self.teacher_momentum(update))
+        self.model.update_centers()
+
+    def logged_schedules(self, update: int) -> dict[str, float]:
+        """Return the teacher's momentum."""
+        return {"teacher_momentum": self.teacher_momentum(update)}
 
 
 class OptimizerSchedule(torch.optim.lr_scheduler.LRScheduler):

@@ -122,6 +122,29 @@ def test_going_on_from_a_model(files, capsys):
     assert {path.name: path.read_bytes() for path in (files / "start").iterdir()} == before
 
 
+def test_distillation(files, capsys):
+    """From a model with larger patches, which is loaded as any checkpoint."""
+    torch.manual_seed(0)
+    teacher = vitrail.ViTModel(vitrail.ViTConfig(**CONFIG | {"hidden_size": 48, "patch_size": 8})).half()
+    vitrail.save(teacher, vitrail.make_image_processor("google", image_size=8), files / "teacher")
+    changes = {"recipe": "distill", "arguments": {"warmup_epochs": 0, "distance": "cosine"}}
+    crops = {"augmentation": {"global_crops": [CROP, CROP]}}
+    (files / "short.json").write_text(json.dumps(changes | crops | {"epochs": 1, "batch_size": 6}))
+    command = words(files, data=files / "pictures", recipe="short")
+    assert "The method distill learns from a frozen model, and none is given: name it with --teacher." in error_of(capsys, *command)
+    assert end_of(*command, "--teacher", files / "teacher", "--method", "distill") == 0
+    printed, warnings = capsys.readouterr()
+    assert "float16" not in warnings
+    run = json.loads((files / "model" / "pretraining.json").read_text())
+    assert (run["teacher"]["name"], run["model"], run["arguments"]["distance"]) == ("model.safetensors", None, "cosine")
+    assert f"k-NN accuracy of the student (k = 12): {run['knn']['accuracy']:.1%}" in printed
+    assert "image loss" in printed
+    assert f"written to {files / 'model'}: the student, pretraining.json and its curves" in printed
+    model, _, _ = vitrail.load(files / "model")
+    assert (model.config.hidden_size, model.config.patch_size) == (CONFIG["hidden_size"], 4)
+    assert "is the model itself" in error_of(capsys, *command, "--teacher", files / "model", "--overwrite")
+
+
 def test_images_without_labels(files, capsys):
     for path in list((files / "pictures").glob("*/*.jpg")):
         path.rename(files / "pictures" / f"{path.parent.name}-{path.name}")
@@ -164,6 +187,10 @@ def test_either_a_name_or_a_model(files, capsys):
         (["--recipe", "dinov3"], 'There is no recipe "dinov3": choose dino'),
         (["--data", "nowhere/at/all.parquet"], "nowhere/at/all.parquet"),
         (["--label-column", "color"], "no column 'color'"),
+        (
+            ["--teacher", "dino-vitb16"],
+            "The method dino does not learn from a frozen model: leave out --teacher, or choose the method",
+        ),
         (["--original-checkpoint", "run.safetensors"], "unsupported extension '.safetensors'; expected .pth"),
         (["--original-checkpoint", "nowhere/run.pth"], "The folder nowhere does not exist"),
     ],

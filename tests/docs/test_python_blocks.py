@@ -26,6 +26,10 @@ SMALLER = {
             "num_train_epochs=1, warmup_epochs=0, per_device_train_batch_size=2, num_prototypes=64, max_steps=1, use_cpu=True"
         ),
         "vitrail.DINO_AUGMENTATION": "SMALL_AUGMENTATION",
+        "vitrail.DINOV2_AUGMENTATION": "SMALL_AUGMENTATION",
+        "num_train_epochs=30, per_device_train_batch_size=64": (
+            "num_train_epochs=1, warmup_epochs=0, per_device_train_batch_size=2, max_steps=1, use_cpu=True"
+        ),
     },
     "guides/evaluation.md": {'recipe="quick"': "recipe=SHORT_RECIPE"},
     "guides/dense.md": {'recipe="dinov3"': "recipe=SHORT_DENSE_RECIPE"},

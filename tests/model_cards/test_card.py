@@ -685,6 +685,26 @@ def test_what_it_learned_from_is_not_denied_elsewhere():
     assert "depend on its training" not in limits
 
 
+@pytest.mark.parametrize(
+    ("teacher", "named", "license"),
+    [
+        (MODEL, "`dino-vits16`", "check whether the license of that checkpoint applies to this model: `apache-2.0`."),
+        ({"checkpoint": "dinov3-vits16"}, "`dinov3-vits16`", "this model: [DINOv3 License](https://ai.meta.com/"),
+        ({"name": "mine.pth"}, "`mine.pth`", "The license of the model that it learned from is *not stated*"),
+        ({"name": None}, "a model of unknown origin", "The license of the model that it learned from is *not stated*"),
+    ],
+)
+def test_a_distillation_names_its_teacher_and_the_license(teacher, named, license):
+    run = make_run(task="Distillation without labels", teacher=teacher)
+    card = trained(pretraining=run)
+    method = "by distillation ([Romero et al. 2014](https://arxiv.org/abs/1412.6550))"
+    assert f"{method} of {named}, from scratch, on" in section(card, "Training")
+    assert "the weights of the student." in section(card, "Training")
+    assert license in section(card, "License")
+    assert "learned from" not in section(trained(), "License")
+    assert card.text.count("romero2014fitnets") == 1
+
+
 def test_training_that_goes_on_from_a_published_checkpoint_is_a_change():
     card = converted("dino-vits16", pretraining=make_run(model=MODEL))
     assert card.text.count("caron2021emerging") == 1

@@ -16,10 +16,11 @@ import forked
 import vitrail
 from small_models import tiny_config
 from vitrail.data.labeled import load_training_images
-from vitrail.errors import VitrailError
+from vitrail.errors import UnsupportedCheckpointError, VitrailError
 from vitrail.pretraining import job
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.job import pretrain
+from vitrail.pretraining.methods.dinov2 import DINOv2Model
 from vitrail.pretraining.recipes import RECIPES
 from vitrail.processing.multi_crop import CropAugmentation
 from vitrail.utils.trainer import KeepLastCheckpoint
@@ -42,6 +43,15 @@ AUGMENTATION = dataclasses.replace(
 )
 RECIPE = dataclasses.replace(
     RECIPES["dino"], name="small", epochs=3, batch_size=8, learning_rate=0.02, arguments=ARGUMENTS, augmentation=AUGMENTATION
+)
+DINOV2_RECIPE = dataclasses.replace(
+    RECIPES["dinov2"],
+    name="small-dinov2",
+    epochs=3,
+    batch_size=8,
+    learning_rate=0.05,
+    arguments=ARGUMENTS | {"warmup_teacher_temperature_epochs": 1, "separate_head": True, "drop_path_rate": 0.0},
+    augmentation=AUGMENTATION,
 )
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])
 
@@ -288,3 +298,54 @@ def test_on_from_a_classifier_that_reads_several_blocks(prepared):
     result = pretrain(model, image_processor, images, output_dir=output, recipe=RECIPE, epochs=1, progress=False)
     assert result["knn"]["accuracy"] == 1.0
     assert type(AutoModel.from_pretrained(output)) is vitrail.ViTModel
+
+
+def run_dinov2_in_each_process(folder):
+    torch.set_num_threads(1)
+    run(folder, "dinov2-two", recipe=DINOV2_RECIPE, layer_scale_init_value=0.1)
+
+
+def test_dinov2_from_images_to_a_folder(prepared):
+    path = prepared / "teacher_checkpoint.pth"
+    one = run(prepared, "dinov2", recipe=DINOV2_RECIPE, layer_scale_init_value=0.1, original_checkpoint=path)
+    points = [point for point in one["curves"] if "loss" in point]
+    assert len(points) == 9
+    for point in points:
+        assert point["loss"] == pytest.approx(point["dino_loss"] + point["ibot_loss"] + 0.1 * point["koleo_loss"], abs=1e-5)
+    assert one["arguments"]["learning_rate"] == pytest.approx(0.05 * math.sqrt(8 / 1024))
+    card = (prepared / "dinov2" / "README.md").read_text()
+    assert "Vitrail trained it without labels by DINOv2's method ([Oquab et al. 2023]" in card
+    assert "oquab2023dinov2" in card
+    state = torch.load(path, weights_only=True)["teacher"]
+    assert {name.partition(".")[0] for name in state} == {"backbone", "dino_head", "ibot_head"}
+    assert state["ibot_head.last_layer.weight_g"].shape == (24, 1)
+    read, _, _ = vitrail.load(path, num_heads=2)
+    trained = AutoModel.from_pretrained(prepared / "dinov2")
+    assert trained.config.use_mask_token
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
+    forked.run_two(__file__, "run_dinov2_in_each_process", prepared)
+    two = json.loads((prepared / "dinov2-two" / "pretraining.json").read_text())
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-4)
+
+
+def test_a_phase_of_high_resolution(prepared, monkeypatch):
+    sizes = []
+
+    class Recorded(DINOv2Model):
+        def forward(self, **batch):
+            sizes.append((batch["pixel_values"].shape[-1], batch["local_pixel_values"].shape[-1], batch["masks"].shape[-1]))
+            return super().forward(**batch)
+
+    monkeypatch.setattr("vitrail.pretraining.dinov2_trainer.DINOv2Model", Recorded)
+    recipe = dataclasses.replace(DINOV2_RECIPE, arguments=DINOV2_RECIPE.arguments | {"high_resolution_scale": 1.7})
+    run(prepared, "high", "unlabeled", recipe=recipe, epochs=2, high_resolution_epochs=1)
+    assert sizes == [(16, 8, 16)] * 2 + [(28, 16, 49)] * 2  # rounded up to patches of 4
+    with pytest.raises(VitrailError, match="The method dino has no phase of high resolution"):
+        run(prepared, "none", high_resolution_epochs=1)
+
+
+def test_a_layout_that_cannot_hold_the_model_is_refused_before_training(prepared):
+    with pytest.raises(UnsupportedCheckpointError, match="LayerScale"):
+        run(prepared, "refused", recipe=DINOV2_RECIPE, original_checkpoint=prepared / "refused.pth")
+    assert not (prepared / "refused.run").exists()
