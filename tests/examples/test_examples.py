@@ -22,7 +22,7 @@ PHOTO = EXAMPLES / "chelsea.jpg"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
-# Files on the Hub next to the weights; two equal blocks stand for the 12 of DINO's ViT-S/8 and the 24 of ViT-L/16
+# Files on the Hub next to the weights. These checkpoints must work above all, so the models have all their blocks
 DINO_VITS8 = {
     "config.json": {
         "architectures": ["ViTModel"],
@@ -37,7 +37,7 @@ DINO_VITS8 = {
         "model_type": "vit",
         "num_attention_heads": 6,
         "num_channels": 3,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 12,
         "patch_size": 8,
         "qkv_bias": True,
         "torch_dtype": "float32",
@@ -111,7 +111,7 @@ VIT_LARGE = {
         "model_type": "vit",
         "num_attention_heads": 16,
         "num_channels": 3,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 24,
         "patch_size": 16,
     },
     "preprocessor_config.json": {"do_normalize": True, "do_resize": True, "resample": 2, "size": 224, **HALF},
