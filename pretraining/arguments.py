@@ -206,6 +206,7 @@ class DistillationTrainingArguments(PretrainingArguments):
         *PretrainingArguments.POSITIVE,
         *("num_layers", "image_loss_weight", "patch_loss_weight"),
     )
+    COUNTS: ClassVar[tuple[str, ...]] = (*PretrainingArguments.COUNTS, "num_layers")
 
     # Options of pretrain/main.py
     learning_rate: float = 0.0005  # --lr
@@ -225,5 +226,3 @@ class DistillationTrainingArguments(PretrainingArguments):
         super().__post_init__()
         if self.distance not in DISTANCES:
             raise ValueError(f"distance is {self.distance!r}; expected {' or '.join(DISTANCES)}.")
-        if self.num_layers != int(self.num_layers):
-            raise ValueError(f"num_layers is {self.num_layers}; expected a whole number.")

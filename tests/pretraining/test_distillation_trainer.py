@@ -249,6 +249,17 @@ def test_resumed_it_goes_on_as_if_nothing_had_been(tmp_path):
     assert [layer.drop_path_rate for layer in resumed.backbone.layers] == pytest.approx([0, 0.15, 0.3])
 
 
+def test_adapters_are_merged_into_the_result(tmp_path):
+    trainer = make_trainer(tmp_path, lora_rank=2, max_steps=1)
+    trainer.train()
+    crops = Crops()[0]["pixel_values"]
+    student = trainer.model.student.backbone.eval()
+    assert any("lora" in name for name in student.state_dict())
+    assert trainer.backbone.state_dict().keys() == make_student().state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.backbone(crops).pooler_output, student(crops).pooler_output, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
