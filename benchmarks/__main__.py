@@ -24,7 +24,7 @@ SUITES = {
     "timm; pil 1.4 times as fast as transformers pil)",
     "import": "seconds and modules of importing, against transformers with the parts that AutoModel needs, and timm",
     "load": "seconds from disk to first output of ViT-L/16, against transformers and timm loading their own format (goal: 1.0)",
-    "pretrain": "images/s of DINO's training of ViT-S/16, against a plain loop over timm's backbone; and of making its crops",
+    "pretrain": "images/s of training ViT-S/16 by DINO and DINOv2, against plain loops over timm's backbone; and of making crops",
     "registry": "every Vision Transformer of timm's registry, with random weights: agrees with timm, refused or wrong (goal: 0 wrong)",
     "probe": "seconds of a linear probe: features taken once or backbone in the loop (goal: 20 times less); 52 heads or one (2 times)",
 }

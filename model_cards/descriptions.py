@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ..configuration.configuration_vit import ViTConfig
 from ..configuration.sizes import size_name
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
-from ..modeling.operation_counts import Complexity, complexity
+from ..modeling.operation_counts import Complexity, module_counts, total
 from ..processing.image_processing_vit import VitrailImageProcessor
 
 LETTERS = {"tiny": "Ti", "small": "S", "medium": "M", "base": "B", "large": "L", "huge": "H", "giant": "g", "7b": "7B"}
@@ -221,25 +220,26 @@ def preprocessing(image_processor: VitrailImageProcessor) -> dict[str, str]:
 
 
 def counts(config: ViTConfig, *, classifies: bool, size: tuple[int, int]) -> Complexity:
-    """Return `complexity` for an image of `size` (height, width) pixels, extrapolated from two small depths: all blocks are equal."""
+    """Return `complexity` for an image of `size` (height, width) pixels, extrapolated from a small depth: all blocks are equal."""
     dense = dense_class(config)
-    fewest = max(config.classifier_cls_layers, len(config.dense_layer_indices))
+    depth = max(config.classifier_cls_layers, len(config.dense_layer_indices))
     uncounted = ("_", "position_interpolation_", "layer_norm_eps", "hidden_act")
     names = [name for name in ViTConfig.__annotations__ if not name.startswith(uncounted)]
-    fields = {name: getattr(config, name) for name in names} | {"num_labels": config.num_labels}
+    fields = {name: getattr(config, name) for name in names} | {"num_labels": config.num_labels, "num_hidden_layers": depth}
     fields["dense_layers"] = list(range(len(config.dense_layer_indices)))
     model = dense.__name__ if dense else "ViTForImageClassification" if classifies else "ViTModel"
-    low, high = (_counts(json.dumps(fields | {"num_hidden_layers": depth}), model, size) for depth in (fewest, fewest + 1))
-    blocks = config.num_hidden_layers - fewest
-    return Complexity(*(few + blocks * (more - few) for few, more in zip(astuple(low), astuple(high), strict=True)))
+    small, block = _counts(json.dumps(fields), model, size)
+    more = config.num_hidden_layers - depth
+    return Complexity(*(few + more * each for few, each in zip(astuple(small), astuple(block), strict=True)))
 
 
 @functools.cache
-def _counts(fields: str, model_class: str, size: tuple[int, int]) -> Complexity:
-    """Return the counts of an architecture, which many checkpoints share."""
-    with torch.device("meta"):
-        model = MODELS[model_class](ViTConfig(**json.loads(fields)))
-    return complexity(model, size)
+def _counts(fields: str, model_class: str, size: tuple[int, int]) -> tuple[Complexity, Complexity]:
+    """Return the counts of an architecture, which many checkpoints share, and those of its last block."""
+    config = ViTConfig(**json.loads(fields))
+    modules = module_counts(MODELS[model_class], config, size)
+    last_block = re.compile(rf"(vit\.)?layers\.{config.num_hidden_layers - 1}\b")
+    return total(modules.values()), total(count for name, count in modules.items() if last_block.match(name))
 
 
 def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[tuple[str, str, str]]:

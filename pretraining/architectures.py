@@ -17,14 +17,18 @@ from ..utils.atomic import read_json
 PLAIN_SIZES = ("tiny", "small", "base", "large", "huge")  # the sizes in `vitrail.SIZES` with blocks like DINO's
 NAME = re.compile(rf"vit_(?P<size>{'|'.join(PLAIN_SIZES)})_patch(?P<patch>[1-9]\d*)")
 
+# facebookresearch/dinov2, configs/ssl_default_config.yaml: student.layerscale; models/vision_transformer.py
+DINOV2_FIELDS = {"layer_scale_init_value": 1e-5, "use_mask_token": True}
 
-def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, VitrailImageProcessor]:
-    """Return a model with random weights, and DINO's image processor.
+
+def new_model(name: str, *, image_size: int, seed: int, method: str = "dino") -> tuple[ViTModel, VitrailImageProcessor]:
+    """Return a model with random weights, and the image processor of the method's family.
 
     Args:
         name: vit_SIZE_patchP with a size of PLAIN_SIZES, such as "vit_small_patch16"; or a config.json with the fields of ViTConfig.
         image_size: in pixels, rounded up to a multiple of the patch. A config.json has its own size.
         seed: of the weights.
+        method: of the training. An architecture of a name has LayerScale and a mask token for "dinov2", as there.
 
     Raises:
         VitrailError: there is no such architecture, or the config.json has other fields.
@@ -38,6 +42,7 @@ def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, Vitra
             image_size=-(-image_size // patch) * patch,
             layer_norm_eps=1e-6,
             position_interpolation_offset=0.1,
+            **(DINOV2_FIELDS if method == "dinov2" else {}),
         )
     elif Path(name).suffix == ".json" and Path(name).is_file():
         config = _read_config(Path(name))
@@ -47,7 +52,7 @@ def new_model(name: str, *, image_size: int, seed: int) -> tuple[ViTModel, Vitra
             "or a config.json with the fields of ViTConfig."
         )
     set_seed(seed)
-    return ViTModel(config), image_processor_for(config, "dino")
+    return ViTModel(config), image_processor_for(config, "dinov2" if method == "dinov2" else "dino")
 
 
 def _read_config(path: Path) -> ViTConfig:

@@ -1,6 +1,7 @@
-"""Full checkpoints in the original's layout, which its code resumes from and `vitrail convert` reads.
+"""Checkpoints of a run in the layout of the method's own code, which `vitrail convert` reads.
 
-facebookresearch/dino, main_dino.py, train_dino: `save_dict`.
+DINO's holds the whole run, and its code resumes from it: facebookresearch/dino, main_dino.py, train_dino, `save_dict`. DINOv2's holds the
+teacher: facebookresearch/dinov2, train/train.py, do_test, `teacher_checkpoint.pth`.
 """
 
 import argparse
@@ -13,31 +14,62 @@ import torch
 from ..configuration.sizes import size_name
 from ..convert.export import to_format
 from ..convert.families.plain_vit import VIT_RULES
+from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new, replaced
 from .dino_trainer import DINOTrainer
+from .dinov2_trainer import DINOv2Trainer
 from .methods.dino import DINONetwork
-from .recipes import PretrainingRecipe
+from .methods.student_teacher import copy_backbone
+from .recipes import METHODS, PretrainingRecipe
+from .trainer import PretrainingTrainer
 
 OURS = ("decays", "learning_rate_factor", "first_update")  # of a group of the optimizer
 DDP_PREFIX = "module."  # DistributedDataParallel wraps the student, not the teacher
 
 
-def check_original_layout(model: ViTModel, image_processor: VitrailImageProcessor) -> None:
-    """Raise UnsupportedCheckpointError, before any training, if the original's layout cannot represent the model."""
-    to_format(model, image_processor, "dino")
+def check_original_layout(model: ViTModel, image_processor: VitrailImageProcessor, method: str) -> None:
+    """Raise VitrailError, before any training, if a method has no layout of its own, or that layout cannot represent the model."""
+    if METHODS[method].frozen_teacher:
+        raise VitrailError(f"The method {method} has no checkpoint layout of an original: leave out original_checkpoint=.")
+    to_format(copy_backbone(model, use_mask_token=True) if method == "dinov2" else model, image_processor, method)
 
 
-def save_original_checkpoint(trainer: DINOTrainer, recipe: PretrainingRecipe, path: Path) -> None:
-    """Write student, teacher, optimizer, epoch, args and loss of a run that has ended.
+def save_original_checkpoint(
+    trainer: PretrainingTrainer, recipe: PretrainingRecipe, image_processor: VitrailImageProcessor, path: Path
+) -> None:
+    """Write a run that has ended in the layout of the method's own code.
 
     Raises:
         VitrailError: `path` exists.
     """
+    if isinstance(trainer, DINOv2Trainer):
+        checkpoint = _teacher_checkpoint(trainer, image_processor)
+    else:
+        assert isinstance(trainer, DINOTrainer)
+        checkpoint = _full_checkpoint(trainer, recipe)
+    check_new(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def _teacher_checkpoint(trainer: DINOv2Trainer, image_processor: VitrailImageProcessor) -> dict[str, Any]:
+    teacher = trainer.model.teacher
+    parts = {
+        "backbone": to_format(trainer.teacher, image_processor, "dinov2").tensors,
+        "dino_head": teacher.head.state_dict(),
+        "ibot_head": {} if teacher.patch_head is None else teacher.patch_head.state_dict(),
+    }
+    return {"teacher": {f"{part}.{name}": tensor.cpu().clone() for part, state in parts.items() for name, tensor in state.items()}}
+
+
+def _full_checkpoint(trainer: DINOTrainer, recipe: PretrainingRecipe) -> dict[str, Any]:
+    """Return student, teacher, optimizer, epoch, args and loss."""
     student = original_state(trainer.model.student)
-    checkpoint = {
+    return {
         "student": {DDP_PREFIX + name: tensor for name, tensor in student.items()},
         "optimizer": _optimizer_state(trainer),
         "epoch": round(trainer.state.epoch or 0),
@@ -45,10 +77,6 @@ def save_original_checkpoint(trainer: DINOTrainer, recipe: PretrainingRecipe, pa
         "dino_loss": {"center": trainer.model.loss.center.cpu().clone()},
         "teacher": original_state(trainer.model.teacher),
     }
-    check_new(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as temporary:
-        torch.save(checkpoint, temporary)
 
 
 def original_state(network: DINONetwork) -> dict[str, torch.Tensor]:

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
+from ..modeling.modeling_vit import ViTPreTrainedModel
 from .arguments import DINOTrainingArguments
 from .methods.dino import DINOHead, DINOLoss, DINOModel
-from .schedules import CosineSchedule, LinearWarmup
-from .trainer import PretrainingTrainer
+from .schedules import LinearWarmup
+from .trainer import SelfDistillationTrainer
 
 
-class DINOTrainer(PretrainingTrainer):
+class DINOTrainer(SelfDistillationTrainer):
     """Trains a student and its teacher from a backbone.
 
     Logs, checkpoints, resuming, mixed precision, gradient accumulation and several processes work as in any Trainer. `trainer.teacher`
@@ -38,23 +38,6 @@ class DINOTrainer(PretrainingTrainer):
             model = make_dino_model(model, args)
         super().__init__(model=model, args=args, **kwargs)
 
-    @property
-    def teacher(self) -> ViTModel:
-        """The teacher's backbone."""
-        return self.model.teacher.backbone
-
-    @property
-    def backbone(self) -> ViTModel:
-        """The teacher's backbone."""
-        return self.teacher
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create all schedules of a run. The schedule of the optimizer's learning rate and weight decay is returned."""
-        self.teacher_momentum = CosineSchedule(self.args.teacher_momentum, 1.0, num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
-
     def clip_gradients(self, model: nn.Module) -> torch.Tensor:
         """Clip the gradient of each parameter separately."""
         self.accelerator.unscale_gradients()
@@ -71,15 +54,6 @@ class DINOTrainer(PretrainingTrainer):
         if self.epoch_of(update) < self.args.freeze_last_layer_epochs:
             for parameter in self.model.student.head.last_layer.parameters():
                 parameter.grad = None
-
-    def end_update(self, update: int) -> None:
-        """Update the teacher and the center."""
-        self.model.update_teacher(self.teacher_momentum(update))
-        self.model.loss.update_center()
-
-    def logged_schedules(self, update: int) -> dict[str, float]:
-        """Return the teacher's momentum."""
-        return {"teacher_momentum": self.teacher_momentum(update)}
 
 
 def make_dino_model(model: ViTPreTrainedModel, args: DINOTrainingArguments) -> DINOModel:

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
+from ..modeling.modeling_vit import ViTPreTrainedModel
 from .arguments import DINOv2TrainingArguments
 from .dino_trainer import make_head
 from .methods.dino import DINOLoss
 from .methods.dinov2 import DINOv2Model, IBOTLoss, LossWeights
-from .schedules import CosineSchedule, LinearWarmup
-from .trainer import PretrainingTrainer
+from .schedules import LinearWarmup
+from .trainer import SelfDistillationTrainer
 
 BLOCK = re.compile(r"\.layers\.(\d+)\.")
 
 
-class DINOv2Trainer(PretrainingTrainer):
+class DINOv2Trainer(SelfDistillationTrainer):
     """Trains a student and its teacher from a backbone, with masked patches.
 
     Logs, checkpoints, resuming, mixed precision, gradient accumulation and several processes work as in any Trainer. `trainer.teacher`
@@ -43,29 +43,12 @@ class DINOv2Trainer(PretrainingTrainer):
             model = make_dinov2_model(model, args)
         super().__init__(model=model, args=args, **kwargs)
 
-    @property
-    def teacher(self) -> ViTModel:
-        """The teacher's backbone."""
-        return self.model.teacher.backbone
-
-    @property
-    def backbone(self) -> ViTModel:
-        """The teacher's backbone."""
-        return self.teacher
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create all schedules of a run. The schedule of the optimizer's learning rate and weight decay is returned."""
-        self.teacher_momentum = CosineSchedule(self.args.teacher_momentum, 1.0, num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
-
     def learning_rate_factor(self, name: str) -> float:
         """Return the factor of a parameter: it falls from the last block to the first, and with the patch projection."""
         prefix = "student.backbone."
         if not name.startswith(prefix):
             return 1.0
-        num_layers = self.teacher.config.num_hidden_layers
+        num_layers = self.model.teacher.backbone.config.num_hidden_layers
         block = BLOCK.search(name)
         depth = int(block[1]) + 1 if block else 0 if ".embeddings." in name else num_layers + 1
         factor = self.args.layer_decay ** (num_layers + 1 - depth)
@@ -87,17 +70,6 @@ class DINOv2Trainer(PretrainingTrainer):
         updates = self.updates_of(args.warmup_teacher_temperature_epochs)
         self.model.teacher_temperature = LinearWarmup(args.warmup_teacher_temperature, args.teacher_temperature, updates)(update)
 
-    def end_update(self, update: int) -> None:
-        """Update the teacher and the centers."""
-        self.model.update_teacher(self.teacher_momentum(update))
-        self.model.loss.update_center()
-        if self.model.weights.ibot:
-            self.model.patch_loss.update_center()
-
-    def logged_schedules(self, update: int) -> dict[str, float]:
-        """Return the teacher's momentum."""
-        return {"teacher_momentum": self.teacher_momentum(update)}
-
 
 def make_dinov2_model(model: ViTPreTrainedModel, args: DINOv2TrainingArguments) -> DINOv2Model:
     """Return student, teacher and losses of a run that starts from a model's encoder and new heads."""
@@ -115,7 +87,7 @@ def make_dinov2_model(model: ViTPreTrainedModel, args: DINOv2TrainingArguments) 
     return DINOv2Model(
         backbone,
         make_head(backbone.config.pooled_size, args),
-        make_head(backbone.config.hidden_size, args) if args.separate_head else None,
+        make_head(backbone.config.hidden_size, args) if args.separate_head and args.ibot_loss_weight else None,
         DINOLoss(args.num_prototypes, **settings),
         IBOTLoss(args.num_prototypes, **settings),
         weights=LossWeights(args.dino_loss_weight, args.ibot_loss_weight, args.koleo_loss_weight, args.gram_loss_weight),

@@ -11,13 +11,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTModel
 from ..utils.trainer import BaseTrainer
-from .arguments import PretrainingArguments
-from .methods.student_teacher import StudentTeacher
+from .arguments import DINOTrainingArguments, PretrainingArguments
+from .methods.student_teacher import SelfDistillation, StudentTeacher
 from .schedules import CosineSchedule
+from .stops import StopIfCollapsed, StopIfUpdatesAreSkipped
+from .trained_parameters import merge_adapters, select_trained_parameters
 
 
 class PretrainingTrainer(BaseTrainer):
-    """Trains a student with a teacher.
+    """Trains a student with a teacher, or the parts of it that the arguments select.
 
     Logs, checkpoints, resuming, mixed precision, gradient accumulation and several processes work as in any Trainer. The numbers that
     the model returns beside its loss are logged, as means since the last log.
@@ -26,9 +28,13 @@ class PretrainingTrainer(BaseTrainer):
     args: PretrainingArguments
     model: StudentTeacher
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, model: StudentTeacher, args: PretrainingArguments, **kwargs: Any) -> None:
+        select_trained_parameters(model, frozen_blocks=args.frozen_blocks, lora_rank=args.lora_rank, seed=args.seed)
+        super().__init__(model=model, args=args, **kwargs)
         self.add_callback(_Steps(self))
+        self.add_callback(StopIfUpdatesAreSkipped(self))
+        if isinstance(args, DINOTrainingArguments):
+            self.add_callback(StopIfCollapsed())
         self.diagnostics: dict[str, torch.Tensor] = {}  # summed since the last log
         self.num_diagnostics = 0
 
@@ -154,6 +160,39 @@ class PretrainingTrainer(BaseTrainer):
     def logged_schedules(self, update: int) -> dict[str, float]:
         """Return the values of schedules in an update, for the log."""
         return {}
+
+
+class SelfDistillationTrainer(PretrainingTrainer):
+    """Trains a student whose moving average is its teacher. `trainer.teacher` is the result."""
+
+    args: DINOTrainingArguments
+    model: SelfDistillation
+
+    @property
+    def teacher(self) -> ViTModel:
+        """The teacher's backbone; if the run trains adapters, a copy that they are merged into."""
+        return merge_adapters(self.model.teacher.backbone)
+
+    @property
+    def backbone(self) -> ViTModel:
+        """The teacher's backbone."""
+        return self.teacher
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create all schedules of a run. The schedule of the optimizer's learning rate and weight decay is returned."""
+        self.teacher_momentum = CosineSchedule(self.args.teacher_momentum, 1.0, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def end_update(self, update: int) -> None:
+        """Update the teacher and the centers."""
+        self.model.update_teacher(self.teacher_momentum(update))
+        self.model.update_centers()
+
+    def logged_schedules(self, update: int) -> dict[str, float]:
+        """Return the teacher's momentum."""
+        return {"teacher_momentum": self.teacher_momentum(update)}
 
 
 class OptimizerSchedule(torch.optim.lr_scheduler.LRScheduler):

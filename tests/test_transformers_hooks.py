@@ -4,6 +4,7 @@ An override of a hook that is gone would no longer be called, and nothing would 
 """
 
 import ast
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -47,12 +48,19 @@ HOOKS = {
 }
 
 
+@functools.cache
+def assigned_names(base: type) -> set[str]:
+    """The attributes that the methods of a class, and of the classes that it extends, assign."""
+    assignment = re.compile(r"\b(?:self|cls)\.(\w+)\b\s*(?::[^=\n]+)?=[^=]")
+    return {name for kind in base.__mro__ if kind is not object for name in assignment.findall(inspect.getsource(kind))}
+
+
 def has(base: type, name: str) -> bool:
     """Return whether a class defines an attribute or assigns it to its instances."""
-    assigned = re.compile(rf"\b(self|cls)\.{name}\b\s*(:[^=\n]+)?=[^=]")
-    return hasattr(base, name) or any(assigned.search(inspect.getsource(kind)) for kind in base.__mro__ if kind is not object)
+    return hasattr(base, name) or name in assigned_names(base)
 
 
+@functools.cache
 def private_names(file: str) -> set[str]:
     """The private names that the classes of a file define, or use on themselves."""
     names = set()

@@ -194,6 +194,10 @@ class DINOModel(SelfDistillation):
         loss, diagnostics = self.loss(self.student(*crops), teacher_outputs, teacher_temperature=self.teacher_temperature)
         return {"loss": loss, **vars(diagnostics)}
 
+    def update_centers(self) -> None:
+        """Update the center."""
+        self.loss.update_center()
+
 
 def check_global_crops(pixel_values: torch.Tensor) -> None:
     """Raise ValueError unless there are two global crops of each image, (B, 2, C, S, S)."""

@@ -62,7 +62,7 @@ class DINOv2Network(DINONetwork):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The factors of the parts of the loss. A part with the factor 0 is not computed."""
+    """The factors of the parts of the loss. iBOT's, KoLeo's and Gram's are not computed where the factor is 0."""
 
     dino: float = 1.0
     ibot: float = 1.0
@@ -142,7 +142,7 @@ class DINOv2Model(SelfDistillation):
                 "There are no masks: make the crops by vitrail.MultiCropImages(…, masking=vitrail.BlockMasking(patch_size))."
             )
         crops, masks = (views.transpose(0, 1).flatten(0, 1) for views in (pixel_values, masks))  # crop after crop
-        rows = masks.flatten().nonzero().squeeze(1)  # of the masked patches, (M,)
+        rows = (masks.flatten() & bool(self.weights.ibot)).nonzero().squeeze(1)  # of the patches that heads read, (M,)
         with torch.no_grad():
             features, patches = self.teacher.tokens(crops)
             teacher_outputs, teacher_patches = self.teacher.heads(features, patches.flatten(0, 1)[rows])
@@ -168,3 +168,9 @@ class DINOv2Model(SelfDistillation):
             "target_entropy": diagnostics.target_entropy,
             "mean_target_entropy": diagnostics.mean_target_entropy,
         }
+
+    def update_centers(self) -> None:
+        """Update the centers of crops and of patches."""
+        self.loss.update_center()
+        if self.weights.ibot:
+            self.patch_loss.update_center()

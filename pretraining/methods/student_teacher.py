@@ -45,6 +45,10 @@ class SelfDistillation(StudentTeacher):
         """Set every parameter of the teacher to momentum * itself + (1 - momentum) * the student's."""
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
+    def update_centers(self) -> None:
+        """End an update for the centers of the losses, in each process."""
+        raise NotImplementedError
+
 
 def copy_backbone(backbone: ViTModel, **changes: Any) -> ViTModel:
     """Return a copy in float32 whose config has other values, such as `drop_path_rate`.

@@ -14,7 +14,7 @@ EXCEPTIONS = {
     ("--output", "help"): "the kind of output differs: a model, features, a picture, a page, results",
     ("--output", "default"): "similar and report have a file name that is as good as any",
     ("--output", "required"): "knn, logistic and card also print what they write",
-    **{("--recipe", fact): "probe and pretrain have recipes of their own" for fact in ("help", "default", "show_default")},
+    **{("--recipe", fact): "probe and pretrain have recipes of their own" for fact in ("help", "show_default")},
     **{("--dtype", fact): "extract: the type of the stored features" for fact in ("help", "default", "show_default")},
     **{
         ("--labels", fact): "pretrain: whether to hold out labeled images"

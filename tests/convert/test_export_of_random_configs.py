@@ -57,6 +57,8 @@ VALUES = {
     "hidden_dropout_prob": (0.0, 0.1),
     "attention_probs_dropout_prob": (0.0, 0.1),
     "drop_path_rate": (0.0, 0.1),
+    "drop_path_schedule": ("linear", "constant"),
+    "drop_path_mode": ("image", "batch"),
     "initializer_range": (0.02, 0.01),
     "pooling": ("cls", "avg", "cls+avg"),
     "norm_before_pooling": (True, False),

@@ -21,20 +21,30 @@ def write(tmp_path):
     return write
 
 
-def test_a_name_is_the_original_architecture():
+@pytest.mark.parametrize(
+    ("method", "name", "image_size", "checkpoint", "parameters"),
+    [
+        ("dino", "vit_small_patch16", 224, "dino-vits16", 21_665_664),  # timm's and the original's, without a classifier
+        ("dinov2", "vit_small_patch14", 518, "dinov2-vits14", 22_056_576),  # as the published file, its mask token included
+    ],
+)
+def test_a_name_is_the_original_architecture(method, name, image_size, checkpoint, parameters):
     """The catalog describes this architecture for the published checkpoint."""
     from vitrail.convert.sources.catalog import find_checkpoint, official_config, official_image_processor
 
-    model, image_processor = new_model("vit_small_patch16", image_size=224, seed=0)
-    row = find_checkpoint("dino-vits16")
+    model, image_processor = new_model(name, image_size=image_size, seed=0, method=method)
+    row = find_checkpoint(checkpoint)
     ignored = {"id2label", "label2id", "architectures", "dtype", "_name_or_path"}
     found, expected = (
         {name: value for name, value in config.to_dict().items() if name not in ignored}
         for config in (model.config, official_config(row))
     )
+    assert found.pop("layer_scale_init_value") == (1e-5 if method == "dinov2" else None)  # of a new model
+    expected.pop("layer_scale_init_value")
     assert found == expected
-    assert model.num_parameters() == 21_665_664  # timm's and the original's ViT-S/16, without a classifier
-    assert image_processor.to_dict() == official_image_processor(row).to_dict()
+    assert model.num_parameters() == parameters
+    if method == "dino":  # DINOv2's evaluations crop 224 pixels, whatever size the positions are for
+        assert image_processor.to_dict() == official_image_processor(row).to_dict()
     assert model.dtype == torch.float32
 
 
