@@ -28,7 +28,7 @@ from .timing import interleaved
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "dino_vit_digits.pth"
 IMAGES, WIDTH, CLASSES, QUERIES = 1_281_167, 768, 10, 1000
-UPDATES, REPEATS = 300, 5
+UPDATES, REPEATS = 200, 5
 Row = dict[str, Any]
 
 

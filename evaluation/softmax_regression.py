@@ -16,7 +16,7 @@ MAX_PASSES = 1000  # over the features, for each fit
 MAX_PRODUCTS = 250  # passes for the direction of one step
 TOLERANCE = 1e-6  # of the gradient of the mean loss, for parameters in which the curvature is about 1
 CHUNK = 2**22  # numbers of features, or of logits, that are in memory in float64
-SAMPLE = 2**16  # rows from which the curvature is estimated
+SAMPLE = 2**13  # rows, or twice as many as features are wide, from which the curvature is estimated
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -55,7 +55,7 @@ class SoftmaxRegression:
         self.features, self.labels, self.rows = features, labels, rows
         self.num_classes = num_classes
         self.chunk = max(1, CHUNK // max(features.shape[1] + 1, num_classes))
-        self.sample = rows[:: -(-len(rows) // SAMPLE)]
+        self.sample = rows[:: max(1, len(rows) // max(SAMPLE, 2 * features.shape[1]))]
         self.mean = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
         for part in rows.split(self.chunk):
             self.mean += features[part].double().sum(0) / len(rows)
@@ -134,7 +134,7 @@ class SoftmaxRegression:
 
     def _inputs(self, rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self.mean.new_ones(len(rows), len(self.mean) + 1, dtype=dtype)
-        torch.sub(self.features[rows], self.mean, out=inputs[:, :-1])
+        torch.sub(self.features[rows], self.mean.to(dtype), out=inputs[:, :-1])
         return inputs, self.labels[None, rows]
 
 
