@@ -42,6 +42,7 @@ def make_run(*, knn=None, model=None, **fields):
         "processes": 1,
         "seconds": 3723.4,
         "teacher": None,
+        "comparison": None,
         "versions": {"vitrail": "1.0"},
     }
     return run | fields
