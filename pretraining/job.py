@@ -182,7 +182,7 @@ def pretrain(
         trainer.show_progress("pretraining" if progress else None)
         if evaluation is not None:
             every = evaluate_every or -(-recipe.epochs // NUM_EVALUATIONS)
-            trainer.add_callback(BackboneKNN(trainer, evaluation, every=every, start=start and start.knn))
+            trainer.add_callback(BackboneKNN(trainer, evaluation, every=every, start=None if start is None else start.knn))
         resumed_update = trainer.train_or_resume()
         processes.wait_for_everyone()  # before the folder of the run is removed, into which each process writes
         if not all(parameter.isfinite().all() for parameter in trainer.backbone.parameters()):

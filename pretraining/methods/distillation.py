@@ -16,7 +16,7 @@ from torch import nn
 from ...modeling.modeling_vit import ViTModel
 from .dino import check_global_crops
 from .losses import at_least_float32, full_precision
-from .student_teacher import StudentTeacher, copy_backbone
+from .student_teacher import Network, StudentTeacher, copy_backbone
 
 DISTANCES = ("mse", "cosine")
 
@@ -44,14 +44,11 @@ def spaced_depths(num_blocks: int, num_layers: int) -> list[int]:
     return [-(-num_blocks * layer // num_layers) for layer in range(1, num_layers + 1)]
 
 
-class DistillationStudent(nn.Module):
+class DistillationStudent(Network):
     """A backbone, and for each layer a projection of its image features and one of its patch features."""
 
-    backbone: ViTModel
-
     def __init__(self, backbone: ViTModel, teacher: ViTModel, num_layers: int) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         ours, theirs = backbone.config, teacher.config
         self.image_projections = nn.ModuleList(nn.Linear(ours.pooled_size, theirs.pooled_size) for _ in range(num_layers))
         self.patch_projections = nn.ModuleList(nn.Linear(ours.hidden_size, theirs.hidden_size) for _ in range(num_layers))
