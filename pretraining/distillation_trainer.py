@@ -10,6 +10,7 @@ from ..processing.image_processing_vit import VitrailImageProcessor
 from .arguments import DistillationTrainingArguments
 from .frozen_teacher import FrozenTeacher
 from .methods.distillation import DistillationModel
+from .trained_parameters import merge_adapters
 from .trainer import PretrainingTrainer
 
 Teacher = (
@@ -57,8 +58,8 @@ class DistillationTrainer(PretrainingTrainer):
 
     @property
     def backbone(self) -> ViTModel:
-        """The student's backbone."""
-        return self.model.student.backbone
+        """The student's backbone; if the run trains adapters, a copy that they are merged into."""
+        return merge_adapters(self.model.student.backbone)
 
 
 def make_distillation_model(
