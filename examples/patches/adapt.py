@@ -64,6 +64,8 @@ patches, the standard error of an accuracy is about 2.8 points.
 | features | k-NN top-1, % | logistic regression top-1, % |
 |---|---|---|
 {table}
+
+Adapting changes k-NN by {knn:+.1f} points and logistic regression by {logistic:+.1f} points.
 """
 
 
@@ -150,7 +152,11 @@ def card(results: dict) -> str:
         return f"{np.mean(values):.1f}{spread}" if values else ""
 
     table = "\n".join(f"| {label} | {cell(name, 'knn')} | {cell(name, 'logistic')} |" for name, label in ROWS.items())
-    return CARD.format(command=COMMAND, table=table, k=NUM_NEIGHBORS, **results["run"])
+    change = {
+        metric: 100 * (np.mean([row[metric] for row in results["adapted"]]) - results["start"][0][metric])
+        for metric in ("knn", "logistic")
+    }
+    return CARD.format(command=COMMAND, table=table, k=NUM_NEIGHBORS, **change, **results["run"])
 
 
 def main(output: Path) -> None:
