@@ -24,7 +24,7 @@ class TrainingOptions:
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.", min=1, show_default="from the recipe")] = None
     high_resolution_epochs: Annotated[
         int | None,
-        typer.Option(help="Number of last epochs with larger crops (method dinov2).", min=0, show_default="from the recipe"),
+        typer.Option(help="Number of last epochs with larger global crops (method dinov2).", min=0, show_default="from the recipe"),
     ] = None
     total_batch_size: Annotated[
         int | None, typer.Option(help="Number of images per update, over all devices.", min=1, show_default="from the recipe")

@@ -9,10 +9,13 @@ from transformers import TrainingArguments
 from .methods.distillation import DISTANCES
 from .methods.losses import CENTERINGS
 
+# Arguments that decide when a run stops. They change no number, so that a run may go on with others
+STOPS = ("max_skipped_updates", "knn_margin", "knn_patience", "collapse_tolerance", "collapse_patience")
+
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
-    """What all methods have.
+    """Arguments that all methods share.
 
     Some fields of `TrainingArguments` have another meaning here. `learning_rate` is the largest one, after the warm-up, for the whole
     batch. `weight_decay` is the first value of its schedule. `lr_scheduler_type` and `warmup_steps` are ignored. With `max_steps`, an
@@ -71,7 +74,8 @@ class PretrainingArguments(TrainingArguments):
     @classmethod
     def method_fields(cls) -> tuple[str, ...]:
         """The arguments that change the numbers, for the record of a run."""
-        own = (known.name for known in fields(cls) if known.name not in TrainingArguments.__dataclass_fields__)
+        others = {*TrainingArguments.__dataclass_fields__, *STOPS}
+        own = (known.name for known in fields(cls) if known.name not in others)
         return ("learning_rate", "weight_decay", "max_grad_norm", *own)
 
 
@@ -145,8 +149,11 @@ class DINOv2TrainingArguments(DINOTrainingArguments):
     min_mask_ratio, max_mask_ratio: bounds of the share of patches that are masked in these.
     layer_decay: factor of the learning rate from one block to the block before it.
     patch_embedding_lr_factor: factor of the learning rate of the patch projection.
-    high_resolution_epochs: last epochs, in which the crops are larger.
-    high_resolution_scale: by how much. Sides are rounded to a multiple of the patch.
+    high_resolution_epochs: last epochs, in which the global crops are larger.
+    high_resolution_scale: by how much. Sides are rounded up to a multiple of the patch.
+
+    `vitrail.pretrain` makes the dataset of a run from the arguments of masks and of high resolution. A `DINOv2Trainer` takes the crops and
+    masks that its dataset makes.
     """
 
     POSITIVE: ClassVar[tuple[str, ...]] = (
@@ -183,9 +190,14 @@ class DINOv2TrainingArguments(DINOTrainingArguments):
         if self.centering not in CENTERINGS:
             raise ValueError(f"centering is {self.centering!r}; expected {' or '.join(CENTERINGS)}.")
         if not self.min_mask_ratio <= self.max_mask_ratio:
-            raise ValueError(f"min_mask_ratio {self.min_mask_ratio} is above max_mask_ratio {self.max_mask_ratio}.")
+            raise ValueError(
+                f"min_mask_ratio is {self.min_mask_ratio}; expected at most max_mask_ratio, {self.max_mask_ratio}: lower it."
+            )
         if not 0 <= self.high_resolution_epochs <= self.num_train_epochs:
-            raise ValueError(f"high_resolution_epochs is {self.high_resolution_epochs} of {self.num_train_epochs:g} epochs.")
+            raise ValueError(
+                f"high_resolution_epochs is {self.high_resolution_epochs}; expected 0 to {self.num_train_epochs:g}, the epochs of the run: "
+                "lower it, or raise the epochs."
+            )
         for name in ("dino_loss_weight", "ibot_loss_weight", "koleo_loss_weight", "gram_loss_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number of at least 0.")

@@ -30,10 +30,15 @@ OURS = ("decays", "learning_rate_factor", "first_update")  # of a group of the o
 DDP_PREFIX = "module."  # DistributedDataParallel wraps the student, not the teacher
 
 
-def check_original_layout(model: ViTModel, image_processor: VitrailImageProcessor, method: str) -> None:
-    """Raise VitrailError, before any training, if a method has no layout of its own, or that layout cannot represent the model."""
+def check_original_layout(model: ViTModel, image_processor: VitrailImageProcessor, recipe: PretrainingRecipe) -> None:
+    """Raise VitrailError, before any training, if a method has no layout of its own, or that layout cannot represent the run."""
+    method = recipe.method
     if METHODS[method].frozen_teacher:
         raise VitrailError(f"The method {method} has no checkpoint layout of an original: leave out original_checkpoint=.")
+    if method == "dino" and (partial := [name for name in ("frozen_blocks", "lora_rank") if recipe.arguments.get(name)]):
+        raise VitrailError(
+            f"DINO's full checkpoint has the state of an optimizer of all weights: leave out original_checkpoint= or {partial[0]}."
+        )
     to_format(copy_backbone(model, use_mask_token=True) if method == "dinov2" else model, image_processor, method)
 
 

@@ -44,8 +44,8 @@ from .crops import MultiCropImages
 from .dino_trainer import DINOTrainer
 from .dinov2_trainer import DINOv2Trainer
 from .distillation_trainer import DistillationTrainer, Teacher
+from .feature_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, BackboneKNN, FeatureEvaluation
 from .frozen_teacher import FrozenTeacher
-from .knn_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, BackboneKNN, FeatureEvaluation
 from .masks import BlockMasking
 from .methods.student_teacher import copy_backbone
 from .recipes import METHODS, PretrainingRecipe, enlarged, find_recipe, fit_to_patches
@@ -98,7 +98,8 @@ def pretrain(
         image_processor: of the model. The crops are normalized with its mean and standard deviation.
         images: to train on. Labels, if there are any, are only used to evaluate the result.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
-        teacher: the frozen model of a distillation and its image processor, as `vitrail.load` returns them.
+        teacher: the frozen model of a distillation and its image processor, as `vitrail.load` returns them. The model itself is used: it
+            is converted to float32, frozen, and moved to the device.
         epochs, high_resolution_epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all
             devices; the epochs of high resolution are the last ones, for the method dinov2.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
@@ -107,7 +108,7 @@ def pretrain(
         num_workers: processes that decode images and make crops; 0 does it in the main process.
         evaluate_every: epochs between two k-NN evaluations; None for 25 evaluations.
         logistic: compare start model, result and random weights by logistic regression, too, and not by k-NN alone. A comparison
-            requires labels, and `from_scratch=False`.
+            requires labels, and `from_scratch=False`. With several processes, the others wait for it, at most `ddp_timeout`.
         strict: raise if an image cannot be read, instead of using the next image in its place.
         original_checkpoint: a .pth file to write as well, in the layout of the method's own code: DINO's full checkpoint, or DINOv2's
             teacher_checkpoint.
@@ -145,7 +146,14 @@ def pretrain(
     if original_checkpoint is not None:
         check_new(Path(original_checkpoint))
         check_writable(Path(original_checkpoint))
-        check_original_layout(vit, image_processor, recipe.method)
+        check_original_layout(vit, image_processor, recipe)
+    if from_scratch:
+        recipe.check_new_model()
+    if logistic and (from_scratch or images.labeled is None):
+        raise VitrailError(
+            "logistic=True compares with the model that a run starts from, on labeled images, and this run has no such model or no labels: "
+            "leave it out."
+        )
     if len(images.train) < recipe.batch_size:
         raise VitrailError(
             f"{images.source} has {len(images.train)} images to train on, fewer than a batch of the recipe {recipe.name}, "
@@ -157,12 +165,10 @@ def pretrain(
     args = training_arguments(
         run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
     )
-    if original_checkpoint is not None and recipe.method == "dino" and args.lora_rank:
-        raise VitrailError("DINO's full checkpoint has no place for adapters: leave out original_checkpoint= or lora_rank.")
     with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
             settings = {
-                "recipe": dataclasses.asdict(recipe),
+                "recipe": recipe.numbers(),
                 "seed": seed,
                 "data": images.fingerprint,
                 "model": initial_model,
@@ -174,11 +180,11 @@ def pretrain(
         processes.wait_for_everyone()
         started = time.monotonic()
         crops = make_crops_dataset(images.train, image_processor, recipe, args, vit.config.patch_shape, strict=strict)
+        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()], **options)
         evaluation, start = None, None
         if images.labeled is not None:
             evaluation = FeatureEvaluation(image_processor, images.labeled, args.device, num_workers=num_workers)
             start = None if from_scratch else _evaluate_start(evaluation, vit, processes, logistic=logistic)
-        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()], **options)
         trainer.show_progress("pretraining" if progress else None)
         if evaluation is not None:
             every = evaluate_every or -(-recipe.epochs // NUM_EVALUATIONS)

@@ -10,7 +10,7 @@ from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..processing.multi_crop import DINO_AUGMENTATION, DINOV2_AUGMENTATION, CropAugmentation, MultiCropAugmentation
 from ..utils.atomic import read_json
-from .arguments import DINOTrainingArguments, DINOv2TrainingArguments, DistillationTrainingArguments, PretrainingArguments
+from .arguments import STOPS, DINOTrainingArguments, DINOv2TrainingArguments, DistillationTrainingArguments, PretrainingArguments
 
 # Arguments that a recipe cannot set: it has fields for them, or the run sets them
 NOT_ARGUMENTS = (
@@ -85,6 +85,19 @@ class PretrainingRecipe:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     augmentation: MultiCropAugmentation = DINO_AUGMENTATION
     method: str = "dino"
+
+    def numbers(self) -> dict[str, Any]:
+        """Return everything that the results of a run depend on: not its name, and not when it stops."""
+        arguments = {name: value for name, value in self.arguments.items() if name not in STOPS}
+        return {name: value for name, value in asdict(self).items() if name not in ("name", "source")} | {"arguments": arguments}
+
+    def check_new_model(self) -> None:
+        """Raise VitrailError if the recipe keeps a model close to its start, which random weights do not deserve."""
+        if kept := [name for name in ("frozen_blocks", "lora_rank", "gram_loss_weight") if self.arguments.get(name)]:
+            raise VitrailError(
+                f"{', '.join(kept)} of the recipe {self.name} keep a model close to its start, but this run starts from random weights: use "
+                "another recipe, or start from a model."
+            )
 
     @property
     def scaled_learning_rate(self) -> float:
@@ -272,10 +285,9 @@ def _is_number(value: Any) -> bool:
 
 
 def enlarged(augmentation: MultiCropAugmentation, factor: float) -> MultiCropAugmentation:
-    """Return the augmentation with larger crops."""
+    """Return the augmentation with larger global crops."""
     first, second = (replace(crop, size=round(crop.size * factor)) for crop in augmentation.global_crops)
-    local = replace(augmentation.local_crop, size=round(augmentation.local_crop.size * factor))
-    return replace(augmentation, global_crops=(first, second), local_crop=local)
+    return replace(augmentation, global_crops=(first, second))
 
 
 def fit_to_patches(augmentation: MultiCropAugmentation, patch_size: tuple[int, int]) -> MultiCropAugmentation:

@@ -1,4 +1,4 @@
-"""The files that a pretraining run writes next to its teacher: pretraining.json and its curves."""
+"""The files that a pretraining run writes next to its model: pretraining.json and its curves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from ..hub.saving import keep_record
 from ..model_cards.model_folder import PRETRAINING_NAMES
 from ..model_cards.records import PretrainingRecord
 from ..utils.figures import BACKGROUND_COLOR, COLORS, STYLE, save_figure
-from .knn_evaluation import ACCURACY
+from .feature_evaluation import ACCURACY
 
 PART_NAMES = {
     "dino_loss": "DINO",
@@ -27,7 +27,7 @@ PART_NAMES = {
 
 
 def write_report(folder: Path, record: PretrainingRecord) -> None:
-    """Write pretraining.json and pretraining.png into the teacher's folder, and a section into its card unless the card was edited."""
+    """Write pretraining.json and pretraining.png into the model's folder, and a section into its card unless the card was edited."""
     name, curves_name = PRETRAINING_NAMES
     save_figure(training_curves(record), folder / curves_name)
     keep_record(folder, name, record.to_dict())
@@ -81,7 +81,7 @@ def _draw_center(axes: Axes, record: PretrainingRecord) -> None:
 
 
 def _draw(axes: Axes, curves: Sequence[Mapping[str, Any]], names: Mapping[str, str], *, scale: float = 1) -> None:
-    for (name, label), color in zip(names.items(), COLORS, strict=False):
+    for (name, label), color in zip(names.items(), COLORS[: len(names)], strict=True):
         points = [point for point in curves if name in point]
         values = [math.nan if (value := point[name]) is None else scale * value for point in points]
         axes.plot([point["epoch"] for point in points], values, color=color, linewidth=1.6, label=label)

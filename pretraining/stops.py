@@ -46,14 +46,13 @@ class StopIfCollapsed(TrainerCallback):
         near = args.collapse_tolerance * limit
         warmup = args.warmup_epochs / args.num_train_epochs * state.max_steps
         history = [point for point in state.log_history if "target_entropy" in point]
-        remedy = _closer_to_the_start(args)
         uniform = updates_of_tail(history, lambda point: point["target_entropy"] > limit - near, after=warmup)
         if uniform >= args.collapse_patience:
             raise stopped(
                 args,
                 f"the targets have collapsed to uniform: for {uniform:.0f} updates, their entropy is within "
                 f"{args.collapse_tolerance:.0%} of ln {args.num_prototypes} = {limit:.2f}, where the loss is stuck, too",
-                remedy=f"{remedy}, or lower teacher_temperature",
+                remedy="Lower learning_rate, or lower teacher_temperature",
                 switch="collapse_patience",
             )
         if args.per_device_train_batch_size == 1:  # the views of one image should have one target
@@ -64,7 +63,7 @@ class StopIfCollapsed(TrainerCallback):
                 args,
                 f"the targets have collapsed to one: for {single:.0f} updates, the entropy of the mean target of a batch is below "
                 f"{near:.2g}, so that all images have the same target",
-                remedy=f"{remedy}, or raise teacher_temperature",
+                remedy="Lower learning_rate, or raise teacher_temperature",
                 switch="collapse_patience",
             )
 

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from .atomic import replaced
 
 # Okabe and Ito's colors, which color-blind people can tell apart; with markers, so that gray copies can be read too
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-MARKERS = ("o", "s", "^", "D")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v")
 BACKGROUND_COLOR = "#B8B8B8"  # of lines behind the main ones
 STYLE = {
     "font.size": 10,

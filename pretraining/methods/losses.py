@@ -141,7 +141,8 @@ def gram_loss(features: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     """Return the mean squared difference of the similarities of an image's patches (DINOv3, arXiv:2508.10104, section 4).
 
     Args:
-        features, anchors: patch features of the student and of the frozen Gram teacher, (B, N, D). Negative similarities count as 0.
+        features, anchors: patch features of the student and of the frozen Gram teacher, (B, N, D). Negative similarities count as 0,
+            the default of DINOv3's GramLoss.
     """
     with full_precision(features):
         gram, anchor_gram = (

@@ -19,31 +19,39 @@ from vitrail.utils.atomic import read_json
 from vitrail.utils.weight_files import read_checkpoint
 
 DIGITS = paths.EXAMPLES / "digits"
-CHECKPOINT = DIGITS / "dino_vit_digits.pth"
+FOLDERS = {"dino": DIGITS, "dinov2": DIGITS / "dinov2"}
+ROWS = {"dino": "trained", "dinov2": "trained_dinov2"}
 RESULTS = json.loads((DIGITS / "results.json").read_text(encoding="utf-8"))
-PRETRAINING = read_json(DIGITS / "pretraining.json")
+PRETRAINING = {method: read_json(folder / "pretraining.json") for method, folder in FOLDERS.items()}
+
+
+@pytest.fixture(scope="module", params=list(FOLDERS))
+def method(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    return vitrail.load(CHECKPOINT)
+def loaded(method):
+    """A file of DINOv2 alone is assumed to be for images of 224 pixels, so the size is given."""
+    return vitrail.load(FOLDERS[method] / f"{method}_vit_digits.pth", image_size=32)
 
 
-def test_it_is_a_teacher_in_the_original_format_and_small(loaded, tmp_path):
-    content = read_checkpoint(CHECKPOINT).content
+def test_it_is_a_teacher_in_the_original_format_and_small(method, loaded, tmp_path):
+    content = read_checkpoint(FOLDERS[method] / f"{method}_vit_digits.pth").content
     assert list(content) == ["teacher"]
     assert all(name.startswith("backbone.") for name in content["teacher"])
     assert {tensor.dtype for tensor in content["teacher"].values()} == {torch.float16}
-    model, _, report = loaded
-    assert (report.format, report.root) == ("dino", "teacher")
+    model, image_processor, report = loaded
+    assert (report.format, report.root) == (method, "teacher")
+    assert image_processor.crop_size == {"height": 32, "width": 32}
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size <= 2_000_000
-    expected = vitrail.ViTConfig(**read_json(DIGITS / "config.json"))
+    expected = vitrail.ViTConfig(**read_json(FOLDERS[method] / "config.json"))
     for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size"):
         assert getattr(model.config, field) == getattr(expected, field)
 
 
-def test_it_knows_the_digits_that_it_was_not_trained_on(loaded, tmp_path):
+def test_it_knows_the_digits_that_it_was_not_trained_on(method, loaded, tmp_path):
     model, image_processor, _ = loaded
     results = evaluate_knn(
         model.float(),
@@ -52,28 +60,27 @@ def test_it_knows_the_digits_that_it_was_not_trained_on(loaded, tmp_path):
         num_neighbors=[20],
         cache=FeatureCache(tmp_path, progress=False),
     )
-    trained, random = (RESULTS[name][0] for name in ("trained", "random"))
+    trained, random = (RESULTS[name][0] for name in (ROWS[method], "random"))
     assert results["accuracy"] == pytest.approx(trained["knn"], abs=0.005)  # those are of the weights in float32
     assert results["accuracy"] > random["knn"] + 0.1
 
 
-def test_the_recipe_is_the_one_that_was_run():
-    recipe = find_recipe(str(DIGITS / "recipe.json"))
-    assert (PRETRAINING["epochs"], PRETRAINING["batch_size"]) == (recipe.epochs, recipe.batch_size)
-    assert recipe.arguments.items() <= PRETRAINING["arguments"].items()
-    recorded = {
-        name.replace("greyscale", "grayscale"): value for name, value in PRETRAINING["augmentation"].items()
-    }  # its name then
+def test_the_recipe_is_the_one_that_was_run(method):
+    recipe, record, rows = find_recipe(str(FOLDERS[method] / "recipe.json")), PRETRAINING[method], RESULTS[ROWS[method]]
+    assert (record["epochs"], record["batch_size"]) == (recipe.epochs, recipe.batch_size)
+    assert recipe.arguments.items() <= record["arguments"].items()
+    recorded = {name.replace("greyscale", "grayscale"): value for name, value in record["augmentation"].items()}  # its name then
     assert recorded == json.loads(json.dumps(asdict(recipe.augmentation)))
-    assert PRETRAINING["knn"]["accuracy"] == pytest.approx(RESULTS["trained"][0]["knn"], abs=1e-6)
-    assert [row["seed"] for row in RESULTS["trained"]] == [row["seed"] for row in RESULTS["random"]] == [0, 1, 2]
+    assert record["knn"]["accuracy"] == pytest.approx(rows[0]["knn"], abs=1e-6)
+    assert [row["seed"] for row in rows] == [row["seed"] for row in RESULTS["random"]] == [0, 1, 2]
 
 
-def test_the_card_reports_what_was_measured(loaded):
+def test_the_card_reports_what_was_measured():
     script = runpy.run_path(str(DIGITS / "train.py"))
     text = (DIGITS / "README.md").read_text(encoding="utf-8")
     cpu = re.search(r"one thread on an (.+), whose cores", text)[1]
-    assert script["card"](RESULTS, PRETRAINING, loaded[0], cpu) == text
+    model, _, _ = vitrail.load(DIGITS / "dino_vit_digits.pth")
+    assert script["card"](RESULTS, PRETRAINING["dino"], PRETRAINING["dinov2"], model, cpu) == text
 
 
 def test_the_guide_reports_the_distillation_that_was_measured(monkeypatch):

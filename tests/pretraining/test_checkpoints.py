@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
     trainer = golden_trainer(folder)
     trainer.train()
-    save_original_checkpoint(trainer, RECIPES["dino"], folder / "checkpoint.pth")
+    save_original_checkpoint(trainer, RECIPES["dino"], vitrail.make_image_processor("dino"), folder / "checkpoint.pth")
     return trainer, folder / "checkpoint.pth"
 
 
@@ -107,11 +107,11 @@ def test_what_stands_there_stays(run):
     trainer, path = run
     before = path.read_bytes()
     with pytest.raises(VitrailError, match="exists already"):
-        save_original_checkpoint(trainer, RECIPES["dino"], path)
+        save_original_checkpoint(trainer, RECIPES["dino"], vitrail.make_image_processor("dino"), path)
     assert path.read_bytes() == before
 
 
 def test_a_model_that_the_original_cannot_hold():
     model = tiny_model(hidden_size=64, num_attention_heads=1, image_size=16, layer_scale_init_value=0.1)
     with pytest.raises(UnsupportedCheckpointError, match="dino"):
-        check_original_layout(model, vitrail.make_image_processor("dino", image_size=16))
+        check_original_layout(model, vitrail.make_image_processor("dino", image_size=16), RECIPES["dino"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 import forked
 from vitrail.configuration.configuration_vit import ViTConfig
@@ -79,14 +80,13 @@ def make_trainer(folder, *, batch=BATCH, accumulated=1, **changes):
         str(folder),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulated,
-        num_train_epochs=1,
         train_sampling_strategy="sequential",
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=True,
-        **({"save_strategy": "no"} | SETTINGS | changes),
+        **({"save_strategy": "no", "num_train_epochs": 1} | SETTINGS | changes),
     )
     return DINOv2Trainer(make_backbone(), args, train_dataset=Crops())
 
@@ -274,6 +274,34 @@ def test_the_original_loop(changes, pieces, tmp_path):
     trainer.train()
     loop = Loop(trainer.args, changes.get("centering", "softmax"), changes.get("separate_head", False)).run(pieces)
     check(trainer.model, logged(trainer), loop)
+
+
+def test_prototypes_are_frozen_by_a_learning_rate_of_0(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=3, freeze_last_layer_epochs=1, separate_head=True)
+    rates = []
+
+    class Rates(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            rates.append({group["first_update"]: group["lr"] for group in trainer.optimizer.param_groups})
+
+    trainer.add_callback(Rates())
+    trainer.train()
+    frozen = sum(len(group["params"]) for group in trainer.optimizer.param_groups if group["first_update"] == UPDATES)
+    assert frozen == 2 * 2  # lengths and directions of the prototypes of both heads
+    assert [update[UPDATES] > 0 for update in rates] == [False] * UPDATES + [True] * 2 * UPDATES
+    assert all(update[0] > 0 for update in rates[1:])
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.3])
+def test_in_bfloat16(drop_path_rate, tmp_path):
+    trainer = make_trainer(tmp_path, bf16=True, drop_path_rate=drop_path_rate, centering="sinkhorn_knopp")
+    trainer.train()
+    first = make_trainer(tmp_path, centering="sinkhorn_knopp")
+    first.train()
+    assert all(math.isfinite(loss) for loss in logged(trainer))
+    if not drop_path_rate:
+        assert logged(trainer) == pytest.approx(logged(first), rel=0.05)
+        assert logged(trainer) != logged(first)
 
 
 def train_in_each_process(folder, centering):

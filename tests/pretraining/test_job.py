@@ -20,7 +20,7 @@ from vitrail.data.labeled import load_training_images
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
 from vitrail.evaluation.logistic import fit_logistic
 from vitrail.model_cards.records import FeatureAccuracy
-from vitrail.pretraining import job, knn_evaluation
+from vitrail.pretraining import feature_evaluation, job
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.job import pretrain
 from vitrail.pretraining.methods.dinov2 import DINOv2Model
@@ -141,7 +141,7 @@ def test_the_teacher_of_the_original_checkpoint_is_that_of_the_folder(prepared, 
         assert torch.equal(converted.state_dict()[name], tensor), name
 
 
-def run_until_killed(folder, checkpoint):
+def run_until_killed(folder, checkpoint, output="model"):
     class Kill(KeepLastCheckpoint):
         def on_save(self, args, state, control, **kwargs):
             super().on_save(args, state, control, **kwargs)
@@ -150,7 +150,7 @@ def run_until_killed(folder, checkpoint):
 
     job.KeepLastCheckpoint = Kill
     torch.set_num_threads(1)  # as in the process that the results are compared with
-    run(folder)
+    run(folder, output)
 
 
 def test_killed_it_goes_on(prepared, whole):
@@ -220,7 +220,7 @@ def test_on_from_a_model(prepared, whole):
 def test_an_adapted_model_is_compared_with_its_start_and_random_weights(prepared, whole, monkeypatch):
     """With adapters and a frozen block: the folder holds an ordinary model."""
     write_images(prepared / "hard", 60, labeled=True, noise=2000)
-    monkeypatch.setattr(knn_evaluation, "fit_logistic", functools.partial(fit_logistic, grid=[1.0]))
+    monkeypatch.setattr(feature_evaluation, "fit_logistic", functools.partial(fit_logistic, grid=[1.0]))
     trained, image_processor, _ = vitrail.load(prepared / "whole")
     scaled = vitrail.ViTModel(
         vitrail.ViTConfig(**trained.config.to_dict() | {"layer_scale_init_value": 1.0})
@@ -253,7 +253,7 @@ def test_an_adapted_model_is_compared_with_its_start_and_random_weights(prepared
     converted, _, _ = vitrail.load(prepared / "adapted.pth", num_heads=2)
     assert torch.equal(converted.layers[1].mlp.fc1.weight, adapted.layers[1].mlp.fc1.weight)
     dino = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"lora_rank": 2})
-    with pytest.raises(VitrailError, match="has no place for adapters: leave out original_checkpoint= or lora_rank"):
+    with pytest.raises(VitrailError, match="an optimizer of all weights: leave out original_checkpoint= or lora_rank"):
         run(prepared, "nothing", recipe=dino, original_checkpoint=prepared / "dino.pth")
     assert whole["comparison"] is None
 
@@ -265,7 +265,7 @@ def test_a_run_whose_features_get_worse_stops(prepared, monkeypatch):
         measured.append(0.2 if measured else 1.0)
         return FeatureAccuracy(knn=measured[-1])
 
-    monkeypatch.setattr(knn_evaluation.FeatureEvaluation, "accuracy", accuracy)
+    monkeypatch.setattr(feature_evaluation.FeatureEvaluation, "accuracy", accuracy)
     recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"knn_patience": 2})
     message = r"at most 20\.0%; the start model's is 100\.0%, and 95\.0% is the limit .* Lower learning_rate or raise frozen_blocks"
     with pytest.raises(VitrailError, match=f"{message}, or set knn_patience=0 to go on.*checkpoint-3"):
@@ -402,7 +402,7 @@ def test_a_phase_of_high_resolution(prepared, monkeypatch):
     monkeypatch.setattr("vitrail.pretraining.dinov2_trainer.DINOv2Model", Recorded)
     recipe = dataclasses.replace(DINOV2_RECIPE, arguments=DINOV2_RECIPE.arguments | {"high_resolution_scale": 1.7})
     run(prepared, "high", "unlabeled", recipe=recipe, epochs=2, high_resolution_epochs=1)
-    assert sizes == [(16, 8, 16)] * 2 + [(28, 16, 49)] * 2  # rounded up to patches of 4
+    assert sizes == [(16, 8, 16)] * 2 + [(28, 8, 49)] * 2  # rounded up to patches of 4
     with pytest.raises(VitrailError, match="The method dino has no phase of high resolution"):
         run(prepared, "none", high_resolution_epochs=1)
 
@@ -411,3 +411,22 @@ def test_a_layout_that_cannot_hold_the_model_is_refused_before_training(prepared
     with pytest.raises(UnsupportedCheckpointError, match="LayerScale"):
         run(prepared, "refused", recipe=DINOV2_RECIPE, original_checkpoint=prepared / "refused.pth")
     assert not (prepared / "refused.run").exists()
+
+
+def test_what_needs_a_model_to_start_from_is_refused_without_one(prepared):
+    recipe = dataclasses.replace(DINOV2_RECIPE, arguments=DINOV2_RECIPE.arguments | {"gram_loss_weight": 1.0, "frozen_blocks": 1})
+    with pytest.raises(
+        VitrailError, match="frozen_blocks, gram_loss_weight of the recipe small-dinov2 keep a model close to its start"
+    ):
+        run(prepared, "nothing", recipe=recipe)
+    for data, from_scratch in (("images", True), ("unlabeled", False)):
+        with pytest.raises(VitrailError, match="logistic=True compares with the model that a run starts from, on labeled images"):
+            run(prepared, "nothing", data, logistic=True, from_scratch=from_scratch)
+    assert not (prepared / "nothing.run").exists()
+
+
+def test_a_run_goes_on_with_other_stops(prepared):
+    """Its name and its stops change no number."""
+    assert forked.exit_code(__file__, "run_until_killed", prepared, 6, "goes-on") == -signal.SIGKILL
+    others = dataclasses.replace(RECIPE, name="mine", arguments=ARGUMENTS | {"collapse_patience": 0, "knn_patience": 0})
+    assert run(prepared, "goes-on", recipe=others)["resumed_from"] == "checkpoint-6"

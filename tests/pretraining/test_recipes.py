@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vitrail.errors import CorruptFileError, VitrailError
-from vitrail.pretraining.arguments import DINOTrainingArguments, DistillationTrainingArguments
+from vitrail.pretraining.arguments import DINOTrainingArguments, DINOv2TrainingArguments, DistillationTrainingArguments
 from vitrail.pretraining.recipes import RECIPES, PretrainingRecipe, find_recipe, fit_to_patches
 from vitrail.processing.multi_crop import DINO_AUGMENTATION
 
@@ -27,6 +27,36 @@ ORIGINAL_DEFAULTS = (
     ("min_lr", "min_learning_rate", 1e-6),
     ("epochs", "num_train_epochs", 100),
     ("drop_path_rate", "drop_path_rate", 0.1),
+)
+
+# dinov2/configs/ssl_default_config.yaml
+DINOV2_DEFAULTS = (
+    ("dino.loss_weight", "dino_loss_weight", 1.0),
+    ("dino.head_n_prototypes", "num_prototypes", 65536),
+    ("dino.head_bottleneck_dim", "head_bottleneck_size", 256),
+    ("dino.head_hidden_dim", "head_hidden_size", 2048),
+    ("dino.koleo_loss_weight", "koleo_loss_weight", 0.1),
+    ("ibot.loss_weight", "ibot_loss_weight", 1.0),
+    ("ibot.mask_sample_probability", "mask_probability", 0.5),
+    ("ibot.mask_ratio_min_max", "min_mask_ratio", 0.1),
+    ("ibot.mask_ratio_min_max", "max_mask_ratio", 0.5),
+    ("ibot.separate_head", "separate_head", False),
+    ("train.centering", "centering", "softmax"),
+    ("student.drop_path_rate", "drop_path_rate", 0.3),
+    ("teacher.momentum_teacher", "teacher_momentum", 0.992),
+    ("teacher.warmup_teacher_temp", "warmup_teacher_temperature", 0.04),
+    ("teacher.teacher_temp", "teacher_temperature", 0.07),
+    ("teacher.warmup_teacher_temp_epochs", "warmup_teacher_temperature_epochs", 30),
+    ("optim.epochs", "num_train_epochs", 100),
+    ("optim.weight_decay", "weight_decay", 0.04),
+    ("optim.weight_decay_end", "final_weight_decay", 0.4),
+    ("optim.base_lr", "learning_rate", 0.004),
+    ("optim.warmup_epochs", "warmup_epochs", 10),
+    ("optim.min_lr", "min_learning_rate", 1e-6),
+    ("optim.clip_grad", "max_grad_norm", 3.0),
+    ("optim.freeze_last_layer_epochs", "freeze_last_layer_epochs", 1),
+    ("optim.patch_embed_lr_mult", "patch_embedding_lr_factor", 0.2),
+    ("optim.layerwise_decay", "layer_decay", 0.9),
 )
 
 # Proteus-pytorch, pretrain/main.py, get_args_parser
@@ -54,7 +84,12 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "defaults"), [(DINOTrainingArguments, ORIGINAL_DEFAULTS), (DistillationTrainingArguments, DISTILLATION_DEFAULTS)]
+    ("kind", "defaults"),
+    [
+        (DINOTrainingArguments, ORIGINAL_DEFAULTS),
+        (DINOv2TrainingArguments, DINOV2_DEFAULTS),
+        (DistillationTrainingArguments, DISTILLATION_DEFAULTS),
+    ],
 )
 def test_defaults_are_those_of_the_original(kind, defaults, tmp_path):
     args = kind(str(tmp_path), use_cpu=True, report_to="none")
@@ -157,7 +192,14 @@ def test_an_unknown_recipe_is_refused(name):
 def test_the_recipe_of_a_method():
     assert find_recipe() is RECIPES["dino"]
     assert find_recipe(method="dinov2") is find_recipe("dinov2")
-    assert find_recipe("dinov2-short", method="dinov2").epochs == 200
+    dinov2, short = find_recipe("dinov2"), find_recipe("dinov2-short", method="dinov2")
+    assert (dinov2.batch_size, dinov2.scaled_learning_rate) == (32 * 64, pytest.approx(0.004 * 2**0.5))  # "sqrt_wrt_1024"
+    assert [crop.scale for crop in dinov2.augmentation.crops] == [(0.32, 1.0)] * 2 + [(0.05, 0.32)] * 8  # crops of the config
+    # 1,250 updates of 2,048 images are two passes over the 1,281,167 images of ImageNet-1k
+    assert short.epochs == 2 * dinov2.epochs
+    doubled = ("warmup_epochs", "warmup_teacher_temperature_epochs", "freeze_last_layer_epochs")
+    defaults = DINOv2TrainingArguments.__dataclass_fields__
+    assert short.arguments == {name: 2 * defaults[name].default for name in doubled}
     distill = find_recipe(method="distill")
     # run_pretrain.sh: 4 processes of 128 images; main.py: args.lr * batch / 512.0
     assert (distill.batch_size, distill.epochs, distill.scaled_learning_rate) == (512, 300, 5e-4)

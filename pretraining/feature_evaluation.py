@@ -72,7 +72,8 @@ class FeatureEvaluation:
         )[k]
         found = FeatureAccuracy(knn=float((classes[:, 0] == labels).mean()))
         if logistic:
-            found.logistic = float((fit_logistic(train, train_labels).classify(validation)[:, 0] == labels).mean())
+            device = self.device if self.device.type == "cuda" else "cpu"  # not all others have float64
+            found.logistic = float((fit_logistic(train, train_labels, device=device).classify(validation)[:, 0] == labels).mean())
         return found
 
     @property
@@ -99,7 +100,7 @@ class FeatureEvaluation:
                 rows += [entry.row for entry in item.entries]
                 vectors.append(features[0])
             elif isinstance(item, UnreadableEntry):
-                logger.warning_once(f"left out of the evaluation by k-NN: {item.entry.path}: {item.reason}")
+                logger.warning_once(f"left out of the evaluation: {item.entry.path}: {item.reason}")
         order = np.argsort(rows)  # images of one shape came together
         return np.concatenate(vectors)[order], np.array(images["label"][:])[rows][order]
 
