@@ -2,8 +2,8 @@
 
 Vectors in 1,000 clusters of 32 dimensions with noise, as features of 2,048 rows a file. A process imports vitrail, opens the features, and
 searches for the nearest 15; `first_ms` is the first search, in which files are opened, and `ms` the median of the following ones. `peak_mb`
-is the peak of resident memory, pages of memory-mapped files and the libraries included; `recall` is that of the 10 nearest. FAISS used directly
-holds all vectors in float32 in one IndexIVFFlat with as many lists, and reads as many of them; its vectors are read before.
+is the peak of resident memory, pages of memory-mapped files and the libraries included; `recall` is that of the 10 nearest. FAISS used
+directly holds all vectors in float32 in one IndexIVFFlat with as many lists, and reads as many of them; its vectors are read before.
 The queries are new vectors of the same clusters.
 """
 

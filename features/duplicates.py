@@ -23,7 +23,7 @@ from .vector_index import IndexRecord, VectorIndex, open_index
 THRESHOLD = 0.96  # fastdup's for its groups of duplicates, in its documentation and examples (`ccthreshold=0.96`)
 MAX_PAIRS = 10_000_000  # n equal images have n * (n - 1) / 2
 BLOCK, OTHERS = 4096, 2048  # rows that are compared with each other at a time
-QUERIES = 128  # rows that the index is searched for at a time: each of many equal images finds all others
+QUERIES = 256  # rows that the index is searched for at a time: each of many equal images finds all others
 FORMATS = (".csv", ".parquet")
 
 
@@ -126,10 +126,12 @@ class _Pairs:
     def add(self, ids: np.ndarray, other_ids: np.ndarray, cosines: np.ndarray) -> None:
         """Add pairs of different rows. Raises VitrailError if there are too many."""
         different = ids != other_ids
+        if different.sum() > 2 * self.max_pairs:  # each pair is found at most twice
+            raise self._too_many()
         pairs = np.sort(np.stack([ids[different], other_ids[different]], axis=1), axis=1)
         self.found.append((pairs, cosines[different]))
         self.number += len(pairs)
-        if self.number > 2 * self.max_pairs:  # each pair is found at most twice
+        if self.number > 2 * self.max_pairs:
             self.found = [self.sorted()]
             self.number = len(self.found[0][0])
 
@@ -142,11 +144,14 @@ class _Pairs:
         new = np.ones(len(pairs), dtype=bool)
         new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
         if new.sum() > self.max_pairs:
-            raise VitrailError(
-                f"more than {self.max_pairs} pairs have a cosine of at least {self.threshold}: choose a larger threshold, such as "
-                f"threshold={(1 + self.threshold) / 2:.3g}."
-            )
+            raise self._too_many()
         return pairs[new], np.minimum(cosines[new], 1)
+
+    def _too_many(self) -> VitrailError:
+        return VitrailError(
+            f"more than {self.max_pairs} pairs have a cosine of at least {self.threshold}: choose a larger threshold, such as "
+            f"threshold={(1 + self.threshold) / 2:.3g}."
+        )
 
 
 def _groups(pairs: np.ndarray) -> list[np.ndarray]:
@@ -186,7 +191,9 @@ def _by_index(stored: StoredFeatures, column: str, index: VectorIndex, found: _P
     indexed = [shard for shard in stored.manifest.shards if shard.file and shard.sha256 not in missing]
     if not indexed:
         return
-    for ids, vectors in stored.chunks(column, rows=QUERIES, shards=indexed):
-        rows, other_ids, cosines = index.search_range(unit_rows(vectors, 0, len(vectors), "cpu").numpy(), found.threshold)
-        found.add(ids[rows], other_ids, cosines)
+    for ids, vectors in stored.chunks(column, shards=indexed):
+        for start in range(0, len(ids), QUERIES):
+            queries = unit_rows(vectors, start, QUERIES, "cpu").numpy()
+            rows, other_ids, cosines = index.search_range(queries, found.threshold)
+            found.add(ids[start + rows], other_ids, cosines)
         yield len(ids)

@@ -78,7 +78,9 @@ class IndexRecord(Record):
 
 
 def index_folder(stored: StoredFeatures, column: str) -> Path:
-    """Return the folder of the index of a column."""
+    """Return the folder of the index of a column. Raises VitrailError if the name of the column is not a plain name."""
+    if not column.isidentifier():  # a file from elsewhere could name a path
+        raise VitrailError(f"found a column {column!r}; expected a name of letters, digits and underscores.")
     return stored.folder / INDEX / column
 
 
@@ -101,6 +103,12 @@ def read_record(stored: StoredFeatures, column: str) -> IndexRecord | None:
         raise VitrailError(
             f"{folder} is the index of other features (fingerprint {record.features[:12]}…; these have {stored.fingerprint[:12]}…): remove "
             f"the folder and run `vitrail index`, {OR_EXACT}."
+        )
+    probed = record.probes > 0 and record.recall is not None
+    if record.probes > record.num_lists or probed != (record.probes != 0) or (record.finished and not probed):
+        raise CorruptFileError(
+            f"{folder / RECORD} has probes {record.probes} of {record.num_lists} lists and recall {record.recall}, which do not go "
+            f"together: remove the folder and run `vitrail index`, {OR_EXACT}."
         )
     return record
 
@@ -159,7 +167,7 @@ class VectorIndex:
             found = "is missing" if size is None else f"has {count(size, 'byte')}; expected {part.bytes}"
             raise CorruptFileError(f"{file} {found}: run `vitrail index` to write it again, {OR_EXACT}.")
         lists = read_faiss(file, lambda name: faiss.read_InvertedLists(faiss.FileIOReader(name), flags))
-        if (lists.nlist, lists.code_size) != (self.ivf.nlist, self.ivf.code_size):
+        if (lists.nlist, lists.code_size, lists.compute_ntotal()) != (self.ivf.nlist, self.ivf.code_size, part.rows):
             raise CorruptFileError(f"{file} does not fit {CENTROIDS}: run `vitrail index` to write it again, {OR_EXACT}.")
         return lists
 

@@ -226,6 +226,8 @@ def rewrite(**fields):
             False,
         ),
         ("index.json", rewrite(probes="many"), "index.json: probes is of type str; expected a whole number", False),
+        ("index.json", rewrite(probes=-1), "has probes -1 of 94 lists and recall .*, which do not go together: remove", False),
+        ("index.json", rewrite(recall=None), "and recall None, which do not go together: remove the folder", False),
     ],
 )
 def test_damaged_files_are_named_and_mended(original, folder, file, damage, message, mended):
