@@ -182,7 +182,7 @@ def _measure(stored: StoredFeatures, record: IndexRecord) -> None:
     record.finished, record.recall_queries, record.probes = True, len(own), min(MIN_PROBES, record.num_lists)
     index = VectorIndex(stored, record)
     while True:
-        found = index.search(queries.numpy(), NEIGHBORS + 1)
+        found, _ = index.search(queries.numpy(), NEIGHBORS + 1)
         record.recall = _recall(own, exact, found)
         if record.recall >= MIN_RECALL or record.probes >= record.num_lists:
             return

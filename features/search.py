@@ -1,6 +1,5 @@
 """The stored vectors nearest to a query: by the index where there is one, else by comparing it with all vectors, chunk by chunk."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +42,7 @@ def find_neighbors(
 ) -> Neighbors:
     """Return the stored vectors with the largest cosines with a query.
 
-    The index proposes candidates, and their cosines are computed from the stored vectors. Rows that the index lacks are searched exactly.
+    With an index, cosines are those of its vectors in float16, within 0.001. Rows that the index lacks are searched exactly.
 
     Args:
         query: a normalized vector, (1, D) float32.
@@ -54,12 +53,13 @@ def find_neighbors(
     """
     column = stored.vector_column(column)
     index, warning = (None, None) if exact else open_index(stored, column)
-    if index is None:
-        chunks = _chunks(stored, column, None)
-    else:
-        candidates = index.search(query.numpy(), k)[0] if len(index) else np.empty(0, np.int64)
-        chunks = itertools.chain(_rows(stored, column, candidates[candidates >= 0]), _chunks(stored, column, index.missing))
-    cosines, ids = nearest_in_chunks(query, chunks, k=k)
+    cosines, ids = nearest_in_chunks(query, _chunks(stored, column, None if index is None else index.missing), k=k)
+    if index is not None and len(index):
+        found, found_cosines = (torch.from_numpy(array) for array in index.search(query.numpy(), k))
+        is_vector = found[0] >= 0  # FAISS does not find vectors with NaN
+        ids = torch.cat([found[:, is_vector], ids], dim=1)
+        cosines, order = torch.cat([found_cosines[:, is_vector], cosines], dim=1).clamp(max=1).topk(min(k, ids.shape[1]), dim=1)
+        ids = ids.gather(1, order)
     return Neighbors(ids[0].numpy(), cosines[0].numpy(), None if index is None else index.record, warning)
 
 
@@ -68,11 +68,3 @@ def _chunks(stored: StoredFeatures, column: str, shards: Sequence[Shard] | None)
     if shards is None or shards:
         for ids, vectors in stored.chunks(column, shards=shards):
             yield torch.from_numpy(ids), unit_rows(vectors, 0, len(vectors), "cpu")
-
-
-def _rows(stored: StoredFeatures, column: str, ids: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield some rows, if there are any, as one chunk."""
-    if len(ids):
-        table = stored.rows(ids, [column]).combine_chunks()
-        vectors = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-        yield torch.from_numpy(table["id"].to_numpy().copy()), unit_rows(vectors, 0, len(vectors), "cpu")

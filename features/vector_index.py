@@ -174,8 +174,8 @@ class VectorIndex:
     def __len__(self) -> int:
         return sum(part.rows for part in self.parts)
 
-    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """Return the ids of the k nearest vectors of each query, (Q, k) int64, or of all vectors if there are fewer.
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids, int64, and cosines of the k nearest vectors of each query, both (Q, k), or of all vectors if there are fewer.
 
         More lists are read until k vectors are found.
 
@@ -184,9 +184,9 @@ class VectorIndex:
         k, probes = min(k, len(self)), self.record.probes
         while True:
             self.ivf.nprobe = probes
-            ids = self.ivf.search(queries, k)[1]
+            cosines, ids = self.ivf.search(queries, k)
             if probes >= self.ivf.nlist or (ids >= 0).all():
-                return ids
+                return ids, cosines
             probes = min(2 * probes, self.ivf.nlist)
 
     def search_range(self, queries: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

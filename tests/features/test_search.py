@@ -94,7 +94,7 @@ def test_the_index_finds_what_brute_force_finds(original):
     assert np.mean([len(set(one) & set(other)) / 10 for one, other in zip(ids.tolist(), exact[0].tolist(), strict=True)]) > 0.95
     vectors = dict(zip(original.ids().tolist(), unit(original.vectors()), strict=True))
     for query, found, values in zip(QUERIES, ids.tolist(), cosines, strict=True):
-        assert values == pytest.approx([vectors[number] @ unit(query) for number in found], abs=1e-6)
+        assert values == pytest.approx([vectors[number] @ unit(query) for number in found], abs=1e-3)
         assert (np.diff(values) <= 0).all()
     assert find_neighbors(original, query_of(QUERIES[0]), k=3).method == f"index, recall@10 {record.recall:.3f}"
 
@@ -104,7 +104,7 @@ def test_the_recall_is_measured_against_brute_force(original):
     rows = np.sort(np.random.default_rng(indexing.SEED).choice(2200, 256, replace=False))
     everything, ids = unit(np.concatenate(PARTITIONS)), original.ids()
     index = vector_index.VectorIndex(original, record)
-    found = index.search(everything[rows], 11)
+    found, _ = index.search(everything[rows], 11)
     cosines = everything[rows] @ everything.T
     cosines[np.arange(256), rows] = -2
     expected = ids[np.argsort(-cosines, axis=1)[:, :10]]
