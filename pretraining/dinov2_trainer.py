@@ -48,7 +48,7 @@ class DINOv2Trainer(SelfDistillationTrainer):
         prefix = "student.backbone."
         if not name.startswith(prefix):
             return 1.0
-        num_layers = self.teacher.config.num_hidden_layers
+        num_layers = self.model.teacher.backbone.config.num_hidden_layers
         block = BLOCK.search(name)
         depth = int(block[1]) + 1 if block else 0 if ".embeddings." in name else num_layers + 1
         factor = self.args.layer_decay ** (num_layers + 1 - depth)
@@ -87,7 +87,7 @@ def make_dinov2_model(model: ViTPreTrainedModel, args: DINOv2TrainingArguments) 
     return DINOv2Model(
         backbone,
         make_head(backbone.config.pooled_size, args),
-        make_head(backbone.config.hidden_size, args) if args.separate_head else None,
+        make_head(backbone.config.hidden_size, args) if args.separate_head and args.ibot_loss_weight else None,
         DINOLoss(args.num_prototypes, **settings),
         IBOTLoss(args.num_prototypes, **settings),
         weights=LossWeights(args.dino_loss_weight, args.ibot_loss_weight, args.koleo_loss_weight, args.gram_loss_weight),

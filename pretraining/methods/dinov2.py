@@ -142,7 +142,7 @@ class DINOv2Model(SelfDistillation):
                 "There are no masks: make the crops by vitrail.MultiCropImages(…, masking=vitrail.BlockMasking(patch_size))."
             )
         crops, masks = (views.transpose(0, 1).flatten(0, 1) for views in (pixel_values, masks))  # crop after crop
-        rows = masks.flatten().nonzero().squeeze(1)  # of the masked patches, (M,)
+        rows = (masks.flatten() & bool(self.weights.ibot)).nonzero().squeeze(1)  # of the patches that heads read, (M,)
         with torch.no_grad():
             features, patches = self.teacher.tokens(crops)
             teacher_outputs, teacher_patches = self.teacher.heads(features, patches.flatten(0, 1)[rows])

@@ -303,3 +303,30 @@ def test_resumed_it_goes_on_as_if_nothing_had_been(tmp_path):
     assert len(logged(first, "ibot_loss")) == UPDATES
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    "weights", [{"ibot_loss_weight": 0.0}, {"koleo_loss_weight": 0.0, "gram_loss_weight": 0.0}], ids=["iBOT", "KoLeo"]
+)
+def test_a_loss_of_weight_0_is_left_out(weights, tmp_path):
+    """Every parameter still takes part, as DistributedDataParallel demands."""
+    trainer = make_trainer(tmp_path, separate_head=True, **weights)
+    item = Crops()[0]
+    outputs = trainer.model.train()(**{name: value[None] for name, value in item.items()})
+    outputs["loss"].backward()
+    assert all(parameter.grad is not None for parameter in trainer.model.student.parameters())
+    left_out = {name.removesuffix("_weight") for name in weights}
+    assert {"dino_loss", "ibot_loss", "koleo_loss", "gram_loss"} - set(outputs) == left_out
+    total = sum(getattr(trainer.args, f"{name}_weight") * value for name, value in outputs.items() if name.endswith("_loss"))
+    torch.testing.assert_close(outputs["loss"], total)
+    trainer.model.update_centers()
+
+
+def test_one_head_cannot_read_features_of_two_widths(tmp_path):
+    backbone = make_backbone()
+    backbone.config.pooling = "cls+avg"
+    args = make_trainer(tmp_path).args
+    with pytest.raises(
+        ValueError, match=r"32 numbers and its patches 16, so that one head cannot take both: set separate_head=True"
+    ):
+        make_dinov2_model(backbone, args)

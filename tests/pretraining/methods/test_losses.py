@@ -96,6 +96,7 @@ def test_koleo():
     check(value, "koleo")
     value.backward()
     check(features.grad, "koleo_grad")
+    assert koleo_loss(features[:1]).item() == 0
 
 
 def test_gram():
