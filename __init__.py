@@ -34,8 +34,10 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .evaluation.pooled_evaluation import evaluate_logistic as evaluate_logistic
     from .evaluation.probing import probe as probe
     from .features.cache import FeatureCache as FeatureCache
+    from .features.duplicates import find_duplicates as find_duplicates
     from .features.embedding import ImageEmbedder as ImageEmbedder
     from .features.extraction import extract as extract
+    from .features.indexing import build_index as build_index
     from .features.store import StoredFeatures as StoredFeatures
     from .hub.saving import convert_checkpoint as convert_checkpoint
     from .hub.saving import save as save
@@ -112,7 +114,9 @@ PUBLIC_NAMES = {
     "StoredFeatures": "features.store",
     "FeatureCache": "features.cache",
     "ImageEmbedder": "features.embedding",
+    "build_index": "features.indexing",
     "find_similar": "visualization.similar",
+    "find_duplicates": "features.duplicates",
     # pictures
     "plot_attention": "visualization.attention",
     "plot_pca": "visualization.pca",

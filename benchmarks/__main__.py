@@ -26,10 +26,12 @@ SUITES = {
     "load": "seconds from disk to first output of ViT-L/16, against transformers and timm loading their own format (goal: 1.0)",
     "pretrain": "images/s of training ViT-S/16 by DINO and DINOv2, against plain loops over timm's backbone; and of making crops",
     "registry": "every Vision Transformer of timm's registry, with random weights: agrees with timm, refused or wrong (goal: 0 wrong)",
+    "search": "ms and memory of finding neighbors among a million vectors (--rows), against exact search and FAISS used directly (goals: "
+    "under 1 s after start, under 1 GB)",
     "probe": "seconds of a linear probe: features taken once or backbone in the loop (goal: 20 times less); 52 heads or one (2 times)",
 }
 MODULES = {"import": "imports"}  # where the module has another name than the suite, which is a keyword
-LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pillow", "timm", "torchvision")
+LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pillow", "timm", "torchvision", "faiss-cpu")
 
 
 def machine() -> dict[str, str | int]:
@@ -66,11 +68,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", choices=SUITES, help="; ".join(f"{name}: {what}" for name, what in SUITES.items()))
+    parser.add_argument("--rows", type=int, help="number of rows of the search suite, instead of a million")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     arguments = parser.parse_args()
 
     suite = importlib.import_module(f"{__package__}.{MODULES.get(arguments.suite, arguments.suite)}")
-    rows = suite.run()
+    rows = suite.run() if arguments.rows is None else suite.run(arguments.rows)
     result = {"suite": arguments.suite, "machine": machine(), "versions": versions(), "rows": rows}
     print(SUITES[arguments.suite] + "\n\n" + markdown(getattr(suite, "summary", list)(rows)) + "\n")
     for about in (result["machine"], result["versions"]):

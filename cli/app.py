@@ -7,7 +7,7 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
 from ..version import __version__
-from . import checkpoints, dense, evaluation, features, hub, images, pretraining
+from . import checkpoints, dense, evaluation, features, hub, images, pretraining, search
 from .output import as_command
 
 COMMANDS = (
@@ -26,7 +26,9 @@ COMMANDS = (
     dense.segment,
     dense.depth,
     features.extract,
-    features.similar,
+    search.index,
+    search.similar,
+    search.duplicates,
     features.report,
     evaluation.probe,
     evaluation.knn,

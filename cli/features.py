@@ -1,4 +1,4 @@
-"""Commands about stored features: `vitrail extract` writes them, `similar` and `report` show them."""
+"""Commands about stored features: `vitrail extract` writes them, `report` shows them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +10,12 @@ from ..processing.resizing import keep_aspect as make_keep_aspect
 from ..utils.atomic import write_text
 from ..utils.optional import check_packages
 from ..utils.text import count
-from .images import save_picture
 from .options import (
     AllowExternal,
     BatchSize,
     DataRevision,
     Features,
     ImageColumn,
-    ImageFile,
     Images,
     KeepAspect,
     LabelColumn,
@@ -26,9 +24,8 @@ from .options import (
     ReadingOptions,
     RuntimeOptions,
     Split,
-    Top,
 )
-from .output import PICTURES, Result, agreement_lines, check_output, load_model, warn
+from .output import Result, agreement_lines, check_output, load_model, warn
 
 PACKAGES = ("accelerate", "datasets", "filelock", "pyarrow")
 DEFAULT_FEATURES = ["pooled"]
@@ -125,43 +122,6 @@ def extract(
             f"this process: {count(done.images, 'image')}, {rate}; the model waited for images {done.waiting:.0%} of the time"
         )
     return Result({"output": str(output)} | asdict(done), [*lines, *agreement_lines(done.agreement)])
-
-
-def similar(
-    model: Model,
-    folder: Features,
-    query: ImageFile,
-    reading_options: ReadingOptions,
-    output: Annotated[Path | None, typer.Option(help="Contact sheet to write: .png, .jpg or .webp.")] = None,
-    top: Top = 15,
-    column: Annotated[str | None, typer.Option(help="Column of vectors to compare, if there are several.")] = None,
-    allow_external: AllowExternal = False,
-) -> Result:
-    """Find the stored images most similar to a query image, by the cosine of their features."""
-    check_packages(PACKAGES, extra="features")
-    if output is not None:
-        check_output(output, PICTURES)
-    from ..features.store import StoredFeatures
-    from ..visualization import similar as job
-    from ..visualization.stored_images import is_local
-
-    stored = StoredFeatures(folder)
-    loaded, _, _ = load_model(model, **asdict(reading_options))
-    ids, cosines, sheet = job.find_similar(loaded, stored, query, top=top, column=column, allow_external=allow_external)
-    if output is not None:
-        save_picture(sheet, output)
-        source = stored.manifest.settings["collection"]["source"]
-        if not (allow_external or is_local(source)):
-            warn(f"the images are at {source}: --allow-external reads them for the contact sheet.")
-    paths = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
-    found = [
-        {"id": number, "path": paths[number], "cosine": cosine}
-        for number, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
-    ]
-    lines = [f"{rank:4d}  {image['cosine']:6.3f}  {image['path']}" for rank, image in enumerate(found, start=1)]
-    if output is not None:
-        lines.append(f"{output}: {query.name} and its {count(len(found), 'nearest image')}")
-    return Result({"query": str(query), "output": None if output is None else str(output), "images": found}, lines)
 
 
 def report(

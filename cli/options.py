@@ -174,6 +174,8 @@ DepthUnit = Annotated[
 
 # Results
 Features = Annotated[Path, typer.Argument(help="Folder of features written by `vitrail extract`.")]
+Column = Annotated[str | None, typer.Option(help="Column of vectors to compare, if there are several.")]
+Exact = Annotated[bool, typer.Option("--exact", help="Compare all vectors, even if there is an index.")]
 PictureFile = Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")]
 ValuesDir = Annotated[
     Path | None, typer.Option("--values", metavar="FOLDER", help="Folder to write the values of each image to, at its full size.")

@@ -1,4 +1,6 @@
-"""Nearest neighbors by cosine similarity, computed in pieces, so that features may be memory-mapped."""
+"""Nearest neighbors by cosine similarity, computed in pieces, so that features may be memory-mapped or read from files."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -9,15 +11,28 @@ def nearest(
     queries: torch.Tensor, bank: np.ndarray | torch.Tensor, *, k: int, chunk: int, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k largest cosines of each query, descending, and their rows in the bank, both (Q, k)."""
-    cosines = torch.empty(len(queries), 0, device=device)
-    rows = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
-    for start in range(0, len(bank), chunk):
-        similarity = queries @ unit_rows(bank, start, chunk, device).T
-        values, indices = similarity.topk(min(k, similarity.shape[1]), dim=1)
-        cosines, rows = torch.cat([cosines, values], dim=1), torch.cat([rows, indices + start], dim=1)
+    rows = torch.arange(len(bank), device=device)
+    chunks = ((rows[start : start + chunk], unit_rows(bank, start, chunk, device)) for start in range(0, len(bank), chunk))
+    return nearest_in_chunks(queries, chunks, k=k)
+
+
+def nearest_in_chunks(
+    queries: torch.Tensor, chunks: Iterable[tuple[torch.Tensor, torch.Tensor]], *, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k largest cosines of each query, descending, and their ids, both (Q, k).
+
+    Args:
+        queries: normalized vectors, (Q, D).
+        chunks: ids, (n,) int64, and normalized vectors, (n, D). One chunk is in memory at a time.
+    """
+    cosines = torch.empty(len(queries), 0, device=queries.device)
+    ids = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for chunk_ids, vectors in chunks:
+        values, indices = (queries @ vectors.T).topk(min(k, len(vectors)), dim=1)
+        cosines, ids = torch.cat([cosines, values], dim=1), torch.cat([ids, chunk_ids[indices]], dim=1)
         cosines, order = cosines.topk(min(k, cosines.shape[1]), dim=1)
-        rows = rows.gather(1, order)
-    return cosines, rows
+        ids = ids.gather(1, order)
+    return cosines, ids
 
 
 def unit_rows(features: np.ndarray | torch.Tensor, start: int, count: int, device: torch.device | str) -> torch.Tensor:

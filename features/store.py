@@ -11,10 +11,11 @@ stays.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..data.entries import ImageEntry, row_id
 from ..data.reader import Chunk, UnreadableEntry
 from ..errors import CorruptFileError, VitrailError
 from ..utils.atomic import TEMPORARY_MARK, replaced, synchronize, write_json, write_text
-from ..utils.hashing import sha256
+from ..utils.hashing import digest, sha256
 from ..utils.records import Record
 from ..utils.run_folder import LOCK_NAME, RunFolder
 from ..utils.text import count, public_name
@@ -37,6 +38,7 @@ from .manifest import Manifest, PartitionEnd, Shard, UnreadableRow
 MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"
 PROGRESS = ".progress"
 ROW_GROUP = 32 * 2**20  # bytes of features that are kept in memory before they are written
+CHUNK_ROWS = 16384  # that are read at a time
 NOT_COMPARED = ("vitrail", "model", "collection")  # settings that are places; other settings identify what is there
 
 TENSORS = """
@@ -298,26 +300,102 @@ class StoredFeatures:
         """The names of the columns with one vector for each image."""
         return tuple(field.name for field in self.dataset.schema if pa.types.is_fixed_size_list(field.type))
 
-    def vectors(self, column: str | None = None) -> np.ndarray:
-        """Return the vectors of a column, by default the first column of vectors, (N, D) float32; rows ascend by id.
-
-        Raises VitrailError if the column holds no vectors.
-        """
+    def vector_column(self, column: str | None = None) -> str:
+        """Return the name of a column of vectors, by default the first one. Raises VitrailError if the column holds no vectors."""
         if not self.vector_columns or column not in (None, *self.vector_columns):
             raise VitrailError(
                 f"{self.folder} has no vectors {column or ''}".rstrip()
                 + f"; found {', '.join(self.vector_columns) or 'tensors only'}: "
                 "extract pooled, cls, mean or cls+mean."
             )
-        column = column or self.vector_columns[0]
-        length = self.dataset.schema.field(column).type.list_size
-        vectors = np.empty((len(self), length), dtype=np.float32)
+        return column or self.vector_columns[0]
+
+    def vector_size(self, column: str | None = None) -> int:
+        """Return the length of the vectors of a column."""
+        return self.dataset.schema.field(self.vector_column(column)).type.list_size
+
+    def vectors(self, column: str | None = None) -> np.ndarray:
+        """Return the vectors of a column, by default the first column of vectors, (N, D) float32; rows ascend by id.
+
+        Raises VitrailError if the column holds no vectors.
+        """
+        vectors = np.empty((len(self), self.vector_size(column)), dtype=np.float32)
         start = 0
-        for batch in self.dataset.to_batches(columns=[column]):
-            values = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-            vectors[start : start + len(batch)] = values.reshape(-1, length)
-            start += len(batch)
+        for ids, chunk in self.chunks(column):
+            vectors[start : start + len(ids)] = chunk
+            start += len(ids)
         return vectors
+
+    def chunks(
+        self, column: str | None = None, *, rows: int = CHUNK_ROWS, shards: Sequence[Shard] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ids, (n,) int64, and vectors, (n, D) float32, ascending by id: `rows` at a time, and the rest.
+
+        shards: entries of the manifest whose files are read; None for all files.
+
+        Raises VitrailError if the column holds no vectors.
+        """
+        column, length = self.vector_column(column), self.vector_size(column)
+        dataset = self.dataset
+        if shards is not None:
+            dataset = pads.dataset([str(self.folder / shard.file) for shard in shards if shard.file], schema=dataset.schema)
+        ids, vectors, filled = np.empty(rows, np.int64), np.empty((rows, length), np.float32), 0
+        # The defaults read ahead 16 batches of 4 files, which together may take gigabytes
+        for batch in dataset.to_batches(columns=["id", column], batch_size=rows, batch_readahead=2, fragment_readahead=1):
+            batch_ids = batch.column("id").to_numpy()
+            values = batch.column(column).flatten().to_numpy(zero_copy_only=False).reshape(-1, length)
+            start = 0
+            while start < len(batch):
+                number = min(rows - filled, len(batch) - start)
+                ids[filled : filled + number] = batch_ids[start : start + number]
+                vectors[filled : filled + number] = values[start : start + number]
+                start, filled = start + number, filled + number
+                if filled == rows:
+                    yield ids, vectors
+                    ids, vectors, filled = np.empty(rows, np.int64), np.empty((rows, length), np.float32), 0
+        if filled:
+            yield ids[:filled], vectors[:filled]
+
+    def sample(self, rows: np.ndarray, column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids, (n,) int64, and vectors, (n, D) float32, of some rows, by their positions in the order of the ids."""
+        ids, vectors = np.empty(len(rows), np.int64), np.empty((len(rows), self.vector_size(column)), np.float32)
+        order = np.argsort(rows)
+        start = 0
+        for chunk_ids, chunk in self.chunks(column):
+            here = order[slice(*np.searchsorted(rows, (start, start + len(chunk_ids)), sorter=order))]
+            ids[here], vectors[here] = chunk_ids[rows[here] - start], chunk[rows[here] - start]
+            start += len(chunk_ids)
+        return ids, vectors
+
+    def rows(self, ids: Iterable[int], columns: Sequence[str]) -> pa.Table:
+        """Return columns of some rows, in the order of their ids. Only the files that hold these rows are read.
+
+        Raises CorruptFileError if a row does not exist.
+        """
+        size = self.manifest.settings["shard_size"]
+        files = {(shard.partition, shard.number): shard.file for shard in self.manifest.shards}
+        wanted = sorted(set(map(int, ids)))
+        chunks = {(number >> 32, (number & 0xFFFFFFFF) // size) for number in wanted}
+        paths = [str(self.folder / file) for chunk in sorted(chunks) if (file := files.get(chunk)) is not None]
+        dataset = pads.dataset(paths, schema=self.dataset.schema)
+        table = dataset.to_table(columns=["id", *columns], filter=pads.field("id").isin(wanted))
+        if len(table) != len(wanted):
+            raise CorruptFileError(
+                f"{self.folder} holds {len(table)} of {count(len(wanted), 'row')} that were found in it: copy the whole folder again, or "
+                "extract into a new one."
+            )
+        return table
+
+    def paths_of(self, ids: Iterable[int]) -> dict[int, str]:
+        """Return the paths of some images by their ids."""
+        table = self.rows(ids, ["path"])
+        return dict(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the settings that identify the features: the model, the images, and how they were prepared."""
+        settings = {name: value for name, value in self.manifest.settings.items() if name not in NOT_COMPARED}
+        return digest([json.dumps(settings, sort_keys=True)])
 
     def ids(self) -> np.ndarray:
         """Return the ids, (N,) int64, ascending."""

@@ -2,16 +2,19 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from ..data.decoding import open_image
 from ..errors import VitrailError
 from ..features.feature_types import FeatureType, compute_features, parse_features
-from ..features.neighbors import nearest, unit_rows
+from ..features.neighbors import unit_rows
+from ..features.search import Neighbors, find_neighbors
 from ..features.store import StoredFeatures
 from ..modeling.fingerprint import config_fields, weights_digest
 from ..modeling.modeling_vit import ViTPreTrainedModel
@@ -20,9 +23,24 @@ from ..utils.run_folder import differences
 from .pictures import contact_sheet
 from .stored_images import map_images, thumbnail
 
-CHUNK = 65536  # stored vectors per comparison
 CELL = 224  # pixels, side of a picture in the contact sheet
 MISSING = Image.new("RGB", (CELL, CELL), "#d9d9d9")  # takes the place of an image that no longer exists
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class SimilarImages:
+    """The stored images nearest to a query.
+
+    neighbors: ids and cosines, and how they were found.
+    paths: the path of each image in its collection, by its id, in the order of the neighbors.
+    sheet: a contact sheet, if it was asked for.
+    """
+
+    neighbors: Neighbors
+    paths: Mapping[int, str]
+    sheet: Image.Image | None
 
 
 def find_similar(
@@ -32,15 +50,19 @@ def find_similar(
     *,
     top: int = 15,
     column: str | None = None,
+    exact: bool = False,
     allow_external: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, Image.Image]:
     """Return the stored images whose features have the largest cosines with those of a query image, and a contact sheet of them.
+
+    If `build_index` has indexed the column, the index is searched; otherwise all vectors are compared, in bounded memory.
 
     Args:
         model: the model whose features are stored.
         query: an image file, or an upright image. It is preprocessed as the stored images were.
         top: number of images; fewer are returned if fewer are stored.
         column: column of vectors to compare; by default the first one.
+        exact: compare all vectors, even if there is an index.
         allow_external: for the contact sheet, read images at URLs and on the Hub, and files that rows of a dataset name.
 
     Returns:
@@ -48,9 +70,29 @@ def find_similar(
         query and these images. An image that no longer exists is gray.
 
     Raises:
-        VitrailError: the features belong to another model, or the column of vectors does not exist.
+        VitrailError: the features belong to another model, or the column of vectors does not exist; the index belongs to other features, is
+            damaged, or needs FAISS.
         UnreadableImageError: the query cannot be read.
     """
+    found = search_images(model, stored, query, top=top, column=column, exact=exact, draw=True, allow_external=allow_external)
+    if found.neighbors.warning is not None:
+        logger.warning(found.neighbors.warning)
+    assert found.sheet is not None
+    return found.neighbors.ids, found.neighbors.cosines, found.sheet
+
+
+def search_images(
+    model: ViTPreTrainedModel,
+    stored: StoredFeatures,
+    query: str | os.PathLike[str] | Image.Image,
+    *,
+    top: int,
+    column: str | None,
+    exact: bool,
+    draw: bool,
+    allow_external: bool,
+) -> SimilarImages:
+    """Return what `find_similar` finds, and how it was found. draw: make the contact sheet."""
     check_same_model(model, stored)
     feature_type = vector_type(model, stored, column)
     image_processor = VitrailImageProcessor.from_dict(stored.manifest.settings["image_processor"])
@@ -58,9 +100,11 @@ def find_similar(
     if not isinstance(query, Image.Image):
         image = open_image({"path": os.fspath(query), "bytes": None}, image_processor.decode)
     vector = _unit_vector(model, image_processor, image, feature_type)
-    cosines, rows = nearest(vector, stored.vectors(feature_type.column), k=top, chunk=CHUNK, device="cpu")
-    ids = stored.ids()[rows[0].numpy()]
-    return ids, cosines[0].numpy(), _sheet(image, stored, ids, cosines[0].tolist(), allow_external)
+    neighbors = find_neighbors(stored, vector, k=top, column=feature_type.column, exact=exact)
+    path_of = stored.paths_of(neighbors.ids)
+    paths = {number: path_of[number] for number in neighbors.ids.tolist()}
+    sheet = _sheet(image, stored, paths, neighbors.cosines.tolist(), allow_external) if draw else None
+    return SimilarImages(neighbors, paths, sheet)
 
 
 def check_same_model(model: ViTPreTrainedModel, stored: StoredFeatures) -> None:
@@ -105,10 +149,8 @@ def _unit_vector(
 
 
 def _sheet(
-    query: Image.Image, stored: StoredFeatures, ids: np.ndarray, cosines: Sequence[float], allow_external: bool
+    query: Image.Image, stored: StoredFeatures, paths: Mapping[int, str], cosines: Sequence[float], allow_external: bool
 ) -> Image.Image:
-    path_of = dict(zip(stored.ids().tolist(), stored.paths(), strict=True))
-    paths = {number: path_of[number] for number in ids.tolist()}
     try:
         pictures = map_images(lambda number, image: thumbnail(image, CELL), stored, paths, allow_external=allow_external)
     except (VitrailError, OSError):  # the whole collection is gone, or must not be read

@@ -1,7 +1,8 @@
-"""`vitrail extract`, `similar` and `report`."""
+"""`vitrail extract`, `index`, `similar`, `duplicates` and `report`."""
 
 import json
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -88,6 +89,61 @@ def test_json(place, tmp_path, capsys):
     assert reported == {"output": str(page), "images": 12, "bytes": page.stat().st_size, "warnings": []}
 
 
+def test_an_index_is_built_and_used(place, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(place / "out", out)
+    assert not end_of("similar", place / "model", out, PHOTOS[0], "--top", 3, "--json")
+    exact = json.loads(capsys.readouterr().out)
+    assert exact["search"] == "exact search"
+    assert not end_of("index", out)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{out / 'index' / 'pooled'}: 12 vectors, 12 of them added"
+    assert re.fullmatch(r"recall@10 [01]\.\d{3} against exact search, on 12 rows; a search reads 7 of 7 lists", lines[1])
+    assert not end_of("index", out, "--json")
+    record = json.loads(capsys.readouterr().out)
+    assert [record[name] for name in ("index", "added", "library", "metric", "rows")] == [
+        str(out / "index" / "pooled"), 0, "faiss", "cosine", 12
+    ]  # fmt: skip
+    assert not end_of("similar", place / "model", out, PHOTOS[0], "--top", 3, "--json")
+    approximate = json.loads(capsys.readouterr().out)
+    assert approximate["search"] == f"index, recall@10 {record['recall']:.3f}"
+    assert [image["path"] for image in approximate["images"]] == [image["path"] for image in exact["images"]]
+    assert not end_of("similar", place / "model", out, PHOTOS[0], "--top", 3, "--exact", "--json")
+    assert json.loads(capsys.readouterr().out) == exact
+    content = json.loads((out / "index" / "pooled" / "index.json").read_text())
+    (out / "index" / "pooled" / "index.json").write_text(json.dumps(content | {"features": "0" * 64}))
+    message = "is the index of other features (fingerprint 000000000000…; these have"
+    for words in (("similar", place / "model", out, PHOTOS[0]), ("index", out), ("duplicates", out)):
+        assert message in fail(capsys, *words)
+    assert "or search all vectors with --exact." in fail(capsys, "duplicates", out)
+
+
+def test_duplicates_are_listed_and_written(place, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for number, path in enumerate((PHOTOS[0], PHOTOS[1], PHOTOS[0])):
+        shutil.copy(path, tmp_path / "images" / f"{number}.jpg")
+    out, table = tmp_path / "out", tmp_path / "pairs.csv"
+    assert not end_of("extract", place / "model", tmp_path / "images", out, "--num-workers", 0)
+    capsys.readouterr()
+    assert not end_of("duplicates", out, "--threshold", 0.9999, "--output", table)
+    assert capsys.readouterr().out.splitlines() == [
+        "group 1: 2 images",
+        "  0.jpg",
+        "  2.jpg",
+        "1 pair with a cosine of at least 0.9999 in 1 group of 2 images; 3 vectors, exact search",
+        f"{table}: 1 pair",
+    ]
+    assert table.read_text().splitlines()[0] == '"group","id","path","other_id","other_path","cosine"'
+    assert not end_of("duplicates", out, "--threshold", 0.9999, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"] == [[{"id": 0, "path": "0.jpg"}, {"id": 2, "path": "2.jpg"}]]
+    assert [(pair["path"], pair["other_path"]) for pair in found["pairs"]] == [("0.jpg", "2.jpg")]
+    assert "found --threshold 2.0; expected a cosine above 0 and below 1" in fail(capsys, "duplicates", out, "--threshold", 2)
+    assert "unsupported extension '.txt'; expected .csv, .parquet" in fail(capsys, "duplicates", out, "--output", out / "a.txt")
+    assert "has no vectors cls" in fail(capsys, "duplicates", out, "--column", "cls")
+    assert "holds no features" in fail(capsys, "index", tmp_path / "images")
+
+
 @pytest.mark.parametrize("name", ["\udce9", "\x1b[2J", "\r", "\x85", "\u202e"])
 def test_names_that_would_control_a_terminal_are_escaped(name, capsys):
     """Names are escaped as text and as JSON, where the escape decodes to the same name."""
@@ -118,7 +174,7 @@ def test_similar_prints_the_nearest_and_draws_them(place, tmp_path, capsys):
         [str(rank), f"{cosine:.3f}", path_of[number]]
         for rank, (number, cosine) in enumerate(zip(ids.tolist(), cosines, strict=True), start=1)
     ]
-    assert lines[3:] == [f"{output}: {PHOTOS[0].name} and its 3 nearest images"]
+    assert lines[3:] == ["12 vectors, exact search", f"{output}: {PHOTOS[0].name} and its 3 nearest images"]
     with Image.open(output) as written:
         assert written.tobytes() == sheet.tobytes()
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
@@ -136,7 +192,7 @@ def test_report_writes_one_page(place, tmp_path, monkeypatch, capsys):
 def test_similar_writes_no_picture_unless_it_is_asked_to(place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert not end_of("similar", place / "model", place / "out", PHOTOS[0], "--top", 1)
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ from PIL import Image
 
 from ...convert.loading import load
 from ...errors import VitrailError, one_line
-from ...features.neighbors import nearest, unit_rows
+from ...features.neighbors import nearest_in_chunks, unit_rows
 from ...features.store import StoredFeatures
 from ...modeling.modeling_vit import ViTPreTrainedModel
 from ...processing.image_processing_vit import VitrailImageProcessor
 from ...utils.text import public_name
 from ...version import __version__
 from ..pictures import preprocess
-from ..similar import CHUNK, check_same_model
+from ..similar import check_same_model
 from ..stored_images import map_images, thumbnail
 from .drawing import heat_uri, histogram, jpeg_uri
 from .patch_norms import OUTLIER, PatchNorms, compute_patch_norms
@@ -156,21 +156,21 @@ def _relate(stored: StoredFeatures, number: int, seed: int) -> _Relations:
     """Sample images and compute their positions and neighbors; only a few partitions are sampled, because their images are read again."""
     generator = np.random.default_rng(seed)
     partitions = stored.ids() >> 32
-    searched = np.flatnonzero(np.isin(partitions, generator.permutation(np.unique(partitions))[:MAX_PARTITIONS]))
+    is_searched = np.isin(partitions, generator.permutation(np.unique(partitions))[:MAX_PARTITIONS])
+    searched = np.flatnonzero(is_searched)
     shown = generator.permutation(searched)[:number]
     if not stored.vector_columns:
         return _Relations(shown.tolist(), len(shown), len(searched))
-    vectors = stored.vectors()
-    queries = unit_rows(vectors[shown], 0, len(shown), "cpu")
-    bank = vectors if len(searched) == len(vectors) else vectors[searched]
-    cosines, found = nearest(queries, bank, k=NUM_NEIGHBORS + 1, chunk=CHUNK, device="cpu")
+    _, vectors = stored.sample(shown)
+    queries = unit_rows(vectors, 0, len(shown), "cpu")
+    cosines, found = nearest_in_chunks(queries, _chunks(stored, is_searched), k=NUM_NEIGHBORS + 1)
     near = [
         [(row, round(cosine, 4)) for row, cosine in zip(rows, values, strict=True) if row != own][:NUM_NEIGHBORS]
-        for own, rows, values in zip(shown.tolist(), searched[found.numpy()].tolist(), cosines.tolist(), strict=True)
+        for own, rows, values in zip(shown.tolist(), found.tolist(), cosines.tolist(), strict=True)
     ]
     rows = list(dict.fromkeys([*shown.tolist(), *(row for pairs in near for row, _ in pairs)]))
     index_of = {row: index for index, row in enumerate(rows)}
-    positions, method = project(vectors[shown], seed=seed)
+    positions, method = project(vectors, seed=seed)
     return _Relations(
         rows,
         len(shown),
@@ -179,6 +179,15 @@ def _relate(stored: StoredFeatures, number: int, seed: int) -> _Relations:
         [[(index_of[row], cosine) for row, cosine in pairs] for pairs in near],
         method,
     )
+
+
+def _chunks(stored: StoredFeatures, is_searched: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield row numbers and normalized vectors of the searched rows."""
+    start = 0
+    for ids, vectors in stored.chunks():
+        rows = np.flatnonzero(is_searched[start : start + len(ids)])
+        yield torch.from_numpy(start + rows), unit_rows(vectors[rows], 0, len(rows), "cpu")
+        start += len(ids)
 
 
 def _fit(positions: np.ndarray) -> list[list[float]]:
@@ -241,9 +250,9 @@ def _facts(stored: StoredFeatures) -> dict[str, Any]:
 
 
 def _vector_facts(stored: StoredFeatures, name: str) -> dict[str, Any]:
-    vectors = stored.vectors(name)
-    low, median, high = np.percentile(np.linalg.norm(vectors, axis=1), (5, 50, 95)).tolist()
-    return {"name": name, "kind": f"vectors of {vectors.shape[1]}", "norms": {"low": low, "median": median, "high": high}}
+    norms = np.concatenate([np.linalg.norm(vectors, axis=1) for _, vectors in stored.chunks(name)])
+    low, median, high = np.percentile(norms, (5, 50, 95)).tolist()
+    return {"name": name, "kind": f"vectors of {stored.vector_size(name)}", "norms": {"low": low, "median": median, "high": high}}
 
 
 def _tensor_facts(stored: StoredFeatures, name: str) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Near-duplicates: pairs of images whose features have a large cosine, and the groups that the pairs form."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ..errors import VitrailError
+from ..utils.atomic import replaced
+from ..utils.progress import progress_bar
+from .manifest import Shard
+from .neighbors import unit_rows
+from .store import StoredFeatures
+from .vector_index import IndexRecord, VectorIndex, open_index
+
+THRESHOLD = 0.96  # fastdup's for its groups of duplicates, in its documentation and examples (`ccthreshold=0.96`)
+MAX_PAIRS = 10_000_000  # n equal images have n * (n - 1) / 2
+BLOCK, OTHERS = 4096, 2048  # rows that are compared with each other at a time
+QUERIES = 256  # rows that the index is searched for at a time: each of many equal images finds all others
+FORMATS = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Pairs and groups of near-duplicates.
+
+    pairs: ids of two images, (P, 2) int64, the smaller one first; ascending.
+    cosines: of the pairs, (P,) float32.
+    groups: for each group the ids of its images, ascending; by the smallest id. Each image of a group is in a pair with another one of it.
+    threshold: the smallest cosine of a pair.
+    index: the record of the index that was used, or None for exact search.
+    warning: what a user should know about the index.
+    """
+
+    pairs: np.ndarray
+    cosines: np.ndarray
+    groups: list[np.ndarray]
+    threshold: float
+    index: IndexRecord | None
+    warning: str | None
+
+    def table(self, stored: StoredFeatures) -> pa.Table:
+        """Return a row for each pair: the number of its group from 1 on, both ids and paths, and the cosine."""
+        group_of = {number: index for index, group in enumerate(self.groups, start=1) for number in group.tolist()}
+        paths = stored.paths_of(group_of) if group_of else {}
+        first, second = self.pairs[:, 0].tolist(), self.pairs[:, 1].tolist()
+        return pa.table(
+            {
+                "group": pa.array([group_of[number] for number in first], pa.int64()),
+                "id": pa.array(first, pa.int64()),
+                "path": pa.array([paths[number] for number in first], pa.string()),
+                "other_id": pa.array(second, pa.int64()),
+                "other_path": pa.array([paths[number] for number in second], pa.string()),
+                "cosine": pa.array(self.cosines, pa.float32()),
+            }
+        )
+
+
+def find_duplicates(
+    stored: StoredFeatures,
+    *,
+    threshold: float = THRESHOLD,
+    column: str | None = None,
+    exact: bool = False,
+    max_pairs: int = MAX_PAIRS,
+    progress: bool = True,
+) -> Duplicates:
+    """Return the pairs of stored images whose features have at least a cosine, and the groups that the pairs form.
+
+    With an index, each row is searched in it; cosines are then those of its vectors in float16, within 0.001. Without one, all rows are
+    compared with each other, in blocks.
+
+    Args:
+        stored: the features.
+        threshold: the smallest cosine of a pair.
+        column: column of vectors to compare; by default the first one.
+        exact: compare all rows, even if there is an index.
+        max_pairs: the largest number of pairs.
+        progress: show a progress bar.
+
+    Raises VitrailError: there are more pairs than `max_pairs`; the column holds no vectors; the index belongs to other features, is
+    damaged, or needs FAISS.
+    """
+    if not 0 < threshold < 1:
+        raise VitrailError(f"found threshold={threshold}; expected a cosine above 0 and below 1, such as {THRESHOLD}.")
+    column = stored.vector_column(column)
+    index, warning = (None, None) if exact else open_index(stored, column)
+    found = _Pairs(threshold, max_pairs)
+    total = len(stored)
+    with progress_bar("duplicates", total, unit="vectors", wanted=progress) as advance:
+        if index is None:
+            for block in _exact(stored, column, None, found):
+                advance(block)
+        else:
+            for block in _by_index(stored, column, index, found):
+                advance(block)
+            for block in _exact(stored, column, index.missing, found) if index.missing else ():
+                advance(block)
+    pairs, cosines = found.sorted()
+    return Duplicates(pairs, cosines, _groups(pairs), threshold, None if index is None else index.record, warning)
+
+
+def write_pairs(table: pa.Table, output: Path) -> None:
+    """Write the table of pairs as .csv or .parquet."""
+    with replaced(output) as temporary:
+        if output.suffix.lower() == ".csv":
+            pyarrow.csv.write_csv(table, temporary)
+        else:
+            pq.write_table(table, temporary)
+
+
+class _Pairs:
+    """Pairs as they are found. The same pair may be found twice."""
+
+    def __init__(self, threshold: float, max_pairs: int) -> None:
+        self.threshold, self.max_pairs, self.number = threshold, max_pairs, 0
+        self.found: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, ids: np.ndarray, other_ids: np.ndarray, cosines: np.ndarray) -> None:
+        """Add pairs of different rows. Raises VitrailError if there are too many."""
+        different = ids != other_ids
+        if different.sum() > 2 * self.max_pairs:  # each pair is found at most twice
+            raise self._too_many()
+        pairs = np.sort(np.stack([ids[different], other_ids[different]], axis=1), axis=1)
+        self.found.append((pairs, cosines[different]))
+        self.number += len(pairs)
+        if self.number > 2 * self.max_pairs:
+            self.found = [self.sorted()]
+            self.number = len(self.found[0][0])
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return each pair once, ascending, and its cosine."""
+        pairs = np.concatenate([np.empty((0, 2), np.int64), *(pairs for pairs, _ in self.found)])
+        cosines = np.concatenate([np.empty(0, np.float32), *(cosines for _, cosines in self.found)])
+        order = np.lexsort((-cosines, pairs[:, 1], pairs[:, 0]))
+        pairs, cosines = pairs[order], cosines[order]
+        new = np.ones(len(pairs), dtype=bool)
+        new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+        if new.sum() > self.max_pairs:
+            raise self._too_many()
+        return pairs[new], np.minimum(cosines[new], 1)
+
+    def _too_many(self) -> VitrailError:
+        return VitrailError(
+            f"more than {self.max_pairs} pairs have a cosine of at least {self.threshold}: choose a larger threshold, such as "
+            f"threshold={(1 + self.threshold) / 2:.3g}."
+        )
+
+
+def _groups(pairs: np.ndarray) -> list[np.ndarray]:
+    """Return the connected components of the pairs."""
+    ids, members = np.unique(pairs, return_inverse=True)
+    members = members.reshape(-1, 2)
+    graph = coo_array((np.ones(len(pairs), bool), (members[:, 0], members[:, 1])), shape=(len(ids), len(ids)))
+    _, labels = connected_components(graph, directed=False)
+    order = np.argsort(labels, kind="stable")
+    groups = np.split(ids[order], np.flatnonzero(np.diff(labels[order])) + 1) if len(ids) else []
+    return sorted(groups, key=lambda group: int(group[0]))
+
+
+def _exact(stored: StoredFeatures, column: str, shards: list[Shard] | None, found: _Pairs) -> Iterator[int]:
+    """Compare the rows of some files with all rows, or all rows with each other; yield the number of rows that are done.
+
+    Of two rows that are both among these, the one with the smaller id is compared with the other one.
+    """
+    every = [shard for shard in stored.manifest.shards if shard.file]
+    size = stored.manifest.settings["shard_size"]
+    for ids, vectors in stored.chunks(column, rows=BLOCK, shards=shards):
+        block = unit_rows(vectors, 0, len(vectors), "cpu")
+        first = (int(ids[0]) >> 32, (int(ids[0]) & 0xFFFFFFFF) // size)
+        others = [shard for shard in every if shards is not None or (shard.partition, shard.number) >= first]
+        for other_ids, other_vectors in stored.chunks(column, rows=OTHERS, shards=others):
+            cosines = block @ unit_rows(other_vectors, 0, len(other_vectors), "cpu").T
+            rows, columns = (index.numpy() for index in torch.nonzero(cosines >= found.threshold, as_tuple=True))
+            once = slice(None) if shards is not None else other_ids[columns] > ids[rows]
+            rows, columns = rows[once], columns[once]
+            found.add(ids[rows], other_ids[columns], cosines[rows, columns].numpy())
+        yield len(ids)
+
+
+def _by_index(stored: StoredFeatures, column: str, index: VectorIndex, found: _Pairs) -> Iterator[int]:
+    """Search the index for each of its rows; yield the number of rows that are done."""
+    missing = {shard.sha256 for shard in index.missing}
+    indexed = [shard for shard in stored.manifest.shards if shard.file and shard.sha256 not in missing]
+    if not indexed:
+        return
+    for ids, vectors in stored.chunks(column, shards=indexed):
+        for start in range(0, len(ids), QUERIES):
+            queries = unit_rows(vectors, start, QUERIES, "cpu").numpy()
+            rows, other_ids, cosines = index.search_range(queries, found.threshold)
+            found.add(ids[start + rows], other_ids, cosines)
+        yield len(ids)

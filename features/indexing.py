@@ -1,0 +1,198 @@
+"""Building the index of a column of vectors, in bounded memory: k-means on a sample, then one file for some hundred thousand rows.
+
+A part is complete or absent, and recorded when it is complete. A repeated run adds the feature files that are in no part.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..utils.atomic import is_temporary, replaced
+from ..utils.hashing import digest, sha256
+from ..utils.optional import check_packages
+from ..utils.progress import progress_bar
+from ..utils.run_folder import RunFolder
+from .manifest import Shard
+from .neighbors import nearest_in_chunks, unit_rows
+from .store import StoredFeatures
+from .vector_index import (
+    CENTROIDS,
+    RECORD,
+    IndexPart,
+    IndexRecord,
+    VectorIndex,
+    current_parts,
+    import_faiss,
+    index_folder,
+    read_faiss,
+    read_record,
+)
+
+LISTS_PER_ROOT = (
+    2  # lists for the square root of the number of rows: a search then reads as many centroids as vectors of some lists
+)
+SAMPLE_PER_LIST = 64  # vectors that k-means sees; FAISS asks for 39 to 256
+SAMPLE_BYTES = 256 * 2**20  # of the vectors that k-means sees, at most
+PART_BYTES = 256 * 2**20  # of vectors in one file
+SEED = 0
+NUM_QUERIES, NEIGHBORS = 256, 10  # of the measurement of recall
+MIN_RECALL = 0.98  # probes are doubled until it is reached
+MIN_PROBES = 8
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """The outcome of `build_index`: the folder, the content of its record, and the number of rows that this call has added."""
+
+    folder: Path
+    record: IndexRecord
+    added: int
+
+
+def build_index(stored: StoredFeatures, *, column: str | None = None, progress: bool = True) -> IndexReport:
+    """Build the index that `find_similar` and `find_duplicates` use, or add the rows that it lacks.
+
+    After an interruption, the same call continues, and searches find the same neighbors as after an uninterrupted one. The index is in the
+    folder of the features, in `index/COLUMN`; removing that folder removes the index.
+
+    Args:
+        stored: the features.
+        column: column of vectors; by default the first one.
+        progress: show progress bars.
+
+    Raises VitrailError: FAISS is not installed; the column holds no vectors; the index belongs to other features, or another run writes it.
+    """
+    check_packages(("faiss",), extra="search")
+    column = stored.vector_column(column)
+    folder = index_folder(stored, column)
+    with RunFolder(folder, settings_name=RECORD, temporary_names=(CENTROIDS,)).lock():
+        record = read_record(stored, column)
+        _remove_incomplete(folder)
+        if record is None or not _is_whole(folder / CENTROIDS, record.centroids):
+            record = _train(stored, column)
+        before = len(record.parts)
+        parts, _ = current_parts(stored, record)
+        record.parts = [part for part in parts if _is_whole(folder / part.file, part.sha256)]
+        _, missing = current_parts(stored, record)
+        if missing or len(record.parts) != before or not record.finished:
+            record.finished = False
+            record.write(folder / RECORD)
+        with progress_bar(
+            "index", sum(shard.rows for shard in missing), unit="vectors", wanted=progress and bool(missing)
+        ) as advance:
+            for shards in _groups(missing, record):
+                record.parts.append(_write_part(stored, record, shards))
+                record.write(folder / RECORD)
+                advance(record.parts[-1].rows)
+        for file in {path.name for path in folder.glob("part-*.faiss")} - {part.file for part in record.parts}:
+            (folder / file).unlink()
+        if not record.finished:
+            _measure(stored, record)
+            record.write(folder / RECORD)
+    return IndexReport(folder, record, sum(shard.rows for shard in missing))
+
+
+def _remove_incomplete(folder: Path) -> None:
+    """Remove the temporary files of a run that was killed."""
+    for path in folder.iterdir():
+        if is_temporary(path.name):
+            path.unlink()
+
+
+def _is_whole(file: Path, expected: str) -> bool:
+    return file.is_file() and sha256(file) == expected
+
+
+def _unit_chunks(
+    stored: StoredFeatures, column: str, shards: list[Shard] | None = None
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield ids and normalized vectors."""
+    for ids, vectors in stored.chunks(column, shards=shards):
+        yield ids, unit_rows(vectors, 0, len(vectors), "cpu")
+
+
+def _sample(stored: StoredFeatures, column: str, number: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Return the ids and normalized vectors of random rows, or of all rows if there are fewer."""
+    rows = np.random.default_rng(SEED).choice(len(stored), min(number, len(stored)), replace=False)
+    ids, vectors = stored.sample(np.sort(rows), column)
+    return ids, unit_rows(vectors, 0, len(vectors), "cpu")
+
+
+def _train(stored: StoredFeatures, column: str) -> IndexRecord:
+    """Write the centroids; return the record of an index without rows."""
+    folder, size = index_folder(stored, column), stored.vector_size(column)
+    faiss = import_faiss(folder)
+    num_lists = math.ceil(LISTS_PER_ROOT * math.sqrt(len(stored)))
+    num_lists = max(1, min(num_lists, len(stored), SAMPLE_BYTES // (4 * size * SAMPLE_PER_LIST)))
+    _, sample = _sample(stored, column, num_lists * SAMPLE_PER_LIST)
+    ivf = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(size), size, num_lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+    )
+    ivf.cp.seed, ivf.cp.min_points_per_centroid = SEED + 1, 1  # FAISS prints a warning if there are fewer points
+    ivf.train(sample.numpy())
+    with replaced(folder / CENTROIDS) as temporary:
+        faiss.write_index(ivf, str(temporary))
+    return IndexRecord(
+        library_version=faiss.__version__,
+        features=stored.fingerprint,
+        column=column,
+        vector_size=size,
+        num_lists=num_lists,
+        centroids=sha256(folder / CENTROIDS),
+    )
+
+
+def _groups(shards: list[Shard], record: IndexRecord) -> Iterator[list[Shard]]:
+    """Yield the feature files of each part."""
+    most = PART_BYTES // (2 * record.vector_size + 8)
+    group: list[Shard] = []
+    for shard in shards:
+        if group and sum(one.rows for one in group) + shard.rows > most:
+            yield group
+            group = []
+        group.append(shard)
+    if group:
+        yield group
+
+
+def _write_part(stored: StoredFeatures, record: IndexRecord, shards: list[Shard]) -> IndexPart:
+    folder = index_folder(stored, record.column)
+    faiss = import_faiss(folder)
+    ivf = read_faiss(folder / CENTROIDS, faiss.read_index)
+    for ids, vectors in _unit_chunks(stored, record.column, shards):
+        ivf.add_with_ids(vectors.numpy(), ids)
+    feature_files = [shard.sha256 for shard in shards if shard.sha256 is not None]
+    file = folder / f"part-{digest([record.centroids, *feature_files])[:16]}.faiss"
+    with replaced(file) as temporary:
+        writer = faiss.FileIOWriter(str(temporary))
+        faiss.write_InvertedLists(ivf.invlists, writer)
+        del writer  # closes the file
+    return IndexPart(file=file.name, rows=ivf.ntotal, bytes=file.stat().st_size, sha256=sha256(file), feature_files=feature_files)
+
+
+def _measure(stored: StoredFeatures, record: IndexRecord) -> None:
+    """Set the number of probes that reaches MIN_RECALL, and the recall. A query is a stored row, and no neighbor of itself."""
+    own, queries = _sample(stored, record.column, NUM_QUERIES)
+    chunks = ((torch.from_numpy(ids), vectors) for ids, vectors in _unit_chunks(stored, record.column))
+    exact = nearest_in_chunks(queries, chunks, k=NEIGHBORS + 1)[1].numpy()
+    record.finished, record.recall_queries, record.probes = True, len(own), min(MIN_PROBES, record.num_lists)
+    index = VectorIndex(stored, record)
+    while True:
+        found, _ = index.search(queries.numpy(), NEIGHBORS + 1)
+        record.recall = _recall(own, exact, found)
+        if record.recall >= MIN_RECALL or record.probes >= record.num_lists:
+            return
+        record.probes = min(2 * record.probes, record.num_lists)
+
+
+def _recall(own: np.ndarray, exact: np.ndarray, found: np.ndarray) -> float:
+    """Return the share of the exact neighbors of each row that were found, without the row itself."""
+    shares = []
+    for number, near, near_found in zip(own.tolist(), exact.tolist(), found.tolist(), strict=True):
+        neighbors = [one for one in near if one != number][:NEIGHBORS]
+        shares.append(len(set(neighbors) & set(near_found)) / max(1, len(neighbors)))
+    return round(float(np.mean(shares)), 4)

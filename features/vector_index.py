@@ -1,0 +1,222 @@
+"""The index of a column of vectors, for approximate search by cosine similarity: FAISS's inverted lists, beside the Parquet files.
+
+    index/COLUMN/index.json       what the index belongs to, how it is searched, and its files
+    index/COLUMN/centroids.faiss  the centroids, which k-means has found in a sample: an empty IndexIVFScalarQuantizer
+    index/COLUMN/part-*.faiss     the rows of some feature files, each in the list of its nearest centroid: normalized vectors in float16
+
+A part belongs to feature files by their SHA-256, so that rows which are added or written again make parts stale, not the index. Parts are
+memory-mapped. Their files are trusted as the features are: a part is compared with its size when it is opened, and with its SHA-256 when
+`vitrail index` runs.
+"""
+
+import os
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import CorruptFileError, VitrailError
+from ..utils.hashing import sha256
+from ..utils.optional import install_command
+from ..utils.records import Record
+from ..utils.text import count
+from .manifest import Shard
+from .store import StoredFeatures
+
+INDEX, RECORD, CENTROIDS = "index", "index.json", "centroids.faiss"
+LIBRARY, METRIC = "faiss", "cosine"
+OR_EXACT = "or search all vectors with exact=True"
+
+
+@dataclass(kw_only=True)
+class IndexPart:
+    """A file of the index, and the SHA-256 of the feature files whose rows it holds."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    feature_files: list[str]
+
+
+@dataclass(kw_only=True)
+class IndexRecord(Record):
+    """The content of index.json.
+
+    library, library_version: the library that has written the index.
+    metric: "cosine".
+    features: the fingerprint of the features; see `vitrail.StoredFeatures.fingerprint`.
+    column, vector_size: the vectors.
+    num_lists: number of inverted lists, and of centroids.
+    centroids: the SHA-256 of their file.
+    finished: whether all rows of the features were added; the following fields are set then.
+    probes: number of lists that a search reads, which are those of the nearest centroids.
+    recall: share of the 10 nearest neighbors that a search finds, measured for `recall_queries` rows against exact search.
+    """
+
+    library: str = LIBRARY
+    library_version: str
+    metric: str = METRIC
+    features: str
+    column: str
+    vector_size: int
+    num_lists: int
+    centroids: str
+    finished: bool = False
+    probes: int = 0
+    recall: float | None = None
+    recall_queries: int = 0
+    parts: list[IndexPart] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """The number of vectors in the index."""
+        return sum(part.rows for part in self.parts)
+
+
+def index_folder(stored: StoredFeatures, column: str) -> Path:
+    """Return the folder of the index of a column. Raises VitrailError if the name of the column is not a plain name."""
+    if not column.isidentifier():  # a file from elsewhere could name a path
+        raise VitrailError(f"found a column {column!r}; expected a name of letters, digits and underscores.")
+    return stored.folder / INDEX / column
+
+
+def read_record(stored: StoredFeatures, column: str) -> IndexRecord | None:
+    """Return the record of the index of a column, or None if there is none.
+
+    Raises VitrailError if the index belongs to other features, or another library has written it.
+    """
+    folder = index_folder(stored, column)
+    if not (folder / RECORD).is_file():
+        return None
+    record = IndexRecord.read(folder / RECORD)
+    found = f"{record.library} for the {record.metric} of {record.column}, {record.vector_size} numbers"
+    expected = f"{LIBRARY} for the {METRIC} of {column}, {stored.vector_size(column)} numbers"
+    if found != expected:
+        raise VitrailError(
+            f"{folder} is an index by {found}; expected {expected}: remove the folder and run `vitrail index`, {OR_EXACT}."
+        )
+    if record.features != stored.fingerprint:
+        raise VitrailError(
+            f"{folder} is the index of other features (fingerprint {record.features[:12]}…; these have {stored.fingerprint[:12]}…): remove "
+            f"the folder and run `vitrail index`, {OR_EXACT}."
+        )
+    probed = record.probes > 0 and record.recall is not None
+    if record.probes > record.num_lists or probed != (record.probes != 0) or (record.finished and not probed):
+        raise CorruptFileError(
+            f"{folder / RECORD} has probes {record.probes} of {record.num_lists} lists and recall {record.recall}, which do not go "
+            f"together: remove the folder and run `vitrail index`, {OR_EXACT}."
+        )
+    return record
+
+
+def current_parts(stored: StoredFeatures, record: IndexRecord) -> tuple[list[IndexPart], list[Shard]]:
+    """Return the parts whose feature files are unchanged, and the feature files that are in none of these parts."""
+    shards = {shard.sha256: shard for shard in stored.manifest.shards if shard.sha256 is not None}
+    parts = [part for part in record.parts if shards.keys() >= set(part.feature_files)]
+    for part in parts:
+        for name in part.feature_files:
+            del shards[name]
+    return parts, list(shards.values())
+
+
+def import_faiss(folder: Path) -> ModuleType:
+    """Return FAISS; `folder` is the index that needs it. Raises VitrailError if it is not installed."""
+    if find_spec("faiss") is None:
+        raise VitrailError(f"{folder} needs a package that is not installed (faiss): {install_command('search')}, {OR_EXACT}.")
+    import faiss
+
+    return faiss
+
+
+class VectorIndex:
+    """The index of a column, opened for searching. `missing`: the feature files that it does not hold.
+
+    Raises:
+        VitrailError: FAISS is not installed.
+        CorruptFileError: a file is missing, or damaged.
+    """
+
+    def __init__(self, stored: StoredFeatures, record: IndexRecord) -> None:
+        self.folder = index_folder(stored, record.column)
+        self.record = record
+        self.parts, self.missing = current_parts(stored, record)
+        faiss = import_faiss(self.folder)
+        file = self.folder / CENTROIDS
+        if not file.is_file() or sha256(file) != record.centroids:
+            raise CorruptFileError(f"{file} is missing or damaged: run `vitrail index` to write the index again, {OR_EXACT}.")
+        self.ivf = read_faiss(file, faiss.read_index)
+        flags = 0 if os.name == "nt" else faiss.IO_FLAG_MMAP  # FAISS does not map files on Windows
+        self._lists = [self._open(part, faiss, flags) for part in self.parts]
+        pointers = faiss.InvertedListsPtrVector()
+        for lists in self._lists:
+            pointers.push_back(lists)
+        stacked = faiss.HStackInvertedLists(pointers.size(), pointers.data())
+        self._lists.append(stacked)  # FAISS does not own them
+        self.ivf.replace_invlists(stacked, False)
+        self.ivf.ntotal = len(self)
+        self.ivf.nprobe = record.probes
+
+    def _open(self, part: IndexPart, faiss: ModuleType, flags: int) -> Any:
+        file = self.folder / part.file
+        size = file.stat().st_size if file.is_file() else None
+        if size != part.bytes:
+            found = "is missing" if size is None else f"has {count(size, 'byte')}; expected {part.bytes}"
+            raise CorruptFileError(f"{file} {found}: run `vitrail index` to write it again, {OR_EXACT}.")
+        lists = read_faiss(file, lambda name: faiss.read_InvertedLists(faiss.FileIOReader(name), flags))
+        if (lists.nlist, lists.code_size, lists.compute_ntotal()) != (self.ivf.nlist, self.ivf.code_size, part.rows):
+            raise CorruptFileError(f"{file} does not fit {CENTROIDS}: run `vitrail index` to write it again, {OR_EXACT}.")
+        return lists
+
+    def __len__(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids, int64, and cosines of the k nearest vectors of each query, both (Q, k), or of all vectors if there are fewer.
+
+        More lists are read until k vectors are found.
+
+        queries: normalized, (Q, D) float32.
+        """
+        k, probes = min(k, len(self)), self.record.probes
+        while True:
+            self.ivf.nprobe = probes
+            cosines, ids = self.ivf.search(queries, k)
+            if probes >= self.ivf.nlist or (ids >= 0).all():
+                return ids, cosines
+            probes = min(2 * probes, self.ivf.nlist)
+
+    def search_range(self, queries: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return all vectors with a cosine above a threshold: rows of the queries, ids, and cosines, each (M,)."""
+        self.ivf.nprobe = self.record.probes
+        limits, cosines, ids = self.ivf.range_search(queries, threshold)
+        return np.repeat(np.arange(len(queries)), np.diff(limits).astype(np.int64)), ids, cosines
+
+
+def read_faiss(file: Path, read: Any) -> Any:
+    """Return what a function of FAISS reads from a file. Raises CorruptFileError instead of its RuntimeError."""
+    try:
+        return read(str(file))
+    except RuntimeError as error:
+        raise CorruptFileError(f"{file} cannot be read by FAISS: run `vitrail index` to write it again, {OR_EXACT}.") from error
+
+
+def open_index(stored: StoredFeatures, column: str) -> tuple[VectorIndex | None, str | None]:
+    """Return the index of a column, and a warning; None if there is none, or it was never finished.
+
+    Raises VitrailError if the index belongs to other features, is damaged, or needs FAISS.
+    """
+    record = read_record(stored, column)
+    if record is None:
+        return None, None
+    folder = index_folder(stored, column)
+    if not record.finished and not record.probes:
+        return None, f"{folder} is not finished, and all vectors are searched: run `vitrail index` to finish it."
+    index = VectorIndex(stored, record)
+    if index.missing:
+        rows = count(sum(shard.rows for shard in index.missing), "row")
+        return index, f"{folder} is stale: it lacks {rows}, which are searched exactly. Run `vitrail index` to add them."
+    return index, None
