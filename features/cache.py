@@ -229,9 +229,10 @@ class FeatureCache:
             begun = [one for one, folder in folders.items() if (folder / EXTRACTION / MANIFEST).exists()]
             if finished or begun:
                 job.runtime = (finished or begun)[0]
+            elif self.runner == "ray":  # whose machines may differ from this one
+                job.runtime = job.candidates[0]
             else:
-                measure = self.runner == "local"
-                job.select_runtime(num_processes=processes.num_processes, measure=measure, progress=self.progress)
+                job.select_runtime(num_processes=processes.num_processes, progress=self.progress)
             if job.compiled is not None:
                 self._compiled[job.vit, tuple(job.feature_types), job.compiled.num_streams] = job.compiled
             self._selected[job.vit] = job.runtime

@@ -132,10 +132,12 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
     with folder.run.lock() if main else contextlib.nullcontext():
         plan: list[Any] = [None]  # of the main process alone: others may not see yet what it has written
         if main:
-            if job.runtime.is_auto and (begun := folder.begun()):
-                job.runtime = begun_runtime(job.outputs, job.runtime, begun.settings) or job.candidates[0]
-            if job.runtime.is_auto:  # the machines of a Ray cluster may differ from this one
-                job.select_runtime(num_processes=processes.num_processes, measure=runner == "local", progress=progress)
+            if job.runtime.is_auto:
+                begun = folder.begun()
+                if begun or runner == "ray":  # whose machines may differ from this one
+                    job.runtime = begun_runtime(job.outputs, job.runtime, begun.settings if begun else {}) or job.candidates[0]
+                else:
+                    job.select_runtime(num_processes=processes.num_processes, progress=progress)
             with job.writing():
                 folder.begin(job.settings)
                 pieces = job.missing(resumed=True)

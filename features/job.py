@@ -160,12 +160,11 @@ class Job:
             self.outputs, self.runtime, one_size=output_size(self.image_processor) is not None, calibrates=calibrates
         )
 
-    def select_runtime(self, *, num_processes: int = 1, measure: bool = True, progress: bool = False) -> None:
-        """Replace "auto" by the fastest engine and precision for this job.
+    def select_runtime(self, *, num_processes: int, progress: bool) -> None:
+        """Replace "auto" by the fastest engine and precision for this job, measured on its first images if it is long enough.
 
         Args:
             num_processes: processes that share the images.
-            measure: if the job is long enough; otherwise take what needs no measurement.
             progress: show the measurements.
         """
         num_images = self.collection.num_rows
@@ -175,9 +174,7 @@ class Job:
         selection = select_runtime(
             self.outputs,
             self.candidates,
-            Workload(
-                self.device_batch_size, InferenceWorkers(self.vit.device).number, num_images // num_processes if measure else 0
-            ),
+            Workload(self.device_batch_size, InferenceWorkers(self.vit.device).number, num_images // num_processes),
             self._sample,
             calibration=lambda: self.int8_images,
             is_strict=self.runtime.precision == AUTO,
