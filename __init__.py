@@ -51,9 +51,11 @@ if TYPE_CHECKING:  # for type checkers and editors; PUBLIC_NAMES is what runs, a
     from .modeling.operation_counts import complexity as complexity
     from .pretraining.arguments import DINOTrainingArguments as DINOTrainingArguments
     from .pretraining.arguments import DINOv2TrainingArguments as DINOv2TrainingArguments
+    from .pretraining.arguments import DistillationTrainingArguments as DistillationTrainingArguments
     from .pretraining.crops import MultiCropImages as MultiCropImages
     from .pretraining.dino_trainer import DINOTrainer as DINOTrainer
     from .pretraining.dinov2_trainer import DINOv2Trainer as DINOv2Trainer
+    from .pretraining.distillation_trainer import DistillationTrainer as DistillationTrainer
     from .pretraining.job import pretrain as pretrain
     from .pretraining.masks import BlockMasking as BlockMasking
     from .processing.image_processing_vit import VitrailImageProcessor as VitrailImageProcessor
@@ -137,6 +139,8 @@ PUBLIC_NAMES = {
     "DINOTrainingArguments": "pretraining.arguments",
     "DINOv2Trainer": "pretraining.dinov2_trainer",
     "DINOv2TrainingArguments": "pretraining.arguments",
+    "DistillationTrainer": "pretraining.distillation_trainer",
+    "DistillationTrainingArguments": "pretraining.arguments",
     "load_training_images": "data.labeled",
     "MultiCropImages": "pretraining.crops",
     "BlockMasking": "pretraining.masks",

@@ -1,5 +1,6 @@
 """The command that trains a model on images without labels: `vitrail pretrain`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from .evaluation import PACKAGES
 from .options import BatchSize, Data, DataOptions, NumWorkers, Overwrite, Strict
 from .output import Result, check_not_itself, check_output, load_model, warn
 
+COMPARED = {"start": "start model", "result": "teacher", "random": "random weights"}
 NOT_PRINTED = ("epoch", "step", "grad_norm", "learning_rate", "teacher_momentum")  # of the last point of the curves
 
 
@@ -34,6 +36,9 @@ class TrainingOptions:
         int | None,
         typer.Option(help="Epochs between k-NN evaluations, which need labels.", min=1, show_default="25 evaluations in all"),
     ] = None
+    logistic: Annotated[
+        bool, typer.Option("--logistic", help="With --from and labels, compare the models by logistic regression, too.")
+    ] = False
     original_checkpoint: Annotated[
         Path | None, typer.Option(help=".pth file to write as well: the run as a checkpoint of the method's own code.")
     ] = None
@@ -42,7 +47,7 @@ class TrainingOptions:
 
 def pretrain(
     data: Data,
-    output: Annotated[Path, typer.Option(help="Folder to write: the teacher, pretraining.json and its curves.")],
+    output: Annotated[Path, typer.Option(help="Folder to write: the trained model, pretraining.json and its curves.")],
     data_options: DataOptions,
     options: TrainingOptions,
     arch: Annotated[
@@ -52,21 +57,25 @@ def pretrain(
         str | None, typer.Option("--from", metavar="MODEL", help="Train further from a checkpoint, as `vitrail convert` takes it.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Training method: dino or dinov2.", show_default="that of the recipe, else dino")
+        str | None, typer.Option(help="Training method: dino, dinov2 or distill.", show_default="that of the recipe, else dino")
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Training recipe: dino, dinov2, dinov2-short, or a .json file that changes one.",
-            show_default="that of the method",
+            help="Training recipe: dino, dinov2, dinov2-short, adapt, distill, or a .json file that changes one.",
+            show_default="that of the method; adapt for dinov2 with --from",
         ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Frozen model that the method distill learns from, as `vitrail convert` takes it."),
     ] = None,
     overwrite: Overwrite = False,
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Hold out labeled images for k-NN evaluation, or train on all images.")
     ] = True,
 ) -> Result | None:
-    """Train a model on images without labels, by DINO or DINOv2, and write the teacher.
+    """Train a model on images without labels, by DINO, DINOv2 or distillation, and write the result.
 
     After an interruption, the same command resumes from the last epoch. Labels, if there are any, are used for evaluation alone.
     """
@@ -76,14 +85,15 @@ def pretrain(
     from ..data.labeled import load_training_images
     from ..pretraining import job
     from ..pretraining.architectures import new_model
-    from ..pretraining.recipes import find_recipe
+    from ..pretraining.recipes import METHODS, find_recipe
     from ..utils.processes import start_processes
 
     folder_of_run(output, overwrite=overwrite)
     original = options.original_checkpoint
     if original is not None:
         check_output(original, (".pth",))
-    chosen = find_recipe(recipe, method=method)
+    chosen = find_recipe(recipe, method=method, from_model=from_ is not None)
+    chosen.check_teacher(teacher is not None)
     if from_ is not None:
         check_not_itself(from_, output)
         model, image_processor, report = load_model(from_)
@@ -92,6 +102,8 @@ def pretrain(
         size = chosen.augmentation.global_crops[0].size
         model, image_processor = new_model(arch, image_size=size, seed=data_options.seed, method=chosen.method)
         report = None
+    if teacher is not None:
+        check_not_itself(teacher, output)
     images = load_training_images(data, labels=labels, **data_options.arguments())
     warn(*images.warnings)
     run = job.pretrain(
@@ -100,6 +112,7 @@ def pretrain(
         images,
         output_dir=output,
         recipe=chosen,
+        teacher=None if teacher is None else load_model(teacher, dtype="float32"),
         epochs=options.epochs,
         high_resolution_epochs=options.high_resolution_epochs,
         total_batch_size=options.total_batch_size,
@@ -107,6 +120,7 @@ def pretrain(
         device_batch_size=options.batch_size,
         num_workers=options.num_workers or 0,
         evaluate_every=options.evaluate_every,
+        logistic=options.logistic,
         strict=options.strict,
         original_checkpoint=original,
         report=report,
@@ -115,11 +129,30 @@ def pretrain(
     )
     if not start_processes().is_main_process:
         return None
-    lines = [f"{run['data']['train_images']} images, {run['epochs']} epochs, {run['updates']} updates"]
+    lines = [
+        f"{run['data']['train_images']} images, {run['epochs']} epochs, {run['updates']} updates, recipe {run['recipe']['name']}"
+    ]
+    if recipe is None and chosen.name != chosen.method:
+        lines.append(
+            f"  {chosen.name} is the recipe of {chosen.method} with --from; --recipe {chosen.method} is that of a new model"
+        )
     for last in [point for point in run["curves"] if "loss" in point][-1:]:  # a recipe may log no loss
         numbers = {name: value for name, value in last.items() if name not in NOT_PRINTED}
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
-    if run["knn"] is not None and run["knn"]["accuracy"] is not None:
-        lines.append(f"  k-NN accuracy of the teacher (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
-    files = [f"{output}: the teacher, pretraining.json and its curves", *([str(original)] if original else [])]
+    result = METHODS[chosen.method].result
+    if run["comparison"] is not None:
+        lines += comparison_lines(run["comparison"], k=run["knn"]["k"])
+    elif run["knn"] is not None and run["knn"]["accuracy"] is not None:
+        lines.append(f"  k-NN accuracy of the {result} (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
+    files = [f"{output}: the {result}, pretraining.json and its curves", *([str(original)] if original else [])]
     return Result(run, [*lines, f"  written to {'; '.join(files)}"])
+
+
+def comparison_lines(comparison: Mapping[str, Mapping[str, float | None]], *, k: int) -> list[str]:
+    """Return a line for each evaluation: start model, result and random weights side by side."""
+    lines = []
+    for metric, title in {"knn": f"k-NN accuracy (k = {k})", "logistic": "logistic regression accuracy"}.items():
+        accuracies = {name: comparison[model][metric] for model, name in COMPARED.items()}
+        if None not in accuracies.values():
+            lines.append(f"  {title}: {', '.join(f'{name} {accuracy:.1%}' for name, accuracy in accuracies.items())}")
+    return lines

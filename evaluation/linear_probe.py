@@ -4,7 +4,7 @@ Shape letters: B rows, T tokens, D size of a token, A heads, K classes.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ DIVERGED = -1  # in place of a class, if the logits of a head are NaN
 
 
 class LinearHeads(nn.Module):
-    """Linear classifiers with separate weights; those that read the same features run as one matrix product.
+    """Linear classifiers with separate weights; adjacent heads that read the same features are one matrix, and run as one product.
 
     Args:
         heads: the heads; those that read the same features should be adjacent.
@@ -34,23 +34,22 @@ class LinearHeads(nn.Module):
     """
 
     accepts_loss_kwargs = True  # the Trainer then counts the rows of an update, and passes their number to `forward`
+    learning_rates: torch.Tensor  # (A,)
 
     def __init__(self, heads: Sequence[Head], *, token_size: int, num_cls_layers: int, num_labels: int, seed: int) -> None:
         super().__init__()
         self.num_labels = num_labels
-        self.groups = [
-            (token_slice(choice, num_cls_layers), len(list(members)))
-            for choice, members in itertools.groupby((head.num_cls_layers, head.mean_patch) for head in heads)
-        ]
-        self.linears = nn.ModuleList()
-        for head in heads:
-            tokens = token_slice((head.num_cls_layers, head.mean_patch), num_cls_layers)
-            linear = nn.Linear(token_size * (tokens.stop - tokens.start), num_labels)
-            rng = np.random.default_rng([seed, head.num_cls_layers, int(head.mean_patch)])
-            with torch.no_grad():
-                linear.weight.copy_(torch.from_numpy(INITIAL_STD * rng.standard_normal(linear.weight.shape)))
-                linear.bias.zero_()
-            self.linears.append(linear)
+        self.tokens: list[slice] = []  # of each group
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()  # (size * K, tokens * D) and (size * K,) of each group
+        for choice, members in itertools.groupby((head.num_cls_layers, head.mean_patch) for head in heads):
+            tokens, size = token_slice(choice, num_cls_layers), len(list(members))
+            rng = np.random.default_rng([seed, *map(int, choice)])
+            weight = INITIAL_STD * rng.standard_normal((num_labels, token_size * (tokens.stop - tokens.start)))
+            self.tokens.append(tokens)
+            self.weights.append(nn.Parameter(torch.from_numpy(weight).float().repeat(size, 1)))
+            self.biases.append(nn.Parameter(torch.zeros(size * num_labels)))
+        rates = torch.tensor([head.learning_rate for head in heads])
+        self.register_buffer("learning_rates", rates, persistent=False)
 
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: torch.Tensor | int | None = None
@@ -63,26 +62,31 @@ class LinearHeads(nn.Module):
             num_items_in_batch: rows of the whole update, of which these may be a slice; losses are divided by it, instead of B.
 
         Returns:
-            With labels, "losses" (A,), the mean cross entropies, and "loss", their sum. Except in training, "logits" (B, A, K).
+            With labels, "losses" (A,), the mean cross entropies, and "loss", their sum weighted by the learning rates. Except in
+            training, "logits" (B, A, K).
         """
         all_losses, all_logits = [], []
-        linears: Iterator[Any] = iter(self.linears)
-        for tokens, size in self.groups:
-            group = list(itertools.islice(linears, size))
-            weight = torch.cat([linear.weight for linear in group])  # (size * K, tokens * D)
-            bias = torch.cat([linear.bias for linear in group])
+        for tokens, weight, bias in zip(self.tokens, self.weights, self.biases, strict=True):
             # Rows are the last dimension, which makes the softmax over few classes several times faster
             logits = torch.addmm(bias[:, None], weight, features[:, tokens].flatten(1).t())  # (size * K, B)
-            logits = logits.unflatten(0, (size, self.num_labels))
+            logits = logits.unflatten(0, (-1, self.num_labels))
             if labels is not None:
-                all_losses.append(F.cross_entropy(logits, labels.expand(size, -1), reduction="none").sum(1))
+                all_losses.append(F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").sum(1))
             if not self.training:
                 all_logits.append(logits)
         outputs = {} if self.training else {"logits": torch.cat(all_logits).permute(2, 0, 1)}
         if labels is not None:
             losses = torch.cat(all_losses) / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-            outputs = {"loss": losses.sum(), "losses": losses, **outputs}
+            outputs = {"loss": (losses * self.learning_rates).sum(), "losses": losses, **outputs}
         return outputs
+
+    def weights_of_heads(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the weight (K, tokens * D) and the bias (K,) of each head, parts of the parameters."""
+        return [
+            head
+            for weight, bias in zip(self.weights, self.biases, strict=True)
+            for head in zip(weight.split(self.num_labels), bias.split(self.num_labels), strict=True)
+        ]
 
 
 def token_slice(choice: tuple[int, bool], num_cls_layers: int) -> slice:
@@ -94,7 +98,7 @@ def token_slice(choice: tuple[int, bool], num_cls_layers: int) -> slice:
 
 
 class ProbeTrainer(ScheduledTrainer):
-    """Trains `LinearHeads` by SGD with momentum, with one parameter group for each head, at the learning rate of its `Head`.
+    """Trains `LinearHeads` by SGD with momentum, each head at the learning rate of its `Head`.
 
     Args:
         heads: of the model, in the same order.
@@ -116,14 +120,12 @@ class ProbeTrainer(ScheduledTrainer):
         self.losses = torch.zeros(len(heads), device=self.args.device)  # summed since the last log
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create SGD with a group for each head."""
+        """Create one SGD for all heads. Each learns at its own rate, which weights its loss: momentum is linear in the gradient."""
         if self.optimizer is None:
-            scale = self.schedule.batch_size / REFERENCE_BATCH
-            groups = [
-                {"params": list(linear.parameters()), "lr": head.learning_rate * scale}
-                for head, linear in zip(self.heads, self.model.linears, strict=True)
-            ]
-            self.optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=0)
+            learning_rate = self.schedule.batch_size / REFERENCE_BATCH
+            self.optimizer = torch.optim.SGD(
+                self.model.parameters(), lr=learning_rate, momentum=MOMENTUM, weight_decay=0, fused=True
+            )
         return self.optimizer
 
     def prepare_batch(self, batch: dict[str, Any]) -> dict[str, Any]:

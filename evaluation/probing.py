@@ -216,8 +216,8 @@ def _run_probe(
     best = int(np.argmax([head["accuracy"] for head in heads]))  # the first of equals
     classes = classes[:, best]
     _check_finite(classes, f"all heads of the recipe {recipe.name} diverged")
-    linear = trainer.model.linears[best]
-    merged = merge_head(run.model, trainer.heads[best], linear.weight, linear.bias, data.label_names)
+    weight, bias = trainer.model.weights_of_heads()[best]
+    merged = merge_head(run.model, trainer.heads[best], weight, bias, data.label_names)
     times.append(time.monotonic())
 
     fine_tuning = None

@@ -33,6 +33,13 @@ def _arxiv(number: str, key: str, year: int, title: str, *authors: str) -> Paper
 
 # By arXiv number or DOI
 PAPERS: Mapping[str, Paper] = {
+    "1412.6550": _arxiv(
+        "1412.6550",
+        "romero2014fitnets",
+        2014,
+        "FitNets: Hints for Thin Deep Nets",
+        *("Romero, Adriana", "Ballas, Nicolas", "Kahou, Samira Ebrahimi", "Chassang, Antoine", "Gatta, Carlo", "Bengio, Yoshua"),
+    ),
     "2010.11929": _arxiv(
         "2010.11929",
         "dosovitskiy2020vit",

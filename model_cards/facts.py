@@ -27,7 +27,7 @@ from .descriptions import (
     tokens,
     trusted,
 )
-from .licenses import license_of
+from .licenses import license_text
 from .lineages import DATASETS, FAMILY_CARDS, lineage_of, trained_on, training
 from .provenance import checkpoint_link, files, linked, original_of, published_metrics, published_table, relatives, sources_table
 
@@ -204,19 +204,13 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "heads": ", ".join(f'`head="{name}"` reads {_input_of(recipe)}' for name, recipe in classifiers.items()),
         "dense_heads": ", ".join(f'`head="{name}"`' for name in recipes if name not in classifiers),
         "images": DATASETS[checkpoint.training_data[0]].images,
-        "license_note": f"{_license(checkpoint)}. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}."
+        "license_note": f"{license_text(checkpoint)}. Source: {linked(checkpoint.sources['license'] or '', checkpoint)}."
         if checkpoint.license
         else None,
         "citations": "\n\n".join(citations),
         "sources": sources_table(checkpoint),
     }
     return dict(trusted(facts))
-
-
-def _license(checkpoint: Checkpoint) -> str:
-    """Return the name of a license, with its page and its terms where the Hub has no identifier for it."""
-    license = license_of(checkpoint)
-    return f"[{license.name}]({license.link}) (`{checkpoint.license}`). {license.terms}" if license else f"`{checkpoint.license}`"
 
 
 def _input_of(recipe: Mapping[str, Any]) -> str:

@@ -40,3 +40,9 @@ OTHER_LICENSES: Mapping[str, License] = {
 def license_of(checkpoint: Checkpoint | None) -> License | None:
     """Return the license of a checkpoint, where the Hub has no identifier for it."""
     return OTHER_LICENSES.get(checkpoint.license or "") if checkpoint else None
+
+
+def license_text(checkpoint: Checkpoint) -> str:
+    """Return the name of the license of a checkpoint, with its page and its terms where the Hub has no identifier for it."""
+    license = license_of(checkpoint)
+    return f"[{license.name}]({license.link}) (`{checkpoint.license}`). {license.terms}" if license else f"`{checkpoint.license}`"

@@ -32,7 +32,7 @@ class TrainingData:
 
 @dataclass(kw_only=True)
 class KNNEvaluation:
-    """The last k-NN evaluation of the teacher. The accuracy is None if no labeled image could be read."""
+    """The last k-NN evaluation of the model. The accuracy is None if no labeled image could be read."""
 
     k: int
     accuracy: float | None
@@ -41,16 +41,38 @@ class KNNEvaluation:
 
 
 @dataclass(kw_only=True)
+class FeatureAccuracy:
+    """The accuracy of classifying the validation images by pooled features: k-NN, and logistic regression where it was asked for.
+
+    An accuracy is None if no labeled image could be read.
+    """
+
+    knn: float | None
+    logistic: float | None = None
+
+
+@dataclass(kw_only=True)
+class FeatureComparison:
+    """The same evaluation of the model that a run started from, of its result, and of random weights of the same architecture."""
+
+    start: FeatureAccuracy
+    result: FeatureAccuracy
+    random: FeatureAccuracy
+
+
+@dataclass(kw_only=True)
 class PretrainingRecord(Record):
-    """How a teacher was trained. `hub.saving.keep_record` adds `weights_sha256`, the hash of the teacher's weights.
+    """How a model was trained. `hub.saving.keep_record` adds `weights_sha256`, the hash of its weights.
 
     model: the checkpoint that the run started from; None for random weights.
-    arguments: of `DINOTrainingArguments`, those that change the numbers.
+    teacher: the checkpoint that a distillation learned from.
+    arguments: of the method, those that change the numbers.
     updates: of the optimizer.
     knn: None without labels.
     curves: the logged values, in the order of the run; a value that was not finite is None in the file.
     resumed_from: the checkpoint that this run resumed from.
     seconds: of this run, without the time of an interrupted run that it resumed.
+    comparison: None without labels, or for a run that started from random weights.
     """
 
     task: str
@@ -70,6 +92,8 @@ class PretrainingRecord(Record):
     versions: dict[str, str]
     resumed_from: str | None
     seconds: float
+    teacher: dict[str, Any] | None = None
+    comparison: FeatureComparison | None = None
 
 
 @dataclass(kw_only=True)

@@ -756,7 +756,7 @@ class ViTModel(ViTPreTrainedModel):
             attention_layers=every_layer if output_attentions else (),
             **kwargs,
         )
-        last_hidden_state = self._norm_tokens(hidden_states)
+        last_hidden_state = self.norm_tokens(hidden_states)
         return ViTModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=self.pool(last_hidden_state),
@@ -802,7 +802,8 @@ class ViTModel(ViTPreTrainedModel):
                 attentions[index] = weights if keep_attention is None else keep_attention(weights)
         return hidden_states, kept, attentions
 
-    def _norm_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def norm_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the sequence (B, L, D) that leaves a block, after the final norm where that norm acts on tokens."""
         if not self.config.norm_before_pooling:
             return hidden_states
         if self.cls_layernorm is None:
@@ -874,7 +875,7 @@ class ViTModel(ViTPreTrainedModel):
         _, kept, _ = self._run_blocks(pixel_values, depth=max(indices) + 1, hidden_layers=[index + 1 for index in indices])
         outputs = [kept[index + 1] for index in indices]
         if norm:
-            outputs = [self._norm_tokens(output) for output in outputs]
+            outputs = [self.norm_tokens(output) for output in outputs]
         patches = [output[:, self.config.num_prefix_tokens :] for output in outputs]
         if reshape:
             height, width = self.embeddings.patch_embeddings.grid_of(pixel_values)
@@ -1076,7 +1077,7 @@ class ViTBackbone(BackboneMixin, ViTPreTrainedModel):
             if stage not in self.out_features:
                 continue
             if self.config.apply_layernorm:
-                hidden_states = self.vit._norm_tokens(hidden_states)
+                hidden_states = self.vit.norm_tokens(hidden_states)
             if self.config.reshape_hidden_states:
                 patches = hidden_states[:, self.config.num_prefix_tokens :].transpose(1, 2)
                 hidden_states = patches.unflatten(2, outputs.patch_grid).contiguous()

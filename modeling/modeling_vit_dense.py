@@ -294,7 +294,7 @@ class ViTDensePreTrainedModel(ViTPreTrainedModel):
 
     def _tokens_of(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> Tokens:
         if self.config.dense_norm:
-            hidden_states = self.vit._norm_tokens(hidden_states)
+            hidden_states = self.vit.norm_tokens(hidden_states)
         patches = hidden_states[:, self.config.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
         return patches, hidden_states[:, 0] if self.config.use_cls_token else None
 

@@ -46,7 +46,7 @@ def module_counts(
     with torch.device("meta"):
         model = model_class(config).eval()
         pixel_values = torch.empty(1, config.num_channels, *(image_size or config.image_shape))
-    operations = {module: (0, 0, 0) for module in model.modules()}  # macs, of attention's products, activations
+    operations = dict.fromkeys(model.modules(), (0, 0, 0))  # macs, of attention's products, activations
 
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -14,6 +14,7 @@ import torch
 from ..configuration.sizes import size_name
 from ..convert.export import to_format
 from ..convert.families.plain_vit import VIT_RULES
+from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..modeling.modeling_vit import ViTModel
 from ..processing.image_processing_vit import VitrailImageProcessor
@@ -22,7 +23,7 @@ from .dino_trainer import DINOTrainer
 from .dinov2_trainer import DINOv2Trainer
 from .methods.dino import DINONetwork
 from .methods.student_teacher import copy_backbone
-from .recipes import PretrainingRecipe
+from .recipes import METHODS, PretrainingRecipe
 from .trainer import PretrainingTrainer
 
 OURS = ("decays", "learning_rate_factor", "first_update")  # of a group of the optimizer
@@ -30,7 +31,9 @@ DDP_PREFIX = "module."  # DistributedDataParallel wraps the student, not the tea
 
 
 def check_original_layout(model: ViTModel, image_processor: VitrailImageProcessor, method: str) -> None:
-    """Raise UnsupportedCheckpointError, before any training, if the layout of a method's code cannot represent the model."""
+    """Raise VitrailError, before any training, if a method has no layout of its own, or that layout cannot represent the model."""
+    if METHODS[method].frozen_teacher:
+        raise VitrailError(f"The method {method} has no checkpoint layout of an original: leave out original_checkpoint=.")
     to_format(copy_backbone(model, use_mask_token=True) if method == "dinov2" else model, image_processor, method)
 
 
@@ -56,7 +59,7 @@ def save_original_checkpoint(
 def _teacher_checkpoint(trainer: DINOv2Trainer, image_processor: VitrailImageProcessor) -> dict[str, Any]:
     teacher = trainer.model.teacher
     parts = {
-        "backbone": to_format(teacher.backbone, image_processor, "dinov2").tensors,
+        "backbone": to_format(trainer.teacher, image_processor, "dinov2").tensors,
         "dino_head": teacher.head.state_dict(),
         "ibot_head": {} if teacher.patch_head is None else teacher.patch_head.state_dict(),
     }

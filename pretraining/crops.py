@@ -18,6 +18,15 @@ MAX_UNREADABLE = 100  # unreadable images in a row, before a run fails
 logger = logging.get_logger(__name__)
 
 
+def normalization(image_processor: VitrailImageProcessor) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel by which an image processor normalizes values from 0 to 1."""
+    number = image_processor.num_channels
+    largest = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
+    normalizes = image_processor.do_normalize
+    means, stds = (image_processor.image_mean, image_processor.image_std) if normalizes else ([0.0] * number, [1.0] * number)
+    return [mean / largest for mean in means], [std / largest for std in stds]
+
+
 class MultiCropImages(Dataset):
     """The views of each image of a dataset: items are {"pixel_values": (2, C, S, S), "local_pixel_values": (n, C, s, s)}.
 
@@ -60,8 +69,7 @@ class MultiCropImages(Dataset):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.reported = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
         self.num_channels = image_processor.num_channels
-        self.mean = image_processor.image_mean if image_processor.do_normalize else (0.0,) * self.num_channels
-        self.std = image_processor.image_std if image_processor.do_normalize else (1.0,) * self.num_channels
+        self.mean, self.std = normalization(image_processor)
 
     def __len__(self) -> int:
         return len(self.dataset)

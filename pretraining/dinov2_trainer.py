@@ -48,7 +48,7 @@ class DINOv2Trainer(SelfDistillationTrainer):
         prefix = "student.backbone."
         if not name.startswith(prefix):
             return 1.0
-        num_layers = self.teacher.config.num_hidden_layers
+        num_layers = self.model.teacher.backbone.config.num_hidden_layers
         block = BLOCK.search(name)
         depth = int(block[1]) + 1 if block else 0 if ".embeddings." in name else num_layers + 1
         factor = self.args.layer_decay ** (num_layers + 1 - depth)

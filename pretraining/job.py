@@ -1,6 +1,7 @@
 """A whole pretraining run: images, student and teacher, checkpoints, evaluation, and the folder of the result."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -12,14 +13,23 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
 
 from ..convert.report import ConversionReport
 from ..data.labeled import TrainingImages
 from ..errors import VitrailError
 from ..evaluation.results import PACKAGES, describe_model
 from ..hub.saving import folder_of_run, save
-from ..model_cards.records import KNNEvaluation, PretrainingRecord, RecipeSource, TrainingData
-from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..model_cards.records import (
+    FeatureAccuracy,
+    FeatureComparison,
+    KNNEvaluation,
+    PretrainingRecord,
+    RecipeSource,
+    TrainingData,
+)
+from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..utils.atomic import check_new
 from ..utils.checkpoint_files import last_checkpoint
@@ -33,13 +43,20 @@ from .checkpoints import check_original_layout, save_original_checkpoint
 from .crops import MultiCropImages
 from .dino_trainer import DINOTrainer
 from .dinov2_trainer import DINOv2Trainer
-from .knn_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, BackboneKNN
+from .distillation_trainer import DistillationTrainer, Teacher
+from .frozen_teacher import FrozenTeacher
+from .knn_evaluation import ACCURACY, MAX_IMAGES, NUM_NEIGHBORS, BackboneKNN, FeatureEvaluation
 from .masks import BlockMasking
+from .methods.student_teacher import copy_backbone
 from .recipes import METHODS, PretrainingRecipe, enlarged, find_recipe, fit_to_patches
 from .report import write_report
 from .trainer import PretrainingTrainer
 
-TRAINERS: dict[str, type[DINOTrainer | DINOv2Trainer]] = {"dino": DINOTrainer, "dinov2": DINOv2Trainer}
+TRAINERS: dict[str, type[DINOTrainer | DINOv2Trainer | DistillationTrainer]] = {
+    "dino": DINOTrainer,
+    "dinov2": DINOv2Trainer,
+    "distill": DistillationTrainer,
+}
 
 NUM_LOGS = 500  # approximate number of points of a curve
 NUM_EVALUATIONS = 25  # by k-NN, if evaluate_every is None
@@ -54,6 +71,7 @@ def pretrain(
     *,
     output_dir: str | os.PathLike,
     recipe: str | PretrainingRecipe = "dino",
+    teacher: Teacher | None = None,
     epochs: int | None = None,
     high_resolution_epochs: int | None = None,
     total_batch_size: int | None = None,
@@ -61,6 +79,7 @@ def pretrain(
     device_batch_size: int | None = None,
     num_workers: int = 0,
     evaluate_every: int | None = None,
+    logistic: bool = False,
     strict: bool = False,
     original_checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
@@ -68,24 +87,27 @@ def pretrain(
     from_scratch: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train a model on images without labels, and write the teacher as a folder.
+    """Train a model on images without labels, and write the result as a folder: the teacher, or the student of a distillation.
 
     The folder is that of `vitrail.save`, with pretraining.json and its curves. If a run is interrupted, the same call resumes it from the
     checkpoint of the last epoch in `output_dir`.run, which is removed at the end. Every process that `accelerate launch` starts calls
     this function.
 
     Args:
-        model: initial weights of student and teacher. The model itself stays unchanged.
+        model: initial weights of the student, and of a teacher that is its average. The model itself stays unchanged.
         image_processor: of the model. The crops are normalized with its mean and standard deviation.
-        images: to train on. Labels, if there are any, are only used to evaluate the teacher.
+        images: to train on. Labels, if there are any, are only used to evaluate the result.
         recipe: a name in `vitrail.pretraining.recipes.RECIPES`, a JSON file (see `find_recipe`), or a recipe of your own.
+        teacher: the frozen model of a distillation and its image processor, as `vitrail.load` returns them.
         epochs, high_resolution_epochs, total_batch_size: replace the numbers in the recipe. The batch is that of an update, over all
             devices; the epochs of high resolution are the last ones, for the method dinov2.
         seed: of the initial weights of the head, the order of the images, their crops, and stochastic depth.
         device_batch_size: images per device and forward pass, with all their crops; gradients are accumulated up to the recipe's batch.
             None runs the whole batch in one pass.
         num_workers: processes that decode images and make crops; 0 does it in the main process.
-        evaluate_every: epochs between two k-NN evaluations of the teacher; None for 25 evaluations.
+        evaluate_every: epochs between two k-NN evaluations; None for 25 evaluations.
+        logistic: compare start model, result and random weights by logistic regression, too, and not by k-NN alone. A comparison
+            requires labels, and `from_scratch=False`.
         strict: raise if an image cannot be read, instead of using the next image in its place.
         original_checkpoint: a .pth file to write as well, in the layout of the method's own code: DINO's full checkpoint, or DINOv2's
             teacher_checkpoint.
@@ -98,9 +120,10 @@ def pretrain(
 
     Raises:
         VitrailError: there are fewer images than a batch has, the folder holds other files, its run has other settings or is in progress,
-            or the training diverges.
+            the training diverges or collapses, or the features get worse than those of `model` (see `PretrainingArguments`).
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe.check_teacher(teacher is not None)
     vit = model.base_model
     recipe = dataclasses.replace(
         recipe,
@@ -112,6 +135,11 @@ def pretrain(
         if recipe.method != "dinov2":
             raise VitrailError(f"The method {recipe.method} has no phase of high resolution: leave high_resolution_epochs out.")
         recipe = dataclasses.replace(recipe, arguments={**recipe.arguments, "high_resolution_epochs": high_resolution_epochs})
+    options: dict[str, Any] = {}
+    if teacher is not None:
+        teacher = FrozenTeacher(*teacher)
+        teacher.check(recipe.augmentation, image_processor)
+        options = {"teacher": teacher, "image_processor": image_processor}
     output_dir = Path(output_dir)
     run_folder = folder_of_run(output_dir, overwrite=overwrite)
     if original_checkpoint is not None:
@@ -125,9 +153,12 @@ def pretrain(
         )
     processes = start_processes()
     initial_model = None if from_scratch else describe_model(report) or UNKNOWN
+    teacher_model = None if teacher is None else describe_model(teacher.report) or UNKNOWN
     args = training_arguments(
         run_folder.path, recipe, processes, seed=seed, device_batch_size=device_batch_size, num_workers=num_workers
     )
+    if original_checkpoint is not None and recipe.method == "dino" and args.lora_rank:
+        raise VitrailError("DINO's full checkpoint has no place for adapters: leave out original_checkpoint= or lora_rank.")
     with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
             settings = {
@@ -137,16 +168,21 @@ def pretrain(
                 "model": initial_model,
                 "config": {key: value for key, value in json.loads(vit.config.to_json_string()).items() if key != "auto_map"},
                 "image processor": json.loads(image_processor.to_json_string()),
+                **({} if teacher is None else {"teacher": teacher.settings()}),
             }
             run_folder.begin(settings, has_results=last_checkpoint(run_folder.path) is not None)
         processes.wait_for_everyone()
         started = time.monotonic()
         crops = make_crops_dataset(images.train, image_processor, recipe, args, vit.config.patch_shape, strict=strict)
-        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()])
-        trainer.show_progress("pretraining" if progress else None)
+        evaluation, start = None, None
         if images.labeled is not None:
+            evaluation = FeatureEvaluation(image_processor, images.labeled, args.device, num_workers=num_workers)
+            start = None if from_scratch else _evaluate_start(evaluation, vit, processes, logistic=logistic)
+        trainer = TRAINERS[recipe.method](vit, args, train_dataset=crops, callbacks=[KeepLastCheckpoint()], **options)
+        trainer.show_progress("pretraining" if progress else None)
+        if evaluation is not None:
             every = evaluate_every or -(-recipe.epochs // NUM_EVALUATIONS)
-            trainer.add_callback(BackboneKNN(trainer, image_processor, images.labeled, every=every, num_workers=num_workers))
+            trainer.add_callback(BackboneKNN(trainer, evaluation, every=every, start=None if start is None else start.knn))
         resumed_update = trainer.train_or_resume()
         processes.wait_for_everyone()  # before the folder of the run is removed, into which each process writes
         if not all(parameter.isfinite().all() for parameter in trainer.backbone.parameters()):
@@ -156,10 +192,13 @@ def pretrain(
             recipe,
             images,
             model=initial_model,
+            teacher=teacher_model,
             resumed_from=None if resumed_update is None else f"checkpoint-{resumed_update}",
             seconds=round(time.monotonic() - started, 1),
         )
         if processes.is_main_process:
+            if evaluation is not None and start is not None:
+                record.comparison = _compare(evaluation, start, trainer.backbone, seed=seed)
             save(trainer.backbone, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
@@ -167,6 +206,22 @@ def pretrain(
             run_folder.remove()
         processes.wait_for_everyone()
         return record.to_dict()
+
+
+def _evaluate_start(evaluation: FeatureEvaluation, model: ViTModel, processes: PartialState, *, logistic: bool) -> FeatureAccuracy:
+    """Return the accuracies of the model that a run starts from, in all processes."""
+    found = [evaluation.accuracy(copy_backbone(model), logistic=logistic) if processes.is_main_process else None]
+    broadcast_object_list(found)
+    assert found[0] is not None
+    return found[0]
+
+
+def _compare(evaluation: FeatureEvaluation, start: FeatureAccuracy, result: ViTModel, *, seed: int) -> FeatureComparison:
+    """Return the accuracies of the start model, of the result, and of random weights."""
+    set_seed(seed)
+    models = {"result": result, "random": ViTModel(copy.deepcopy(result.config))}
+    logistic = start.logistic is not None
+    return FeatureComparison(start=start, **{name: evaluation.accuracy(model, logistic=logistic) for name, model in models.items()})
 
 
 def training_arguments(
@@ -243,13 +298,15 @@ def _make_record(
     images: TrainingImages,
     *,
     model: dict[str, Any] | None,
+    teacher: dict[str, Any] | None,
     resumed_from: str | None,
     seconds: float,
 ) -> PretrainingRecord:
     args = trainer.args
     return PretrainingRecord(
-        task=f"{METHODS[recipe.method].title} self-supervised training",
+        task=METHODS[recipe.method].task,
         model=model,
+        teacher=teacher,
         recipe=RecipeSource(name=recipe.name, source=recipe.source),
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,

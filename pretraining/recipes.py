@@ -10,7 +10,7 @@ from ..errors import VitrailError
 from ..evaluation.recipes import REFERENCE_BATCH
 from ..processing.multi_crop import DINO_AUGMENTATION, DINOV2_AUGMENTATION, CropAugmentation, MultiCropAugmentation
 from ..utils.atomic import read_json
-from .arguments import DINOTrainingArguments, DINOv2TrainingArguments, PretrainingArguments
+from .arguments import DINOTrainingArguments, DINOv2TrainingArguments, DistillationTrainingArguments, PretrainingArguments
 
 # Arguments that a recipe cannot set: it has fields for them, or the run sets them
 NOT_ARGUMENTS = (
@@ -29,16 +29,25 @@ NOT_ARGUMENTS = (
 class Method:
     """A method of training.
 
-    title: for people.
+    task: for people, and in pretraining.json. Its first word is the method's name in model cards.
     arguments: class of its arguments.
+    adaptation: name of the recipe for a run that starts from a model; None for the recipe that is called like the method.
     reference_batch: the batch that a recipe's learning rate is for.
     exponent: of the batch, by which the learning rate grows.
+    frozen_teacher: whether it learns from another model, which a run receives.
     """
 
-    title: str
+    task: str
     arguments: type[PretrainingArguments]
     reference_batch: int
     exponent: float
+    frozen_teacher: bool = False
+    adaptation: str | None = None
+
+    @property
+    def result(self) -> str:
+        """The network that a run results in."""
+        return "student" if self.frozen_teacher else "teacher"
 
     def scale_learning_rate(self, learning_rate: float, batch_size: int) -> float:
         """Return a learning rate for another batch than the reference."""
@@ -47,9 +56,11 @@ class Method:
 
 METHODS = {
     # main_dino.py: args.lr * batch / 256.
-    "dino": Method("DINO", DINOTrainingArguments, REFERENCE_BATCH, 1.0),
+    "dino": Method("DINO self-supervised training", DINOTrainingArguments, REFERENCE_BATCH, 1.0),
     # utils/config.py, apply_scaling_rules_to_cfg: "sqrt_wrt_1024"
-    "dinov2": Method("DINOv2", DINOv2TrainingArguments, 1024, 0.5),
+    "dinov2": Method("DINOv2 self-supervised training", DINOv2TrainingArguments, 1024, 0.5, adaptation="adapt"),
+    # Proteus-pytorch, pretrain/main.py: args.lr * batch / 512.0
+    "distill": Method("Distillation without labels", DistillationTrainingArguments, 512, 1.0, frozen_teacher=True),
 }
 
 
@@ -79,6 +90,16 @@ class PretrainingRecipe:
     def scaled_learning_rate(self) -> float:
         """The learning rate for the batch of the recipe."""
         return METHODS[self.method].scale_learning_rate(self.learning_rate, self.batch_size)
+
+    def check_teacher(self, given: bool) -> None:
+        """Raise VitrailError if a run is given a teacher, and its method has none of that kind, or needs one that is missing."""
+        if METHODS[self.method].frozen_teacher and not given:
+            raise VitrailError(f"The method {self.method} learns from a frozen model, and none is given: name it with teacher=.")
+        if given and not METHODS[self.method].frozen_teacher:
+            suitable = " or ".join(name for name, method in METHODS.items() if method.frozen_teacher)
+            raise VitrailError(
+                f"The method {self.method} does not learn from a frozen model: leave out teacher=, or choose the method {suitable}."
+            )
 
 
 RECIPES = {
@@ -115,12 +136,47 @@ RECIPES = {
             augmentation=DINOV2_AUGMENTATION,
             method="dinov2",
         ),
+        # For hundreds to 100,000 images, from a published model, whose heads begin new. docs/guides/pretraining.md has the reasons
+        PretrainingRecipe(
+            "adapt",
+            source="facebookresearch/dinov2, configs/ssl_default_config.yaml, with a smaller learning rate and smaller heads",
+            epochs=20,
+            batch_size=32,
+            learning_rate=0.0004,
+            arguments={
+                "warmup_epochs": 2.0,
+                "num_prototypes": 1024,
+                "head_hidden_size": 512,
+                "drop_path_rate": 0.0,
+                "frozen_blocks": 2,
+                "gram_loss_weight": 2.0,
+                "warmup_teacher_temperature_epochs": 6,
+                "freeze_last_layer_epochs": 0,
+                "collapse_patience": 100,
+            },
+            augmentation=DINOV2_AUGMENTATION,
+            method="dinov2",
+        ),
+        # Proteus, arXiv:2407.10366, on ImageNet-1k, without its masked patches and its average of the student; see
+        # DistillationTrainingArguments. The views are ours: DINOv2's large ones
+        PretrainingRecipe(
+            "distill",
+            source="BeSpontaneous/Proteus-pytorch, pretrain/run_pretrain.sh",
+            epochs=300,  # --epochs
+            batch_size=512,  # --batch-size (128) on --nproc_per_node (4)
+            learning_rate=0.0005,  # main.py: --lr, for 512 images
+            augmentation=replace(DINOV2_AUGMENTATION, num_local_crops=0),
+            method="distill",
+        ),
     )
 }
 
 
-def find_recipe(name: str | None = None, *, method: str | None = None) -> PretrainingRecipe:
-    """Return the recipe with a name, or the recipe in a JSON file; without a name, the recipe that is called like the method.
+def find_recipe(name: str | None = None, *, method: str | None = None, from_model: bool = False) -> PretrainingRecipe:
+    """Return the recipe with a name, or the recipe in a JSON file.
+
+    Without a name, it is the recipe that is called like the method; with `from_model`, for a run that starts from a model, the recipe of
+    the method for such a run (`adapt` for dinov2).
 
     A file names the recipe that it changes, and the fields of `PretrainingRecipe` that differ: {"recipe": "dino", "batch_size": 64,
     "arguments": {"warmup_epochs": 1}}. "augmentation" has the fields of `MultiCropAugmentation` that differ.
@@ -131,7 +187,8 @@ def find_recipe(name: str | None = None, *, method: str | None = None) -> Pretra
     """
     if method is not None and method not in METHODS:
         raise VitrailError(f'There is no method "{method}": choose {", ".join(METHODS)}.')
-    recipe = _find_recipe(name or method or "dino")
+    default = method or "dino"
+    recipe = _find_recipe(name or (METHODS[default].adaptation if from_model else None) or default)
     if method not in (None, recipe.method):
         raise VitrailError(f"The recipe {recipe.name} is for the method {recipe.method}, not {method}: leave one of the two out.")
     return recipe

@@ -16,7 +16,14 @@ from ..model_cards.records import PretrainingRecord
 from ..utils.figures import BACKGROUND_COLOR, COLORS, STYLE, save_figure
 from .knn_evaluation import ACCURACY
 
-PART_NAMES = {"dino_loss": "DINO", "ibot_loss": "iBOT", "koleo_loss": "KoLeo", "gram_loss": "Gram"}  # parts of a loss
+PART_NAMES = {
+    "dino_loss": "DINO",
+    "ibot_loss": "iBOT",
+    "koleo_loss": "KoLeo",
+    "gram_loss": "Gram",
+    "image_loss": "image",
+    "patch_loss": "patches",
+}  # parts of a loss
 
 
 def write_report(folder: Path, record: PretrainingRecord) -> None:

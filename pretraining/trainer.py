@@ -14,10 +14,12 @@ from ..utils.trainer import BaseTrainer
 from .arguments import DINOTrainingArguments, PretrainingArguments
 from .methods.student_teacher import SelfDistillation, StudentTeacher
 from .schedules import CosineSchedule
+from .stops import StopIfCollapsed, StopIfUpdatesAreSkipped
+from .trained_parameters import merge_adapters, select_trained_parameters
 
 
 class PretrainingTrainer(BaseTrainer):
-    """Trains a student with a teacher.
+    """Trains a student with a teacher, or the parts of it that the arguments select.
 
     Logs, checkpoints, resuming, mixed precision, gradient accumulation and several processes work as in any Trainer. The numbers that
     the model returns beside its loss are logged, as means since the last log.
@@ -26,9 +28,13 @@ class PretrainingTrainer(BaseTrainer):
     args: PretrainingArguments
     model: StudentTeacher
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, model: StudentTeacher, args: PretrainingArguments, **kwargs: Any) -> None:
+        select_trained_parameters(model, frozen_blocks=args.frozen_blocks, lora_rank=args.lora_rank, seed=args.seed)
+        super().__init__(model=model, args=args, **kwargs)
         self.add_callback(_Steps(self))
+        self.add_callback(StopIfUpdatesAreSkipped(self))
+        if isinstance(args, DINOTrainingArguments):
+            self.add_callback(StopIfCollapsed())
         self.diagnostics: dict[str, torch.Tensor] = {}  # summed since the last log
         self.num_diagnostics = 0
 
@@ -164,8 +170,8 @@ class SelfDistillationTrainer(PretrainingTrainer):
 
     @property
     def teacher(self) -> ViTModel:
-        """The teacher's backbone."""
-        return self.model.teacher.backbone
+        """The teacher's backbone; if the run trains adapters, a copy that they are merged into."""
+        return merge_adapters(self.model.teacher.backbone)
 
     @property
     def backbone(self) -> ViTModel:

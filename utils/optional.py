@@ -11,16 +11,17 @@ from ..errors import VitrailError
 TELEMETRY = "openvino_telemetry"
 
 
-def check_packages(names: Iterable[str], *, extra: str) -> None:
+def check_packages(names: Iterable[str], *, extra: str | None = None) -> None:
     """Raise VitrailError, before any work is done, if packages are missing.
 
     Args:
         names: of the packages, as they are imported.
-        extra: the extra of vitrail that installs the packages.
+        extra: the extra of vitrail that installs the packages; None for packages that are installed by their names.
     """
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise VitrailError(f"This needs packages that are not installed ({', '.join(missing)}): {install_command(extra)}")
+        command = f"pip install {' '.join(missing)}" if extra is None else install_command(extra)
+        raise VitrailError(f"This needs packages that are not installed ({', '.join(missing)}): {command}")
 
 
 def install_command(extra: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...modeling.modeling_vit import ViTModel
 from .losses import CenteredLoss, cross_entropies
-from .student_teacher import SelfDistillation, copy_backbone
+from .student_teacher import Network, SelfDistillation, copy_backbone
 
 NUM_GLOBAL_CROPS = 2  # which the teacher sees: "The 2 global views", section 3.1
 
@@ -72,15 +72,13 @@ class DINOHead(nn.Module):
         return self.last_layer(F.normalize(self.mlp(features), dim=-1))
 
 
-class DINONetwork(nn.Module):
+class DINONetwork(Network):
     """A backbone and a head."""
 
-    backbone: ViTModel
     head: DINOHead
 
     def __init__(self, backbone: ViTModel, head: DINOHead) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.head = head
 
     def forward(self, *crops: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,7 @@ class CenteredLoss(nn.Module):
     @torch.no_grad()
     def targets(self, teacher_outputs: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the targets, at least in float32, of outputs (rows, K)."""
-        teacher_outputs = _at_least_float32(teacher_outputs)
+        teacher_outputs = at_least_float32(teacher_outputs)
         if self.centering == "sinkhorn_knopp":
             return sinkhorn_knopp(teacher_outputs, temperature)
         targets = F.softmax((teacher_outputs - self.center) / temperature, dim=-1)
@@ -77,7 +77,7 @@ def sinkhorn_knopp(outputs: torch.Tensor, temperature: float, iterations: int = 
 
     Rows and prototypes are normalized in turn. With several processes, the rows are those of all.
     """
-    outputs = _at_least_float32(outputs) / temperature
+    outputs = at_least_float32(outputs) / temperature
     largest = outputs.max() if outputs.numel() else outputs.new_tensor(-torch.inf)
     if _is_distributed():
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
@@ -97,8 +97,8 @@ def cross_entropies(student_views: torch.Tensor, target_views: torch.Tensor, stu
         student_views: outputs (V, B, K).
         target_views: (T, B, K), each row of sum 1.
     """
-    with _full_precision(student_views):
-        logits = _at_least_float32(student_views) / student_temperature
+    with full_precision(student_views):
+        logits = at_least_float32(student_views) / student_temperature
         normalizers = logits.logsumexp(dim=-1).mean(dim=1)  # (V,)
         products = target_views.flatten(1) @ logits.flatten(1).T / logits.shape[1]  # (T, V)
         return normalizers - products
@@ -114,8 +114,8 @@ def masked_cross_entropy(
         targets: (M, K), each row of sum 1.
         weights: (M,), 1 / (masked patches of the crop * number of crops).
     """
-    with _full_precision(student_patches):
-        logits = _at_least_float32(student_patches) / student_temperature
+    with full_precision(student_patches):
+        logits = at_least_float32(student_patches) / student_temperature
         return (weights * (logits.logsumexp(dim=-1) - (targets * logits).sum(dim=-1))).sum()
 
 
@@ -126,8 +126,8 @@ def koleo_loss(features: torch.Tensor) -> torch.Tensor:
     one vector.
     """
     epsilon = 1e-8
-    with _full_precision(features):
-        features = _gathered(F.normalize(_at_least_float32(features), dim=-1, eps=epsilon))
+    with full_precision(features):
+        features = _gathered(F.normalize(at_least_float32(features), dim=-1, eps=epsilon))
         if len(features) == 1:  # which has no neighbor
             return 0 * features.sum()
         with torch.no_grad():
@@ -143,19 +143,21 @@ def gram_loss(features: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     Args:
         features, anchors: patch features of the student and of the frozen Gram teacher, (B, N, D). Negative similarities count as 0.
     """
-    with _full_precision(features):
+    with full_precision(features):
         gram, anchor_gram = (
             (normalized @ normalized.transpose(1, 2)).clamp(min=0)
-            for normalized in (F.normalize(_at_least_float32(patches), dim=-1) for patches in (features, anchors))
+            for normalized in (F.normalize(at_least_float32(patches), dim=-1) for patches in (features, anchors))
         )
         return F.mse_loss(gram, anchor_gram)
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of lower precision in float32, and others as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _full_precision(tensor: torch.Tensor) -> torch.autocast:
+def full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """Return a context without autocast, for the device of a tensor."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 

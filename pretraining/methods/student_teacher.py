@@ -10,15 +10,27 @@ from ...modeling.modeling_vit import ViTModel
 from ...utils.compat import CHECKPOINTING
 
 
+class Network(nn.Module):
+    """A backbone, with the head of a method."""
+
+    backbone: ViTModel
+
+    def __init__(self, backbone: ViTModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
 class StudentTeacher(nn.Module):
     """A student and its teacher: `forward` returns {"loss": …} and numbers for the log, as transformers' Trainer expects of a model.
 
-    The student has an attribute `backbone`. The teacher stays in evaluation mode, without dropout and stochastic depth.
+    The teacher stays in evaluation mode, without dropout and stochastic depth.
     """
+
+    student: Network
 
     accepts_loss_kwargs = False  # the Trainer then divides the loss, a mean, by the number of accumulation steps
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, student: Network, teacher: nn.Module) -> None:
         super().__init__()
         self.student = student
         self.teacher = teacher
@@ -39,6 +51,8 @@ class StudentTeacher(nn.Module):
 
 class SelfDistillation(StudentTeacher):
     """A teacher that is the moving average of its student."""
+
+    teacher: Network
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -319,14 +320,18 @@ def test_outputs_that_cannot_be_written_are_refused_first(model_dir, tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
-def test_the_installed_program_ends_with_exit_code_2(tmp_path):
+def test_the_installed_program_ends_with_exit_code_2(tmp_path, monkeypatch, capsys):
     program = Path(sys.executable).with_name("vitrail")
-    for command in ([str(program)], [sys.executable, "-m", "vitrail"]):
-        ended = subprocess.run([*command, "info", "no-such-model"], capture_output=True, text=True, cwd=tmp_path)
-        assert ended.returncode == 2
-        assert ended.stderr.startswith("vitrail: ")
-        assert "no-such-model" in ended.stderr
-        assert "Traceback" not in ended.stderr
+    ended = subprocess.run([str(program), "info", "no-such-model"], capture_output=True, text=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vitrail", "info", "no-such-model"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("vitrail", run_name="__main__", alter_sys=True)  # as `python -m vitrail` does
+    for code, error in ((ended.returncode, ended.stderr), (end.value.code, capsys.readouterr().err)):
+        assert code == 2
+        assert error.startswith("vitrail: ")
+        assert "no-such-model" in error
+        assert "Traceback" not in error
 
 
 def test_verify_prints_a_table_and_keeps_it(model_dir, capsys):

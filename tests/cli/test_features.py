@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -172,23 +170,3 @@ def test_what_cannot_be_done_is_one_message_and_exit_code_2(place, tmp_path, cap
     assert "holds no features" in fail(capsys, "report", place / "images", *page)
     assert "whose weights have the SHA-256" in fail(capsys, "report", out, "--model", place / "other", *page)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_commands_are_there_without_what_they_need(tmp_path):
-    """Help imports neither pyarrow nor scikit-learn; a command names the missing packages before it does anything."""
-    program = (
-        "import importlib.util, sys\n"
-        "from vitrail.cli.app import main\n"
-        "find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name in ('pyarrow', 'sklearn') else find(name, *rest)\n"
-        "import vitrail.utils.optional; vitrail.utils.optional.find_spec = importlib.util.find_spec\n"
-        "sys.argv = ['vitrail', 'report', 'out']\n"
-        "try:\n"
-        "    main()\n"
-        "finally:\n"
-        "    print([name for name in ('pyarrow', 'sklearn', 'datasets') if name in sys.modules])\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
-    assert ended.returncode == 2
-    assert 'not installed (pyarrow, sklearn): pip install ".[features]" in a checkout' in " ".join(ended.stderr.split())
-    assert ended.stdout.strip() == "[]"

@@ -1,5 +1,6 @@
 """`vitrail pretrain`, in this process: from a config and a recipe to a folder that loads, and what is refused before."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -13,6 +14,8 @@ import vitrail
 from command_line import end_of
 from image_folders import write_images
 from small_models import TINY
+from vitrail.pretraining.recipes import RECIPES
+from vitrail.processing.multi_crop import CropAugmentation
 from vitrail.utils import optional as packages
 
 pytestmark = pytest.mark.usefixtures("one_thread", "cache_of_datasets")
@@ -113,13 +116,72 @@ def test_going_on_from_a_model(files, capsys):
     run = json.loads((files / "model" / "pretraining.json").read_text())
     assert (run["epochs"], run["updates"], run["batch_size"]) == (2, 2, 6)
     assert (run["data"]["source"], run["data"]["train_images"], run["knn"]["validation_images"]) == ("pictures", 9, 6)
-    assert len([point for point in run["curves"] if "eval_knn_accuracy" in point]) == 1
+    assert [point["epoch"] for point in run["curves"] if "eval_knn_accuracy" in point] == [0, 2]
+    compared = {name: accuracy["knn"] for name, accuracy in run["comparison"].items()}
+    line = "k-NN accuracy (k = 9): start model {start:.1%}, teacher {result:.1%}, random weights {random:.1%}"
+    assert line.format(**compared) in capsys.readouterr().out
     assert run["model"]["name"] == "model.safetensors"
     model, _, _ = vitrail.load(files / "model")
     assert model.config.num_register_tokens == 1
     assert not torch.equal(model.embeddings.cls_token, start.embeddings.cls_token)
     assert (model.embeddings.cls_token - start.embeddings.cls_token).abs().max() < 0.01
     assert {path.name: path.read_bytes() for path in (files / "start").iterdir()} == before
+
+
+def test_distillation(files, capsys):
+    """From a model with larger patches, which is loaded as any checkpoint."""
+    torch.manual_seed(0)
+    teacher = vitrail.ViTModel(vitrail.ViTConfig(**CONFIG | {"hidden_size": 48, "patch_size": 8})).half()
+    vitrail.save(teacher, vitrail.make_image_processor("google", image_size=8), files / "teacher")
+    changes = {"recipe": "distill", "arguments": {"warmup_epochs": 0, "distance": "cosine"}}
+    crops = {"augmentation": {"global_crops": [CROP, CROP]}}
+    (files / "short.json").write_text(json.dumps(changes | crops | {"epochs": 1, "batch_size": 6}))
+    command = words(files, data=files / "pictures", recipe="short")
+    assert "The method distill learns from a frozen model, and none is given: name it with --teacher." in error_of(capsys, *command)
+    assert end_of(*command, "--teacher", files / "teacher", "--method", "distill") == 0
+    printed, warnings = capsys.readouterr()
+    assert "float16" not in warnings
+    run = json.loads((files / "model" / "pretraining.json").read_text())
+    assert (run["teacher"]["name"], run["model"], run["arguments"]["distance"]) == ("model.safetensors", None, "cosine")
+    assert f"k-NN accuracy of the student (k = 12): {run['knn']['accuracy']:.1%}" in printed
+    assert "image loss" in printed
+    assert f"written to {files / 'model'}: the student, pretraining.json and its curves" in printed
+    model, _, _ = vitrail.load(files / "model")
+    assert (model.config.hidden_size, model.config.patch_size) == (CONFIG["hidden_size"], 4)
+    assert "is the model itself" in error_of(capsys, *command, "--teacher", files / "model", "--overwrite")
+
+
+def test_dinov2_from_a_model_adapts_it(files, capsys, monkeypatch):
+    torch.manual_seed(0)
+    start = vitrail.ViTModel(vitrail.ViTConfig(**CONFIG))
+    vitrail.save(start, vitrail.make_image_processor("dino", image_size=8), files / "start")
+    command = [
+        "pretrain",
+        "--data",
+        files / "pictures",
+        "--from",
+        files / "start",
+        "--method",
+        "dinov2",
+        "--output",
+        files / "model",
+    ]
+    assert "fewer than a batch of the recipe adapt, 32" in error_of(capsys, *command)
+    adapt = RECIPES["adapt"]
+    crop = CropAugmentation(**CROP | {"scale": (0.5, 1.0)})
+    views = dataclasses.replace(adapt.augmentation, global_crops=(crop, crop), local_crop=crop, num_local_crops=0)
+    smaller = adapt.arguments | RECIPE["arguments"]
+    monkeypatch.setitem(RECIPES, "adapt", dataclasses.replace(adapt, epochs=1, batch_size=6, arguments=smaller, augmentation=views))
+    assert end_of(*command, "--no-labels") == 0
+    printed = capsys.readouterr().out
+    assert "15 images, 1 epochs, 2 updates, recipe adapt" in printed
+    assert "adapt is the recipe of dinov2 with --from; --recipe dinov2 is that of a new model" in printed
+    run = json.loads((files / "model" / "pretraining.json").read_text())
+    assert (run["recipe"]["name"], run["arguments"]["frozen_blocks"], run["comparison"]) == ("adapt", 2, None)
+    assert len([point for point in run["curves"] if "gram_loss" in point]) == 2
+    model, _, _ = vitrail.load(files / "model")
+    assert torch.equal(model.layers[1].mlp.fc1.weight, start.layers[1].mlp.fc1.weight)
+    assert not torch.equal(model.layernorm.bias, start.layernorm.bias)
 
 
 def test_images_without_labels(files, capsys):
@@ -164,6 +226,10 @@ def test_either_a_name_or_a_model(files, capsys):
         (["--recipe", "dinov3"], 'There is no recipe "dinov3": choose dino'),
         (["--data", "nowhere/at/all.parquet"], "nowhere/at/all.parquet"),
         (["--label-column", "color"], "no column 'color'"),
+        (
+            ["--teacher", "dino-vitb16"],
+            "The method dino does not learn from a frozen model: leave out --teacher, or choose the method",
+        ),
         (["--original-checkpoint", "run.safetensors"], "unsupported extension '.safetensors'; expected .pth"),
         (["--original-checkpoint", "nowhere/run.pth"], "The folder nowhere does not exist"),
     ],

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import deterministic
+import forked
 import vitrail
 from small_models import tiny_config
 from vitrail.convert.detection import open_checkpoint
@@ -289,19 +290,17 @@ def test_timm_config_names_what_the_model_is(tmp_path):
     assert config["pretrained_cfg"]["crop_pct"] == pytest.approx(32 / 36)
 
 
+def export_again(folder):
+    vitrail.export_model(folder / "saved model", folder / "again" / "model.pth", to="dino")
+
+
 def test_an_exported_file_is_the_same_every_time(tmp_path):
     """Its names stand in the order of the model, not in that of a set, which changes from process to process."""
     model, processor = random_model(MODELS["dino"])
     path, _ = export(model, processor, tmp_path, "dino")
     names = list(open_checkpoint(path).tensors)
-    program = (
-        "from pathlib import Path\n"
-        "import vitrail\n"
-        "vitrail.export_model('saved model', 'again/model.pth', to='dino')\n"
-        "assert Path('again/model.pth').read_bytes() == Path('model.pth').read_bytes()\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    assert forked.exit_code(__file__, "export_again", tmp_path) == 0
+    assert (tmp_path / "again" / "model.pth").read_bytes() == path.read_bytes()
     assert names.index("blocks.0.attn.qkv.weight") < names.index("blocks.1.attn.qkv.weight")
 
 

@@ -93,9 +93,10 @@ LOGITS = {"head": "logits", "head1": "logits_head1", "head4": "logits_head4"}  #
 
 @dataclasses.dataclass
 class Golden:
-    """A case, the reference outputs, and the models: without a head file, or with each head of the case ("head", …)."""
+    """A case, the folder of its files, the reference outputs, and the models: without a head file, or with each head ("head", …)."""
 
     case: dict
+    folder: Path
     reference: dict[str, torch.Tensor]
     models: dict[str | None, vitrail.ViTPreTrainedModel]
     processor: vitrail.VitrailImageProcessor
@@ -114,7 +115,7 @@ def golden(request, tmp_path_factory):
     loaded = {head: vitrail.load(source, head=file) for head, (source, file) in write_files(case, folder).items()}
     _, processor, report = next(iter(loaded.values()))
     reference = load_file(deterministic.GOLDEN / f"{request.param}.safetensors")
-    yield Golden(case, reference, {head: model for head, (model, _, _) in loaded.items()}, processor, report)
+    yield Golden(case, folder, reference, {head: model for head, (model, _, _) in loaded.items()}, processor, report)
     delete(folder)
 
 
@@ -231,16 +232,15 @@ def test_images_are_prepared_as_the_original_does(golden):
     assert list(processor.image_mean) == mean
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("timm")])
+@pytest.mark.parametrize("golden", [name for name in CASES if name.startswith("timm")], indirect=True)
 @torch.no_grad()
-def test_a_bare_file_of_timm_needs_no_config(name, tmp_path):
-    case = deterministic.case(name)
-    deterministic.write_checkpoint(case, tmp_path / f"{name}.safetensors")
-    model, _, report = vitrail.load(tmp_path / f"{name}.safetensors")
+def test_a_bare_file_of_timm_needs_no_config(golden, tmp_path):
+    file = tmp_path / f"{golden.case['name']}.safetensors"
+    file.hardlink_to(golden.folder / "model.safetensors")
+    model, _, report = vitrail.load(file)
     delete(tmp_path)
     assert report.format == "timm"
-    size, spec = next(iter(case["inputs"].items()))
-    reference = load_file(deterministic.GOLDEN / f"{name}.safetensors")
+    size, spec = next(iter(golden.case["inputs"].items()))
     outputs = getattr(model, "vit", model)(deterministic.pixel_values(spec))
-    close(outputs.last_hidden_state[:, spec["token_index"]], reference[f"{size}/last_hidden_state"])
-    close(outputs.pooler_output, reference[f"{size}/pooled"])
+    close(outputs.last_hidden_state[:, spec["token_index"]], golden.reference[f"{size}/last_hidden_state"])
+    close(outputs.pooler_output, golden.reference[f"{size}/pooled"])

@@ -77,8 +77,8 @@ def test_a_changed_weight_fails_the_round_trip(sources):
 def test_another_output_fails(sources, monkeypatch):
     """A model that pools, norms or attends otherwise than transformers' class does."""
     model, processor, _ = vitrail.load(sources / "dinov2_chunked_teacher_tiny")
-    wrong = type(model._norm_tokens)(lambda self, hidden_states: self.layernorm(hidden_states) * 1.001, model)
-    monkeypatch.setattr(type(model), "_norm_tokens", wrong.__func__)
+    wrong = type(model.norm_tokens)(lambda self, hidden_states: self.layernorm(hidden_states) * 1.001, model)
+    monkeypatch.setattr(type(model), "norm_tokens", wrong.__func__)
     checks = vitrail.verify(model, processor)
     assert [check.passed for check in checks if check.name.startswith("features at 98x98")] == [False]
 

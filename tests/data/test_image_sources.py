@@ -1,10 +1,7 @@
-import inspect
 import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -17,6 +14,7 @@ from huggingface_hub import HfFileSystem
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import forked
 from hub_server import HubServer
 from vitrail.data import ImageEntry, read_images, row_id, tables
 from vitrail.data.decoding import open_entry
@@ -600,25 +598,19 @@ def seen(source):
     return [collection.fingerprint, [[entry.row, entry.path, entry.label] for entry in entries]]
 
 
+def write_seen(file, cache, sources):
+    datasets.config.HF_DATASETS_CACHE = cache
+    file.write_text(json.dumps([seen(source) for source in sources]))
+
+
 def test_fingerprints_and_rows_are_the_same_in_another_process(tmp_path):
-    """The other process does not import datasets for files: the import takes a second in every worker."""
     write(tmp_path / "folder", [f"{n % 7}/{n}.png" for n in range(50)])
     (tmp_path / "list.txt").write_text("b.png\t1\na.png\t2\n")
     write_dataset(tmp_path / "parquet")
     datasets.load_dataset("parquet", data_dir=str(tmp_path / "parquet"), split="train").save_to_disk(tmp_path / "saved")
     sources = [*(str(tmp_path / name) for name in ("folder", "list.txt", "parquet", "saved")), "digits"]
-    program = f"""
-import json, sys
-from vitrail.data import read_images
-{inspect.getsource(seen)}
-files = [seen(source) for source in sys.argv[1:3]]
-assert not {{"datasets", "pyarrow", "aiohttp"}} & sys.modules.keys()
-print(json.dumps(files + [seen(source) for source in sys.argv[3:]]))
-"""
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "PYTHONHASHSEED": "7"}
-    arguments = [sys.executable, "-c", program, *sources]
-    ended = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=True, env=environment)
-    assert json.loads(ended.stdout) == [seen(source) for source in sources]
+    assert forked.exit_code(__file__, "write_seen", tmp_path / "seen", str(tmp_path / "cache"), sources) == 0
+    assert json.loads((tmp_path / "seen").read_text()) == [seen(source) for source in sources]
 
 
 @pytest.mark.parametrize(

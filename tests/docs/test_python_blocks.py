@@ -27,6 +27,10 @@ SMALLER = {
         ),
         "vitrail.DINO_AUGMENTATION": "SMALL_AUGMENTATION",
         "vitrail.DINOV2_AUGMENTATION": "SMALL_AUGMENTATION",
+        "num_train_epochs=30, per_device_train_batch_size=64": (
+            "num_train_epochs=1, warmup_epochs=0, per_device_train_batch_size=2, max_steps=1, use_cpu=True"
+        ),
+        'recipe="adapt"': "recipe=SHORT_ADAPTATION",
     },
     "guides/evaluation.md": {'recipe="quick"': "recipe=SHORT_RECIPE"},
     "guides/dense.md": {'recipe="dinov3"': "recipe=SHORT_DENSE_RECIPE"},
@@ -89,17 +93,27 @@ def small_settings():
 
     from vitrail.evaluation.dense_recipes import DENSE_RECIPES
     from vitrail.evaluation.recipes import RECIPES
+    from vitrail.pretraining.recipes import RECIPES as PRETRAINING_RECIPES
 
     crops = vitrail.DINO_AUGMENTATION
+    small_crops = replace(
+        crops,
+        global_crops=tuple(replace(crop, size=32) for crop in crops.global_crops),
+        local_crop=replace(crops.local_crop, size=16),
+        num_local_crops=1,
+    )
+    adapt = PRETRAINING_RECIPES["adapt"]
     return {
+        "SMALL_AUGMENTATION": small_crops,
+        "SHORT_ADAPTATION": replace(
+            adapt,
+            epochs=1,
+            batch_size=2,
+            arguments={**adapt.arguments, "warmup_epochs": 0, "num_prototypes": 64},
+            augmentation=small_crops,
+        ),
         "SHORT_RECIPE": replace(RECIPES["quick"], iterations=5, batch_size=8),
         "SHORT_DENSE_RECIPE": replace(DENSE_RECIPES["segmentation"]["dinov3"], max_epochs=1),
-        "SMALL_AUGMENTATION": replace(
-            crops,
-            global_crops=tuple(replace(crop, size=32) for crop in crops.global_crops),
-            local_crop=replace(crops.local_crop, size=16),
-            num_local_crops=1,
-        ),
     }
 
 

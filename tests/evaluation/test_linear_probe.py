@@ -53,7 +53,7 @@ def make_trainer(folder, *, heads=HEADS, schedule=EPOCHS, device_batch_size=None
 
 
 def weights_of(trainer):
-    return [torch.cat((linear.weight, linear.bias[:, None]), dim=1).detach().clone() for linear in trainer.model.linears]
+    return [torch.cat((weight, bias[:, None]), dim=1).detach() for weight, bias in trainer.model.weights_of_heads()]
 
 
 def read_by(head, tokens):
@@ -151,10 +151,14 @@ def test_accumulated_gradients_are_those_of_the_batch(tmp_path, together, device
         np.testing.assert_allclose(one["losses"], other["losses"], atol=1e-5)
 
 
-def test_learning_rates_of_the_optimizer(together):
-    groups = together.optimizer.param_groups
-    assert [group["initial_lr"] for group in groups] == [head.learning_rate * 32 / 256 for head in HEADS]
-    assert {(group["momentum"], group["weight_decay"]) for group in groups} == {(0.9, 0)}
+def test_one_optimizer_of_few_parameters_trains_all_heads(together):
+    """Heads that read the same features are one matrix and one bias."""
+    (group,) = together.optimizer.param_groups
+    assert (group["initial_lr"], group["momentum"], group["weight_decay"]) == (32 / 256, 0.9, 0)
+    assert [tuple(parameter.shape) for parameter in group["params"]] == [
+        *((3 * NUM_LABELS, tokens * TOKEN_SIZE) for tokens in (1, 2, 4, 5)),
+        *[(3 * NUM_LABELS,)] * 4,
+    ]
     assert together.args.max_grad_norm == 0
 
 

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize
+from scipy.special import softmax
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from vitrail.errors import VitrailError
-from vitrail.evaluation import logistic
+from vitrail.evaluation import logistic, softmax_regression
 from vitrail.evaluation.logistic import C_GRID, fit_logistic
 
 SHORT_GRID = (1e-6, 1e-4, 1e-2, 0.5)
@@ -84,14 +86,13 @@ def test_scores_are_of_images_that_were_not_learned():
 
 @pytest.fixture
 def held_out(monkeypatch):
-    """For each fit of a grid, the rows that it does not have; features are the numbers of the rows."""
+    """For each fit of a grid, the rows that it does not have."""
     fits, rest = [], logistic._fits
 
-    def fit(features, labels, num_classes, grid):
-        fits.append(sorted(set(range(num_rows)) - set(features[:, 0].astype(int).tolist())))
-        return rest(features * 0, labels, num_classes, grid)
+    def fit(features, labels, rows, num_classes, grid):
+        fits.append(sorted(set(range(len(labels))) - set(rows.tolist())))
+        return rest(features * 0, labels, rows, num_classes, grid)
 
-    num_rows = 2105
     monkeypatch.setattr(logistic, "_fits", fit)
     return fits
 
@@ -100,7 +101,7 @@ def test_a_tenth_of_each_class_chooses(held_out):
     """Of 2105 images in classes of 2000, 100, 4 and 1; the single image is always learned."""
     labels = np.repeat([0, 1, 2, 3], [2000, 100, 4, 1])
     for seed in (0, 1):
-        fit_logistic(np.arange(2105.0)[:, None], labels, grid=(1.0,), seed=seed)
+        fit_logistic(np.zeros((2105, 1)), labels, grid=(1.0,), seed=seed)
     first, whole, second, _ = held_out
     assert whole == []
     assert first != second
@@ -109,11 +110,11 @@ def test_a_tenth_of_each_class_chooses(held_out):
 
 def test_of_few_images_all_choose_in_turn(held_out, caplog):
     labels = np.repeat([0, 1, 2], [60, 30, 1])
-    probe = fit_logistic(np.arange(91.0)[:, None], labels, grid=(1.0,))
-    rows = sorted(row for fit in held_out[:-1] for row in fit if row < 91)
+    probe = fit_logistic(np.zeros((91, 1)), labels, grid=(1.0,))
+    rows = sorted(row for fit in held_out[:-1] for row in fit)
     assert rows == list(range(90))
     assert len(held_out) == 11
-    assert all(np.bincount(labels[[row for row in fit if row < 91]]).tolist() == [6, 3] for fit in held_out[:-1])
+    assert all(np.bincount(labels[fit]).tolist() == [6, 3] for fit in held_out[:-1])
     assert probe.num_selecting == 90
     assert "only 90 training images select C" in caplog.text
 
@@ -124,6 +125,33 @@ def test_of_equal_scores_the_middle_c(splits):
     probe = fit_logistic(features, np.repeat([0, 1], 50), grid=(100.0, 1.0, 10.0))
     assert set(probe.scores.values()) == {1.0}
     assert probe.C == 10.0
+
+
+@pytest.mark.parametrize("num_classes", [10, 2])
+def test_every_fit_of_a_path_is_scikit_learns(splits, num_classes, monkeypatch):
+    """The loss, as scikit-learn defines it, and the probabilities. In chunks of a few rows, and from a sample of them for the curvature."""
+    rows = np.flatnonzero(splits[1] < num_classes)[:150]
+    features, labels = splits[0][rows, ::2], splits[1][rows]
+    monkeypatch.setattr(softmax_regression, "CHUNK", 33 * 60)
+    monkeypatch.setattr(softmax_regression, "SAMPLE", 50)
+    tensors = torch.from_numpy(features), torch.from_numpy(labels).long()
+    for strength, weight, bias, converged in logistic._fits(*tensors, np.arange(len(rows)), num_classes, C_GRID[::8]):
+        reference = LogisticRegression(C=strength, solver="newton-cg", tol=1e-9, max_iter=10_000).fit(
+            features.astype(np.float64), labels
+        )
+        logits = features @ weight.numpy().T + bias.numpy()
+        probabilities = softmax(logits, axis=1)
+        expected = reference.predict_proba(features)
+        np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+        weights = weight.numpy()
+        if num_classes == 2:
+            weights = weights[1:] - weights[:1]
+        losses = [
+            -strength * np.log(values[np.arange(len(labels)), labels]).sum() + (squared**2).sum() / 2
+            for values, squared in ((probabilities, weights), (expected, reference.coef_))
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        assert converged
 
 
 @pytest.mark.parametrize("shape", [(60, 8, 3), (20, 50, 3), (60, 8, 2)], ids=["wide", "more features than images", "two classes"])
@@ -161,7 +189,7 @@ def test_classes_come_by_their_own_numbers(splits):
 
 
 def test_fits_that_end_early_are_named(splits, monkeypatch):
-    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(softmax_regression, "MAX_PASSES", 3)
     assert fit_logistic(splits[0], splits[1], grid=(1e-2, 1.0)).unconverged == (1e-2, 1.0)
 
 

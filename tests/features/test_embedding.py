@@ -3,8 +3,6 @@
 import copy
 import io
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
+import forked
 import vitrail
 from image_folders import PHOTOS, small_model, small_processor, write_broken, write_images
 from vitrail.errors import UnreadableImageError, VitrailError
@@ -204,19 +203,13 @@ def test_images_that_are_not_images(files):
 
 # ------------------------------------------------------------------------------------------------- pickles and the cache
 
-OTHER_PROCESS = """
-import sys
-from transformers import AutoImageProcessor, AutoModel
-from vitrail.features.embedding import ImageEmbedder
-assert "datasets" not in sys.modules
-import datasets
 
-data, model = sys.argv[1:]
-dataset = datasets.Dataset.from_parquet(data, cache_dir=data + ".cache")
-embed = ImageEmbedder(AutoModel.from_pretrained(model), AutoImageProcessor.from_pretrained(model))
-mapped = dataset.map(embed, batched=True, batch_size=4)
-print(mapped._fingerprint, mapped.cache_files[0]["filename"])
-"""
+def embed_in_the_cache(folder, data):
+    """Embed with the model of a folder; write the name of the features in the cache of datasets."""
+    dataset = datasets.Dataset.from_parquet(data, cache_dir=data + ".cache")
+    embed = ImageEmbedder(AutoModel.from_pretrained(folder / "model"), AutoImageProcessor.from_pretrained(folder / "model"))
+    mapped = dataset.map(embed, batched=True, batch_size=4)
+    (folder / "cached").write_text(f"{mapped._fingerprint} {mapped.cache_files[0]['filename']}")
 
 
 @pytest.fixture
@@ -237,11 +230,8 @@ def counted(monkeypatch):
 def test_the_cache_knows_an_equal_model(on_disk, files, tmp_path, monkeypatch):
     model, image_processor = small_model(), small_processor()
     vitrail.save(model, image_processor, tmp_path / "model")
-    ended = subprocess.run(
-        [sys.executable, "-c", OTHER_PROCESS, on_disk, str(tmp_path / "model")], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert ended.returncode == 0, ended.stderr
-    fingerprint, file = ended.stdout.split()
+    assert forked.exit_code(__file__, "embed_in_the_cache", tmp_path, on_disk) == 0
+    fingerprint, file = (tmp_path / "cached").read_text().split()
 
     dataset = datasets.Dataset.from_parquet(on_disk, cache_dir=on_disk + ".cache")
     sizes = counted(monkeypatch)

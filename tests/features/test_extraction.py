@@ -497,35 +497,35 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_thousand(tmp_path_factory):
-    """1 980 images and 20 broken ones."""
-    folder = tmp_path_factory.mktemp("two-thousand")
-    return folder, write_images(folder, 1980), write_broken(folder)
+def six_hundred(tmp_path_factory):
+    """580 images and 20 broken ones."""
+    folder = tmp_path_factory.mktemp("six-hundred")
+    return folder, write_images(folder, 580), write_broken(folder)
 
 
 def command(model_dir, source, output, *options):
     return [sys.executable, "-m", "vitrail", "extract", str(model_dir), str(source), str(output), *map(str, options)]
 
 
-def test_killed_at_any_moment_and_resumed_it_loses_nothing(model_dir, two_thousand, tmp_path):
-    folder, good, bad = two_thousand
-    run(folder, tmp_path / "whole", shard_size=64, model_name=str(model_dir))
+def test_killed_at_any_moment_and_resumed_it_loses_nothing(model_dir, six_hundred, tmp_path):
+    folder, good, bad = six_hundred
+    run(folder, tmp_path / "whole", shard_size=15, model_name=str(model_dir))
     seed = time.time_ns()
     draw = random.Random(seed)
     print("seed", seed)  # shown where the test fails
     data = tmp_path / "out" / "data"
     for _ in range(3):
         before = len(list(data.glob("*"))) if data.exists() else 0
-        process = forked.start(__file__, "end_of", *command(model_dir, folder, tmp_path / "out", "--shard-size", 64)[3:])
+        process = forked.start(__file__, "end_of", *command(model_dir, folder, tmp_path / "out", "--shard-size", 15)[3:])
         wanted = before + draw.randint(0, 6)
         while process.exitcode is None and (not data.exists() or len(list(data.glob("*"))) < wanted):
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.02))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    done = run(folder, tmp_path / "out", shard_size=64)
-    assert (done.rows, done.errors) == (1980, 20)
+    done = run(folder, tmp_path / "out", shard_size=15)
+    assert (done.rows, done.errors) == (580, 20)
     files, whole = files_of(tmp_path / "out"), files_of(tmp_path / "whole")
     assert files.keys() == whole.keys()
     stored, uninterrupted = StoredFeatures(tmp_path / "out"), StoredFeatures(tmp_path / "whole")
@@ -558,17 +558,20 @@ def test_two_processes_give_the_rows_of_one(model_dir, pictures, tars, tmp_path)
         assert one.errors() == two.errors()
 
 
-def test_a_full_disk_ends_the_run_and_the_next_goes_on(model_dir, two_thousand, tmp_path):
+def run_on_a_full_disk(messages, words):
     """A limit on the size of files is the full disk that a test can have."""
-    words = command(model_dir, two_thousand[0], tmp_path / "out", "--shard-size", 500)
-    limit = 30_000
-    full = subprocess.run(
-        words, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
-    assert full.returncode == 2, full.stderr
-    assert "cannot write into" in full.stderr
-    assert "run the same command to resume" in full.stderr
-    assert "Traceback" not in full.stderr
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+    with messages.open("w") as stderr, contextlib.redirect_stderr(stderr):
+        assert end_of(*words) == 2
+
+
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(model_dir, six_hundred, tmp_path):
+    words = command(model_dir, six_hundred[0], tmp_path / "out", "--shard-size", 200)[3:]
+    assert forked.exit_code(__file__, "run_on_a_full_disk", tmp_path / "stderr", words) == 0
+    messages = (tmp_path / "stderr").read_text()
+    assert "cannot write into" in messages
+    assert "run the same command to resume" in messages
+    assert "Traceback" not in messages
     assert not list((tmp_path / "out").rglob("*.part*"))
     assert not list((tmp_path / "out" / "data").iterdir())
-    assert run(two_thousand[0], tmp_path / "out", shard_size=500).rows == 1980
+    assert run(six_hundred[0], tmp_path / "out", shard_size=200).rows == 580

@@ -1,9 +1,5 @@
 """transformers' own door: its pipelines on our folders and objects, against the model called directly and transformers' own classes."""
 
-import os
-import subprocess
-import sys
-
 import datasets
 import pytest
 import torch
@@ -199,29 +195,3 @@ def test_scores(function, classifier, classifier_folder, files):
     same_outputs([pipeline(CLASSES, model=classifier_folder, function_to_apply=function)(files[0])], [wanted])
     half = pipeline(CLASSES, model=classifier_folder, dtype=torch.bfloat16, device=torch.device("cpu"), top_k=1)
     same_outputs([half(files[0], function_to_apply=function)], [wanted[:1]], tolerance=0.1)
-
-
-# ------------------------------------------------------------------------------------------------------------ remote code
-
-WITHOUT_VITRAIL = """
-import sys
-sys.modules["vitrail"] = None  # an import of it raises
-import torch
-from transformers import pipeline
-
-encoder, classifier, outputs, *files = sys.argv[1:]
-extract = pipeline("image-feature-extraction", model=encoder, trust_remote_code=True, batch_size=4)
-classify = pipeline("image-classification", model=classifier, trust_remote_code=True, batch_size=4)
-assert type(extract.model).__module__.startswith("transformers_modules.")
-torch.save((extract(files, pool=True, return_tensors=True), classify(files)), outputs)
-"""
-
-
-def test_folders_where_vitrail_is_not_installed(encoder_folder, classifier_folder, files, expected, tmp_path):
-    command = [sys.executable, "-c", WITHOUT_VITRAIL, encoder_folder, classifier_folder, str(tmp_path / "outputs.pt"), *files]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    features, outputs = torch.load(tmp_path / "outputs.pt")
-    close(features, expected, "pooler_output")
-    same_outputs(outputs, pipeline(CLASSES, model=classifier_folder)(files))

@@ -157,8 +157,10 @@ def test_two_actors_of_which_one_is_killed_give_the_rows_of_one_process(cluster,
 
 
 def test_an_error_of_an_actor_is_that_of_the_run(cluster, pictures, tmp_path):
-    """Bad images of an earlier run count too."""
+    """A run that was begun on this machine goes on; its bad images count too."""
     job = begun_job(pictures, tmp_path / "out", max_errors=7)
+    job.run(job.missing()[:2])
+    assert len(job.missing()) == 8
     with pytest.raises(
         VitrailError,
         match=r"^found 8 unreadable images, more than max_errors=7\. Finished files are kept.* The last is broken/\S+: ",
@@ -169,7 +171,14 @@ def test_an_error_of_an_actor_is_that_of_the_run(cluster, pictures, tmp_path):
     assert not list(job.folder.progress.glob("*.part*"))
 
 
-def test_bad_images_of_all_actors_count_together(cluster, pictures, tmp_path):
+def test_bad_images_of_all_actors_count_together(cluster, pictures, tmp_path, monkeypatch):
+    """With the results of an actor of this process."""
+
+    def results(shared, num_pieces, pool):
+        runner = ray_runner.PieceRunner(ray.get(shared))
+        return (runner.run(index) for index in range(num_pieces))
+
+    monkeypatch.setattr(ray_runner, "_results", results)
     job = begun_job(pictures, tmp_path / "out", max_errors=12)  # each piece has at most 5
     with pytest.raises(VitrailError, match=r"^found 1\d unreadable images, more than max_errors=12"):
         run_on_ray(job, job.missing(), concurrency=1)
@@ -314,7 +323,7 @@ def test_ctrl_c_ends_the_command_and_its_ray_and_the_rest_is_done_later(cluster,
 
     come.set()
     options = {"shard_size": 4, "progress": False}
-    done = extract(model, image_processor, read_images(images), tmp_path / "out", **options, runner="ray")
+    done = extract(model, image_processor, read_images(images), tmp_path / "out", **options)
     assert (done.rows, done.images) == (13, 1)
     extract(model, image_processor, read_images(images), tmp_path / "one", **options)
     assert_same_rows(StoredFeatures(tmp_path / "one"), StoredFeatures(tmp_path / "out"))

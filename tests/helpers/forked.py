@@ -1,6 +1,7 @@
 """Processes of tests, forked from a process that has imported the package, so that starting one does not repeat the imports.
 
 A process calls a function of a test file. One that must start as a user's does, with other modules or settings, is no such process.
+Strings have other hashes than in the process of the tests, so sets are in another order.
 """
 
 import importlib.util
@@ -10,6 +11,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["datasets", "vitrail.cli.app", "vitrail.evaluation.probing", "vitrail.pretraining.job"])
@@ -18,7 +20,8 @@ CONTEXT.set_forkserver_preload(["datasets", "vitrail.cli.app", "vitrail.evaluati
 def start(file: str, function: str, *arguments: Any, **variables: str) -> multiprocessing.process.BaseProcess:
     """Call a function of a test file in another process, with environment variables. Return the running process."""
     process = CONTEXT.Process(target=_call, args=(file, function, arguments, variables))
-    process.start()
+    with mock.patch.dict(os.environ, PYTHONHASHSEED="7"):  # of the server, which the first process starts
+        process.start()
     return process
 
 

@@ -41,6 +41,8 @@ def make_run(*, knn=None, model=None, **fields):
         "resumed_from": None,
         "processes": 1,
         "seconds": 3723.4,
+        "teacher": None,
+        "comparison": None,
         "versions": {"vitrail": "1.0"},
     }
     return run | fields

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import vitrail
+from command_line import end_of
 from hub_server import Fault
 from small_models import tiny_config
 from vitrail.errors import DownloadError, SourceNotFoundError
@@ -176,11 +177,15 @@ def test_a_hub_in_trouble(path, fault, message, hub_of_refusals, impatient):
 OFFLINE = """
 import sys, torch, vitrail
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from vitrail.cli.app import main
+
 pixel_values = torch.load(sys.argv[1])
 models = vitrail.load("user/name")[0], AutoModelForImageClassification.from_pretrained("user/name")
 AutoImageProcessor.from_pretrained("user/name")
 with torch.no_grad():
     torch.save([model(pixel_values).logits for model in models], sys.argv[2])
+sys.argv = ["vitrail", "info", "user/other"]
+main()
 """
 
 
@@ -191,34 +196,32 @@ def python(*words, environment, folder):
 def test_offline_after_one_pull(hub_server, make_files, tmp_path):
     """The repository is private and the token is in HF_TOKEN: the environment is read when the client is imported."""
     files, expected = make_files()
-    hub_server.put("user/name", files)
-    hub_server.repositories["user/name"].private = True
+    for name in ("name", "other"):
+        hub_server.put(f"user/{name}", files)
+        hub_server.repositories[f"user/{name}"].private = True
     environment = hub_server.environment("hf_of_the_test")
-    info = ["-m", "vitrail", "info", "user/name"]
-
-    before = python(*info, environment={**environment, "HF_HUB_OFFLINE": "1"}, folder=tmp_path)
-    assert before.returncode == 2
-    assert before.stderr == (
-        "vitrail: user/name is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download the files.\n"
-    )
-    assert hub_server.requests == []
-
-    pulled = python(*info, environment=environment, folder=tmp_path)
+    pulled = python("-m", "vitrail", "info", "user/name", environment=environment, folder=tmp_path)
     assert (pulled.returncode, pulled.stderr) == (0, "")
     assert "ViTForImageClassification, float32, from a vitrail checkpoint" in pulled.stdout
 
     hub_server.requests.clear()
     torch.save(PIXEL_VALUES, tmp_path / "pixel_values.pt")
     arguments = [tmp_path / "pixel_values.pt", tmp_path / "logits.pt"]
-    after = python("-c", OFFLINE, *arguments, environment={**environment, "HF_HUB_OFFLINE": "1"}, folder=tmp_path)
-    assert after.returncode == 0, after.stderr
+    offline = python("-c", OFFLINE, *arguments, environment={**environment, "HF_HUB_OFFLINE": "1"}, folder=tmp_path)
+    assert offline.returncode == 2, offline.stderr
+    assert offline.stderr.splitlines()[-1] == (
+        "vitrail: user/other is not complete in the cache, and HF_HUB_OFFLINE is set: unset it to download the files."
+    )
+    assert "Traceback" not in offline.stderr
     for output in torch.load(tmp_path / "logits.pt"):
         assert_same(output, expected)
     assert hub_server.requests == []
 
 
-def test_a_refusal_at_the_command_line(hub_of_refusals, tmp_path):
-    ended = python("-m", "vitrail", "info", "user/gated", environment=hub_of_refusals.environment(), folder=tmp_path)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("vitrail: user/gated is gated: accept its terms at")
-    assert ended.stderr.count("\n") == 1
+def test_a_refusal_at_the_command_line(hub_of_refusals, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    assert end_of("info", "user/gated") == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.startswith("vitrail: user/gated is gated: accept its terms at")
+    assert error.count("\n") == 1

@@ -73,8 +73,13 @@ for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.n
         assert torch.equal(again(pixel_values["pil"]).logits, outputs[folder.name]["logits"])
 painter = AutoModelForMaskedImageModeling.from_pretrained(root / "registers", **trusted)
 assert type(painter).__name__ == "ViTForMaskedImageModeling"
-best = pipeline("image-classification", model=str(root / "two-layers"), **trusted)(photo)[0]
-outputs["pipeline"] = torch.tensor([int(best["label"].removeprefix("LABEL_"))])
+photos = [photo, photo.transpose(Image.Transpose.ROTATE_180), photo.transpose(Image.Transpose.ROTATE_90)]
+extract = pipeline("image-feature-extraction", model=str(root / "registers"), batch_size=2, **trusted)
+assert type(extract.model).__module__.startswith("transformers_modules."), type(extract.model)
+outputs["features"] = torch.cat(extract(photos, pool=True, return_tensors=True))
+classify = pipeline("image-classification", model=str(root / "two-layers"), batch_size=2, **trusted)
+scores = [{label["label"]: label["score"] for label in labels} for labels in classify(photos)]
+outputs["scores"] = torch.tensor([[labels[f"LABEL_{number}"] for number in range(3)] for labels in scores])
 depth = pipeline("depth-estimation", model=str(root / "depth"), **trusted)
 assert type(depth.model).__module__.startswith("transformers_modules."), type(depth.model)
 outputs["depth"] = depth(photo)["predicted_depth"]
@@ -122,7 +127,7 @@ def test_transformers_finds_every_file_that_the_code_needs(tmp_path):
 def test_without_vitrail_the_outputs_are_identical(tmp_path, photo):
     """A process that cannot import the package: the model, the classifier and both backends of the image processor."""
     photo.save(tmp_path / "photo.png")
-    expected = {}
+    expected, models = {}, {}
     for name, fields in ARCHITECTURES.items():
         model, image_processor = small(**fields)
         vitrail.save(model, image_processor, tmp_path / name)
@@ -130,6 +135,7 @@ def test_without_vitrail_the_outputs_are_identical(tmp_path, photo):
         with torch.no_grad():
             pooled, logits = model.vit(pixel_values["pil"]).pooler_output, model(pixel_values["pil"]).logits
         expected[name] = {**pixel_values, "pooled": pooled, "logits": logits}
+        models[name] = model
     fields = {"num_hidden_layers": 4, "dense_layers": [0, 1, 2, 3], "depth_head": "dpt", "depth_fusion_size": 16}
     dense = randomize(vitrail.ViTForDepthEstimation(tiny_config(**fields)).eval())
     image_processor = vitrail.VitrailImageProcessor(do_resize=False, do_center_crop=False)
@@ -142,7 +148,16 @@ def test_without_vitrail_the_outputs_are_identical(tmp_path, photo):
     assert ended.returncode == 0, ended.stderr
     found = torch.load(tmp_path / "outputs.pt")
     torch.testing.assert_close(found.pop("depth"), depth, atol=1e-5, rtol=0)  # oneDNN chooses how to convolve in each process
-    assert found.pop("pipeline").item() == expected["two-layers"]["logits"].argmax().item()
+    photos = [photo, photo.transpose(Image.Transpose.ROTATE_180), photo.transpose(Image.Transpose.ROTATE_90)]
+    pixel_values = small()[1](photos, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features, scores = (
+            models["registers"].vit(pixel_values).pooler_output,
+            models["two-layers"](pixel_values).logits.softmax(-1),
+        )
+    torch.testing.assert_close(found.pop("features"), features, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.pop("scores"), scores, atol=1e-5, rtol=1e-5)
+    assert scores.std(0).max() > 1e-3  # otherwise every order would be right
     assert found.keys() == expected.keys()
     for name, outputs in expected.items():
         for key, value in outputs.items():

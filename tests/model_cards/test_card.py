@@ -665,6 +665,24 @@ def test_the_accuracy_of_neighbors_is_reported():
     ) in text
 
 
+def test_the_start_model_and_random_weights_are_compared():
+    comparison = {
+        "start": {"knn": 0.75, "logistic": 0.8},
+        "result": {"knn": 0.8125, "logistic": None},
+        "random": {"knn": 0.25, "logistic": 0.5},
+    }
+    text = section(trained(pretraining=make_run(knn=KNN, model=MODEL, comparison=comparison)), "Training")
+    sentence = (
+        "On these images, the k-NN vote is right for 75.0 % with the features of the model that the training started from, for 81.2 % "
+        "with those of the teacher, and for 25.0 % with random weights."
+    )
+    assert sentence in text
+    assert "logistic" not in text
+    comparison["result"]["logistic"] = 0.85
+    text = section(trained(pretraining=make_run(knn=KNN, model=MODEL, comparison=comparison)), "Training")
+    assert f"{sentence} On these images, logistic regression is right for 80.0 % " in text
+
+
 def test_the_time_of_a_resumed_run_and_its_processes():
     """The time covers the last part alone, so the card omits it."""
     text = section(trained(pretraining=make_run(resumed_from="checkpoint-10", processes=4)), "Training")
@@ -683,6 +701,26 @@ def test_what_it_learned_from_is_not_denied_elsewhere():
     limits = section(trained(), "Intended uses and limitations")
     assert "reproduces the biases of its training images" in limits
     assert "depend on its training" not in limits
+
+
+@pytest.mark.parametrize(
+    ("teacher", "named", "license"),
+    [
+        (MODEL, "`dino-vits16`", "check whether the license of that checkpoint applies to this model: `apache-2.0`."),
+        ({"checkpoint": "dinov3-vits16"}, "`dinov3-vits16`", "this model: [DINOv3 License](https://ai.meta.com/"),
+        ({"name": "mine.pth"}, "`mine.pth`", "The license of the model that it learned from is *not stated*"),
+        ({"name": None}, "a model of unknown origin", "The license of the model that it learned from is *not stated*"),
+    ],
+)
+def test_a_distillation_names_its_teacher_and_the_license(teacher, named, license):
+    run = make_run(task="Distillation without labels", teacher=teacher)
+    card = trained(pretraining=run)
+    method = "by distillation ([Romero et al. 2014](https://arxiv.org/abs/1412.6550))"
+    assert f"{method} of {named}, from scratch, on" in section(card, "Training")
+    assert "the weights of the student." in section(card, "Training")
+    assert license in section(card, "License")
+    assert "learned from" not in section(trained(), "License")
+    assert card.text.count("romero2014fitnets") == 1
 
 
 def test_training_that_goes_on_from_a_published_checkpoint_is_a_change():

@@ -57,6 +57,24 @@ def one_by_one(loader):
     return [{name: values[0] for name, values in batch.items()} for batch in loader]
 
 
+@pytest.mark.parametrize(
+    ("settings", "factor", "summand"),
+    [
+        ({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}, (2, 4, 5), (-1, -1.6, -1.5)),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, (2, 2, 2), (-1, -1, -1)),
+        ({"do_rescale": False, "do_normalize": False}, (255, 255, 255), (0, 0, 0)),
+    ],
+    ids=["normalized", "to -1 to 1", "levels"],
+)
+def test_crops_have_the_values_of_the_image_processor(pictures, settings, factor, summand):
+    plain = crops_of(pictures, processor=VitrailImageProcessor(do_normalize=False))[0]
+    item = crops_of(pictures, processor=VitrailImageProcessor(**settings))[0]
+    for name, values in plain.items():
+        assert 0 <= values.min() < values.max() <= 1
+        expected = values * torch.tensor(factor)[:, None, None] + torch.tensor(summand)[:, None, None]
+        torch.testing.assert_close(item[name], expected.float(), rtol=0, atol=2e-6 * max(factor))
+
+
 def test_an_item_has_the_crops_of_its_image(pictures):
     crops = crops_of(pictures, seed=5)
     crops.set_epoch(2)

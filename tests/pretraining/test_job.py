@@ -1,6 +1,7 @@
 """From images to a folder: interrupted, in two processes, continued, with labels and without."""
 
 import dataclasses
+import functools
 import json
 import math
 import signal
@@ -17,7 +18,9 @@ import vitrail
 from small_models import tiny_config
 from vitrail.data.labeled import load_training_images
 from vitrail.errors import UnsupportedCheckpointError, VitrailError
-from vitrail.pretraining import job
+from vitrail.evaluation.logistic import fit_logistic
+from vitrail.model_cards.records import FeatureAccuracy
+from vitrail.pretraining import job, knn_evaluation
 from vitrail.pretraining.architectures import new_model
 from vitrail.pretraining.job import pretrain
 from vitrail.pretraining.methods.dinov2 import DINOv2Model
@@ -56,13 +59,13 @@ DINOV2_RECIPE = dataclasses.replace(
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])
 
 
-def write_images(folder, number, *, labeled):
+def write_images(folder, number, *, labeled, noise=30):
     rng = np.random.default_rng(0)
     for index in range(number):
         label = index % len(COLORS)
         path = folder / str(label) if labeled else folder
         path.mkdir(parents=True, exist_ok=True)
-        pixels = rng.normal(0, 30, size=(20, 24, 3)) + COLORS[label]
+        pixels = rng.normal(0, noise, size=(20, 24, 3)) + COLORS[label]
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path / f"{index:02d}.png")
 
 
@@ -212,6 +215,65 @@ def test_on_from_a_model(prepared, whole):
     begun, further = (AutoModel.from_pretrained(prepared / name).state_dict() for name in ("whole", "further"))
     assert not all(torch.equal(begun[name], tensor) for name, tensor in further.items())
     assert max((begun[name] - tensor).abs().max().item() for name, tensor in further.items()) < 0.01  # and not from scratch
+
+
+def test_an_adapted_model_is_compared_with_its_start_and_random_weights(prepared, whole, monkeypatch):
+    """With adapters and a frozen block: the folder holds an ordinary model."""
+    write_images(prepared / "hard", 60, labeled=True, noise=2000)
+    monkeypatch.setattr(knn_evaluation, "fit_logistic", functools.partial(fit_logistic, grid=[1.0]))
+    trained, image_processor, _ = vitrail.load(prepared / "whole")
+    scaled = vitrail.ViTModel(
+        vitrail.ViTConfig(**trained.config.to_dict() | {"layer_scale_init_value": 1.0})
+    )  # as DINOv2's layout has it
+    scaled.load_state_dict(trained.state_dict(), strict=False)
+    vitrail.save(scaled, image_processor, prepared / "scaled")
+    model, _, report = vitrail.load(prepared / "scaled")
+    images = load_training_images(prepared / "hard", validation_fraction=0.4)
+    arguments = RECIPES["adapt"].arguments | ARGUMENTS | {"lora_rank": 2, "frozen_blocks": 1}
+    recipe = dataclasses.replace(RECIPES["adapt"], epochs=2, batch_size=8, arguments=arguments, augmentation=AUGMENTATION)
+    output = prepared / "adapted"
+    options = {"output_dir": output, "recipe": recipe, "progress": False, "report": report}
+    result = pretrain(model, image_processor, images, logistic=True, original_checkpoint=prepared / "adapted.pth", **options)
+
+    start, adapted = (AutoModel.from_pretrained(prepared / name) for name in ("scaled", "adapted"))
+    differ = {name for name, tensor in start.state_dict().items() if not torch.equal(tensor, adapted.state_dict()[name])}
+    assert differ == {f"layers.1.{layer}.weight" for layer in ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")}
+    assert set(adapted.state_dict()) - set(start.state_dict()) == {"embeddings.mask_token"}
+    torch.manual_seed(0)
+    models = {"start": start, "result": adapted, "random": vitrail.ViTModel(adapted.config)}
+    for name, compared in models.items():
+        knn = vitrail.evaluate_knn(compared.eval(), image_processor, images.labeled, num_neighbors=[20])["accuracy"]
+        assert result["comparison"][name]["knn"] == pytest.approx(knn)
+        assert 0 < result["comparison"][name]["logistic"] <= 1
+    assert len({accuracy["knn"] for accuracy in result["comparison"].values()}) > 1
+    evaluated = [(point["epoch"], point["eval_knn_accuracy"]) for point in result["curves"] if "eval_knn_accuracy" in point]
+    assert [epoch for epoch, _ in evaluated] == [0, 1, 2]
+    assert [evaluated[0][1], evaluated[-1][1]] == [result["comparison"][name]["knn"] for name in ("start", "result")]
+    assert "logistic regression is right for" in (output / "README.md").read_text()
+    converted, _, _ = vitrail.load(prepared / "adapted.pth", num_heads=2)
+    assert torch.equal(converted.layers[1].mlp.fc1.weight, adapted.layers[1].mlp.fc1.weight)
+    dino = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"lora_rank": 2})
+    with pytest.raises(VitrailError, match="has no place for adapters: leave out original_checkpoint= or lora_rank"):
+        run(prepared, "nothing", recipe=dino, original_checkpoint=prepared / "dino.pth")
+    assert whole["comparison"] is None
+
+
+def test_a_run_whose_features_get_worse_stops(prepared, monkeypatch):
+    measured = []
+
+    def accuracy(evaluation, backbone, *, logistic=False):
+        measured.append(0.2 if measured else 1.0)
+        return FeatureAccuracy(knn=measured[-1])
+
+    monkeypatch.setattr(knn_evaluation.FeatureEvaluation, "accuracy", accuracy)
+    recipe = dataclasses.replace(RECIPE, arguments=ARGUMENTS | {"knn_patience": 2})
+    message = r"at most 20\.0%; the start model's is 100\.0%, and 95\.0% is the limit .* Lower learning_rate or raise frozen_blocks"
+    with pytest.raises(VitrailError, match=f"{message}, or set knn_patience=0 to go on.*checkpoint-3"):
+        run(prepared, "worse", from_scratch=False, recipe=recipe)
+    assert len(measured) == 3
+    assert (prepared / "worse.run" / "checkpoint-3").is_dir()
+    assert not (prepared / "worse").exists()
+    assert run(prepared, "no-better", recipe=recipe, epochs=2)["knn"]["accuracy"] == 0.2  # random weights may get worse at first
 
 
 def test_crops_fit_the_patches():

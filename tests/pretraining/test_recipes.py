@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vitrail.errors import CorruptFileError, VitrailError
-from vitrail.pretraining.arguments import DINOTrainingArguments
+from vitrail.pretraining.arguments import DINOTrainingArguments, DistillationTrainingArguments
 from vitrail.pretraining.recipes import RECIPES, PretrainingRecipe, find_recipe, fit_to_patches
 from vitrail.processing.multi_crop import DINO_AUGMENTATION
 
@@ -29,6 +29,19 @@ ORIGINAL_DEFAULTS = (
     ("drop_path_rate", "drop_path_rate", 0.1),
 )
 
+# Proteus-pytorch, pretrain/main.py, get_args_parser
+DISTILLATION_DEFAULTS = (
+    ("clip_grad", "max_grad_norm", 0.0),  # None
+    ("weight_decay", "weight_decay", 0.05),
+    ("weight_decay", "final_weight_decay", 0.05),
+    ("lr", "learning_rate", 5e-4),
+    ("warmup_epochs", "warmup_epochs", 5),
+    ("min_lr", "min_learning_rate", 1e-5),
+    ("epochs", "num_train_epochs", 300),
+    ("lambda_token", "image_loss_weight", 1.0),
+    ("lambda_fea", "patch_loss_weight", 1.0),
+)
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -40,9 +53,12 @@ def write(tmp_path):
     return write
 
 
-def test_defaults_are_those_of_the_original(tmp_path):
-    args = DINOTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
-    assert {ours: getattr(args, ours) for _, ours, _ in ORIGINAL_DEFAULTS} == {ours: value for _, ours, value in ORIGINAL_DEFAULTS}
+@pytest.mark.parametrize(
+    ("kind", "defaults"), [(DINOTrainingArguments, ORIGINAL_DEFAULTS), (DistillationTrainingArguments, DISTILLATION_DEFAULTS)]
+)
+def test_defaults_are_those_of_the_original(kind, defaults, tmp_path):
+    args = kind(str(tmp_path), use_cpu=True, report_to="none")
+    assert {ours: getattr(args, ours) for _, ours, _ in defaults} == {ours: value for _, ours, value in defaults}
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)  # torch.optim.AdamW's
 
 
@@ -72,7 +88,7 @@ def test_the_recipe_is_that_of_the_source():
     assert recipe.augmentation == DINO_AUGMENTATION
     for name, known in RECIPES.items():
         assert name == known.name
-        assert "facebookresearch/dino" in known.source
+        assert known.source.startswith(("facebookresearch/dino", "BeSpontaneous/Proteus-pytorch"))
         assert find_recipe(name) is known
 
 
@@ -134,7 +150,7 @@ def test_a_file_with_a_mistake_is_refused(write, content, message):
 
 @pytest.mark.parametrize("name", ["dinov3", "DINO"])
 def test_an_unknown_recipe_is_refused(name):
-    with pytest.raises(VitrailError, match=f'no recipe "{name}": choose dino, dinov2, dinov2-short, or give a .json file'):
+    with pytest.raises(VitrailError, match=f'no recipe "{name}": choose dino, dinov2, .*, or give a .json file'):
         find_recipe(name)
 
 
@@ -142,6 +158,14 @@ def test_the_recipe_of_a_method():
     assert find_recipe() is RECIPES["dino"]
     assert find_recipe(method="dinov2") is find_recipe("dinov2")
     assert find_recipe("dinov2-short", method="dinov2").epochs == 200
+    distill = find_recipe(method="distill")
+    # run_pretrain.sh: 4 processes of 128 images; main.py: args.lr * batch / 512.0
+    assert (distill.batch_size, distill.epochs, distill.scaled_learning_rate) == (512, 300, 5e-4)
+    assert dataclasses.replace(distill, batch_size=1024).scaled_learning_rate == 1e-3
+    assert distill.augmentation.num_local_crops == 0
+    assert find_recipe(method="dinov2", from_model=True) is RECIPES["adapt"]
+    assert find_recipe("dinov2", method="dinov2", from_model=True) is RECIPES["dinov2"]
+    assert find_recipe(from_model=True) is RECIPES["dino"]
     with pytest.raises(VitrailError, match="The recipe dino is for the method dino, not dinov2"):
         find_recipe("dino", method="dinov2")
     with pytest.raises(VitrailError, match='There is no method "dinov3": choose dino, dinov2'):
@@ -207,7 +231,7 @@ def test_what_the_run_decides_is_not_an_argument_of_a_recipe(name, tmp_path):
 
 def test_a_recipe_that_is_not_there_or_not_json(tmp_path):
     with pytest.raises(
-        VitrailError, match=r"There is no file nothing\.json; expected a recipe: dino, dinov2, dinov2-short, or a \.json file"
+        VitrailError, match=r"There is no file nothing\.json; expected a recipe: dino, dinov2, .*, or a \.json file"
     ):
         find_recipe("nothing.json")
     (tmp_path / "mine.json").write_text('{"recipe": "dino",}')

@@ -118,4 +118,5 @@ def test_the_record_of_the_digits_is_read():
     content = read_json(path)
     assert content["format_version"] == 1
     known = PretrainingRecord.read(path)
-    assert json.loads(json.dumps(known.to_dict())) == {name: content[name] for name in content if name != "weights_sha256"}
+    expected = {"teacher": None, "comparison": None, **content}  # fields that are younger than the record
+    assert json.loads(json.dumps(known.to_dict())) == {name: expected[name] for name in expected if name != "weights_sha256"}

@@ -32,8 +32,8 @@ class Everything(torch.nn.Module):
         return outputs.last_hidden_state, outputs.pooler_output, logits
 
 
-def make_module(name, num_hidden_layers=1):
-    return Everything(make_model(ViTForImageClassification, name, num_hidden_layers=num_hidden_layers))
+def make_module(name, **fields):
+    return Everything(make_model(ViTForImageClassification, name, **{"num_hidden_layers": 1, **fields}))
 
 
 def batches(module, grids):
@@ -57,18 +57,21 @@ def check(module, graph, path, inputs):
             torch.testing.assert_close(outputs, expected, **TOLERANCE, msg=lambda text, engine=engine: f"{engine}: {text}")
 
 
+# Every part of a classifier that has operations of its own: registers, the tanh form of GELU, a representation layer
+REPRESENTATION = {"num_register_tokens": 3, "hidden_act": "gelu_pytorch_tanh", "representation_size": 20}
+
+
 @pytest.mark.parametrize(
-    ("name", "grid"),
+    ("name", "grid", "fields"),
     [
-        ("registers", (3, 5)),
-        ("google", None),
-        ("several_cls_mean_patch", None),
-        ("relative_table", (3, 5)),
-        ("relative_mlp_shared", (3, 5)),
+        ("several_cls_mean_patch", (3, 5), {"num_hidden_layers": 2}),
+        ("google", None, REPRESENTATION),
+        ("relative_table", (3, 5), {}),
+        ("relative_mlp_shared", (3, 5), {}),
     ],
 )
-def test_graphs_of_one_size(name, grid, tmp_path):
-    module = make_module(name, num_hidden_layers=2 if name == "several_cls_mean_patch" else 1)
+def test_graphs_of_one_size(name, grid, fields, tmp_path):
+    module = make_module(name, **fields)
     graph = trace(module, (None, *make_images(module.model.config, grid=grid).shape[1:]))
     check(module, graph, tmp_path, batches(module, [grid]))
 
