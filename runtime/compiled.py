@@ -45,9 +45,9 @@ TORCH_PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 OTHER_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp64": "float64", "double": "float64"}
 ENGINES = {
     "eager": Engine(build_eager, TORCH_PRECISIONS, fixed_size=False),
-    "compile": Engine(build_compiled, TORCH_PRECISIONS, fixed_size=True, build_seconds=60),
+    "compile": Engine(build_compiled, TORCH_PRECISIONS, fixed_size=True, build_seconds=30),
     "onnxruntime": Engine(
-        build_onnxruntime, ("float32", "int8"), fixed_size=True, devices=("cpu",), packages=ONNXRUNTIME_PACKAGES, build_seconds=15
+        build_onnxruntime, ("float32", "int8"), fixed_size=True, devices=("cpu",), packages=ONNXRUNTIME_PACKAGES, build_seconds=10
     ),
     "openvino": Engine(
         build_openvino,

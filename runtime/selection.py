@@ -19,8 +19,9 @@ from .compiled import AUTO, ENGINES, NUM_CHECKED, PRECISIONS, CompiledModel, Run
 from .measurements import read_measurements, subject_of, write_measurements
 from .trials import Trials, Workload, build_seconds
 
-# The precisions that `auto` may choose besides that of the weights, with the smallest cosine similarity to the float32 model, per image
-AUTO_PRECISIONS = {"bfloat16": 0.999, "int8": 0.99, "float16": 0.999}
+# By device, the precisions that `auto` may choose besides that of the weights, with the smallest cosine similarity to float32 of any image.
+# CPUs that multiply in float16 do so in bfloat16
+AUTO_PRECISIONS = {"cpu": {"bfloat16": 0.999, "int8": 0.99}, "cuda": {"bfloat16": 0.999, "float16": 0.999}}
 MIN_GAIN = 0.05  # an engine that saves a smaller share of the time is not selected: measurements are not that precise
 
 
@@ -60,13 +61,14 @@ def select_runtime(
     images = sample(max(workload.batch_size, NUM_CHECKED))
     if images is None:
         return Selection(candidates[0])
+    device = next(module.parameters()).device.type
     subject = subject_of(module, images.shape, batch_size=workload.batch_size, num_streams=workload.num_streams)
     trials = Trials(
         module,
         workload,
         images,
         calibration=calibration,
-        min_cosine=AUTO_PRECISIONS if is_strict else {},
+        min_cosine=AUTO_PRECISIONS.get(device, {}) if is_strict else {},
         remembered=read_measurements(subject),
     )
     for candidate in candidates:
@@ -95,7 +97,7 @@ def find_candidates(module: nn.Module, runtime: Runtime, *, one_size: bool = Tru
     Raises VitrailError if there are none.
     """
     own, device = precision_of(module), next(module.parameters()).device.type
-    auto = [own, *(precision for precision in AUTO_PRECISIONS if calibrates or precision != "int8")]
+    auto = [own, *(precision for precision in AUTO_PRECISIONS.get(device, {}) if calibrates or precision != "int8")]
     precisions = dict.fromkeys(auto) if runtime.precision == AUTO else (runtime.precision or own,)
     names = list(ENGINES) if runtime.engine == AUTO else [runtime.engine]
     able = [

@@ -81,13 +81,13 @@ class Trials:
         self.num_new = 0
         self.baseline: Runtime | None = None
         self.kept: tuple[Runtime, CompiledModel] | None = None
-        self._mismatched: set[Runtime] = set()  # not remembered: other weights of the architecture may agree
+        self._left_out: set[Runtime] = set()  # by this run alone: other weights may agree, and memory may be free
         self._baseline_model: CompiledModel | None = None
         self._spent = 0.0
 
     def works(self, runtime: Runtime) -> bool:
         """Whether a runtime has been measured, and was not refused."""
-        return runtime in self.found and self.found[runtime].refused is None and runtime not in self._mismatched
+        return runtime in self.found and self.found[runtime].refused is None and runtime not in self._left_out
 
     def seconds(self, runtime: Runtime) -> float:
         """Return the time that the run still takes with a runtime that works."""
@@ -120,9 +120,9 @@ class Trials:
             worst = min((agreement.cosine for agreement in compiled.agreement), default=1.0)
             if worst < least:
                 raise OutputMismatchError(f"the cosine similarity to the float32 model is {worst:.4f}, expected {least} or more")
-        except OutputMismatchError as error:
+        except (OutputMismatchError, MemoryError, OSError, torch.OutOfMemoryError) as error:
             logger.info(f"auto leaves out {runtime}: {error}")
-            self._mismatched.add(runtime)
+            self._left_out.add(runtime)
         except BUILD_ERRORS as error:
             logger.info(f"auto leaves out {runtime}: {error}")
             self._add(runtime, refused=str(error) or type(error).__name__)
