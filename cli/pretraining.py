@@ -14,7 +14,6 @@ from .evaluation import PACKAGES
 from .options import BatchSize, Data, DataOptions, NumWorkers, Overwrite, Strict
 from .output import Result, check_not_itself, check_output, load_model, warn
 
-COMPARED = {"start": "start model", "result": "teacher", "random": "random weights"}
 NOT_PRINTED = ("epoch", "step", "grad_norm", "learning_rate", "teacher_momentum")  # of the last point of the curves
 
 
@@ -141,18 +140,19 @@ def pretrain(
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
     result = METHODS[chosen.method].result
     if run["comparison"] is not None:
-        lines += comparison_lines(run["comparison"], k=run["knn"]["k"])
+        lines += comparison_lines(run["comparison"], k=run["knn"]["k"], result=result)
     elif run["knn"] is not None and run["knn"]["accuracy"] is not None:
         lines.append(f"  k-NN accuracy of the {result} (k = {run['knn']['k']}): {run['knn']['accuracy']:.1%}")
     files = [f"{output}: the {result}, pretraining.json and its curves", *([str(original)] if original else [])]
     return Result(run, [*lines, f"  written to {'; '.join(files)}"])
 
 
-def comparison_lines(comparison: Mapping[str, Mapping[str, float | None]], *, k: int) -> list[str]:
+def comparison_lines(comparison: Mapping[str, Mapping[str, float | None]], *, k: int, result: str) -> list[str]:
     """Return a line for each evaluation: start model, result and random weights side by side."""
+    names = {"start": "start model", "result": result, "random": "random weights"}
     lines = []
     for metric, title in {"knn": f"k-NN accuracy (k = {k})", "logistic": "logistic regression accuracy"}.items():
-        accuracies = {name: comparison[model][metric] for model, name in COMPARED.items()}
+        accuracies = {name: comparison[model][metric] for model, name in names.items()}
         if None not in accuracies.values():
             lines.append(f"  {title}: {', '.join(f'{name} {accuracy:.1%}' for name, accuracy in accuracies.items())}")
     return lines

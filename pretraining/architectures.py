@@ -52,7 +52,8 @@ def new_model(name: str, *, image_size: int, seed: int, method: str = "dino") ->
             "or a config.json with the fields of ViTConfig."
         )
     set_seed(seed)
-    return ViTModel(config), image_processor_for(config, "dinov2" if method == "dinov2" else "dino")
+    preset = "dinov2" if method == "dinov2" else "dino"
+    return ViTModel(config), image_processor_for(config, preset, image_size=config.image_shape)
 
 
 def _read_config(path: Path) -> ViTConfig:

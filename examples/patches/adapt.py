@@ -32,7 +32,8 @@ NUM_NEIGHBORS = 20
 SIDE, STRIDE, TILE, CELL = 32, 16, 48, 4  # pixels of a patch, between patches, of a tile; tiles on each side of a cell
 SPLITS = ("train", "validation", "test", "train")  # of the tiles of a square of four
 COMMAND = "vitrail pretrain --data DATA --from START --method dinov2 --recipe examples/patches/recipe.json --evaluate-every 5"
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of the logistic regression, of which held-out training patches select one
+STRENGTHS = (0.01, 0.1, 1.0)  # C of the logistic regression, of which held-out training patches select one
+Vectors = list[tuple[np.ndarray, np.ndarray]]  # of the training patches and of the held-out patches, with their labels
 ROWS = {"start": "start model", "adapted": "adapted", "random": "random weights", "raw_pixels": "raw pixels (3,072 numbers)"}
 
 CARD = """\
@@ -45,7 +46,7 @@ command:
     {command}
 
 [recipe.json](recipe.json) makes the views as small as the patches. The rest is the recipe `adapt`: {epochs} epochs with a batch size of
-{batch}, {updates} updates.
+{batch_size}, {updates} updates.
 
 ## Data
 
@@ -57,11 +58,14 @@ patch has 32 pixels and lies within a tile: no pixel of a held-out patch is in a
 ## Results
 
 Accuracy on the held-out patches: the mean over the seeds, with the minimum and the maximum in brackets. k-NN is a vote of the {k} nearest
-training patches on [CLS]; logistic regression is fitted on [CLS] of the training patches. The start model has no seed.
+training patches on [CLS]; logistic regression is fitted on [CLS] of the training patches. The start model has no seed. With {held_out}
+patches, the standard error of an accuracy is about 2.8 points.
 
 | features | k-NN top-1, % | logistic regression top-1, % |
 |---|---|---|
 {table}
+
+Adapting changes k-NN by {knn:+.1f} points and logistic regression by {logistic:+.1f} points.
 """
 
 
@@ -110,55 +114,49 @@ def adapt(seed: int, output: Path) -> dict:
     return json.loads((result / "pretraining.json").read_text(encoding="utf-8"))
 
 
-def measure(vectors: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Return the accuracies of k-NN and of logistic regression, from 0 to 1, of the vectors and labels of both splits."""
-    (train, train_labels), (held_out, labels) = vectors["train"], vectors["validation"]
-    number = len(np.unique(train_labels))
-    nearest = knn_classify(train, train_labels, held_out, num_classes=number, num_neighbors=[NUM_NEIGHBORS])[NUM_NEIGHBORS]
-    probe = fit_logistic(train, train_labels, grid=STRENGTHS).classify(held_out)
-    return {name: float((ranked[:, 0] == labels).mean()) for name, ranked in (("knn", nearest), ("logistic", probe))}
+def nearest(vectors: Vectors) -> float:
+    """Return the accuracy of k-NN, from 0 to 1."""
+    (train, train_labels), (held_out, labels) = vectors
+    classes = knn_classify(train, train_labels, held_out, num_classes=labels.max() + 1, num_neighbors=[NUM_NEIGHBORS])
+    return float((classes[NUM_NEIGHBORS][:, 0] == labels).mean())
 
 
-def features(
-    model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProcessor, data: LabeledImages, output: Path
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return [CLS] of the patches of both splits, and their labels."""
+def measure(vectors: Vectors) -> dict[str, float]:
+    """Return the accuracies of k-NN and of logistic regression, from 0 to 1."""
+    (train, train_labels), (held_out, labels) = vectors
+    classes = fit_logistic(train, train_labels, grid=STRENGTHS).classify(held_out)
+    return {"knn": nearest(vectors), "logistic": float((classes[:, 0] == labels).mean())}
+
+
+def features(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProcessor, data: LabeledImages, output: Path) -> Vectors:
+    """Return [CLS] of the training patches and of the held-out patches, and their labels."""
     cache = FeatureCache(output / "features", progress=False)
-    found = {name: cache.features(model, image_processor, getattr(data, name)) for name in ("train", "validation")}
-    return {name: (pooled_vectors(split, model.config.pooling), split.labels) for name, split in found.items()}
+    found = [cache.features(model, image_processor, split) for split in (data.train, data.validation)]
+    return [(pooled_vectors(split, model.config.pooling), split.labels) for split in found]
 
 
-def pixels(data: LabeledImages) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the pixels of the patches of both splits, and their labels."""
-    return {
-        name: (
-            np.stack([np.asarray(open_image(image), np.float32).ravel() / 255 for image in split["image"]]),
-            np.array(split["label"]),
-        )
-        for name, split in (("train", data.train), ("validation", data.validation))
-    }
+def pixels(data: LabeledImages) -> Vectors:
+    """Return the pixels of the training patches and of the held-out patches, and their labels."""
+    return [
+        (np.stack([np.asarray(open_image(image), np.float32).ravel() for image in split["image"]]), np.array(split["label"][:]))
+        for split in (data.train, data.validation)
+    ]
 
 
-def card(results: dict, run: dict) -> str:
+def card(results: dict) -> str:
     """Return the text of README.md."""
 
     def cell(name: str, metric: str) -> str:
-        values = [100 * row[metric] for row in results["test"][name]]
+        values = [100 * row[metric] for row in results[name] if metric in row]
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-        return f"{np.mean(values):.1f}{spread}"
+        return f"{np.mean(values):.1f}{spread}" if values else ""
 
     table = "\n".join(f"| {label} | {cell(name, 'knn')} | {cell(name, 'logistic')} |" for name, label in ROWS.items())
-    return CARD.format(
-        command=COMMAND,
-        table=table,
-        train=run["data"]["train_images"],
-        held_out=results["images"],
-        classes=results["labels"],
-        epochs=run["epochs"],
-        updates=run["updates"],
-        batch=run["batch_size"],
-        k=NUM_NEIGHBORS,
-    )
+    change = {
+        metric: 100 * (np.mean([row[metric] for row in results["adapted"]]) - results["start"][0][metric])
+        for metric in ("knn", "logistic")
+    }
+    return CARD.format(command=COMMAND, table=table, k=NUM_NEIGHBORS, **change, **results["run"])
 
 
 def main(output: Path) -> None:
@@ -174,16 +172,17 @@ def main(output: Path) -> None:
         models["adapted"].append(vitrail.load(output / f"seed-{seed}")[0])
         torch.manual_seed(seed)
         models["random"].append(vitrail.ViTModel(start.config))
-    results: dict = {}
-    for split in ("validation", "test"):
-        data = load_labeled_images(output / "data", validation_split=split)
-        results |= {"images": len(data.validation), "labels": len(data.label_names)}
-        results[split] = {
-            name: [measure(features(model.eval(), image_processor, data, output)) for model in rows]
-            for name, rows in models.items()
-        } | {"raw_pixels": [measure(pixels(data))]}
+    run = runs[0]
+    results: dict = {
+        "run": {"train": run["data"]["train_images"], **{name: run[name] for name in ("epochs", "batch_size", "updates")}}
+    }
+    data = load_labeled_images(output / "data", validation_split="test")
+    results["run"] |= {"held_out": len(data.validation), "classes": len(data.label_names)}
+    for name, rows in models.items():
+        results[name] = [measure(features(model.eval(), image_processor, data, output)) for model in rows]
+    results["raw_pixels"] = [{"knn": nearest(pixels(data))}]
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (HERE / "README.md").write_text(card(results, runs[0]), encoding="utf-8")
+    (HERE / "README.md").write_text(card(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

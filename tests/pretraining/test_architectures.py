@@ -43,7 +43,8 @@ def test_a_name_is_the_original_architecture(method, name, image_size, checkpoin
     expected.pop("layer_scale_init_value")
     assert found == expected
     assert model.num_parameters() == parameters
-    if method == "dino":  # DINOv2's evaluations crop 224 pixels, whatever size the positions are for
+    assert image_processor.crop_size == {"height": image_size, "width": image_size}
+    if method == "dino":  # the published DINOv2 crops 224 pixels
         assert image_processor.to_dict() == official_image_processor(row).to_dict()
     assert model.dtype == torch.float32
 

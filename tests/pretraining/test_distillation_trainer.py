@@ -278,3 +278,13 @@ def test_a_trainer_without_a_teacher(tmp_path):
     args = DistillationTrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="needs teacher=, as"):
         DistillationTrainer(make_student(), args, train_dataset=Crops())
+
+
+def test_adapters_of_the_student_are_merged(tmp_path):
+    trainer = make_trainer(tmp_path, lora_rank=2, frozen_blocks=1, max_steps=2)
+    trainer.train()
+    begun, result = make_student().state_dict(), trainer.backbone.state_dict()
+    assert result.keys() == begun.keys()
+    moved = {name for name, tensor in result.items() if not torch.equal(tensor, begun[name])}
+    layers = ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")
+    assert moved == {f"layers.{block}.{layer}.weight" for block in (1, 2) for layer in layers}
