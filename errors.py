@@ -75,7 +75,7 @@ class ConversionError(VitrailError):
 
 
 class OutputMismatchError(VitrailError):
-    """The outputs of an exported graph differ from the outputs of the model."""
+    """The outputs of a compiled model or an exported graph differ from the outputs of the model."""
 
 
 class StoreUnreachableError(VitrailError):

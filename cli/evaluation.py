@@ -10,7 +10,7 @@ import typer
 from ..errors import VitrailError
 from ..hub.saving import folder_of_run
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import NUM_CALIBRATION, Runtime
+from ..runtime.compiled import AUTO, NUM_CALIBRATION, Runtime
 from ..utils.atomic import to_json, write_text
 from ..utils.optional import check_packages
 from .options import (
@@ -214,7 +214,7 @@ def _cache(
     from ..data.reader import sample_images
     from ..features.cache import FeatureCache
 
-    calibrates = runtime.precision == "int8"
+    calibrates = runtime.precision in ("int8", AUTO)
     train = read_images(images.train, image_column="image")
     return FeatureCache(
         strict=options.strict,

@@ -17,11 +17,14 @@ from ..errors import VitrailError
 from ..features.embedding import classify_image, extract_features
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..processing.resizing import at_size
+from ..processing.resizing import at_size, output_size
 from ..processing.resizing import keep_aspect as make_keep_aspect
-from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Runtime
+from ..runtime.compiled import AUTO, DEFAULT_RUNTIME, NUM_CALIBRATION, Runtime, precision_of
 from ..runtime.optimization import OptimizedModel, optimize
+from ..runtime.selection import find_candidates
+from ..runtime.trials import Workload
 from ..utils.atomic import replaced, to_json, write_text
+from ..utils.progress import show_line
 from ..utils.text import count
 from ..visualization.attention import plot_attention
 from ..visualization.pca import plot_pca
@@ -192,13 +195,25 @@ def _optimized(
     model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, images: Sequence[Path], *, runtime: Runtime, batch_size: int
 ) -> ViTPreTrainedModel | OptimizedModel:
     """Return the model itself, or the model optimized for these images."""
+    several_sizes = output_size(image_processor) is None
+    if runtime.is_auto and (several_sizes or Workload(batch_size, num_images=len(images)).is_small):
+        first = find_candidates(model, runtime, one_size=not several_sizes)[0]
+        unchanged = runtime.precision in (None, AUTO) and first == Runtime(precision_of(model))
+        runtime = DEFAULT_RUNTIME if unchanged else first
     if runtime == DEFAULT_RUNTIME:
         return model
-    number = NUM_CALIBRATION if runtime.precision == "int8" else batch_size
+    number = NUM_CALIBRATION if runtime.precision == "int8" or runtime.is_auto else batch_size
     examples = image_processor(list(images[:number]), return_tensors="pt")["pixel_values"]
-    return optimize(
-        model, precision=runtime.precision, engine=runtime.engine, examples=examples, batch_size=min(batch_size, len(images))
+    optimized = optimize(
+        model,
+        precision=runtime.precision,
+        engine=runtime.engine,
+        examples=examples,
+        batch_size=min(batch_size, len(images)),
+        num_images=len(images),
     )
+    show_line(optimized.report.selection, wanted=optimized.report.selection != "")
+    return optimized
 
 
 def _with_agreement(result: Result, runner: ViTPreTrainedModel | OptimizedModel) -> Result:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ..processing.presets import PRESETS
-from ..runtime.compiled import Runtime
+from ..runtime.compiled import AUTO, Runtime
 
 Value = TypeVar("Value")
 
@@ -147,9 +147,19 @@ KeepAspect = Annotated[
 # Running a model
 Precision = Annotated[
     str | None,
-    typer.Option(help="Precision: float32, bfloat16, float16, float64 or int8.", show_default="dtype of the weights", metavar="P"),
+    typer.Option(
+        help="Precision: float32, bfloat16, float16, float64 or int8; auto takes the fastest that stays close to float32.",
+        show_default="dtype of the weights",
+        metavar="P",
+    ),
 ]
-Engine = Annotated[str, typer.Option(help="Engine that runs the model: eager, compile, onnxruntime or openvino.", metavar="E")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Engine that runs the model: eager, compile, onnxruntime or openvino; auto measures the fastest, if there are many images.",
+        metavar="E",
+    ),
+]
 BatchSize = Annotated[
     int | None, typer.Option(help="Number of images per forward pass, on each device.", min=1, show_default=CHOSEN)
 ]
@@ -221,7 +231,7 @@ class RuntimeOptions:
     """Precision and engine of the model."""
 
     precision: Precision = None
-    engine: Engine = "eager"
+    engine: Engine = AUTO
 
     def runtime(self) -> Runtime:
         """Return the runtime, or raise VitrailError if the engine does not support the precision."""

@@ -130,12 +130,13 @@ def probe_dense(
     assert size is not None
     described, times = describe_model(report), [time.monotonic()]
     with run_folder.lock() if processes.is_main_process else contextlib.nullcontext():
+        cache.resume(model, run_folder.begun_with())
         features = {
             "train": cache.patch_features(model, image_processor, data.train),
             "validation": cache.patch_features(model, image_processor, data.validation),
         }
         if processes.is_main_process:
-            settings = {"recipe": asdict(recipe), "seed": seed, "data": data.fingerprint}
+            settings = {"recipe": asdict(recipe), "seed": seed, "data": data.fingerprint, "runtime": features["train"].runtime}
             settings |= {name: split.key for name, split in features.items()}
             run_folder.begin(settings, has_results=last_checkpoint(run_folder.path / HEAD) is not None)
         processes.wait_for_everyone()

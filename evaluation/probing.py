@@ -200,11 +200,13 @@ def _run_probe(
     data, recipe = run.data, run.recipe
     model = describe_model(report)
     times = [time.monotonic()]
+    run.cache.resume(run.model, run.folder.begun_with())
     train, validation = run.features(data.train, views=run.views), run.features(data.validation, views=0)
     if processes.is_main_process:
         settings = {"recipe": asdict(recipe), "views": run.views, "seed": run.seed, "unfreeze_epochs": unfreeze_epochs}
         has_results = any(last_checkpoint(run.folder.path / name) for name in (HEADS, FINE_TUNING))
-        run.folder.begin(settings | {"train": train.key, "validation": validation.key}, has_results=has_results)
+        settings |= {"train": train.key, "validation": validation.key, "runtime": train.runtime}
+        run.folder.begin(settings, has_results=has_results)
     processes.wait_for_everyone()
     times.append(time.monotonic())
 

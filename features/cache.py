@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import constants
 from transformers.utils import logging
 
@@ -35,6 +36,7 @@ from ..modeling.modeling_vit import ViTModel, ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import output_grid
 from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime
+from ..runtime.selection import begun_runtime
 from ..runtime.workers import InferenceWorkers
 from ..utils.hashing import sha256
 from ..utils.processes import start_processes
@@ -92,8 +94,10 @@ class FeatureCache:
     num_workers: processes that decode images; 0 to decode in this process.
     strict: refuse unreadable images, instead of leaving them out.
     progress: show bars.
-    runtime: precision and engine.
-    calibration: (N, C, H, W), preprocessed images that int8 takes its scales from; see `vitrail.data.reader.sample_images`.
+    runtime: precision and engine. Where one of them is "auto", features that are in the folder are taken whatever computed them, and for
+        others the fastest is measured on the first images, once for each model.
+    calibration: (N, C, H, W), preprocessed images that int8 takes its scales from; see `vitrail.data.reader.sample_images`. Without them,
+        the precision "auto" does not choose int8.
     runner: "local", or "ray" for a Ray cluster whose machines all see the folder.
     """
 
@@ -106,6 +110,7 @@ class FeatureCache:
     calibration: torch.Tensor | None = None
     runner: str = "local"
     _compiled: dict[Any, CompiledModel] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _selected: dict[Any, Runtime] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))  # a string is welcome, and the dataclass is frozen
@@ -116,7 +121,7 @@ class FeatureCache:
         if key not in self._compiled or not self._compiled[key].is_current:
             self._compiled[key] = CompiledModel(
                 feature_outputs(vit, feature_types).eval(),
-                self.runtime,
+                self._selected.get(vit, self.runtime),
                 batch_size=self.batch_size,
                 calibration=self.calibration,
                 num_streams=num_streams,
@@ -196,14 +201,43 @@ class FeatureCache:
             views=views,
             strict=self.strict,
         )
-        settings = {name: value for name, value in job.settings.items() if name not in NOT_IN_KEY}
-        settings["format"] = FORMAT
-        folder = self.folder / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+        if self.runtime.is_auto:
+            job.runtime = self._select(job)
+        settings = _settings(job, job.runtime)
+        folder = self.folder / _key(settings)
         self._fill(folder, job, settings, labels)
         features = _read(folder)
         if self.strict and features.unreadable:
             raise UnreadableImageError(features.unreadable[0].path, features.unreadable[0].reason)
         return features
+
+    def resume(self, model: ViTPreTrainedModel, settings: Mapping[str, Any]) -> None:
+        """Take the precision and the engine that a run was begun with for a model, where they are "auto".
+
+        settings: of the run; `runtime` is that of its features. They are empty if no run was begun.
+        """
+        found = settings.get("runtime")
+        if self.runtime.is_auto and isinstance(found, Mapping) and (begun := begun_runtime(model, self.runtime, found)):
+            self._selected[model.base_model] = begun
+
+    def _select(self, job: Job) -> Runtime:
+        """Return the runtime of a model: that of features in the folder, finished or begun, or the fastest one."""
+        processes = start_processes()
+        if processes.is_main_process and job.vit not in self._selected:
+            folders = {one: self.folder / _key(_settings(job, one)) for one in job.candidates}
+            finished = [one for one, folder in folders.items() if (folder / MANIFEST).exists()]
+            begun = [one for one, folder in folders.items() if (folder / EXTRACTION / MANIFEST).exists()]
+            if finished or begun:
+                job.runtime = (finished or begun)[0]
+            elif self.runner == "ray":  # whose machines may differ from this one
+                job.runtime = job.candidates[0]
+            else:
+                job.select_runtime(num_processes=processes.num_processes, progress=self.progress)
+            if job.compiled is not None:
+                self._compiled[job.vit, tuple(job.feature_types), job.compiled.num_streams] = job.compiled
+            self._selected[job.vit] = job.runtime
+        self._selected[job.vit] = broadcast_object_list([self._selected.get(job.vit)])[0]
+        return self._selected[job.vit]
 
     def _fill(self, folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) -> None:
         """Extract the features into their folder, unless they are there."""
@@ -245,6 +279,16 @@ def _completing(folder: Path) -> Iterator[None]:
             f"the features in {folder} cannot be completed: {error}. Fix the cause and run the same command to resume, or remove that "
             "folder to extract them from the beginning."
         ) from error
+
+
+def _settings(job: Job, runtime: Runtime) -> dict[str, Any]:
+    """Return everything that determines the features, if this runtime computes them."""
+    settings = {name: value for name, value in job.settings_of(runtime).items() if name not in NOT_IN_KEY}
+    return settings | {"format": FORMAT}
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _num_patches(job: Job) -> int:

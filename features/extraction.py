@@ -16,11 +16,12 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.entries import ImageCollection
 from ..data.image_sources import read_images
-from ..data.reader import Piece, sample_images
+from ..data.reader import Piece
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import DEFAULT_RUNTIME, NUM_CALIBRATION, Agreement, Runtime
+from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, Runtime
+from ..runtime.selection import begun_runtime
 from ..utils.processes import start_processes
 from ..utils.progress import progress_bar
 from .job import SHARD_SIZE, TOO_MANY, Job
@@ -40,6 +41,7 @@ class Extracted:
     waiting: the share of that time, 0 to 1, in which the model waited for images.
     agreement: how closely each column matches the float32 model, on the first images of this process; empty if it ran none, or ran the
         model as it is.
+    runtime: the precision and the engine.
     """
 
     rows: int
@@ -49,6 +51,7 @@ class Extracted:
     seconds: float
     waiting: float
     agreement: dict[str, Agreement]
+    runtime: dict[str, str]
 
 
 def extract(
@@ -88,7 +91,8 @@ def extract(
         concurrency: maximum number of actors on that cluster; None for as many as fit.
         model_name: name of the model in the manifest, by which `vitrail report` loads it again; by default the name that it was
             loaded from.
-        runtime: precision and engine; int8 takes its scales from images of the collection.
+        runtime: precision and engine; int8 takes its scales from images of the collection. "auto" measures what is fastest on the first
+            images; a run that resumes keeps what it was begun with, and on a Ray cluster nothing is measured.
 
     Raises VitrailError: another run writes into the folder; the folder holds other features or other things; no image can be used; a
     file cannot be written; there are more unreadable images than `max_errors`.
@@ -109,7 +113,7 @@ def extract(
         model_name=model_name,
         runtime=runtime,
         retry_later=True,
-        calibration=sample_images(collection, image_processor, NUM_CALIBRATION) if runtime.precision == "int8" else None,
+        calibrates=True,
     )
     return run_job(job, runner=runner, concurrency=concurrency, progress=progress)
 
@@ -128,13 +132,19 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
     with folder.run.lock() if main else contextlib.nullcontext():
         plan: list[Any] = [None]  # of the main process alone: others may not see yet what it has written
         if main:
+            if job.runtime.is_auto:
+                begun = folder.begun()
+                if begun or runner == "ray":  # whose machines may differ from this one
+                    job.runtime = begun_runtime(job.outputs, job.runtime, begun.settings if begun else {}) or job.candidates[0]
+                else:
+                    job.select_runtime(num_processes=processes.num_processes, progress=progress)
             with job.writing():
                 folder.begin(job.settings)
                 pieces = job.missing(resumed=True)
                 whole = folder.manifest().finished and not pieces
                 num_errors = 0 if whole else folder.settle(finished=False).errors
-            plan = [(pieces, num_errors, whole, collection.fingerprint)]
-        pieces, num_errors, whole, fingerprint = broadcast_object_list(plan)[0]
+            plan = [(pieces, num_errors, whole, collection.fingerprint, job.runtime)]
+        pieces, num_errors, whole, fingerprint, job.runtime = broadcast_object_list(plan)[0]
         if collection.fingerprint != fingerprint:
             raise VitrailError(
                 f"the processes found different images in {collection.source}: give all of them access to the same images."
@@ -165,7 +175,16 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
     processes.wait_for_everyone()
     manifest = folder.manifest()
     unreachable = sum(row.retry for shard in manifest.shards for row in shard.unreadable)
-    return Extracted(manifest.rows, manifest.errors, unreachable, images, workers.seconds, workers.waiting, job.agreement)
+    return Extracted(
+        rows=manifest.rows,
+        errors=manifest.errors,
+        unreachable=unreachable,
+        images=images,
+        seconds=workers.seconds,
+        waiting=workers.waiting,
+        agreement=job.agreement,
+        runtime={name: manifest.settings[name] for name in ("precision", "engine")},
+    )
 
 
 def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | None:

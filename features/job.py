@@ -15,13 +15,18 @@ import numpy as np
 import torch
 
 from ..data.entries import ImageCollection
-from ..data.reader import Batch, Chunk, ImageReader, Piece, TrainingViews, UnreadableEntry
+from ..data.reader import Batch, Chunk, ImageReader, Piece, TrainingViews, UnreadableEntry, sample_images
 from ..errors import StoreUnreachableError, UnreadableImageError, VitrailError, public_text
 from ..modeling.fingerprint import config_fields, weights_digest
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
-from ..runtime.compiled import DEFAULT_RUNTIME, Agreement, CompiledModel, Runtime, precision_of
+from ..processing.resizing import output_size
+from ..runtime.compiled import AUTO, DEFAULT_RUNTIME, NUM_CALIBRATION, Agreement, CompiledModel, Runtime, precision_of
+from ..runtime.outputs import TupleOutputs
+from ..runtime.selection import find_candidates, select_runtime
+from ..runtime.trials import Workload
 from ..runtime.workers import InferenceWorkers
+from ..utils.progress import show_line
 from ..utils.worker_errors import clear_worker_errors
 from ..version import __version__
 from .feature_types import feature_outputs, parse_features, vector_size
@@ -34,6 +39,7 @@ BATCH_SIZE = 64
 BATCH_SIZE_ON_CPU = 4  # of each worker; larger batches are no faster, because less of them stays in the caches
 CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
 MAX_WORKERS = 16
+IMAGES_PER_PARTITION = 1000  # assumed where a collection does not have their number, such as shards of WebDataset
 TOO_MANY = (
     "found {number} unreadable images, more than max_errors={maximum}. Finished files are kept: to resume, run the same command with a "
     "larger number."
@@ -53,8 +59,9 @@ class Job:
         max_errors: unreadable images that are allowed; None for any number. Each of several processes counts its own; all are
             counted in the end.
         model_name: of the model, in the manifest.
-        runtime: precision and engine.
+        runtime: precision and engine. If one of them is "auto", `select_runtime` comes before everything else.
         calibration: (N, C, H, W), preprocessed images that int8 takes its scales from.
+        calibrates: take images of the collection for that, without `calibration`.
         views: training views, in place of the image processor's view.
         strict: raise UnreadableImageError at the first unreadable image.
         retry_later: list an image whose store does not respond, to be tried again when the run is repeated, instead of stopping.
@@ -74,6 +81,7 @@ class Job:
     model_name: str = ""
     runtime: Runtime = DEFAULT_RUNTIME
     calibration: torch.Tensor | None = None
+    calibrates: bool = False
     views: TrainingViews | None = None
     strict: bool = False
     retry_later: bool = False
@@ -96,10 +104,33 @@ class Job:
         ]
         self.schema = schema_of(columns, dtype=self.dtype, label_type=self.collection.label_type)
 
-    @cached_property
+    @property
+    def outputs(self) -> TupleOutputs:
+        """The encoder as a module that returns the features."""
+        return feature_outputs(self.vit, self.feature_types)
+
+    @property
+    def device_batch_size(self) -> int:
+        """The number of images that the model takes at a time."""
+        return self.batch_size or (BATCH_SIZE_ON_CPU if self.vit.device.type == "cpu" else BATCH_SIZE)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that determines the rows."""
-        calibration = None if self.calibration is None else hashlib.sha256(self.calibration.numpy().tobytes()).hexdigest()
+        return self.settings_of(self.runtime)
+
+    def settings_of(self, runtime: Runtime) -> dict[str, Any]:
+        """Return the settings of the job if this runtime computes its features."""
+        assert not runtime.is_auto, "select_runtime comes first"
+        images = self.int8_images if runtime.precision == "int8" else None
+        return self._settings_of_content | {
+            "precision": runtime.precision or precision_of(self.vit),
+            "engine": runtime.engine,
+            "calibration": None if images is None else hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        }
+
+    @cached_property
+    def _settings_of_content(self) -> dict[str, Any]:
         return {
             "vitrail": __version__,
             "model": public_text(self.model_name or self.model.name_or_path),
@@ -111,11 +142,51 @@ class Job:
             "views": None if self.views is None else asdict(self.views),
             "features": list(self.features),
             "dtype": self.dtype,
-            "precision": self.runtime.precision or precision_of(self.vit),
-            "engine": self.runtime.engine,
-            "calibration": calibration,
             "shard_size": self.shard_size,
         }
+
+    @cached_property
+    def int8_images(self) -> torch.Tensor | None:
+        """The images that int8 takes its scales from."""
+        if self.calibration is None and self.calibrates:
+            return sample_images(self.collection, self.image_processor, NUM_CALIBRATION)
+        return self.calibration
+
+    @property
+    def candidates(self) -> list[Runtime]:
+        """The runtimes that `runtime` leaves open."""
+        calibrates = self.calibrates or self.calibration is not None
+        return find_candidates(
+            self.outputs, self.runtime, one_size=output_size(self.image_processor) is not None, calibrates=calibrates
+        )
+
+    def select_runtime(self, *, num_processes: int, progress: bool) -> None:
+        """Replace "auto" by the fastest engine and precision for this job, measured on its first images if it is long enough.
+
+        Args:
+            num_processes: processes that share the images.
+            progress: show the measurements.
+        """
+        num_images = self.collection.num_rows
+        if num_images is None:
+            num_images = self.collection.num_partitions * IMAGES_PER_PARTITION
+        num_images *= self.views.number if self.views else 1
+        selection = select_runtime(
+            self.outputs,
+            self.candidates,
+            Workload(self.device_batch_size, InferenceWorkers(self.vit.device).number, num_images // num_processes),
+            self._sample,
+            calibration=lambda: self.int8_images,
+            is_strict=self.runtime.precision == AUTO,
+        )
+        self.runtime, self.compiled = selection.runtime, selection.compiled
+        show_line(selection.report, wanted=progress and selection.report != "")
+
+    def _sample(self, number: int) -> torch.Tensor | None:
+        try:
+            return sample_images(self.collection, self.image_processor, number)
+        except VitrailError:  # the run itself reports it
+            return None
 
     def missing(self, *, resumed: bool = False) -> list[Piece]:
         """Return the pieces of which a file is missing, in order; resumed: see `FeatureFolder.finished_chunks`."""
@@ -155,17 +226,16 @@ class Job:
         """
         device = self.vit.device
         workers = InferenceWorkers(device)
-        batch_size = self.batch_size or (BATCH_SIZE_ON_CPU if device.type == "cpu" else BATCH_SIZE)
         if self.compiled is None:
             self.compiled = CompiledModel(
-                feature_outputs(self.vit, self.feature_types),
+                self.outputs,
                 self.runtime,
-                batch_size=batch_size,
-                calibration=self.calibration,
+                batch_size=self.device_batch_size,
+                calibration=self.int8_images if self.runtime.precision == "int8" else None,
                 num_streams=workers.number,
             )
         num_workers = default_num_workers(device) if self.num_workers is None else self.num_workers
-        reader = ImageReader(self.collection, self.image_processor, batch_size, num_workers, self.views)
+        reader = ImageReader(self.collection, self.image_processor, self.device_batch_size, num_workers, self.views)
         items = run_model(self.compiled, reader, pieces, chunk_size=self.shard_size, workers=workers, postprocess=self._as_stored)
         writer = None
         with clear_worker_errors(), contextlib.closing(items), contextlib.ExitStack() as unfinished:

@@ -63,7 +63,8 @@ def run_on_ray(
     if not pieces:
         return workers
     model = job.model if job.model.device.type == "cpu" else copy.deepcopy(job.model).cpu()
-    job = replace(job, model=model, output_dir=job.folder.path.absolute(), compiled=None)
+    calibration = job.int8_images if job.runtime.precision == "int8" else None
+    job = replace(job, model=model, output_dir=job.folder.path.absolute(), compiled=None, calibration=calibration)
     with _connected(), _mark(job.folder.progress) as mark:
         pool = choose_pool(
             [node["Resources"] for node in ray.nodes() if node["Alive"]], concurrency=concurrency, num_pieces=len(pieces)

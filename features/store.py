@@ -82,13 +82,12 @@ class FeatureFolder:
 
         Raises VitrailError if other features, or other things, are in the folder.
         """
-        manifest = Manifest(settings=settings)
-        if (self.path / MANIFEST).is_file():
-            manifest = self.manifest()
+        manifest = self.begun()
+        if manifest is None:
+            manifest = Manifest(settings=settings)
+        else:
             self.run.check_settings(settings, manifest.settings)
             manifest.settings = settings
-        elif not set(os.listdir(self.path)) <= {PROGRESS, LOCK_NAME}:
-            raise VitrailError(f"{self.path} holds other things: choose a new or empty output folder.")
         self.progress.mkdir(exist_ok=True)
         for file in self.progress.glob(f"*{TEMPORARY_MARK}*"):
             file.unlink()
@@ -96,6 +95,14 @@ class FeatureFolder:
             shutil.rmtree(mark)
         self._write_manifest(manifest)
         (self.path / DATA).mkdir(exist_ok=True)
+
+    def begun(self) -> Manifest | None:
+        """Return the manifest of the extraction that was begun here, or None. Raises VitrailError if other things are in the folder."""
+        if (self.path / MANIFEST).is_file():
+            return self.manifest()
+        if not set(os.listdir(self.path)) <= {PROGRESS, LOCK_NAME}:
+            raise VitrailError(f"{self.path} holds other things: choose a new or empty output folder.")
+        return None
 
     def manifest(self) -> Manifest:
         """Return the manifest, without what has finished since it was written."""

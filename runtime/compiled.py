@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import VitrailError
+from ..errors import OutputMismatchError, VitrailError
 from ..modeling.fingerprint import weights_digest
-from .graph_engines import build_onnxruntime, build_openvino
+from .graph_engines import ONNXRUNTIME_PACKAGES, OPENVINO_PACKAGES, build_onnxruntime, build_openvino
 from .outputs import CompiledFunction
 from .torch_engines import build_compiled, build_eager, in_precision
 
@@ -27,22 +27,36 @@ class Engine:
     precisions: the supported precisions.
     fixed_size: whether a compiled function accepts one height and width of images only.
     devices: the supported device types.
+    packages: the optional packages that it needs.
+    build_seconds: typical time to build a function of a ViT-S on two cores, which decides whether `auto` tries the engine.
     """
 
     build: Callable[..., CompiledFunction]
     precisions: tuple[str, ...]
     fixed_size: bool
     devices: tuple[str, ...] = ("cpu", "cuda")
+    packages: tuple[str, ...] = ()
+    build_seconds: float = 0.0
 
 
+AUTO = "auto"  # an engine or a precision that `select_runtime` selects
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "float64")
 TORCH_PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 OTHER_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp64": "float64", "double": "float64"}
 ENGINES = {
     "eager": Engine(build_eager, TORCH_PRECISIONS, fixed_size=False),
-    "compile": Engine(build_compiled, TORCH_PRECISIONS, fixed_size=True),
-    "onnxruntime": Engine(build_onnxruntime, ("float32", "int8"), fixed_size=True, devices=("cpu",)),
-    "openvino": Engine(build_openvino, ("float32", "bfloat16", "float16", "int8"), fixed_size=True, devices=("cpu",)),
+    "compile": Engine(build_compiled, TORCH_PRECISIONS, fixed_size=True, build_seconds=30),
+    "onnxruntime": Engine(
+        build_onnxruntime, ("float32", "int8"), fixed_size=True, devices=("cpu",), packages=ONNXRUNTIME_PACKAGES, build_seconds=10
+    ),
+    "openvino": Engine(
+        build_openvino,
+        ("float32", "bfloat16", "float16", "int8"),
+        fixed_size=True,
+        devices=("cpu",),
+        packages=OPENVINO_PACKAGES,
+        build_seconds=5,
+    ),
 }
 # The smallest acceptable cosine similarity between the outputs of a compiled function and the float32 model, per image
 MIN_COSINE = {"float64": 0.9999, "float32": 0.9999, "bfloat16": 0.99, "float16": 0.999, "int8": 0.9}
@@ -55,9 +69,10 @@ NUM_CHECKED = 8  # largest number of images that a compiled function is checked 
 class Runtime:
     """A precision and an engine.
 
-    precision: "float32", "bfloat16", "float16", "int8" or "float64"; None keeps the precision of the weights.
+    precision: "float32", "bfloat16", "float16", "int8" or "float64"; None keeps the precision of the weights; "auto" takes the fastest
+        of them whose outputs stay close to the float32 model.
     engine: "eager" is the model itself; "compile" is torch.compile with frozen weights; "onnxruntime" and "openvino" run a graph of the
-        model on a CPU and are optional dependencies.
+        model on a CPU and are optional dependencies; "auto" takes the fastest of them, see `vitrail.runtime.selection`.
 
     Raises VitrailError for other names, and for a precision that the engine does not support.
     """
@@ -66,18 +81,26 @@ class Runtime:
     engine: str = "eager"
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise VitrailError(f"found engine={self.engine!r}; write one of {', '.join(ENGINES)}")
-        if self.precision is None or self.precision in ENGINES[self.engine].precisions:
-            return
-        if self.precision not in PRECISIONS:
-            known = OTHER_NAMES.get(self.precision) or f"one of {', '.join(PRECISIONS)}"
+        if self.engine not in (*ENGINES, AUTO):
+            raise VitrailError(f"found engine={self.engine!r}; write one of {', '.join(ENGINES)} or {AUTO}")
+        if self.precision not in (None, *PRECISIONS, AUTO):
+            known = OTHER_NAMES.get(self.precision) or f"one of {', '.join(PRECISIONS)} or {AUTO}"
             raise VitrailError(f"found precision={self.precision!r}; write {known}")
+        if self.precision in (None, AUTO) or self.engine == AUTO or self.precision in ENGINES[self.engine].precisions:
+            return
         able = " or ".join(name for name, engine in ENGINES.items() if self.precision in engine.precisions)
         raise VitrailError(
             f"engine {self.engine} does not support {self.precision}: choose one of "
             f"{', '.join(ENGINES[self.engine].precisions)}, or the engine {able}."
         )
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.engine, self.precision)))
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the engine or the precision is still to be selected."""
+        return AUTO in (self.engine, self.precision)
 
 
 DEFAULT_RUNTIME = Runtime()  # the unchanged model
@@ -103,6 +126,7 @@ class CompiledModel:
 
     Args:
         module: in evaluation mode; maps (B, C, H, W) to a tuple of tensors with B rows. It is compiled again for another image size.
+        runtime: a selected one: neither its engine nor its precision is "auto".
         batch_size: the usual number of images per call; other numbers work, but are slower where the batch size is compiled in.
         calibration: (N, C, H, W), images that int8 is calibrated on.
         num_streams: number of threads that call at the same time; each call uses `torch.get_num_threads() // num_streams` threads.
@@ -120,6 +144,7 @@ class CompiledModel:
         calibration: torch.Tensor | None = None,
         num_streams: int = 1,
     ) -> None:
+        assert not runtime.is_auto, "select_runtime comes first"
         self.module = module
         self.device = next(module.parameters()).device
         self.precision = runtime.precision or precision_of(module)
@@ -152,8 +177,8 @@ class CompiledModel:
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the outputs in float32 for images (B, C, H, W) on any device.
 
-        Raises VitrailError if the engine is not installed or not supported here, if its outputs do not agree with the module, or if the
-        weights have changed since the version for another image size was built.
+        Raises VitrailError if the engine is not installed or not supported here, or if the weights have changed since the version for
+        another image size was built; OutputMismatchError if its outputs do not agree with the module.
         """
         pixel_values = pixel_values.to(self.device, non_blocking=True)
         return self._run(self._function(pixel_values), pixel_values)
@@ -201,7 +226,7 @@ class CompiledModel:
         least = MIN_COSINE[self.precision]
         for agreement in found:
             if not agreement.cosine >= least:  # also true of NaN
-                raise VitrailError(
+                raise OutputMismatchError(
                     f"the outputs of {self.runtime.engine} in {self.precision} do not agree with the float32 model: their cosine "
                     f"similarity is {agreement.cosine:.4f}, expected {least} or more. Choose another precision or engine."
                 )

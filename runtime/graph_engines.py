@@ -17,6 +17,8 @@ from .graph import INPUT_NAME, to_openvino, trace, write_onnx
 from .outputs import CompiledFunction
 from .quantization import quantize_onnx, quantize_openvino
 
+ONNXRUNTIME_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPENVINO_PACKAGES = ("openvino", "nncf")
 # OpenVINO's name of each precision (for int8, of the operations that are not quantized), and of the capability of a device
 HINTS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16"), "int8": ("f32", "INT8")}
 
@@ -34,10 +36,11 @@ def build_onnxruntime(
         num_streams: number of threads that call the function at the same time; they share the threads that torch uses now.
 
     Raises:
-        VitrailError: packages are missing.
+        VitrailError: packages are missing, or onnxruntime refuses the graph of the model.
     """
-    check_packages(("onnx", "onnxscript", "onnxruntime"), extra="onnx")
+    check_packages(ONNXRUNTIME_PACKAGES, extra="onnx")
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads_for_each(num_streams)
@@ -50,7 +53,10 @@ def build_onnxruntime(
             quantized = Path(folder) / "int8.onnx"
             quantize_onnx(path, quantized, _array(calibration))
             path = quantized
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except (errors.Fail, errors.InvalidGraph, errors.NotImplemented, errors.RuntimeException) as error:
+            raise VitrailError(f"onnxruntime does not run this model ({error}): choose another engine.") from error
 
     def function(pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         arrays = session.run(None, {INPUT_NAME: _array(pixel_values)})
@@ -67,7 +73,7 @@ def build_openvino(
     Raises:
         VitrailError: packages are missing, or this CPU does not support the precision.
     """
-    check_packages(("openvino", "nncf"), extra="openvino")
+    check_packages(OPENVINO_PACKAGES, extra="openvino")
     openvino = import_without_telemetry("openvino")
     core = openvino.Core()
     hint, capability = HINTS[precision]

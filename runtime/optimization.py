@@ -11,9 +11,11 @@ from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTForImageClassification, ViTModelOutput, ViTPreTrainedModel
 from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
-from .compiled import NUM_CHECKED, Agreement, CompiledModel, Runtime
+from .compiled import AUTO, NUM_CHECKED, Agreement, CompiledModel, Runtime
 from .graph_export import OUTPUT_NAMES
 from .outputs import named_outputs
+from .selection import Selection, find_candidates, select_runtime
+from .trials import Workload
 
 # What a model with a head returns; an encoder returns a ViTModelOutput
 OUTPUT_CLASSES: dict[type[ViTPreTrainedModel], type[ModelOutput]] = {
@@ -31,6 +33,7 @@ class OptimizationReport:
     image_size: (height, width) of the images it was compared on.
     num_images: the number of these images.
     agreement: the agreement of each output, by name.
+    selection: the speeds that "auto" has measured; empty if it has measured none.
     """
 
     precision: str
@@ -38,6 +41,7 @@ class OptimizationReport:
     image_size: tuple[int, int]
     num_images: int
     agreement: dict[str, Agreement]
+    selection: str = ""
 
     @property
     def cosine(self) -> float:
@@ -95,6 +99,7 @@ def optimize(
     example_size: int | Sequence[int] | None = None,
     examples: torch.Tensor | None = None,
     batch_size: int = 8,
+    num_images: int | None = None,
 ) -> OptimizedModel:
     """Make a model faster, and compare it with the float32 model.
 
@@ -106,13 +111,14 @@ def optimize(
         model: a ViTModel, or a model with a head for classification, segmentation or depth. Its weights stay unchanged. After you change
             them, optimize it again.
         precision: "float32", "bfloat16", "float16", "float64" ("eager" and "compile") or "int8" (weights and activations); the
-            precision of the weights by default.
+            precision of the weights by default. "auto": the fastest of them that stays close to float32; int8 only with `examples`.
         engine: "eager", "compile" (torch.compile with frozen weights), "onnxruntime" (`pip install ".[onnx]"`) or "openvino"
-            (`pip install ".[openvino]"`); int8 requires one of the last two.
+            (`pip install ".[openvino]"`); int8 requires one of the last two. "auto": the fastest of those that are installed.
         example_size: height and width, in pixels, of the images to expect; the config's image_size by default.
         examples: (N, C, H, W), preprocessed images, which also set the size. The models are compared on the first 8 of them, or on noise
             without any. int8 is calibrated on them and requires some dozens.
         batch_size: the usual number of images per call, which "compile" compiles for.
+        num_images: the number of images that will be run, as far as it is known: "auto" builds no engine that takes longer than it saves.
 
     Raises:
         VitrailError: the engine or precision is unknown or not installed; the model is not supported; int8 has no images; or the outputs
@@ -125,16 +131,29 @@ def optimize(
         )
     outputs = named_outputs(model.eval(), *OUTPUT_NAMES[type(model)])
     images = _noise(model.config, example_size) if examples is None else examples
-    compiled = CompiledModel(outputs, runtime, batch_size=batch_size, calibration=examples if precision == "int8" else None)
-    compiled(images[:NUM_CHECKED])
+    selection = Selection(runtime)
+    if runtime.is_auto:
+        selection = select_runtime(
+            outputs,
+            find_candidates(outputs, runtime, calibrates=examples is not None),
+            Workload(batch_size, num_images=num_images),
+            lambda number: images[:number],
+            calibration=lambda: examples,
+            is_strict=precision == AUTO,
+        )
+    if (compiled := selection.compiled) is None:
+        calibration = examples if selection.runtime.precision == "int8" else None
+        compiled = CompiledModel(outputs, selection.runtime, batch_size=batch_size, calibration=calibration)
+        compiled(images[:NUM_CHECKED])
     agreement = compiled.agreement or (EXACT,) * len(outputs.names)
     height, width = images.shape[-2:]
     report = OptimizationReport(
         compiled.precision,
-        engine,
+        selection.runtime.engine,
         image_size=(height, width),
         num_images=len(images[:NUM_CHECKED]),
         agreement=dict(zip(outputs.names, agreement, strict=True)),
+        selection=selection.report,
     )
     return OptimizedModel(model, compiled, report)
 

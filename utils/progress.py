@@ -45,6 +45,12 @@ def progress_bar(
         yield lambda number: bar.advance(task, number)
 
 
+def show_line(text: str, *, wanted: bool = True) -> None:
+    """Print a line about a job on stderr, where its progress is shown."""
+    if wanted and not are_progress_bars_disabled():
+        Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def _lines(console: Console, description: str, total: int | None, unit: str) -> Callable[[int], None]:
     started = last = time.monotonic()
     done = 0

@@ -76,9 +76,13 @@ class RunFolder:
             VitrailError: the folder holds results of other settings.
         """
         if has_results:
-            remedy = f"remove the folder {self.path} to start over"
-            self.check_settings(settings, read_json(self.settings_file, remedy=remedy) if self.settings_file.is_file() else {})
+            self.check_settings(settings, self.begun_with())
         write_json(self.settings_file, settings)
+
+    def begun_with(self) -> dict[str, Any]:
+        """Return the settings that a run was begun with; empty if none was begun."""
+        remedy = f"remove the folder {self.path} to start over"
+        return read_json(self.settings_file, remedy=remedy) if self.settings_file.is_file() else {}
 
     def check_settings(self, settings: Mapping[str, Any], begun_with: Mapping[str, Any]) -> None:
         """Raise VitrailError if settings differ from those that a run was begun with."""

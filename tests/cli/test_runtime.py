@@ -81,6 +81,6 @@ def test_what_cannot_run_is_one_message(place, tmp_path, capsys, command):
     }.get(command, ["model", "--data", place / "images"])
     assert end_of(command, place / words[0], *words[1:], "--engine", "tensorrt") == 2
     assert "found --engine tensorrt; write one of eager, compile, onnxruntime, openvino" in capsys.readouterr().err
-    assert end_of(command, place / words[0], *words[1:], "--precision", "int8") == 2
+    assert end_of(command, place / words[0], *words[1:], "--precision", "int8", "--engine", "eager") == 2
     assert "eager does not support int8" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -47,7 +47,7 @@ def extract_prepared(folder, kill_at=0):
 
     model.register_forward_pre_hook(count)
     cache.CHUNK = 4
-    FeatureCache(folder / "features", batch_size=2).features(
+    FeatureCache(folder / "features", batch_size=2, runtime=Runtime(engine="auto")).features(  # selected in one process
         model,
         VitrailImageProcessor.from_pretrained(folder / "model"),
         datasets.load_from_disk(folder / "data"),
