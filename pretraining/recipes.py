@@ -95,8 +95,8 @@ class PretrainingRecipe:
         """Raise VitrailError if the recipe keeps a model close to its start, which random weights do not deserve."""
         if kept := [name for name in ("frozen_blocks", "lora_rank", "gram_loss_weight") if self.arguments.get(name)]:
             raise VitrailError(
-                f"{', '.join(kept)} of the recipe {self.name} keep a model close to its start, but this run starts from random weights: use "
-                "another recipe, or start from a model."
+                f"{', '.join(kept)} of the recipe {self.name} keep a model close to its start, but this run starts from random weights: "
+                "use another recipe, or start from a model."
             )
 
     @property

@@ -1,9 +1,8 @@
 """Measurements of engines, remembered in a JSON file of this machine, which may be removed at any time.
 
-The file is `HF_HOME/vitrail/engines.json`. The environment variable VITRAIL_ENGINE_CACHE names another file, or is "off".
+The file is `HF_HOME/vitrail/engines.json`.
 """
 
-import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from ..utils.versions import installed_version
 from ..version import __version__
 from .compiled import precision_of
 
-VARIABLE, OFF = "VITRAIL_ENGINE_CACHE", "off"
 PACKAGES = (
     "torch",
     "onnxruntime",
@@ -65,12 +63,9 @@ class MeasurementFile(Record):
     models: dict[str, MeasuredModel] = field(default_factory=dict)
 
 
-def measurement_file() -> Path | None:
-    """Return the path of the file, or None if measurements are not kept."""
-    chosen = os.environ.get(VARIABLE)
-    if chosen == OFF:
-        return None
-    return Path(chosen) if chosen else Path(constants.HF_HOME) / "vitrail" / "engines.json"
+def measurement_file() -> Path:
+    """Return the path of the file."""
+    return Path(constants.HF_HOME) / "vitrail" / "engines.json"
 
 
 def subject_of(module: nn.Module, pixel_values: torch.Size, *, batch_size: int, num_streams: int) -> dict[str, Any]:
@@ -109,8 +104,6 @@ def read_measurements(subject: dict[str, Any]) -> list[Measurement]:
 def write_measurements(subject: dict[str, Any], measurements: Iterable[Measurement]) -> None:
     """Remember the measurements of a subject. Of processes that write at the same time, the last one wins."""
     path, content = measurement_file(), _read_file()
-    if path is None:
-        return
     content.models[_key(subject)] = MeasuredModel(subject=subject, measurements=list(measurements))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +116,7 @@ def _read_file() -> MeasurementFile:
     """Return the content of the file, if it belongs to the installed versions, or an empty content."""
     versions = {"vitrail": __version__} | {package: installed_version(package) for package in PACKAGES}
     path = measurement_file()
-    if path is not None and path.is_file():
+    if path.is_file():
         try:
             content = MeasurementFile.read(path)
         except (VitrailError, OSError) as error:

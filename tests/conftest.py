@@ -23,7 +23,6 @@ from local_server import LocalServer, Request
 
 COMMIT = "5f1b2c3d" * 5
 # `make test-quantization` brings its packages, which warn in every process that imports transformers
-os.environ["VITRAIL_ENGINE_CACHE"] = "off"  # also of the processes that tests start: no test depends on another's measurements
 collect_ignore = [] if find_spec("torchao") else ["modeling/test_quantization.py"]
 
 

@@ -1,6 +1,8 @@
 """Engines whose builds and calls take as long as a test says, on a clock that only they advance."""
 
-from vitrail.runtime import compiled, trials
+from pathlib import Path
+
+from vitrail.runtime import compiled, measurements, trials
 from vitrail.runtime.compiled import Engine
 
 
@@ -14,6 +16,8 @@ class FakeEngines:
         for name in list(compiled.ENGINES):
             monkeypatch.delitem(compiled.ENGINES, name)
         monkeypatch.setattr(trials, "perf_counter", lambda: self.now)
+        # A file that cannot be written: nothing is remembered
+        monkeypatch.setattr(measurements, "measurement_file", lambda: Path(__file__, "engines.json"))
 
     def add(self, name, seconds, *, build=0.0, expected=None, precisions=("float32",), turned=0.0, error=None, **fields):
         """Add an engine, or replace it.

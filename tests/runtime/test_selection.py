@@ -43,10 +43,10 @@ def engines(monkeypatch):
 
 
 @pytest.fixture
-def file(monkeypatch, tmp_path):
+def file(engines, monkeypatch, tmp_path):
     """The file of measurements."""
     file = tmp_path / "folder" / "engines.json"
-    monkeypatch.setenv(measurements.VARIABLE, str(file))
+    monkeypatch.setattr(measurements, "measurement_file", lambda: file)
     return file
 
 
@@ -202,16 +202,14 @@ def test_a_damaged_file_is_ignored_and_written_again(engines, file, content, mon
     assert len(json.loads(file.read_text())["models"]) == 1
 
 
-@pytest.mark.parametrize("value", ["off", "{}/a-file/engines.json"])
-def test_nothing_is_remembered_where_that_is_unwanted_or_impossible(engines, tmp_path, monkeypatch, value):
+def test_nothing_is_remembered_where_that_is_impossible(engines, tmp_path, monkeypatch):
     (tmp_path / "a-file").touch()
-    monkeypatch.setenv(measurements.VARIABLE, value.format(tmp_path))
+    monkeypatch.setattr(measurements, "measurement_file", lambda: tmp_path / "a-file" / "engines.json")
     assert select().runtime == select().runtime == COMPILE
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 
 
 def test_the_file_lies_in_the_cache_of_the_hub(monkeypatch, tmp_path):
-    monkeypatch.delenv(measurements.VARIABLE)
     monkeypatch.setattr(measurements.constants, "HF_HOME", str(tmp_path))
     assert measurements.measurement_file() == tmp_path / "vitrail" / "engines.json"
 
