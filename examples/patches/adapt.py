@@ -45,8 +45,9 @@ command:
 
     {command}
 
-[recipe.json](recipe.json) makes the views as small as the patches. The rest is the recipe `adapt`: {epochs} epochs with a batch size of
-{batch_size}, {updates} updates.
+[recipe.json](recipe.json) makes the views as small as the patches, and the learning rate five times as large: on the validation patches,
+k-NN with seed 0 was better with 0.002 than with the 0.0004 of `adapt` (50.9 % and 48.1 %). The rest is the recipe `adapt`: {epochs} epochs
+with a batch size of {batch_size}, {updates} updates.
 
 ## Data
 

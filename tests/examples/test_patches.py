@@ -32,7 +32,7 @@ def test_no_pixel_is_in_two_splits():
 def test_the_recipe_is_adapt_with_small_views():
     recipe = find_recipe(str(PATCHES / "recipe.json"))
     adapt = RECIPES["adapt"]
-    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (adapt.epochs, adapt.batch_size, adapt.learning_rate)
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (adapt.epochs, adapt.batch_size, 5 * adapt.learning_rate)
     assert recipe.arguments == adapt.arguments
     assert [crop.size for crop in (*recipe.augmentation.global_crops, recipe.augmentation.local_crop)] == [32, 32, 16]
 
