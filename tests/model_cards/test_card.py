@@ -211,6 +211,7 @@ def test_citations_name_every_author():
     authors = {number: re.search(r"author=\{(.*)\},\n", paper.bibtex)[1].split(" and ") for number, paper in papers.items()}
     # as the papers list them
     assert {number: len(names) for number, names in authors.items()} == {
+        "1412.6550": 6,
         "2010.11929": 12,
         "2012.12877": 6,
         "2104.10972": 4,
