@@ -13,7 +13,7 @@ class FakeEngines:
         self.now = 0.0
         self.built = []
         self.monkeypatch = monkeypatch
-        for name in list(compiled.ENGINES):
+        for name in reversed(list(compiled.ENGINES)):  # so that they come back in their order
             monkeypatch.delitem(compiled.ENGINES, name)
         monkeypatch.setattr(trials, "perf_counter", lambda: self.now)
         # A file that cannot be written: nothing is remembered

@@ -165,7 +165,7 @@ def test_the_worst_of_all_sizes_counts(built):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"engine": "tensorrt"}, "engine='tensorrt'; write one of openvino, onnxruntime, compile, eager or auto"),
+        ({"engine": "tensorrt"}, "engine='tensorrt'; write one of eager, compile, onnxruntime, openvino or auto"),
         ({"precision": "int4"}, "precision='int4'; write one of float32"),
         ({"precision": "int8"}, "engine eager does not support int8: choose one of float32, .* or the engine .*openvino"),
         ({"precision": "bfloat16", "engine": "onnxruntime"}, "onnxruntime does not support bfloat16"),
