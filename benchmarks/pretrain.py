@@ -13,7 +13,6 @@ import gc
 import importlib.util
 import itertools
 import multiprocessing
-import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,7 +202,8 @@ def peak_of_a_process(function: Callable[..., Callable[[], object]], *arguments:
 def _run_and_measure(function: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> float:
     logging.set_verbosity_error()
     function(*arguments, on_gpu=False)()
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss would include the peak of the parent process
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**20, 2)
 
 
 def peak_on_the_gpu(run: Callable[[], object]) -> float:

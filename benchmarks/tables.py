@@ -56,8 +56,7 @@ TABLES: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
     ),
     "pretrain": (
         "Pretraining",
-        "Training of ViT-S/16 in float32 on prepared crops of 224 and 96 pixels; the last row only makes the crops. `peak GiB` is the "
-        "memory of a process that trains.",
+        "Training of ViT-S/16 in float32 on prepared crops of 224 and 96 pixels; the last row only makes the crops.",
         None,
         {
             "method": "method",
@@ -65,7 +64,6 @@ TABLES: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
             "batch": "batch",
             "images_per_second": "images/s",
             "vitrail_is_faster_by": "time / vitrail",
-            "peak_gib": "peak GiB",
         },
     ),
     "load": ("Loading", "ViT-L/16 from disk (in the page cache) to the first output.", None, {}),
