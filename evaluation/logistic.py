@@ -78,7 +78,7 @@ def fit_logistic(
         labels: (N,) int.
         grid: values of C, the inverse strength of the L2 penalty.
         seed: of the choice of the tenth.
-        device: where to compute; it must have float64.
+        device: where to compute, if it is a GPU of CUDA; other devices need not have float64, and the CPU computes for them.
 
     Raises VitrailError if there are fewer than two classes, or no class has two images.
     """
@@ -95,6 +95,7 @@ def fit_logistic(
     num_selecting = sum(map(len, held_out))
     if num_selecting < FEW_SELECTING:
         logger.warning(f"only {num_selecting} training images select C: with more images, the accuracy may be higher.")
+    device = device if torch.device(device).type == "cuda" else "cpu"
     inputs, targets = _tensor(features).to(device), torch.from_numpy(labels).to(device)
     correct = dict.fromkeys(grid, 0)
     unconverged = set()

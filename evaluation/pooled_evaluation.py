@@ -139,8 +139,7 @@ def evaluate_logistic(
     data = data if isinstance(data, LabeledImages) else load_labeled_images(data)
     cache = cache or FeatureCache()
     vectors = PooledVectors(model, image_processor, data, cache, report)
-    device = vectors.device if vectors.device.type == "cuda" else "cpu"  # not all others have float64
-    fitted = fit_logistic(vectors.train, vectors.train_labels, seed=seed, device=device, progress=cache.progress)
+    fitted = fit_logistic(vectors.train, vectors.train_labels, seed=seed, device=vectors.device, progress=cache.progress)
     return LogisticRecord(
         task="logistic regression",
         **compute_scores(fitted.classify(vectors.validation), vectors.validation_labels),

@@ -16,7 +16,7 @@ from ..errors import VitrailError
 from ..utils.atomic import replaced
 from ..utils.progress import progress_bar
 from .manifest import Shard
-from .neighbors import unit_rows
+from .search import unit_chunks
 from .store import StoredFeatures
 from .vector_index import IndexRecord, VectorIndex, open_index
 
@@ -101,7 +101,7 @@ def find_duplicates(
         else:
             for block in _by_index(stored, column, index, found):
                 advance(block)
-            for block in _exact(stored, column, index.missing, found) if index.missing else ():
+            for block in _exact(stored, column, index.missing, found):
                 advance(block)
     pairs, cosines = found.sorted()
     return Duplicates(pairs, cosines, _groups(pairs), threshold, None if index is None else index.record, warning)
@@ -172,12 +172,11 @@ def _exact(stored: StoredFeatures, column: str, shards: list[Shard] | None, foun
     """
     every = [shard for shard in stored.manifest.shards if shard.file]
     size = stored.manifest.settings["shard_size"]
-    for ids, vectors in stored.chunks(column, rows=BLOCK, shards=shards):
-        block = unit_rows(vectors, 0, len(vectors), "cpu")
+    for ids, block in unit_chunks(stored, column, rows=BLOCK, shards=shards):
         first = (int(ids[0]) >> 32, (int(ids[0]) & 0xFFFFFFFF) // size)
         others = [shard for shard in every if shards is not None or (shard.partition, shard.number) >= first]
-        for other_ids, other_vectors in stored.chunks(column, rows=OTHERS, shards=others):
-            cosines = block @ unit_rows(other_vectors, 0, len(other_vectors), "cpu").T
+        for other_ids, other_vectors in unit_chunks(stored, column, rows=OTHERS, shards=others):
+            cosines = block @ other_vectors.T
             rows, columns = (index.numpy() for index in torch.nonzero(cosines >= found.threshold, as_tuple=True))
             once = slice(None) if shards is not None else other_ids[columns] > ids[rows]
             rows, columns = rows[once], columns[once]
@@ -189,11 +188,9 @@ def _by_index(stored: StoredFeatures, column: str, index: VectorIndex, found: _P
     """Search the index for each of its rows; yield the number of rows that are done."""
     missing = {shard.sha256 for shard in index.missing}
     indexed = [shard for shard in stored.manifest.shards if shard.file and shard.sha256 not in missing]
-    if not indexed:
-        return
-    for ids, vectors in stored.chunks(column, shards=indexed):
+    for ids, vectors in unit_chunks(stored, column, shards=indexed):
         for start in range(0, len(ids), QUERIES):
-            queries = unit_rows(vectors, start, QUERIES, "cpu").numpy()
+            queries = vectors[start : start + QUERIES].numpy()
             rows, other_ids, cosines = index.search_range(queries, found.threshold)
             found.add(ids[start + rows], other_ids, cosines)
         yield len(ids)

@@ -18,6 +18,7 @@ from ..utils.progress import progress_bar
 from ..utils.run_folder import RunFolder
 from .manifest import Shard
 from .neighbors import nearest_in_chunks, unit_rows
+from .search import unit_chunks
 from .store import StoredFeatures
 from .vector_index import (
     CENTROIDS,
@@ -107,14 +108,6 @@ def _is_whole(file: Path, expected: str) -> bool:
     return file.is_file() and sha256(file) == expected
 
 
-def _unit_chunks(
-    stored: StoredFeatures, column: str, shards: list[Shard] | None = None
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield ids and normalized vectors."""
-    for ids, vectors in stored.chunks(column, shards=shards):
-        yield ids, unit_rows(vectors, 0, len(vectors), "cpu")
-
-
 def _sample(stored: StoredFeatures, column: str, number: int) -> tuple[np.ndarray, torch.Tensor]:
     """Return the ids and normalized vectors of random rows, or of all rows if there are fewer."""
     rows = np.random.default_rng(SEED).choice(len(stored), min(number, len(stored)), replace=False)
@@ -163,7 +156,7 @@ def _write_part(stored: StoredFeatures, record: IndexRecord, shards: list[Shard]
     folder = index_folder(stored, record.column)
     faiss = import_faiss(folder)
     ivf = read_faiss(folder / CENTROIDS, faiss.read_index)
-    for ids, vectors in _unit_chunks(stored, record.column, shards):
+    for ids, vectors in unit_chunks(stored, record.column, shards=shards):
         ivf.add_with_ids(vectors.numpy(), ids)
     feature_files = [shard.sha256 for shard in shards if shard.sha256 is not None]
     file = folder / f"part-{digest([record.centroids, *feature_files])[:16]}.faiss"
@@ -177,8 +170,7 @@ def _write_part(stored: StoredFeatures, record: IndexRecord, shards: list[Shard]
 def _measure(stored: StoredFeatures, record: IndexRecord) -> None:
     """Set the number of probes that reaches MIN_RECALL, and the recall. A query is a stored row, and no neighbor of itself."""
     own, queries = _sample(stored, record.column, NUM_QUERIES)
-    chunks = ((torch.from_numpy(ids), vectors) for ids, vectors in _unit_chunks(stored, record.column))
-    exact = nearest_in_chunks(queries, chunks, k=NEIGHBORS + 1)[1].numpy()
+    exact = nearest_in_chunks(queries, unit_chunks(stored, record.column), k=NEIGHBORS + 1)[1].numpy()
     record.finished, record.recall_queries, record.probes = True, len(own), min(MIN_PROBES, record.num_lists)
     index = VectorIndex(stored, record)
     while True:

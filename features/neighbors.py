@@ -17,19 +17,19 @@ def nearest(
 
 
 def nearest_in_chunks(
-    queries: torch.Tensor, chunks: Iterable[tuple[torch.Tensor, torch.Tensor]], *, k: int
+    queries: torch.Tensor, chunks: Iterable[tuple[np.ndarray | torch.Tensor, torch.Tensor]], *, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k largest cosines of each query, descending, and their ids, both (Q, k).
 
     Args:
         queries: normalized vectors, (Q, D).
-        chunks: ids, (n,) int64, and normalized vectors, (n, D). One chunk is in memory at a time.
+        chunks: ids, (n,) int64, an array or a tensor, and normalized vectors, (n, D). One chunk is in memory at a time.
     """
     cosines = torch.empty(len(queries), 0, device=queries.device)
     ids = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for chunk_ids, vectors in chunks:
         values, indices = (queries @ vectors.T).topk(min(k, len(vectors)), dim=1)
-        cosines, ids = torch.cat([cosines, values], dim=1), torch.cat([ids, chunk_ids[indices]], dim=1)
+        cosines, ids = torch.cat([cosines, values], dim=1), torch.cat([ids, torch.as_tensor(chunk_ids)[indices]], dim=1)
         cosines, order = cosines.topk(min(k, cosines.shape[1]), dim=1)
         ids = ids.gather(1, order)
     return cosines, ids

@@ -8,7 +8,7 @@ import torch
 
 from .manifest import Shard
 from .neighbors import nearest_in_chunks, unit_rows
-from .store import StoredFeatures
+from .store import CHUNK_ROWS, StoredFeatures
 from .vector_index import IndexRecord, open_index
 
 
@@ -53,7 +53,7 @@ def find_neighbors(
     """
     column = stored.vector_column(column)
     index, warning = (None, None) if exact else open_index(stored, column)
-    cosines, ids = nearest_in_chunks(query, _chunks(stored, column, None if index is None else index.missing), k=k)
+    cosines, ids = nearest_in_chunks(query, unit_chunks(stored, column, shards=None if index is None else index.missing), k=k)
     if index is not None and len(index):
         found, found_cosines = (torch.from_numpy(array) for array in index.search(query.numpy(), k))
         is_vector = found[0] >= 0  # FAISS does not find vectors with NaN
@@ -63,8 +63,10 @@ def find_neighbors(
     return Neighbors(ids[0].numpy(), cosines[0].numpy(), None if index is None else index.record, warning)
 
 
-def _chunks(stored: StoredFeatures, column: str, shards: Sequence[Shard] | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield ids and normalized vectors; shards: None for all files."""
+def unit_chunks(
+    stored: StoredFeatures, column: str, *, rows: int = CHUNK_ROWS, shards: Sequence[Shard] | None = None
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield ids and normalized vectors; see `StoredFeatures.chunks`. An empty list of files yields nothing."""
     if shards is None or shards:
-        for ids, vectors in stored.chunks(column, shards=shards):
-            yield torch.from_numpy(ids), unit_rows(vectors, 0, len(vectors), "cpu")
+        for ids, vectors in stored.chunks(column, rows=rows, shards=shards):
+            yield ids, unit_rows(vectors, 0, len(vectors), "cpu")

@@ -72,8 +72,9 @@ class FeatureEvaluation:
         )[k]
         found = FeatureAccuracy(knn=float((classes[:, 0] == labels).mean()))
         if logistic:
-            device = self.device if self.device.type == "cuda" else "cpu"  # not all others have float64
-            found.logistic = float((fit_logistic(train, train_labels, device=device).classify(validation)[:, 0] == labels).mean())
+            found.logistic = float(
+                (fit_logistic(train, train_labels, device=self.device).classify(validation)[:, 0] == labels).mean()
+            )
         return found
 
     @property
