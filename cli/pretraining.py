@@ -9,6 +9,7 @@ import typer
 
 from ..errors import VitrailError
 from ..hub.saving import folder_of_run
+from ..model_cards.pretraining_section import training_method
 from ..utils.optional import check_packages
 from .evaluation import PACKAGES
 from .options import BatchSize, Data, DataOptions, NumWorkers, Overwrite, Strict
@@ -84,7 +85,7 @@ def pretrain(
     from ..data.labeled import load_training_images
     from ..pretraining import job
     from ..pretraining.architectures import new_model
-    from ..pretraining.recipes import METHODS, find_recipe
+    from ..pretraining.recipes import find_recipe
     from ..utils.processes import start_processes
 
     folder_of_run(output, overwrite=overwrite)
@@ -138,7 +139,9 @@ def pretrain(
     for last in [point for point in run["curves"] if "loss" in point][-1:]:  # a recipe may log no loss
         numbers = {name: value for name, value in last.items() if name not in NOT_PRINTED}
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
-    result = METHODS[chosen.method].result
+    method_of_card = training_method(run["task"])
+    assert method_of_card is not None
+    result = method_of_card.result
     if run["comparison"] is not None:
         lines += comparison_lines(run["comparison"], k=run["knn"]["k"], result=result)
     elif run["knn"] is not None and run["knn"]["accuracy"] is not None:

@@ -136,7 +136,7 @@ def render_model_card(
             facts["changes"] = markdown_table(("Setting", "here", checkpoint_link(checkpoint)), changes)
         else:
             facts |= original_facts(checkpoint) | published_facts(checkpoint)
-    method = training_method(pretraining) if pretraining else None
+    method = training_method(pretraining.task) if pretraining else None
     if method is not None and PAPERS[method.paper].bibtex not in facts["citations"]:
         facts["citations"] = trusted(f"{facts['citations']}\n\n{PAPERS[method.paper].bibtex}")
     data = _metadata(

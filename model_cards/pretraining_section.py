@@ -29,9 +29,9 @@ METHODS = {
 }
 
 
-def training_method(run: PretrainingRecord) -> TrainingMethod | None:
-    """Return the method of a run; None for one that this release does not know."""
-    return METHODS.get(run.task.partition(" ")[0])
+def training_method(task: str) -> TrainingMethod | None:
+    """Return the method of the run with a task; None for one that this release does not know."""
+    return METHODS.get(task.partition(" ")[0])
 
 
 def pretraining_facts(run: PretrainingRecord, *, pictures: bool) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def pretraining_facts(run: PretrainingRecord, *, pictures: bool) -> dict[str, An
     start = "from scratch"
     if run.model is not None:
         start = Markdown(f"from {_name(run.model)}") if _name(run.model) else "from weights of unknown origin"
-    method = training_method(run)
+    method = training_method(run.task)
     teacher = "" if run.teacher is None else f" of {_name(run.teacher) or 'a model of unknown origin'}"
     return {
         "method": run.task if method is None else Markdown(f"{method.name}{teacher}"),

@@ -31,7 +31,7 @@ DDP_PREFIX = "module."  # DistributedDataParallel wraps the student, not the tea
 
 
 def check_original_layout(model: ViTModel, image_processor: VitrailImageProcessor, recipe: PretrainingRecipe) -> None:
-    """Raise VitrailError, before any training, if a method has no layout of its own, or that layout cannot represent the run."""
+    """Raise VitrailError, before any training, if the code of a method has no layout, or its layout cannot represent the run."""
     method = recipe.method
     if METHODS[method].frozen_teacher:
         raise VitrailError(f"The method {method} has no checkpoint layout of an original: leave out original_checkpoint=.")

@@ -191,7 +191,8 @@ def pretrain(
             trainer.add_callback(BackboneKNN(trainer, evaluation, every=every, start=None if start is None else start.knn))
         resumed_update = trainer.train_or_resume()
         processes.wait_for_everyone()  # before the folder of the run is removed, into which each process writes
-        if not all(parameter.isfinite().all() for parameter in trainer.backbone.parameters()):
+        backbone = trainer.backbone  # adapters are merged into it
+        if not all(parameter.isfinite().all() for parameter in backbone.parameters()):
             raise VitrailError("The trained weights contain NaN or inf: lower learning_rate in the recipe.")
         record = _make_record(
             trainer,
@@ -203,9 +204,9 @@ def pretrain(
             seconds=round(time.monotonic() - started, 1),
         )
         if processes.is_main_process:
-            if evaluation is not None and start is not None:
-                record.comparison = _compare(evaluation, start, trainer.backbone, seed=seed)
-            save(trainer.backbone, image_processor, output_dir, report=report, overwrite=True)
+            if evaluation is not None and start is not None and record.knn is not None:
+                record.comparison = _compare(evaluation, start, backbone, knn=record.knn.accuracy, seed=seed)
+            save(backbone, image_processor, output_dir, report=report, overwrite=True)
             write_report(output_dir, record)
             if original_checkpoint is not None:
                 save_original_checkpoint(trainer, recipe, image_processor, Path(original_checkpoint))
@@ -222,12 +223,15 @@ def _evaluate_start(evaluation: FeatureEvaluation, model: ViTModel, processes: P
     return found[0]
 
 
-def _compare(evaluation: FeatureEvaluation, start: FeatureAccuracy, result: ViTModel, *, seed: int) -> FeatureComparison:
-    """Return the accuracies of the start model, of the result, and of random weights."""
-    set_seed(seed)
-    models = {"result": result, "random": ViTModel(copy.deepcopy(result.config))}
+def _compare(
+    evaluation: FeatureEvaluation, start: FeatureAccuracy, backbone: ViTModel, *, knn: float | None, seed: int
+) -> FeatureComparison:
+    """Return the accuracies of the start model, of the result, whose k-NN accuracy is known, and of random weights."""
     logistic = start.logistic is not None
-    return FeatureComparison(start=start, **{name: evaluation.accuracy(model, logistic=logistic) for name, model in models.items()})
+    result = evaluation.accuracy(backbone, logistic=True) if logistic else FeatureAccuracy(knn=knn)
+    set_seed(seed)
+    random = ViTModel(copy.deepcopy(backbone.config))
+    return FeatureComparison(start=start, result=result, random=evaluation.accuracy(random, logistic=logistic))
 
 
 def training_arguments(

@@ -44,11 +44,6 @@ class Method:
     frozen_teacher: bool = False
     adaptation: str | None = None
 
-    @property
-    def result(self) -> str:
-        """The network that a run results in."""
-        return "student" if self.frozen_teacher else "teacher"
-
     def scale_learning_rate(self, learning_rate: float, batch_size: int) -> float:
         """Return a learning rate for another batch than the reference."""
         return float(learning_rate * (batch_size / self.reference_batch) ** self.exponent)

@@ -14,9 +14,7 @@ from torch import nn
 
 from ...modeling.modeling_vit import ViTModel
 from .losses import CenteredLoss, cross_entropies
-from .student_teacher import Network, SelfDistillation, copy_backbone
-
-NUM_GLOBAL_CROPS = 2  # which the teacher sees: "The 2 global views", section 3.1
+from .student_teacher import NUM_GLOBAL_CROPS, Network, SelfDistillation, copy_backbone, crop_after_crop, crop_batches
 
 
 class WeightNormLinear(nn.Module):
@@ -166,8 +164,6 @@ class DINOModel(SelfDistillation):
     ) -> None:
         student = DINONetwork(copy_backbone(backbone, drop_path_rate=drop_path_rate), head)
         super().__init__(student, DINONetwork(copy_backbone(backbone), copy.deepcopy(head)))
-        if student.backbone.embeddings.mask_token is not None:  # which no image would train
-            student.backbone.embeddings.mask_token.requires_grad_(False)
         self.loss = loss
         self.teacher_temperature = teacher_temperature
 
@@ -184,9 +180,7 @@ class DINOModel(SelfDistillation):
         Raises:
             ValueError: there are not two global crops.
         """
-        check_global_crops(pixel_values)
-        batches = [pixel_values, *([local_pixel_values] if local_pixel_values is not None and local_pixel_values.shape[1] else [])]
-        crops = [views.transpose(0, 1).flatten(0, 1) for views in batches]  # crop after crop, each (B, C, side, side)
+        crops = [crop_after_crop(views) for views in crop_batches(pixel_values, local_pixel_values)]
         with torch.no_grad():
             teacher_outputs = self.teacher(crops[0])  # (2 * B, K)
         loss, diagnostics = self.loss(self.student(*crops), teacher_outputs, teacher_temperature=self.teacher_temperature)
@@ -195,12 +189,3 @@ class DINOModel(SelfDistillation):
     def update_centers(self) -> None:
         """Update the center."""
         self.loss.update_center()
-
-
-def check_global_crops(pixel_values: torch.Tensor) -> None:
-    """Raise ValueError unless there are two global crops of each image, (B, 2, C, S, S)."""
-    if pixel_values.ndim != 5 or pixel_values.shape[1] != NUM_GLOBAL_CROPS:
-        raise ValueError(
-            f"pixel_values has the shape {tuple(pixel_values.shape)}; expected two global crops per image, (batch, 2, channels, "
-            "height, width). vitrail.MultiCropImages makes them."
-        )

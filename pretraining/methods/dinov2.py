@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from ...modeling.modeling_vit import ViTModel
-from .dino import NUM_GLOBAL_CROPS, DINOHead, DINOLoss, DINONetwork, check_global_crops
+from .dino import DINOHead, DINOLoss, DINONetwork
 from .losses import CenteredLoss, gram_loss, koleo_loss, masked_cross_entropy
-from .student_teacher import SelfDistillation, copy_backbone
+from .student_teacher import NUM_GLOBAL_CROPS, SelfDistillation, copy_backbone, crop_after_crop, crop_batches
 
 
 class IBOTLoss(CenteredLoss):
@@ -136,20 +136,19 @@ class DINOv2Model(SelfDistillation):
         Raises:
             ValueError: there are not two global crops, or no masks.
         """
-        check_global_crops(pixel_values)
+        batches = crop_batches(pixel_values, local_pixel_values)
         if masks is None:
             raise ValueError(
                 "There are no masks: make the crops by vitrail.MultiCropImages(…, masking=vitrail.BlockMasking(patch_size))."
             )
-        crops, masks = (views.transpose(0, 1).flatten(0, 1) for views in (pixel_values, masks))  # crop after crop
+        crops, *local_crops = (crop_after_crop(views) for views in batches)
+        masks = crop_after_crop(masks)
         rows = (masks.flatten() & bool(self.weights.ibot)).nonzero().squeeze(1)  # of the patches that heads read, (M,)
         with torch.no_grad():
             features, patches = self.teacher.tokens(crops)
             teacher_outputs, teacher_patches = self.teacher.heads(features, patches.flatten(0, 1)[rows])
         features, patches = self.student.tokens(crops, masks)
-        local_features = []
-        if local_pixel_values is not None and local_pixel_values.shape[1]:
-            local_features = [self.student.features(local_pixel_values.transpose(0, 1).flatten(0, 1))]
+        local_features = [self.student.features(local) for local in local_crops]
         student_outputs, student_patches = self.student.heads(torch.cat([features, *local_features]), patches.flatten(0, 1)[rows])
         temperature = self.teacher_temperature
         dino, diagnostics = self.loss(student_outputs, teacher_outputs, teacher_temperature=temperature)

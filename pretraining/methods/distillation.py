@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...modeling.modeling_vit import ViTModel
-from .dino import check_global_crops
 from .losses import at_least_float32, full_precision
-from .student_teacher import Network, StudentTeacher, copy_backbone
+from .student_teacher import Network, StudentTeacher, copy_backbone, crop_batches
 
 DISTANCES = ("mse", "cosine")
 
@@ -105,8 +104,6 @@ class DistillationModel(StudentTeacher):
                 )
         backbone = copy_backbone(student, drop_path_rate=drop_path_rate)
         backbone.config.drop_path_rate = 0.0  # of the result; the blocks keep their rates
-        if backbone.embeddings.mask_token is not None:  # which no image would train
-            backbone.embeddings.mask_token.requires_grad_(False)
         super().__init__(DistillationStudent(backbone, teacher, num_layers), teacher)
         self.distance = distance
         self.num_layers = num_layers
@@ -130,9 +127,7 @@ class DistillationModel(StudentTeacher):
         Raises:
             ValueError: there are not two global crops.
         """
-        check_global_crops(pixel_values)
-        batches = [pixel_values, *([local_pixel_values] if local_pixel_values is not None and local_pixel_values.shape[1] else [])]
-        crops = [views.flatten(0, 1) for views in batches]  # each (B, C, side, side)
+        crops = [views.flatten(0, 1) for views in crop_batches(pixel_values, local_pixel_values)]  # each (B, C, side, side)
         parts = torch.stack([self._losses(batch) for batch in crops])  # (batches, 2)
         numbers = parts.new_tensor([len(batch) for batch in crops])[:, None]
         image_loss, patch_loss = (numbers * parts).sum(dim=0) / numbers.sum()

@@ -9,6 +9,8 @@ from torch import nn
 from ...modeling.modeling_vit import ViTModel
 from ...utils.compat import CHECKPOINTING
 
+NUM_GLOBAL_CROPS = 2  # which a teacher sees: "The 2 global views", arXiv:2104.14294, section 3.1
+
 
 class Network(nn.Module):
     """A backbone, with the head of a method."""
@@ -64,10 +66,34 @@ class SelfDistillation(StudentTeacher):
         raise NotImplementedError
 
 
+def crop_batches(pixel_values: torch.Tensor, local_pixel_values: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return the global crops of a batch, and the local ones if there are any.
+
+    Args:
+        pixel_values: (B, 2, C, S, S).
+        local_pixel_values: (B, n, C, s, s).
+
+    Raises:
+        ValueError: there are not two global crops.
+    """
+    if pixel_values.ndim != 5 or pixel_values.shape[1] != NUM_GLOBAL_CROPS:
+        raise ValueError(
+            f"pixel_values has the shape {tuple(pixel_values.shape)}; expected two global crops per image, (batch, 2, channels, "
+            "height, width). vitrail.MultiCropImages makes them."
+        )
+    return [pixel_values, *([local_pixel_values] if local_pixel_values is not None and local_pixel_values.shape[1] else [])]
+
+
+def crop_after_crop(views: torch.Tensor) -> torch.Tensor:
+    """Return crops (B, n, …) as (n * B, …): the first crop of all images, then the second."""
+    return views.transpose(0, 1).flatten(0, 1)
+
+
 def copy_backbone(backbone: ViTModel, **changes: Any) -> ViTModel:
     """Return a copy in float32 whose config has other values, such as `drop_path_rate`.
 
-    A mask token that the backbone lacks (`use_mask_token=True`) is zero, as in a new model.
+    With `use_mask_token=True`, the mask token is trained; one that the backbone lacks is zero, as in a new model. Otherwise it is frozen,
+    because no image would train it.
     """
     config = copy.deepcopy(backbone.config)
     for name, value in {"drop_path_rate": 0.0, "dtype": torch.float32, **changes}.items():
@@ -76,5 +102,6 @@ def copy_backbone(backbone: ViTModel, **changes: Any) -> ViTModel:
     state = {**backbone.state_dict()}
     if model.embeddings.mask_token is not None:
         state.setdefault("embeddings.mask_token", torch.zeros_like(model.embeddings.mask_token))
+        model.embeddings.mask_token.requires_grad_(changes.get("use_mask_token", False))
     model.load_state_dict(state)
     return model
