@@ -34,7 +34,7 @@ class Workload:
 
     batch_size: images in each call.
     num_streams: threads that call at the same time.
-    num_images: of the whole run; None if so many that any measurement pays.
+    num_images: of the whole run; None if their number is unknown and large, so that every measurement pays.
     """
 
     batch_size: int

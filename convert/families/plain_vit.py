@@ -38,7 +38,7 @@ VIT_RULES = (
     Rule("norm.weight", "layernorm.weight"),
     Rule("norm.bias", "layernorm.bias"),
 )
-# Of layouts with rotary positions, where the bias of query, key and value has a rule of its own
+# Of layouts with rotary positions, where the bias of query, key and value has a separate rule
 VIT_RULES_WITHOUT_POSITIONS = tuple(
     rule for rule in VIT_RULES if rule.sources[0] not in ("pos_embed", "blocks.{layer}.attn.qkv.bias")
 )

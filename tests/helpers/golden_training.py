@@ -3,6 +3,7 @@
 import json
 
 import torch
+from quiet_training import QUIET
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
@@ -64,15 +65,8 @@ def golden_arguments(output_dir, **changes) -> DINOTrainingArguments:
         "head_hidden_size": SETTINGS["head_hidden"],
         "head_bottleneck_size": SETTINGS["bottleneck"],
         "drop_path_rate": 0.0,
-        "train_sampling_strategy": "sequential",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": True,
     }
-    return DINOTrainingArguments(str(output_dir), **(settings | changes))
+    return DINOTrainingArguments(str(output_dir), **(QUIET | settings | changes))
 
 
 def golden_model(args: DINOTrainingArguments):

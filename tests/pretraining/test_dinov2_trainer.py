@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from quiet_training import QUIET
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
@@ -80,13 +81,7 @@ def make_trainer(folder, *, batch=BATCH, accumulated=1, **changes):
         str(folder),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulated,
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        use_cpu=True,
-        **({"save_strategy": "no", "num_train_epochs": 1} | SETTINGS | changes),
+        **(QUIET | {"num_train_epochs": 1} | SETTINGS | changes),
     )
     return DINOv2Trainer(make_backbone(), args, train_dataset=Crops())
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from quiet_training import QUIET
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
@@ -75,13 +76,7 @@ def make_trainer(folder, *, batch=BATCH, accumulated=1, teacher=None, **changes)
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulated,
         num_train_epochs=1,
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        use_cpu=True,
-        **({"save_strategy": "no"} | SETTINGS | changes),
+        **(QUIET | SETTINGS | changes),
     )
     processor = VitrailImageProcessor(image_mean=MEANS, image_std=STDS)
     return DistillationTrainer(
