@@ -38,8 +38,8 @@ def run() -> list[dict[str, Any]]:
         cache = FeatureCache(Path(folder, "features"), progress=False)
 
         def seconds(recipe: Recipe) -> dict[str, float]:
-            results = probe(model, image_processor, data, output_dir=Path(folder, "out"), recipe=recipe, cache=cache)
-            return results["seconds"]
+            output = Path(folder, "out")
+            return probe(model, image_processor, data, output_dir=output, recipe=recipe, cache=cache, overwrite=True)["seconds"]
 
         once = seconds(replace(dino, batch_size=256, augmented=False))
         in_the_loop = seconds(replace(dino, batch_size=256, epochs=1))["heads"] * EPOCHS
