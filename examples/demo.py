@@ -5,10 +5,10 @@ digits; its card is examples/digits/README.md. Evaluation uses the other half. W
 official checkpoint instead.
 """
 
+import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel
 from transformers.utils import logging
 
 import vitrail
+from vitrail.cli.app import main as command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = os.path.relpath(ROOT / "examples" / "digits" / "dino_vit_digits.pth")
@@ -27,13 +28,22 @@ SHOWN = (8, 16, 2, 21)  # rows of the validation split, which the model was not 
 ENLARGED = 96  # size of the pictures, in pixels
 
 
-def run(*command: str) -> str:
-    """Run a command, print it with its output, and return both as Markdown."""
-    shown = " ".join([Path(command[0]).name, *command[1:]])
+def run(*arguments: str) -> str:
+    """Run a command, print it with its output, and return both as Markdown.
+
+    It runs in this process, because a new one would import torch and transformers again.
+    """
+    shown, output = " ".join(["vitrail", *arguments]), io.StringIO()
     print("$", shown, flush=True)
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    print(output, flush=True)
-    return f"    $ {shown}\n" + "".join(f"    {line.rstrip()}\n" for line in output.splitlines())
+    sys.argv = ["vitrail", *arguments]
+    try:
+        with contextlib.redirect_stdout(output):
+            command_line()
+    except SystemExit as end:
+        if end.code:
+            raise
+    print(output.getvalue(), flush=True)
+    return f"    $ {shown}\n" + "".join(f"    {line.rstrip()}\n" for line in output.getvalue().splitlines())
 
 
 def write_digits(folder: Path) -> list[str]:
@@ -53,19 +63,18 @@ def main(output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     model_dir, features, probe_dir = output_dir / "dino-vit-digits", output_dir / "features.safetensors", output_dir / "probe"
     picture, components, nearest = (output_dir / name for name in ("attention.png", "pca.png", "knn.json"))
-    program = str(Path(sys.executable).with_name("vitrail"))
     digits = write_digits(output_dir / "digits")
     size, cache = ["--image-size", str(ENLARGED)], ["--cache-dir", str(output_dir / "cache")]
 
-    log = run(program, "convert", CHECKPOINT, str(model_dir))
-    log += run(program, "verify", str(model_dir), "--against", CHECKPOINT, "--image", digits[0])
-    log += run(program, "info", str(model_dir))
-    log += run(program, "embed", str(model_dir), *digits, "--output", str(features))
-    log += run(program, "extract", str(model_dir), "digits", str(output_dir / "features"), "--split", "validation")
-    log += run(program, "knn", str(model_dir), "--data", "digits", "-k", "20", "--output", str(nearest), *cache)
-    log += run(program, "probe", str(model_dir), "--data", "digits", "--output", str(probe_dir), "--overwrite", *cache)
-    log += run(program, "attention", str(model_dir), *digits, "--output", str(picture), *size)
-    log += run(program, "pca", str(model_dir), *digits, "--output", str(components), *size, "--no-foreground")
+    log = run("convert", CHECKPOINT, str(model_dir))
+    log += run("verify", str(model_dir), "--against", CHECKPOINT, "--image", digits[0])
+    log += run("info", str(model_dir))
+    log += run("embed", str(model_dir), *digits, "--output", str(features))
+    log += run("extract", str(model_dir), "digits", str(output_dir / "features"), "--split", "validation")
+    log += run("knn", str(model_dir), "--data", "digits", "-k", "20", "--output", str(nearest), *cache)
+    log += run("probe", str(model_dir), "--data", "digits", "--output", str(probe_dir), "--overwrite", *cache)
+    log += run("attention", str(model_dir), *digits, "--output", str(picture), *size)
+    log += run("pca", str(model_dir), *digits, "--output", str(components), *size, "--no-foreground")
     knn = json.loads(nearest.read_text(encoding="utf-8"))
     probed = json.loads((probe_dir / "results.json").read_text(encoding="utf-8"))
 
