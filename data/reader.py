@@ -261,7 +261,8 @@ class _Decoder(Dataset):
         groups: dict[Kind, list[tuple[ImageEntry, torch.Tensor]]] = {}
         unreadable = []
         for entry in reading.entries:
-            without_content = replace(entry, content=None)  # the writer of features does not need the content
+            # The writer of features does not need the content
+            without_content = entry if entry.content is None else replace(entry, content=None)
             try:
                 pixels = self._pixels(entry)
             except UnreadableImageError as error:

@@ -1,5 +1,7 @@
 """How levels become `pixel_values`, against Pillow and numpy or torch, one operation after the other."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,23 @@ def test_torch_resizes_both_axes_together_as_one_after_the_other(size, resample)
     options = {"size": {"height": size[1], "width": size[0]}, "resample": resample, "do_center_crop": False}
     found = VitrailImageProcessor(backend="torch", **options)(image, return_tensors="pt", **LEVELS)["pixel_values"]
     assert torch.equal(found, levels.float())
+
+
+@pytest.mark.parametrize("size", [(90, 60), (2100, 2000)])  # Pillow shares the memory of small images only
+@pytest.mark.parametrize("settings", [{}, {"do_resize": False}])
+def test_pillow_images_in_their_own_memory_equal_copied_ones(size, settings):
+    image_processor = VitrailImageProcessor(backend="torch", **settings)
+    image = photograph(size)
+    levels = np.array(image)
+    shared = image_processing_vit._pillow_memory(image)
+    assert (shared is None) == (size[0] > 90)
+    found = image_processor(image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, image_processor(levels, return_tensors="pt")["pixel_values"])
+    if shared is not None:
+        image.close()
+        del image
+        gc.collect()
+        assert torch.equal(shared[:3].permute(1, 2, 0), torch.from_numpy(levels)), "the memory outlives the image"
 
 
 def test_images_of_one_size_are_one_batch_on_other_devices_than_cpus(monkeypatch):
