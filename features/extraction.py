@@ -83,7 +83,8 @@ def extract(
         images: a collection from `vitrail.read_images`, or a source that it takes.
         features: pooled, cls, mean, cls+mean, patches, layers=I,J,…; see `vitrail.features.feature_types.parse_features`.
         dtype: of the features in the files, "float32" or "float16".
-        batch_size: images that the model takes at a time; on a CPU, that each of its threads takes.
+        batch_size: images that the model takes at a time; on a CPU, that each of its threads takes. None for a number that suits the
+            device, which the engine "auto" measures on accelerators.
         num_workers: processes that decode images; 0 to decode in this process; None for a number that suits the machine.
         shard_size: rows of a file.
         max_errors: unreadable images that are allowed; None for any number.

@@ -67,7 +67,8 @@ class OptimizationReport:
 class OptimizedModel:
     """The result of `optimize`, called like the model: for inference only, from one thread at a time.
 
-    model: the model that was optimized; config, device: those of the model.
+    model: the model that was optimized.
+    config, device: the config and device of the model.
     report: how well it agrees with the float32 model.
     """
 
