@@ -79,7 +79,7 @@ class Trials:
     ) -> None:
         self.module = module
         self.workload = workload
-        self.images = images
+        self.images = images.to(next(module.parameters()).device)  # where runs have them too
         self.calibration = calibration
         self.min_cosine = min_cosine
         self.found = {Runtime(one.precision, one.engine): one for one in remembered}
@@ -219,7 +219,8 @@ class Trials:
         if self.workload.num_streams == 1:
             compute(batch)
         else:
-            list(InferenceWorkers(compiled.device).run(compute, [batch] * self.workload.num_streams))
+            with InferenceWorkers(compiled.device) as workers:
+                list(workers.run(compute, [batch] * self.workload.num_streams))
 
     def _add(self, runtime: Runtime, **fields: Any) -> None:
         self.found[runtime] = Measurement(engine=runtime.engine, precision=str(runtime.precision), **fields)
