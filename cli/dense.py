@@ -6,23 +6,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
+from PIL import Image
 
 from ..errors import VitrailError
-from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
-from ..processing.image_processing_vit import VitrailImageProcessor
+from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..processing.image_processing_vit import DECODE_ERRORS, VitrailImageProcessor, upright_size
+from ..runtime.compiled import Runtime
+from ..runtime.trials import Workload
 from ..visualization.depth import plot_depth, write_depth
 from ..visualization.patch_similarity import most_similar, plot_patch_similarity
 from ..visualization.pictures import write_values
-from ..visualization.segmentation import class_shares, percent, plot_segmentation
-from .images import check_files, resized, save_picture
-from .options import ImageFiles, ImageSize, Model, PictureFile, Points, ReadingOptions, ValuesDir, ValuesFormat
+from ..visualization.segmentation import class_shares, percent, plot_segmentation, segmentation_inputs
+from ..visualization.whole_images import HEADS, read_whole
+from .images import check_files, optimized, resized, save_picture, with_agreement
+from .options import ImageFiles, ImageSize, Model, PictureFile, Points, ReadingOptions, RuntimeOptions, ValuesDir, ValuesFormat
 from .output import PICTURES, Result, check_output, load_model
 
 VALUES = ("png", "npy")
 NUM_CLASSES = 5  # that a line names
-# By task: the class of the model, and a head to name in messages
-HEADS = {"segmentation": (ViTForSemanticSegmentation, "ade20k_linear"), "depth": (ViTForDepthEstimation, "nyu_dpt")}
 
 
 def segment(
@@ -30,6 +33,7 @@ def segment(
     images: ImageFiles,
     output: PictureFile,
     reading_options: ReadingOptions,
+    runtime_options: RuntimeOptions,
     windows: Annotated[
         bool,
         typer.Option("--windows/--no-windows", help="Slide windows over each image, as the head's recipe says; or take one pass."),
@@ -41,9 +45,16 @@ def segment(
     """Draw the class of each pixel over images, with a legend; --values writes the classes as numbers."""
     check_files(images)
     check_output(output, PICTURES)
-    paths = _values_paths(images, values, values_format)
+    runtime, paths = runtime_options.runtime(), _values_paths(images, values, values_format)
     loaded, image_processor = _load_dense(model, "segmentation", reading_options, image_size)
-    maps, picture = plot_segmentation(loaded, image_processor, images, windows=windows)
+    runner = _optimized(
+        loaded,
+        images,
+        lambda image: segmentation_inputs(loaded, image_processor, image, windows=windows),
+        runtime,
+        window=loaded.config.segmentation_window if windows else None,
+    )
+    maps, picture = plot_segmentation(runner, image_processor, images, windows=windows)
     _write_values(write_values, maps, paths)
     save_picture(picture, output)
     records, lines = [], [f"{output}: classes of {len(images)} images" if len(images) > 1 else f"{output}: classes"]
@@ -52,7 +63,7 @@ def segment(
         records.append({"image": str(image), "classes": [{"label": label, "share": share} for label, share in found]})
         more = f", and {len(found) - NUM_CLASSES} more" if len(found) > NUM_CLASSES else ""
         lines.append(f"{image}: {', '.join(f'{label} {percent(share)}' for label, share in found[:NUM_CLASSES])}{more}")
-    return _with_values(Result({"output": str(output), "images": records}, lines), paths)
+    return with_agreement(_with_values(Result({"output": str(output), "images": records}, lines), paths), runner)
 
 
 def depth(
@@ -60,6 +71,7 @@ def depth(
     images: ImageFiles,
     output: PictureFile,
     reading_options: ReadingOptions,
+    runtime_options: RuntimeOptions,
     image_size: ImageSize = None,
     values: ValuesDir = None,
     values_format: ValuesFormat = "png",
@@ -67,9 +79,10 @@ def depth(
     """Draw the depth of each pixel of images, with a scale in meters; --values writes the depths: millimeters as 16-bit .png, or .npy."""
     check_files(images)
     check_output(output, PICTURES)
-    paths = _values_paths(images, values, values_format)
+    runtime, paths = runtime_options.runtime(), _values_paths(images, values, values_format)
     loaded, image_processor = _load_dense(model, "depth", reading_options, image_size)
-    maps, picture = plot_depth(loaded, image_processor, images)
+    runner = _optimized(loaded, images, lambda image: [read_whole(loaded, image_processor, image).prepared], runtime)
+    maps, picture = plot_depth(runner, image_processor, images)
     _write_values(write_depth, maps, paths)
     save_picture(picture, output)
     records, lines = [], [f"{output}: depth of {len(images)} images" if len(images) > 1 else f"{output}: depth"]
@@ -77,7 +90,7 @@ def depth(
         low, median, high = (float(value) for value in np.quantile(one, (0, 0.5, 1)))
         records.append({"image": str(image), "min": low, "median": median, "max": high})
         lines.append(f"{image}: {low:.2f} to {high:.2f} m, median {median:.2f} m")
-    return _with_values(Result({"output": str(output), "images": records}, lines), paths)
+    return with_agreement(_with_values(Result({"output": str(output), "images": records}, lines), paths), runner)
 
 
 def patches(
@@ -117,6 +130,41 @@ def _load_dense(
     if not isinstance(loaded, kind):
         raise VitrailError(f"{model} has no {task} head: add a head with --head, for example {example}.")
     return loaded, resized(image_processor, loaded.config.patch_shape, image_size)
+
+
+def _optimized(
+    model: ViTPreTrainedModel,
+    images: Sequence[Path],
+    inputs_of: Callable[[Path], list[torch.Tensor]],
+    runtime: Runtime,
+    *,
+    window: int | None = None,
+) -> Any:
+    """Return the model itself, or the model optimized for its inputs.
+
+    Args:
+        inputs_of: returns what the model receives for an image, (1, C, H, W) each.
+        window: the side of the windows that slide over images; None for whole images.
+    """
+    num_inputs, one_size = len(images), True
+    if runtime.is_auto and not Workload(1, num_images=len(images)).is_small:
+        inputs = inputs_of(images[0])
+        sizes = {tuple(one.shape[-2:]) for one in inputs}
+        num_inputs *= len(inputs)
+        one_size = len(sizes) == 1 and (sizes == {(window, window)} or _have_one_size(images))
+    return optimized(model, images, inputs_of, runtime, batch_size=1, num_inputs=num_inputs, one_size=one_size)
+
+
+def _have_one_size(images: Sequence[Path]) -> bool:
+    """Whether all images have the same size, according to their headers."""
+    sizes = set()
+    for image in images:
+        try:
+            with Image.open(image) as photo:
+                sizes.add(upright_size(photo))
+        except DECODE_ERRORS:  # the run reports it
+            return False
+    return len(sizes) == 1
 
 
 def _parse_point(text: str) -> tuple[float, float]:

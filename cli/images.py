@@ -3,12 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from PIL import Image
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from ..errors import VitrailError
 from ..features.embedding import classify_image, extract_features
 from ..modeling.modeling_vit import ViTForImageClassification, ViTPreTrainedModel
+from ..modeling.modeling_vit_dense import resize
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import at_size, output_size
 from ..processing.resizing import keep_aspect as make_keep_aspect
@@ -62,14 +64,14 @@ def embed(
     check_output(output, (".safetensors",))
     runtime, batch_size = runtime_options.runtime(), batch_size or BATCH_SIZE
     loaded, image_processor, _ = load_model(model, **asdict(reading_options))
-    runner = _optimized(loaded.base_model, image_processor, images, runtime=runtime, batch_size=batch_size)
+    runner = _optimized_for(loaded.base_model, image_processor, images, runtime=runtime, batch_size=batch_size)
     features = extract_features(runner, image_processor, images, batch_size=batch_size)
     with replaced(output) as temporary:
         save_file({"features": features}, temporary, metadata={"images": json.dumps([str(image) for image in images])})
     rows, columns = features.shape
     record = {"output": str(output), "images": [str(image) for image in images], "shape": [rows, columns], "dtype": "float32"}
     lines = [f"{output}: features ({rows}, {columns}) float32"]
-    return _with_agreement(Result(record, lines), runner)
+    return with_agreement(Result(record, lines), runner)
 
 
 def classify(
@@ -91,7 +93,7 @@ def classify(
             f"{model} has no classifier: convert the backbone again with --head FILE, train one with `vitrail probe`, or choose a model "
             "that has one."
         )
-    runner = _optimized(loaded, image_processor, images, runtime=runtime, batch_size=1)
+    runner = _optimized_for(loaded, image_processor, images, runtime=runtime, batch_size=1)
     lines, records = [], []
     for image in images:
         try:
@@ -104,7 +106,7 @@ def classify(
         records.append({"image": str(image), "labels": [{"label": label, "probability": value} for label, value in found]})
         lines += [str(image)] if len(images) > 1 else []
         lines += [f"{value:6.1%}  {label}" for label, value in found]
-    result = _with_agreement(Result({"images": records}, lines), runner)
+    result = with_agreement(Result({"images": records}, lines), runner)
     if output is not None:
         write_text(output, _table(records) if output.suffix.lower() == ".csv" else to_json(result.record) + "\n")
         result = Result(result.record, [*result.lines, f"written to {output}: {count(len(records), 'image')}"])
@@ -191,32 +193,71 @@ def pca(
     return Result(record, [f"{output}: {_grids(masks)} patches, {share:.0%} of them foreground"])
 
 
-def _optimized(
-    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, images: Sequence[Path], *, runtime: Runtime, batch_size: int
+def optimized(
+    model: ViTPreTrainedModel,
+    images: Sequence[Path],
+    inputs_of: Callable[[Path], list[torch.Tensor]],
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    num_inputs: int,
+    one_size: bool,
 ) -> ViTPreTrainedModel | OptimizedModel:
-    """Return the model itself, or the model optimized for these images."""
-    several_sizes = output_size(image_processor) is None
-    if runtime.is_auto and (several_sizes or Workload(batch_size, num_images=len(images)).is_small):
-        first = find_candidates(model, runtime, one_size=not several_sizes)[0]
+    """Return the model itself, or the model optimized for its inputs.
+
+    Args:
+        inputs_of: returns what the model receives for an image, (1, C, H, W) each.
+        num_inputs: the number of inputs for all images.
+        one_size: whether all inputs have the same height and width.
+    """
+    if runtime.is_auto and (not one_size or Workload(batch_size, num_images=num_inputs).is_small):
+        first = find_candidates(model, runtime, one_size=one_size)[0]
         unchanged = runtime.precision in (None, AUTO) and first == Runtime(precision_of(model))
         runtime = DEFAULT_RUNTIME if unchanged else first
     if runtime == DEFAULT_RUNTIME:
         return model
     number = NUM_CALIBRATION if runtime.precision == "int8" or runtime.is_auto else batch_size
-    examples = image_processor(list(images[:number]), return_tensors="pt")["pixel_values"]
     optimized = optimize(
         model,
         precision=runtime.precision,
         engine=runtime.engine,
-        examples=examples,
-        batch_size=min(batch_size, len(images)),
-        num_images=len(images),
+        examples=_examples(images, inputs_of, number),
+        batch_size=min(batch_size, num_inputs),
+        num_images=num_inputs,
     )
     show_line(optimized.report.selection, wanted=optimized.report.selection != "")
     return optimized
 
 
-def _with_agreement(result: Result, runner: ViTPreTrainedModel | OptimizedModel) -> Result:
+def _examples(images: Sequence[Path], inputs_of: Callable[[Path], list[torch.Tensor]], number: int) -> torch.Tensor:
+    """Return the inputs for the first readable images, at the size of the first: up to `number` inputs."""
+    inputs: list[torch.Tensor] = []
+    for image in images:
+        try:
+            inputs += inputs_of(image)
+        except ValueError:  # the run reports it
+            if image == images[-1] and not inputs:
+                raise
+        if len(inputs) >= number:
+            break
+    return torch.cat([resize(one, inputs[0].shape[-2:]) for one in inputs[:number]])
+
+
+def _optimized_for(
+    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, images: Sequence[Path], *, runtime: Runtime, batch_size: int
+) -> ViTPreTrainedModel | OptimizedModel:
+    return optimized(
+        model,
+        images,
+        lambda image: [image_processor(image, return_tensors="pt")["pixel_values"]],
+        runtime,
+        batch_size=batch_size,
+        num_inputs=len(images),
+        one_size=output_size(image_processor) is not None,
+    )
+
+
+def with_agreement(result: Result, runner: ViTPreTrainedModel | OptimizedModel) -> Result:
     if not isinstance(runner, OptimizedModel):
         return Result({**result.record, "optimization": None}, result.lines)
     return Result({**result.record, "optimization": runner.report.to_dict()}, [*result.lines, str(runner.report)])

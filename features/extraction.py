@@ -83,7 +83,8 @@ def extract(
         images: a collection from `vitrail.read_images`, or a source that it takes.
         features: pooled, cls, mean, cls+mean, patches, layers=I,J,…; see `vitrail.features.feature_types.parse_features`.
         dtype: of the features in the files, "float32" or "float16".
-        batch_size: images that the model takes at a time; on a CPU, that each of its threads takes.
+        batch_size: images that the model takes at a time; on a CPU, that each of its threads takes. None for a number that suits the
+            device, which the engine "auto" measures on accelerators.
         num_workers: processes that decode images; None for a number that suits the machine. 0 to decode in this process: on a CPU,
             in the threads that run the model.
         shard_size: rows of a file.
@@ -139,13 +140,15 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
                     job.runtime = begun_runtime(job.outputs, job.runtime, begun.settings if begun else {}) or job.candidates[0]
                 else:
                     job.select_runtime(num_processes=processes.num_processes, progress=progress)
+                if begun and begun.batch_size and job.max_batch_size:
+                    job.batch_size = min(max(begun.batch_size, 1), job.max_batch_size)
             with job.writing():
-                folder.begin(job.settings)
+                folder.begin(job.settings, batch_size=job.batch_size)
                 pieces = job.missing(resumed=True)
                 whole = folder.manifest().finished and not pieces
                 num_errors = 0 if whole else folder.settle(finished=False).errors
-            plan = [(pieces, num_errors, whole, collection.fingerprint, job.runtime)]
-        pieces, num_errors, whole, fingerprint, job.runtime = broadcast_object_list(plan)[0]
+            plan = [(pieces, num_errors, whole, collection.fingerprint, job.runtime, job.batch_size)]
+        pieces, num_errors, whole, fingerprint, job.runtime, job.batch_size = broadcast_object_list(plan)[0]
         if collection.fingerprint != fingerprint:
             raise VitrailError(
                 f"the processes found different images in {collection.source}: give all of them access to the same images."

@@ -35,8 +35,10 @@ from .store import ChunkWriter, Column, FeatureFolder, schema_of
 
 DTYPES = ("float32", "float16")
 SHARD_SIZE = 2048  # images whose features make one file: an interruption loses at most this many, and what is in flight
-BATCH_SIZE = 64
-BATCH_SIZE_ON_CPU = 4  # of each worker; larger batches are no faster, because less of them stays in the caches
+# By device, the images that the model takes at a time, and the largest number of them that "auto" may choose. On a CPU this is the number
+# of each worker, and others are no faster. On accelerators, decoding workers keep two batches each in memory
+BATCH_SIZES = {"cpu": (4, None)}
+ACCELERATOR_BATCH_SIZES = (64, 512)
 CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
 MAX_WORKERS = 16
 IMAGES_PER_PARTITION = 1000  # assumed where a collection does not have their number, such as shards of WebDataset
@@ -112,7 +114,13 @@ class Job:
     @property
     def device_batch_size(self) -> int:
         """The number of images that the model takes at a time."""
-        return self.batch_size or (BATCH_SIZE_ON_CPU if self.vit.device.type == "cpu" else BATCH_SIZE)
+        return self.batch_size or BATCH_SIZES.get(self.vit.device.type, ACCELERATOR_BATCH_SIZES)[0]
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """The largest batch size that "auto" may choose, a file at most; None if it chooses none."""
+        largest = BATCH_SIZES.get(self.vit.device.type, ACCELERATOR_BATCH_SIZES)[1]
+        return min(largest, self.shard_size) if self.batch_size is None and largest else None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -163,6 +171,8 @@ class Job:
     def select_runtime(self, *, num_processes: int, progress: bool) -> None:
         """Replace "auto" by the fastest engine and precision for this job, measured on its first images if it is long enough.
 
+        The batch size is selected too, on accelerators, unless it is given.
+
         Args:
             num_processes: processes that share the images.
             progress: show the measurements.
@@ -174,12 +184,15 @@ class Job:
         selection = select_runtime(
             self.outputs,
             self.candidates,
-            Workload(self.device_batch_size, InferenceWorkers(self.vit.device).number, num_images // num_processes),
+            Workload(
+                self.device_batch_size, InferenceWorkers(self.vit.device).number, num_images // num_processes, self.max_batch_size
+            ),
             self._sample,
             calibration=lambda: self.int8_images,
             is_strict=self.runtime.precision == AUTO,
         )
         self.runtime, self.compiled = selection.runtime, selection.compiled
+        self.batch_size = selection.batch_size or self.batch_size
         show_line(selection.report, wanted=progress and selection.report != "")
 
     def _sample(self, number: int) -> torch.Tensor | None:

@@ -69,12 +69,14 @@ class Manifest(Record):
     """The content of manifest.json.
 
     settings: everything that determines the features; see `vitrail.features.job.Job.settings`.
+    batch_size: of the last run, if it was given or selected. A run that resumes may have another.
     rows, errors: numbers of images with features, and of unreadable images.
     partitions: the number of rows of each partition that has been read to its end, by its number.
     """
 
     finished: bool = False
     settings: dict[str, Any]
+    batch_size: int | None = None
     rows: int = 0
     errors: int = 0
     partitions: dict[str, int] = field(default_factory=dict)

@@ -77,7 +77,7 @@ class FeatureFolder:
         self.progress = path / PROGRESS
         self.run = RunFolder(path, settings_name=MANIFEST, temporary_names=(PROGRESS,), ignored_settings=NOT_COMPARED)
 
-    def begin(self, settings: dict[str, Any]) -> None:
+    def begin(self, settings: dict[str, Any], *, batch_size: int | None = None) -> None:
         """Begin an extraction, or resume one with the same settings; remove files that an interruption has left incomplete.
 
         Raises VitrailError if other features, or other things, are in the folder.
@@ -88,6 +88,7 @@ class FeatureFolder:
         else:
             self.run.check_settings(settings, manifest.settings)
             manifest.settings = settings
+        manifest.batch_size = batch_size
         self.progress.mkdir(exist_ok=True)
         for file in self.progress.glob(f"*{TEMPORARY_MARK}*"):
             file.unlink()
@@ -157,6 +158,7 @@ class FeatureFolder:
         manifest = Manifest(
             finished=finished,
             settings=manifest.settings,
+            batch_size=manifest.batch_size,
             rows=sum(shard.rows for shard in shards),
             errors=len(unreadable),
             partitions={str(partition): partitions[partition] for partition in sorted(partitions)},

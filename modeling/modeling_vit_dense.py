@@ -9,7 +9,7 @@ Sources: DINOv2 (arXiv 2304.07193), DINOv3 (arXiv 2508.10104), DPT (arXiv 2103.1
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,63 @@ def windows(length: int, window: int, stride: int) -> Iterator[slice]:
     for index in range(max(-(-(length - window) // stride), 0) + 1):
         end = min(index * stride + window, length)
         yield slice(max(end - window, 0), end)
+
+
+def at_scale(images: torch.Tensor, size: int, scale: float) -> torch.Tensor:
+    """Resize images (B, C, H, W) so that the shorter side is `size * scale`, by the rounding of mmcv's imrescale."""
+    height, width = images.shape[-2:]
+    factor = min(int(size * scale) / min(height, width), int(MAX_ASPECT * size * scale) / max(height, width))
+    resized = int(height * factor + 0.5), int(width * factor + 0.5)
+    return images if resized == (height, width) else resize(images, resized)
+
+
+def slide(
+    predict: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, window: int | None, stride: int | None
+) -> torch.Tensor:
+    """Return logits (B, K, H, W) of images, averaged where windows overlap; see `class_probabilities`."""
+    height, width = images.shape[-2:]
+    if window is None or stride is None:
+        window = stride = max(height, width)
+    total, count = images.new_zeros(()), images.new_zeros(height, width, dtype=torch.float32)
+    for rows in windows(height, window, stride):
+        for columns in windows(width, window, stride):
+            part = images[..., rows, columns]
+            logits = resize(predict(part).float(), part.shape[-2:])
+            if not total.ndim:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[..., rows, columns] += logits
+            count[rows, columns] += 1
+    return total / count
+
+
+@torch.no_grad()
+def class_probabilities(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    config: ViTConfig,
+    pixel_values: torch.Tensor,
+    *,
+    size: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
+) -> torch.Tensor:
+    """Return what `ViTForSemanticSegmentation.segment` returns, for any way to run the model.
+
+    predict: maps (B, C, H, W) to logits (B, K, h, w).
+    """
+    height, width = pixel_values.shape[-2:]
+    size = size or config.segmentation_size or min(height, width)
+    window = window or config.segmentation_window
+    stride = stride or config.segmentation_stride or window
+    variants = []
+    for scale in scales or config.segmentation_scales:
+        images = at_scale(pixel_values, size, scale)
+        for mirrored in (False, True) if (config.segmentation_flip if flip is None else flip) else (False,):
+            logits = slide(predict, images.flip(-1) if mirrored else images, window, stride)
+            probabilities = resize(logits, (height, width)).softmax(dim=1)
+            variants.append(probabilities.flip(-1) if mirrored else probabilities)
+    return torch.stack(variants).mean(dim=0) if len(variants) > 1 else variants[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------- layers
@@ -335,7 +392,6 @@ class ViTForSemanticSegmentation(ViTDensePreTrainedModel):
             loss = F.cross_entropy(resized, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
-    @torch.no_grad()
     def segment(
         self,
         pixel_values: torch.Tensor,
@@ -358,39 +414,16 @@ class ViTForSemanticSegmentation(ViTDensePreTrainedModel):
             scales: factors of `size`.
             flip: whether to average with the result of the mirrored images.
         """
-        config, (height, width) = self.config, pixel_values.shape[-2:]
-        size = size or config.segmentation_size or min(height, width)
-        window = window or config.segmentation_window
-        stride = stride or config.segmentation_stride or window
-        variants = []
-        for scale in scales or config.segmentation_scales:
-            images = self._at_scale(pixel_values, size, scale)
-            for mirrored in (False, True) if (config.segmentation_flip if flip is None else flip) else (False,):
-                logits = self._slide(images.flip(-1) if mirrored else images, window, stride)
-                probabilities = resize(logits, (height, width)).softmax(dim=1)
-                variants.append(probabilities.flip(-1) if mirrored else probabilities)
-        return torch.stack(variants).mean(dim=0) if len(variants) > 1 else variants[0]
-
-    def _at_scale(self, pixel_values: torch.Tensor, size: int, scale: float) -> torch.Tensor:
-        """Resize images so that the shorter side is `size * scale`, by the rounding of mmcv's imrescale."""
-        height, width = pixel_values.shape[-2:]
-        factor = min(int(size * scale) / min(height, width), int(MAX_ASPECT * size * scale) / max(height, width))
-        resized = int(height * factor + 0.5), int(width * factor + 0.5)
-        return pixel_values if resized == (height, width) else resize(pixel_values, resized)
-
-    def _slide(self, images: torch.Tensor, window: int | None, stride: int | None) -> torch.Tensor:
-        """Return logits (B, K, H, W) of images, averaged where windows overlap."""
-        height, width = images.shape[-2:]
-        if window is None or stride is None:
-            window = stride = max(height, width)
-        total = images.new_zeros(len(images), self.num_labels, height, width, dtype=torch.float32)
-        count = total.new_zeros(height, width)
-        for rows in windows(height, window, stride):
-            for columns in windows(width, window, stride):
-                part = images[..., rows, columns]
-                total[..., rows, columns] += resize(self(part, return_dict=True).logits.float(), part.shape[-2:])
-                count[rows, columns] += 1
-        return total / count
+        return class_probabilities(
+            lambda images: self(images, return_dict=True).logits,
+            self.config,
+            pixel_values,
+            size=size,
+            window=window,
+            stride=stride,
+            scales=scales,
+            flip=flip,
+        )
 
 
 class ViTForDepthEstimation(ViTDensePreTrainedModel):

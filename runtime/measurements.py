@@ -49,10 +49,15 @@ class Measurement:
 
 @dataclass(kw_only=True)
 class MeasuredModel:
-    """The measurements of a model; `subject`: everything that they depend on, see `subject_of`."""
+    """The measurements of a model.
+
+    subject: everything that they depend on, see `subject_of`.
+    batch_size: that they were made with.
+    """
 
     subject: dict[str, Any]
     measurements: list[Measurement]
+    batch_size: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -68,10 +73,12 @@ def measurement_file() -> Path:
     return Path(constants.HF_HOME) / "vitrail" / "engines.json"
 
 
-def subject_of(module: nn.Module, pixel_values: torch.Size, *, batch_size: int, num_streams: int) -> dict[str, Any]:
+def subject_of(module: nn.Module, pixel_values: torch.Size, *, batch_size: int | None, num_streams: int) -> dict[str, Any]:
     """Return what measurements depend on: the machine, the model without the values of its weights, and the shape of its inputs.
 
-    pixel_values: the shape of images, (…, C, H, W).
+    Args:
+        pixel_values: the shape of images, (…, C, H, W).
+        batch_size: None if it is measured too.
     """
     device = next(module.parameters()).device
     model: Any = getattr(module, "model", module)  # of TupleOutputs
@@ -95,16 +102,15 @@ def subject_of(module: nn.Module, pixel_values: torch.Size, *, batch_size: int, 
     }
 
 
-def read_measurements(subject: dict[str, Any]) -> list[Measurement]:
-    """Return the remembered measurements of a subject; none if a version has changed since, or the file is damaged."""
-    found = _read_file().models.get(_key(subject))
-    return [] if found is None else found.measurements
+def read_measurements(subject: dict[str, Any]) -> MeasuredModel | None:
+    """Return the remembered measurements of a subject; None if a version has changed since, or the file is damaged."""
+    return _read_file().models.get(_key(subject))
 
 
-def write_measurements(subject: dict[str, Any], measurements: Iterable[Measurement]) -> None:
+def write_measurements(subject: dict[str, Any], measurements: Iterable[Measurement], *, batch_size: int) -> None:
     """Remember the measurements of a subject. Of processes that write at the same time, the last one wins."""
     path, content = measurement_file(), _read_file()
-    content.models[_key(subject)] = MeasuredModel(subject=subject, measurements=list(measurements))
+    content.models[_key(subject)] = MeasuredModel(subject=subject, measurements=list(measurements), batch_size=batch_size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         content.write(path)

@@ -67,11 +67,13 @@ class OptimizationReport:
 class OptimizedModel:
     """The result of `optimize`, called like the model: for inference only, from one thread at a time.
 
+    model: the model that was optimized.
     config, device: the config and device of the model.
     report: how well it agrees with the float32 model.
     """
 
     def __init__(self, model: ViTPreTrainedModel, compiled: CompiledModel, report: OptimizationReport) -> None:
+        self.model = model
         self.config: ViTConfig = model.config
         self.device = compiled.device
         self.report = report

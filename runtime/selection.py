@@ -1,13 +1,14 @@
-"""The engine and the precision of `auto`: the fastest for a run, measured on its first images.
+"""The engine, the precision and the batch size of `auto`: the fastest for a run, measured on its first images.
 
 If the run has fewer than `trials.MIN_ROUNDS` rounds, the model runs as it is, and nothing is measured. Otherwise the model is timed, then
 the engines, those that are built fastest first, as long as building them takes a small share of the time of the run. An engine that fails,
 or whose outputs do not agree with the float32 model, is left out. Of the others, the one that takes the shortest time for the run, building
-included, is selected. Measurements are remembered (`measurements.py`), so that the next run need not repeat them.
+included, is selected. Where the batch size is open, the model is first timed with batches of double the size, as long as that makes it
+faster and fits into memory. Measurements are remembered (`measurements.py`), so that the next run need not repeat them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,23 +18,24 @@ from torch import nn
 from ..errors import VitrailError
 from .compiled import AUTO, ENGINES, NUM_CHECKED, PRECISIONS, CompiledModel, Runtime, precision_of
 from .measurements import read_measurements, subject_of, write_measurements
-from .trials import Trials, Workload, build_seconds
+from .trials import MIN_GAIN, Trials, Workload, build_seconds
 
 # By device, the precisions that `auto` may choose besides that of the weights, with the smallest cosine similarity to float32 of any image.
 # CPUs that multiply in float16 do so in bfloat16
 AUTO_PRECISIONS = {"cpu": {"bfloat16": 0.999, "int8": 0.99}, "cuda": {"bfloat16": 0.999, "float16": 0.999}}
-MIN_GAIN = 0.05  # an engine that saves a smaller share of the time is not selected: measurements are not that precise
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The selected engine and precision.
+    """The selected engine, precision and batch size.
 
+    batch_size: None if it is not open.
     compiled: the model that they have compiled; None if nothing was built.
     report: one line about the measurements; empty if there are none.
     """
 
     runtime: Runtime
+    batch_size: int | None = None
     compiled: CompiledModel | None = None
     report: str = ""
 
@@ -56,26 +58,31 @@ def select_runtime(
         calibration: returns the images that int8 is calibrated on.
         is_strict: require the agreement of AUTO_PRECISIONS.
     """
-    if len(candidates) == 1 or workload.is_small:
+    if workload.is_small or (len(candidates) == 1 and workload.max_batch_size is None):
         return Selection(candidates[0])
     images = sample(max(workload.batch_size, NUM_CHECKED))
     if images is None:
         return Selection(candidates[0])
     device = next(module.parameters()).device.type
-    subject = subject_of(module, images.shape, batch_size=workload.batch_size, num_streams=workload.num_streams)
+    is_open = workload.max_batch_size is not None
+    batch_size = None if is_open else workload.batch_size
+    subject = subject_of(module, images.shape, batch_size=batch_size, num_streams=workload.num_streams)
+    remembered = read_measurements(subject)
+    if is_open and remembered is not None:
+        workload = replace(workload, batch_size=remembered.batch_size or workload.batch_size, max_batch_size=None)
     trials = Trials(
         module,
         workload,
         images,
         calibration=calibration,
         min_cosine=AUTO_PRECISIONS.get(device, {}) if is_strict else {},
-        remembered=read_measurements(subject),
+        remembered=[] if remembered is None else remembered.measurements,
     )
     for candidate in candidates:
         trials.run(candidate)
-    selection = _select(trials, candidates)
-    if trials.num_new:
-        write_measurements(subject, trials.found.values())
+    selection = _select(trials, candidates, is_open)
+    if trials.num_new and not trials.is_cut:
+        write_measurements(subject, trials.found.values(), batch_size=trials.workload.batch_size)
     return selection
 
 
@@ -114,23 +121,30 @@ def find_candidates(module: nn.Module, runtime: Runtime, *, one_size: bool = Tru
     return sorted(installed or able[:1], key=build_seconds)  # if none is installed, the first states what to install
 
 
-def _select(trials: Trials, candidates: Sequence[Runtime]) -> Selection:
-    """Return the best candidate. It is built and compared with the float32 model, unless it is the module as it is."""
+def _select(trials: Trials, candidates: Sequence[Runtime], is_open: bool) -> Selection:
+    """Return the best candidate. It is built and compared with the float32 model, unless it is the module as it is.
+
+    is_open: whether the batch size is open. Then the module is run too, to see whether a batch fits into memory.
+    """
+    batch_size = trials.workload.batch_size if is_open else None
     while able := [one for one in candidates if trials.works(one)]:
         best = min(able, key=trials.seconds)
         if trials.baseline in able and trials.seconds(best) > (1 - MIN_GAIN) * trials.seconds(trials.baseline):
             best = trials.baseline
-        report = _report(trials, best, able)
+        report = _report(trials, best, able, batch_size)
         if trials.kept is not None and trials.kept[0] == best:
-            return Selection(best, trials.kept[1], report)
-        if best == Runtime(precision_of(trials.module)):
-            return Selection(best, None, report)
+            return Selection(best, batch_size, trials.kept[1], report)
+        if best == Runtime(precision_of(trials.module)) and not is_open:
+            return Selection(best, report=report)
         if compiled := trials.build(best):
-            return Selection(best, compiled, report)
+            return Selection(best, batch_size, compiled, report)
     return Selection(candidates[0])  # and its error is that of the run
 
 
-def _report(trials: Trials, best: Runtime, able: list[Runtime]) -> str:
+def _report(trials: Trials, best: Runtime, able: list[Runtime], batch_size: int | None) -> str:
     rates = {one: 1 / max(trials.found[one].image_seconds, 1e-9) for one in able}
     others = ", ".join(f"{one} {rates[one]:.1f}" for one in sorted(able, key=rates.__getitem__, reverse=True) if one != best)
-    return f"auto: {best}, {rates[best]:.1f} images/s ({others})" if others else ""
+    if not others and batch_size is None:
+        return ""
+    batch = "" if batch_size is None else f"batch size {batch_size}, "
+    return f"auto: {best}, {batch}{rates[best]:.1f} images/s" + (f" ({others})" if others else "")

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +18,7 @@ from .workers import InferenceWorkers
 MIN_ROUNDS = 25  # a run of fewer rounds, of one batch for each thread, is not worth any measurement
 SHARE = 0.1  # of the time that a run takes without engines: trying engines may take this much
 ROUNDS, MAX_SECONDS = 3, 1.0  # an engine is timed in this many rounds, of which the median counts, or in fewer that take so long
+MIN_GAIN = 0.05  # what saves a smaller share of the time is not selected: measurements are not that precise
 INT8_SECONDS = 30.0  # that calibration adds to the time of building
 # What compilers raise for models that they do not support
 BUILD_ERRORS = (
@@ -35,11 +36,13 @@ class Workload:
     batch_size: images in each call.
     num_streams: threads that call at the same time.
     num_images: of the whole run; None if their number is unknown and large, so that every measurement pays.
+    max_batch_size: the largest batch size that may be selected in place of `batch_size`; None to keep it.
     """
 
     batch_size: int
     num_streams: int = 1
     num_images: int | None = None
+    max_batch_size: int | None = None
 
     @property
     def is_small(self) -> bool:
@@ -50,8 +53,10 @@ class Workload:
 class Trials:
     """Trials of runtimes with a module, in order; the first that works is the baseline, with which the others are compared.
 
+    workload: with the batch size that is selected.
     found: the measurements, by runtime: those that are remembered, and those that are made now.
     num_new: the number of measurements that are made now.
+    is_cut: whether the run is too short to try larger batches.
     baseline: the first runtime that works.
     kept: the fastest runtime that has been built, and the model that it compiled.
 
@@ -74,11 +79,12 @@ class Trials:
     ) -> None:
         self.module = module
         self.workload = workload
-        self.images = images
+        self.images = images.to(next(module.parameters()).device)  # where runs have them too
         self.calibration = calibration
         self.min_cosine = min_cosine
         self.found = {Runtime(one.precision, one.engine): one for one in remembered}
         self.num_new = 0
+        self.is_cut = False
         self.baseline: Runtime | None = None
         self.kept: tuple[Runtime, CompiledModel] | None = None
         self._left_out: set[Runtime] = set()  # by this run alone: other weights may agree, and memory may be free
@@ -104,18 +110,13 @@ class Trials:
             self._spent += 0.0 if is_baseline else perf_counter() - started
         if self.baseline is None and self.works(runtime):
             self.baseline = runtime
+            self._double_batch_size()
 
     def build(self, runtime: Runtime) -> CompiledModel | None:
         """Return the compiled model; None if it cannot be built or does not agree with the float32 model, and then it does not work."""
         try:
-            compiled = CompiledModel(
-                self.module,
-                runtime,
-                batch_size=self.workload.batch_size,
-                calibration=self.calibration() if runtime.precision == "int8" else None,
-                num_streams=self.workload.num_streams,
-            )
-            compiled(self.images)
+            compiled = self._compile(runtime, self.workload.batch_size)
+            compiled(self._batch(max(self.workload.batch_size, len(self.images))))
             least = self.min_cosine.get(compiled.precision, 0.0)
             worst = min((agreement.cosine for agreement in compiled.agreement), default=1.0)
             if worst < least:
@@ -130,13 +131,51 @@ class Trials:
             return compiled
         return None
 
-    def _pays(self, runtime: Runtime) -> bool:
+    def _compile(self, runtime: Runtime, batch_size: int) -> CompiledModel:
+        return CompiledModel(
+            self.module,
+            runtime,
+            batch_size=batch_size,
+            calibration=self.calibration() if runtime.precision == "int8" else None,
+            num_streams=self.workload.num_streams,
+        )
+
+    def _batch(self, number: int) -> torch.Tensor:
+        return self.images[torch.arange(number) % len(self.images)]
+
+    def _pays(self, runtime: Runtime, *batch_sizes: int) -> bool:
+        """Whether there is time to build a runtime and to time a batch of each size, by default of the engine and of the baseline."""
         if self.baseline is None or self.workload.num_images is None:
             return True
         image_seconds = self.found[self.baseline].image_seconds
-        one_round = image_seconds * self.workload.batch_size * self.workload.num_streams
-        timing = 2 * min(ROUNDS * one_round, MAX_SECONDS + one_round)  # of the engine, and of the baseline
+        timing = 0.0
+        for batch_size in batch_sizes or (self.workload.batch_size, self.workload.batch_size):
+            one_round = image_seconds * batch_size * self.workload.num_streams
+            timing += min(ROUNDS * one_round, MAX_SECONDS + one_round)
         return self._spent + build_seconds(runtime) + timing <= SHARE * image_seconds * self.workload.num_images
+
+    def _double_batch_size(self) -> None:
+        """Double the batch size as long as it makes the baseline faster and fits into memory."""
+        assert self.baseline is not None
+        while (smaller := self._baseline_model) and 2 * smaller.batch_size <= (self.workload.max_batch_size or 0):
+            if not self._pays(self.baseline, smaller.batch_size, 2 * smaller.batch_size):
+                self.is_cut = True
+                return
+            started, larger = perf_counter(), self._compile(self.baseline, 2 * smaller.batch_size)
+            try:
+                larger(self._batch(larger.batch_size))
+                seconds, of_smaller = self._time(larger, smaller)
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                logger.info(f"auto keeps the batch size {smaller.batch_size}: {error}")
+                return
+            finally:
+                self._spent += perf_counter() - started
+            if seconds > (1 - MIN_GAIN) * of_smaller:
+                return
+            before = self.found[self.baseline]
+            self.found[self.baseline] = replace(before, image_seconds=before.image_seconds * seconds / of_smaller)
+            self.workload = replace(self.workload, batch_size=larger.batch_size)
+            self._baseline_model, self.kept = larger, (self.baseline, larger)
 
     def _measure(self, runtime: Runtime) -> None:
         started = perf_counter()
@@ -159,15 +198,16 @@ class Trials:
             self.kept = runtime, compiled
 
     def _time(self, *models: CompiledModel) -> list[float]:
-        """Return the median time of each model for an image, measured in turns."""
-        batch = self.images[torch.arange(self.workload.batch_size) % len(self.images)]
+        """Return the median time of each model for an image of its batch, measured in turns."""
+        batches = [self._batch(model.batch_size) for model in models]
         times: list[list[float]] = [[] for _ in models]
         while len(times[0]) < ROUNDS and sum(map(sum, times)) < MAX_SECONDS * len(models):
-            for model, taken in zip(models, times, strict=True):
+            for model, batch, taken in zip(models, batches, times, strict=True):
                 started = perf_counter()
                 self._run_round(model, batch)
                 taken.append(perf_counter() - started)
-        return [statistics.median(taken) / (len(batch) * self.workload.num_streams) for taken in times]
+        streams = self.workload.num_streams
+        return [statistics.median(taken) / (len(batch) * streams) for batch, taken in zip(batches, times, strict=True)]
 
     def _run_round(self, compiled: CompiledModel, batch: torch.Tensor) -> None:
         """Run a batch in each thread, as the run itself does, and wait for the outputs."""

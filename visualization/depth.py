@@ -10,23 +10,24 @@ from PIL import Image
 from ..errors import VitrailError
 from ..modeling.modeling_vit_dense import ViTForDepthEstimation, resize
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..runtime.optimization import OptimizedModel
 from .legends import enlarged, with_scale_bar
 from .pictures import contact_sheet, heat, image_name, write_values
-from .whole_images import read_whole
+from .whole_images import check_head, read_whole
 
 MAX_MILLIMETERS = 2**16 - 1  # of a 16-bit PNG
 
 
 @torch.inference_mode()
 def plot_depth(
-    model: ViTForDepthEstimation, image_processor: VitrailImageProcessor, images: Sequence
+    model: ViTForDepthEstimation | OptimizedModel, image_processor: VitrailImageProcessor, images: Sequence
 ) -> tuple[list[np.ndarray], Image.Image]:
     """Return the depth of each pixel of images, and a picture of it as colors: near pixels are light, far pixels dark.
 
     Images are not cropped. Images that the image processor does not resize are shrunk if they have more than a million pixels.
 
     Args:
-        model: a depth model.
+        model: a depth model, or a depth model from `vitrail.optimize`.
         image_processor: the image processor of the model.
         images: paths, PIL images or arrays, of any sizes.
 
@@ -40,8 +41,7 @@ def plot_depth(
     """
     if not len(images):
         raise VitrailError("found no image; pass at least one")
-    if not isinstance(model, ViTForDepthEstimation):
-        raise VitrailError(f'found a {type(model).__name__}; load a depth head, for example with head="nyu_dpt"')
+    check_head(model, "depth")
     maps, strips = [], []
     for number, image in enumerate(images):
         whole = read_whole(model, image_processor, image)

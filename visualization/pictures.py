@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from ..modeling.modeling_vit import ViTPreTrainedModel
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..runtime.optimization import OptimizedModel
 from ..utils.atomic import replaced
 from .fonts import Font, caption_font
 
@@ -26,7 +27,7 @@ MIN_FONT = 16  # pixels
 
 
 def preprocess(
-    model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: object
+    model: ViTPreTrainedModel | OptimizedModel, image_processor: VitrailImageProcessor, image: object
 ) -> tuple[torch.Tensor, Image.Image]:
     """Return the `pixel_values` (1, C, H, W) of an image, on the device of the model, and the same pixels as an RGB picture.
 

@@ -1,19 +1,21 @@
 """Pictures of segmentations: the class of each pixel as a color over the image, with a legend of the classes found."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..configuration.class_names import SEGMENTATIONS, dataset_labels, segmentation_colors
+from ..configuration.configuration_vit import ViTConfig
 from ..errors import VitrailError
-from ..modeling.modeling_vit_dense import ViTForSemanticSegmentation, resize
+from ..modeling.modeling_vit_dense import ViTForSemanticSegmentation, class_probabilities, resize
 from ..processing.image_processing_vit import VitrailImageProcessor
+from ..runtime.optimization import OptimizedModel
 from .legends import Color, enlarged, legend
 from .pictures import contact_sheet, image_name
-from .whole_images import WholeImage, read_whole
+from .whole_images import WholeImage, check_head, read_whole
 
 OPACITY = 0.65
 HUE_STEP = (5**0.5 - 1) / 2  # of the circle of hues: golden-ratio steps keep classes of near indices apart
@@ -22,14 +24,18 @@ LIGHTNESS = (0.5, 0.7, 0.35)
 
 @torch.inference_mode()
 def plot_segmentation(
-    model: ViTForSemanticSegmentation, image_processor: VitrailImageProcessor, images: Sequence, *, windows: bool = True
+    model: ViTForSemanticSegmentation | OptimizedModel,
+    image_processor: VitrailImageProcessor,
+    images: Sequence,
+    *,
+    windows: bool = True,
 ) -> tuple[list[np.ndarray], Image.Image]:
     """Return the class of each pixel of images, and a picture of the classes as colors, with a legend.
 
     Images are not cropped. Images of more than a million pixels are shrunk first, and their classes enlarged.
 
     Args:
-        model: a segmentation model.
+        model: a segmentation model, or a segmentation model from `vitrail.optimize`.
         image_processor: the image processor of the model.
         images: paths, PIL images or arrays, of any sizes.
         windows: slide windows over each image, at the scales of the config (see `ViTForSemanticSegmentation.segment`), if the config has a
@@ -46,13 +52,13 @@ def plot_segmentation(
     """
     if not len(images):
         raise VitrailError("found no image; pass at least one")
-    if not isinstance(model, ViTForSemanticSegmentation):
-        raise VitrailError(f'found a {type(model).__name__}; load a segmentation head, for example with head="ade20k_linear"')
+    check_head(model, "segmentation")
     colors = class_colors(list(model.config.id2label.values()))
     maps, strips = [], []
     for number, image in enumerate(images):
         whole = read_whole(model, image_processor, image)
-        classes = _classes(model, image_processor, whole, windows)
+        scores = _scores(lambda part: model(part).logits, model.config, image_processor, whole, windows)
+        classes = Image.fromarray(scores[0].argmax(dim=0).to(torch.int32).cpu().numpy())  # at the size of the photo, in mode I
         maps.append(np.asarray(classes.resize(whole.size[::-1], Image.Resampling.NEAREST)))
         maps[-1] = maps[-1].astype(np.uint8 if model.config.num_labels <= 256 else np.uint16)
         photo = enlarged(whole.photo)
@@ -69,16 +75,33 @@ def plot_segmentation(
     return maps, contact_sheet(strips)
 
 
-def _classes(
-    model: ViTForSemanticSegmentation, image_processor: VitrailImageProcessor, whole: WholeImage, windows: bool
-) -> Image.Image:
-    """Return the classes at the size of the photo, in mode I."""
-    if windows and model.config.segmentation_window is not None:
+@torch.inference_mode()
+def segmentation_inputs(
+    model: ViTForSemanticSegmentation, image_processor: VitrailImageProcessor, image: object, *, windows: bool
+) -> list[torch.Tensor]:
+    """Return what the model receives for an image, (1, C, H, W) each: windows, or the whole image. See `plot_segmentation`."""
+    inputs: list[torch.Tensor] = []
+
+    def predict(pixel_values: torch.Tensor) -> torch.Tensor:
+        inputs.append(pixel_values)
+        return pixel_values.new_zeros(1, 1, 1, 1)
+
+    _scores(predict, model.config, image_processor, read_whole(model, image_processor, image), windows)
+    return inputs
+
+
+def _scores(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    config: ViTConfig,
+    image_processor: VitrailImageProcessor,
+    whole: WholeImage,
+    windows: bool,
+) -> torch.Tensor:
+    """Return the logits or probabilities of each class at the size of the photo, (1, K, H, W)."""
+    if windows and config.segmentation_window is not None:
         size = image_processor.size.shortest_edge if image_processor.do_resize else None
-        scores = model.segment(whole.pixel_values, size=size)
-    else:
-        scores = resize(model(whole.prepared).logits.float(), whole.photo.size[::-1])
-    return Image.fromarray(scores[0].argmax(dim=0).to(torch.int32).cpu().numpy())
+        return class_probabilities(predict, config, whole.pixel_values, size=size)
+    return resize(predict(whole.prepared).float(), whole.photo.size[::-1])
 
 
 def class_shares(classes: np.ndarray) -> list[tuple[int, float]]:

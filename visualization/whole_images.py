@@ -6,11 +6,19 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from ..errors import VitrailError
 from ..modeling.modeling_vit import ViTPreTrainedModel
+from ..modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
 from ..processing.image_processing_vit import VitrailImageProcessor
 from ..processing.resizing import keep_aspect, uncropped
+from ..runtime.optimization import OptimizedModel
 from .pictures import preprocess
 
+# By task: the class of the model, and a head to name in messages
+HEADS: dict[str, tuple[type[ViTPreTrainedModel], str]] = {
+    "segmentation": (ViTForSemanticSegmentation, "ade20k_linear"),
+    "depth": (ViTForDepthEstimation, "nyu_dpt"),
+}
 MAX_PIXELS = 1_000_000  # of an image that the image processor does not resize: 150 classes of it take 600 MB
 
 
@@ -30,7 +38,15 @@ class WholeImage:
     prepared: torch.Tensor
 
 
-def read_whole(model: ViTPreTrainedModel, image_processor: VitrailImageProcessor, image: object) -> WholeImage:
+def check_head(model: object, task: str) -> None:
+    """Raise VitrailError unless a model, or the model that `vitrail.optimize` was given, has the head of a task."""
+    loaded = model.model if isinstance(model, OptimizedModel) else model
+    kind, example = HEADS[task]
+    if not isinstance(loaded, kind):
+        raise VitrailError(f'found a {type(loaded).__name__}; load a {task} head, for example with head="{example}"')
+
+
+def read_whole(model: ViTPreTrainedModel | OptimizedModel, image_processor: VitrailImageProcessor, image: object) -> WholeImage:
     """Read an image as a dense model receives it. Where the image processor crops, the image keeps its aspect instead.
 
     Raises ValueError if the image cannot be read.

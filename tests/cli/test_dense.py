@@ -1,19 +1,26 @@
 """`vitrail segment`, `depth` and `patches`: the pictures and values that they write, and what they print."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
+from fake_engines import FakeEngines
 from PIL import Image
 
 import paths
 import vitrail
 from command_line import end_of
+from image_folders import write_images
 from small_models import randomize, tiny_config
+from vitrail.processing.resizing import at_size
+from vitrail.runtime import trials
 
 PHOTO, OTHER = paths.IMAGES / "chelsea.jpg", paths.IMAGES / "coffee.jpg"
 SIZE = {PHOTO: (300, 451), OTHER: (400, 600)}
+WINDOWS = {"segmentation_window": 16, "segmentation_stride": 12}
+PLOTS = {"segment": vitrail.plot_segmentation, "depth": vitrail.plot_depth}
 IMAGE_PROCESSOR = vitrail.VitrailImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
 
 
@@ -28,7 +35,7 @@ def folders(tmp_path_factory):
     for name, model_class in (("segment", vitrail.ViTForSemanticSegmentation), ("depth", vitrail.ViTForDepthEstimation)):
         torch.manual_seed(0)
         found[name] = tmp_path_factory.mktemp(name) / "model"
-        config = tiny_config(id2label=dict(enumerate(["cat", "cup", "table", "wall"])))
+        config = tiny_config(id2label=dict(enumerate(["cat", "cup", "table", "wall"])), **WINDOWS)
         vitrail.save(randomize(model_class(config)), IMAGE_PROCESSOR, found[name])
     return found
 
@@ -47,8 +54,7 @@ def test_a_picture_and_the_values_of_each_image(command, values_format, folders,
     assert not end_of(*words, "--json")
     record = json.loads(capsys.readouterr().out)
     model, image_processor, _ = vitrail.load(folders[command])
-    plot = vitrail.plot_segmentation if command == "segment" else vitrail.plot_depth
-    maps, picture = plot(model, image_processor, [PHOTO, OTHER])
+    maps, picture = PLOTS[command](model, image_processor, [PHOTO, OTHER])
     assert np.array_equal(read(output), np.asarray(picture))
     assert record["values"] == [str(values / f"{image.stem}.{values_format}") for image in (PHOTO, OTHER)]
     for path, image, one, found in zip(record["values"], SIZE, maps, record["images"], strict=True):
@@ -61,6 +67,49 @@ def test_a_picture_and_the_values_of_each_image(command, values_format, folders,
             continue
         assert np.abs(written / (1000 if values_format == "png" else 1) - one).max() <= 5.1e-4
         assert (found["min"], found["median"], found["max"]) == pytest.approx((one.min(), np.median(one), one.max()))
+
+
+def test_a_named_precision(folders, tmp_path, capsys):
+    """The same depths as a model whose weights have that precision."""
+    words = ["depth", folders["depth"], PHOTO, "--output", tmp_path / "a.png", "--values", tmp_path / "values"]
+    assert not end_of(*words, "--values-format", "npy", "--precision", "bfloat16")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("eager, bfloat16: cosine ")
+    model, image_processor, _ = vitrail.load(folders["depth"])
+    (expected,), _ = vitrail.plot_depth(model.bfloat16(), image_processor, [PHOTO])
+    assert np.array_equal(read(tmp_path / "values" / "chelsea.npy"), expected)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "sizes", "number", "is_measured"),
+    [
+        ("segment", [], [(64, 48), (48, 48)], 3, True),  # the windows have one size
+        ("segment", ["--no-windows"], [(64, 48), (48, 48)], 3, False),
+        ("segment", ["--image-size", 8], [(64, 48)], 3, True),  # smaller than a window
+        ("depth", [], [(64, 48), (48, 48)], 3, False),
+        ("depth", [], [(64, 48)], 3, True),
+        ("depth", [], [(64, 48)], 2, False),
+    ],
+)
+def test_auto_measures_many_inputs_of_one_size(
+    command, options, sizes, number, is_measured, folders, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(trials, "MIN_ROUNDS", 3)
+    monkeypatch.setattr(trials, "SHARE", math.inf)
+    engines = FakeEngines(monkeypatch)
+    engines.add("eager", 0.1)
+    engines.add("openvino", 0.05)
+    images = [tmp_path / path for path in write_images(tmp_path, number, sizes=sizes)]
+    assert not end_of(command, folders[command], *images, "--output", tmp_path / "picture.png", "--json", *options)
+    printed = capsys.readouterr()
+    assert [name for name, _ in engines.built] == (["eager", "openvino"] if is_measured else [])
+    assert ("auto: openvino float32, 20.0 images/s (eager float32 10.0)" in printed.err) == is_measured
+    assert bool(json.loads(printed.out)["optimization"]) == is_measured
+    model, image_processor, _ = vitrail.load(folders[command])
+    if "--image-size" in options:
+        image_processor = at_size(image_processor, (8, 8), 8)
+    options = {"windows": False} if "--no-windows" in options else {}
+    _, picture = PLOTS[command](model, image_processor, images, **options)
+    assert np.array_equal(read(tmp_path / "picture.png"), np.asarray(picture))
 
 
 def test_patches(folders, tmp_path, capsys):
@@ -89,6 +138,8 @@ def test_bad_input_is_one_message_and_exit_code_2(folders, tmp_path, capsys):
         ("depth", [folders["depth"], PHOTO, "--values-format", "exr"], "expected png or npy"),
         ("depth", [folders["depth"], PHOTO, "--values", tmp_path / "file"], "is a file; expected a folder"),
         ("segment", [folders["segment"], PHOTO, tmp_path / "chelsea.png", "--values", tmp_path / "v"], "of different names"),
+        ("segment", [folders["segment"], PHOTO, "--engine", "tensorrt"], "found --engine tensorrt; write one of eager, compile"),
+        ("depth", [folders["depth"], PHOTO, "--engine", "eager", "--precision", "int8"], "eager does not support int8"),
         ("patches", [folders["depth"], PHOTO], "Missing option '--at'"),
         ("patches", [folders["depth"], PHOTO, "--at", "1"], "found --at 1; expected the pixels x,y, such as 120,80"),
         ("patches", [folders["depth"], PHOTO, "--at", "451,0"], "lies outside of the first image: pass 0 <= x < 451"),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from fake_engines import FakeEngines
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -14,6 +15,7 @@ from small_models import make_model
 from vitrail.features.store import StoredFeatures
 from vitrail.hub.saving import save
 from vitrail.modeling.modeling_vit import ViTForImageClassification
+from vitrail.runtime import trials
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,6 +71,19 @@ def test_evaluations_keep_features_of_each_precision_apart(tmp_path, place, caps
         assert json.loads(output.read_text())["runtime"] == {"precision": precision, "engine": "eager"}
         assert len(list((tmp_path / "cache").iterdir())) == folders
     assert capsys.readouterr().out.count("layers: cosine 0.99") == 1  # only the run that computed features in bfloat16
+
+
+def test_unreadable_images_are_left_out_of_what_engines_are_measured_on(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trials, "MIN_ROUNDS", 0)
+    engines = FakeEngines(monkeypatch)
+    engines.add("eager", 0.1)
+    (tmp_path / "broken.jpg").touch()
+    assert not end_of("classify", place / "classifier", tmp_path / "broken.jpg", *PHOTOS, "--json")
+    printed = capsys.readouterr()
+    assert "skipped" in printed.err
+    assert len(json.loads(printed.out)["images"]) == len(PHOTOS)
+    assert end_of("classify", place / "classifier", tmp_path / "broken.jpg") == 2
+    assert "broken.jpg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["embed", "classify", "extract", "probe", "knn", "logistic"])

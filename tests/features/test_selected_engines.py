@@ -12,7 +12,7 @@ from PIL import Image
 
 from image_folders import small_model, small_processor, write_images
 from vitrail.errors import VitrailError
-from vitrail.features import store
+from vitrail.features import job, store
 from vitrail.features.cache import FeatureCache
 from vitrail.features.extraction import extract
 from vitrail.processing.resizing import keep_aspect
@@ -50,18 +50,23 @@ def run(tmp_path):
     return run
 
 
-def test_a_resumed_extraction_keeps_its_engine(engines, run, tmp_path, monkeypatch, capfd):
+def interrupt(run, monkeypatch):
+    """Interrupt an extraction after the first file."""
     finish = store.ChunkWriter.finish
 
-    def interrupted(writer):
+    def finish_first(writer):
         if writer.chunk.number:
             raise KeyboardInterrupt
         finish(writer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.ChunkWriter, "finish", interrupted)
+        patch.setattr(store.ChunkWriter, "finish", finish_first)
         with pytest.raises(KeyboardInterrupt):
             run()
+
+
+def test_a_resumed_extraction_keeps_its_engine(engines, run, tmp_path, monkeypatch, capfd):
+    interrupt(run, monkeypatch)
     assert engines.built == [("eager", "float32"), ("openvino", "float32")]  # the run uses what was built to measure it
     assert capfd.readouterr().err.count("auto: openvino float32, 20.0 images/s (eager float32 10.0)") == 1
     engines.add("openvino", 1.0)
@@ -74,6 +79,22 @@ def test_a_resumed_extraction_keeps_its_engine(engines, run, tmp_path, monkeypat
     with pytest.raises(VitrailError, match="precision was float32, is float64"):  # without a measurement
         run(Runtime("float64", "auto"))
     assert run(output="other").runtime == {"precision": "float32", "engine": "eager"}  # a new run measures again
+
+
+def test_a_resumed_extraction_keeps_its_batch_size(engines, run, tmp_path, monkeypatch, capfd):
+    """Files hold two images, and so do the largest batches."""
+    monkeypatch.setitem(job.BATCH_SIZES, "cpu", (1, 512))
+    engines.add("eager", lambda number: 1 + 0.1 * number)
+    engines.add("openvino", 2.0)
+    interrupt(run, monkeypatch)
+    assert "auto: eager float32, batch size 2, 1.7 images/s (openvino float32 0.5)" in capfd.readouterr().err
+    engines.batch_sizes.clear()
+    run()
+    assert engines.batch_sizes == [2, 2]
+    assert store.StoredFeatures(tmp_path / "out").manifest.batch_size == 2
+    engines.batch_sizes.clear()
+    run(output="other", batch_size=1)
+    assert engines.batch_sizes[-6:] == [1] * 6
 
 
 def test_images_of_several_sizes_run_as_they_are(engines, run):

@@ -7,11 +7,16 @@ from vitrail.runtime.compiled import Engine
 
 
 class FakeEngines:
-    """The engines of one test, in place of the real ones; `built`: (engine, precision) of each build, in order."""
+    """The engines of one test, in place of the real ones.
+
+    built: (engine, precision) of each build, in order.
+    batch_sizes: the number of images of each call, in order.
+    """
 
     def __init__(self, monkeypatch):
         self.now = 0.0
         self.built = []
+        self.batch_sizes = []
         self.monkeypatch = monkeypatch
         for name in reversed(list(compiled.ENGINES)):  # so that they come back in their order
             monkeypatch.delitem(compiled.ENGINES, name)
@@ -22,7 +27,7 @@ class FakeEngines:
     def add(self, name, seconds, *, build=0.0, expected=None, precisions=("float32",), turned=0.0, error=None, **fields):
         """Add an engine, or replace it.
 
-        seconds: of each image; or by precision.
+        seconds: of each image; or by precision; or a function of the number of images that returns the time of a call.
         build: seconds to build; `expected`: those that are typical, by default the same.
         turned: how far outputs of two numbers are turned away from those of the module: the tangent of the angle.
         error: what building raises.
@@ -35,7 +40,12 @@ class FakeEngines:
                 raise error
 
             def function(pixel_values):
-                self.now += len(pixel_values) * (seconds[precision] if isinstance(seconds, dict) else seconds)
+                self.batch_sizes.append(number := len(pixel_values))
+                self.now += (
+                    seconds(number)
+                    if callable(seconds)
+                    else number * (seconds[precision] if isinstance(seconds, dict) else seconds)
+                )
                 return (
                     tuple(output + turned * output.flip(-1) * output.new_tensor([-1, 1]) for output in module(pixel_values))
                     if turned

@@ -95,6 +95,64 @@ def test_measuring_takes_a_bounded_part_of_the_run(engines, num_images):
     assert engines.now <= 0.1 * (0.1 * num_images + 4 * 8)
 
 
+def select_batch_size(engines, eager, num_images=None, max_batch_size=10_000, *, others=10.0):
+    engines.add("eager", eager)
+    engines.add("openvino", others)
+    engines.add("compile", others)
+    module = TwoNumbers()
+    workload = Workload(64, num_images=num_images, max_batch_size=max_batch_size)
+    return select_runtime(module, find_candidates(module, AUTO), workload, images)
+
+
+def device(limit):
+    """An engine with the memory for this number of images, whose calls take a second longer than their images do."""
+
+    def seconds(number):
+        if number > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return 1 + 0.01 * number
+
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_images", "max_batch_size", "selected"),
+    [
+        (10_000, None, 10_000, 1024),  # 2048 saves 4.6 % of the time of an image, 1024 saves 8.2 %
+        (10_000, None, 512, 512),
+        (500, None, 10_000, 256),
+        (64, None, 10_000, 64),
+        (10_000, 25 * 64, 10_000, 64),  # a tenth of the run, 4.1 s, is less than three calls with 64 images and three with 128
+        (10_000, 60 * 64, 10_000, 128),
+    ],
+)
+def test_the_batch_size_doubles_as_long_as_it_gains_and_fits(engines, limit, num_images, max_batch_size, selected):
+    selection = select_batch_size(engines, device(limit), num_images, max_batch_size)
+    assert (selection.runtime, selection.batch_size, selection.compiled.batch_size) == (EAGER, selected, selected)
+    rate = selected / (1 + 0.01 * selected)
+    assert selection.report.startswith(f"auto: eager float32, batch size {selected}, {rate:.1f} images/s")
+
+
+def test_the_batch_size_is_remembered_once_no_larger_one_is_left_to_try(engines, file):
+    short = select_batch_size(engines, device(10_000), 60 * 64)
+    assert (short.batch_size, file.exists()) == (128, False)
+    first = select_batch_size(engines, device(10_000))
+    [model] = json.loads(file.read_text())["models"].values()
+    assert (model["subject"]["batch_size"], model["batch_size"]) == (None, 1024)
+    engines.batch_sizes.clear()
+    again = select_batch_size(engines, device(10_000))
+    assert (again.batch_size, again.report) == (1024, first.report)
+    assert engines.batch_sizes == [1024]  # whether it still fits
+    full = select_batch_size(engines, device(1000), others=device(1000))
+    assert (full.runtime, full.batch_size) == (EAGER, None)
+
+
+def test_the_batch_size_that_is_given_stays(engines):
+    engines.add("eager", device(10_000))
+    assert select(num_images=10_000).batch_size is None
+    assert set(engines.batch_sizes) == {8}
+
+
 def test_an_engine_that_was_expected_to_build_faster_ends_the_search(engines):
     engines.add("openvino", 0.05, build=50.0, expected=5.0)
     assert select(num_images=7200).runtime == OPENVINO  # 55 s are spent, and another 60 s expected
