@@ -66,9 +66,11 @@ class LinearHeads(nn.Module):
             training, "logits" (B, A, K).
         """
         all_losses, all_logits = [], []
+        token_size, columns = features.shape[-1], features.flatten(1)  # (B, T * D), of which a group reads a part without a copy
         for tokens, weight, bias in zip(self.tokens, self.weights, self.biases, strict=True):
+            inputs = columns[:, token_size * tokens.start : token_size * tokens.stop]
             # Rows are the last dimension, which makes the softmax over few classes several times faster
-            logits = torch.addmm(bias[:, None], weight, features[:, tokens].flatten(1).t())  # (size * K, B)
+            logits = torch.addmm(bias[:, None], weight, inputs.t())  # (size * K, B)
             logits = logits.unflatten(0, (-1, self.num_labels))
             if labels is not None:
                 all_losses.append(F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").sum(1))

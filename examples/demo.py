@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,6 @@ from transformers import AutoImageProcessor, AutoModel
 from transformers.utils import logging
 
 import vitrail
-from vitrail.cli.app import main as command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = os.path.relpath(ROOT / "examples" / "digits" / "dino_vit_digits.pth")
@@ -38,7 +38,7 @@ def run(*arguments: str) -> str:
     sys.argv = ["vitrail", *arguments]
     try:
         with contextlib.redirect_stdout(output):
-            command_line()
+            runpy.run_module("vitrail", run_name="__main__")
     except SystemExit as end:
         if end.code:
             raise
