@@ -70,7 +70,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         _check_type(value, tuple(get_origin(option) or option for option in options), where)
     elif is_dataclass(kind):
         _check_type(value, (Mapping,), where)
-        hints = _hints(kind)
+        hints = _hints(hint)
         if missing := [
             field.name
             for field in fields(kind)
