@@ -25,6 +25,7 @@ SUITES = {
     "timm; pil 1.4 times as fast as transformers pil)",
     "import": "seconds and modules of importing, against transformers with the parts that AutoModel needs, and timm",
     "load": "seconds from disk to first output of ViT-L/16, against transformers and timm loading their own format (goal: 1.0)",
+    "overhead": "images/s with a model of one block, against a DataLoader of 2 workers with torchvision's transforms (goal: 2.5 times)",
     "pretrain": "images/s of training ViT-S/16 by DINO and DINOv2, against plain loops over timm's backbone; and of making crops",
     "registry": "every Vision Transformer of timm's registry, with random weights: agrees with timm, refused or wrong (goal: 0 wrong)",
     "search": "ms and memory of finding neighbors among a million vectors (--rows), against exact search and FAISS used directly (goals: "

@@ -34,16 +34,17 @@ ENGINES, TIMES = ("compile", "openvino"), 8  # in bfloat16; number of copies of 
 FARTHEST = {"float32": 0.01, "bfloat16": 0.1}  # from our features in float32, in terms of their mean norm
 
 
-def write_images(folder: Path) -> list[str]:
-    """Random crops of the photographs, half of them mirrored; returns the files in their order."""
+def cut_photographs(folder: Path, number: int, size_of: Callable[[int, Image.Image], tuple[int, int]]) -> list[str]:
+    """Write random crops of the photographs, half of them mirrored, as JPEGs of the sizes of `size_of`; return the files in order."""
+    folder.mkdir()
     chance = random.Random(0)
-    for index, path in zip(range(NUMBER), itertools.cycle(PHOTOS), strict=False):
+    for index, path in zip(range(number), itertools.cycle(PHOTOS), strict=False):
         with Image.open(path) as photo:
             width, height = photo.size
-            size = photo.size if index % 2 else (500, 375)
             part = chance.uniform(0.5, 1)
             left, top = chance.uniform(0, width * (1 - part)), chance.uniform(0, height * (1 - part))
-            crop = photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width * part, top + height * part))
+            box = (left, top, left + width * part, top + height * part)
+            crop = photo.resize(size_of(index, photo), Image.Resampling.BICUBIC, box=box)
         (ImageOps.mirror(crop) if chance.random() < 0.5 else crop).save(folder / f"{index:04d}.jpg", quality=90)
     return sorted(str(file) for file in folder.iterdir())
 
@@ -117,8 +118,7 @@ def run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pictures = folder / "pictures"
-        pictures.mkdir()
-        files = write_images(pictures)
+        files = cut_photographs(pictures, NUMBER, lambda index, photo: photo.size if index % 2 else (500, 375))
         outputs = (folder / f"features-{number}" for number in itertools.count())
 
         copies = folder / "copies"

@@ -12,11 +12,13 @@ from ..utils.optional import check_packages
 from ..utils.text import count
 from .options import (
     AllowExternal,
+    Backend,
     BatchSize,
     DataRevision,
     Features,
     ImageColumn,
     Images,
+    JpegDraft,
     KeepAspect,
     LabelColumn,
     Model,
@@ -24,6 +26,7 @@ from .options import (
     ReadingOptions,
     RuntimeOptions,
     Split,
+    given,
 )
 from .output import Result, agreement_lines, check_output, load_model, warn
 
@@ -67,6 +70,8 @@ def extract(
         list[str], typer.Option(help="pooled, cls, mean, cls+mean, patches or layers=I,J,…; may be repeated.")
     ] = DEFAULT_FEATURES,
     keep_aspect: KeepAspect = False,
+    backend: Backend = None,
+    jpeg_draft: JpegDraft = False,
 ) -> Result | None:
     """Write the features of any number of images as Parquet.
 
@@ -94,6 +99,9 @@ def extract(
     loaded, image_processor, _ = load_model(model, **asdict(reading_options))
     if keep_aspect:
         image_processor = make_keep_aspect(image_processor, loaded.config.patch_shape)
+    image_processor = type(image_processor).from_dict(
+        image_processor.to_dict(), **given(backend=backend, jpeg_draft=jpeg_draft or None)
+    )
     model_name = str(Path(model).absolute()) if Path(model).exists() else model
     try:
         done = job.extract(

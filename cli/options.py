@@ -143,6 +143,16 @@ Points = Annotated[
 KeepAspect = Annotated[
     bool, typer.Option("--keep-aspect", help="Keep the aspect ratio of each image instead of cropping or squashing.")
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="How images are resized: pil, as torchvision does, or torch, faster and within 2 of 255 levels.",
+        show_default="as the checkpoint",
+    ),
+]
+JpegDraft = Annotated[
+    bool, typer.Option("--jpeg-draft", help="Decode JPEG files at a reduced scale, not below the size to resize to.")
+]
 
 # Running a model
 Precision = Annotated[
@@ -164,7 +174,7 @@ BatchSize = Annotated[
     int | None, typer.Option(help="Number of images per forward pass, on each device.", min=1, show_default=CHOSEN)
 ]
 NumWorkers = Annotated[
-    int | None, typer.Option(help="Number of decoding workers (0: decode in the main process).", min=0, show_default=CHOSEN)
+    int | None, typer.Option(help="Number of decoding processes (0: decode in this process).", min=0, show_default=CHOSEN)
 ]
 Seed = Annotated[
     int, typer.Option(help="Random seed: validation split, initial weights, order and augmentation.", min=0, max=2**32 - 1)

@@ -4,16 +4,24 @@ An image that cannot be used is listed with the reason, and nothing is raised fo
 pixels.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
+from typing import TypeAlias
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UnreadableImageError, VitrailError
 from ..processing.augmentation import rng_of, training_view
-from ..processing.image_processing_vit import PREPROCESS_ERRORS, VitrailImageProcessor
+from ..processing.image_processing_vit import (
+    PREPROCESS_ERRORS,
+    VitrailImageProcessor,
+    decode,
+    rescale_and_normalize,
+    resize_and_crop,
+)
 from ..utils.worker_errors import clear_worker_errors
 from .decoding import open_entry
 from .entries import ImageCollection, ImageEntry
@@ -99,12 +107,16 @@ class _Decoded:
     error: VitrailError | None = None  # not of one image: raised where the batches are read, and not in a worker
 
 
+Kind: TypeAlias = tuple[torch.Size, torch.dtype]  # of images that can be stacked
+Prepare: TypeAlias = Callable[[Callable[[_Reading], _Decoded], Iterable[_Reading]], Iterable[_Decoded]]
+
+
 @dataclass(frozen=True)
 class ImageReader:
     """Reads the images of a collection in batches.
 
     batch_size: views in a batch, where an image has several; at least one image.
-    num_workers: processes that decode; 0 to decode in this process, when the next batch is requested.
+    num_workers: processes that decode; 0 to decode in this process.
     views: training views; None for the one view of the image processor.
     """
 
@@ -115,21 +127,29 @@ class ImageReader:
     views: TrainingViews | None = None
 
     def read(
-        self, pieces: Iterable[Piece], *, chunk_size: int, pin_memory: bool = False
+        self, pieces: Iterable[Piece], *, chunk_size: int, prepare: Prepare = map, normalize_on: torch.device | None = None
     ) -> Generator[Chunk | Batch | UnreadableEntry | ChunkEnd, None, None]:
         """Yield each chunk of the pieces: its mark, its batches and unreadable images, and the mark of its end.
 
         A batch holds images of one chunk, and depends on that chunk alone.
+
+        Args:
+            prepare: runs the decoding in this process, as `InferenceWorkers.prepare` does; `map` decodes when the next batch is requested.
+            normalize_on: a device to move batches to before they are normalized, as uint8, a quarter of the bytes.
         """
         batch_size = max(1, self.batch_size // self.views.number) if self.views else self.batch_size
-        decoded = DataLoader(
-            _Decoder(self.image_processor, self.views),
-            batch_sampler=_readings(self.collection, pieces, chunk_size=chunk_size, batch_size=batch_size),
-            num_workers=self.num_workers,
-            collate_fn=_only,
-            generator=torch.Generator(),  # or the loader would draw from torch's own, and change what others draw from it
-        )
-        waiting: dict[torch.Size, list[Batch]] = {}  # by shape, in the order of their first images
+        decoder = _Decoder(self.image_processor, self.views, normalizes=normalize_on is None)
+        readings = _readings(self.collection, pieces, chunk_size=chunk_size, batch_size=batch_size)
+        decoded: Iterable[_Decoded] = prepare(decoder.decode, readings)
+        if self.num_workers:
+            decoded = DataLoader(
+                decoder,
+                batch_sampler=([reading] for reading in readings),
+                num_workers=self.num_workers,
+                collate_fn=_only,
+                generator=torch.Generator(),  # or the loader would draw from torch's own, and change what others draw from it
+            )
+        waiting: dict[Kind, list[Batch]] = {}  # in the order of their first images
         with clear_worker_errors():
             for one in decoded:
                 if one.error is not None:
@@ -138,9 +158,9 @@ class ImageReader:
                     yield one.begin
                 yield from one.unreadable
                 for group in one.groups:
-                    waiting.setdefault(group.pixel_values.shape[1:], []).append(group)
+                    waiting.setdefault((group.pixel_values.shape[1:], group.pixel_values.dtype), []).append(group)
                 for batch in _take(waiting, batch_size, everything=one.end is not None):
-                    yield Batch(batch.entries, batch.pixel_values.pin_memory()) if pin_memory else batch
+                    yield batch if normalize_on is None else decoder.finish(batch, normalize_on)
                 if one.end is not None:
                     yield one.end
 
@@ -167,9 +187,7 @@ def sample_images(collection: ImageCollection, image_processor: VitrailImageProc
     return max(decoded.groups, key=lambda group: len(group.entries)).pixel_values
 
 
-def _readings(
-    collection: ImageCollection, pieces: Iterable[Piece], *, chunk_size: int, batch_size: int
-) -> Iterator[list[_Reading]]:
+def _readings(collection: ImageCollection, pieces: Iterable[Piece], *, chunk_size: int, batch_size: int) -> Iterator[_Reading]:
     for piece in pieces:
         entries = collection.read(piece.partition, piece.start)
         row, stop = piece.start, piece.stop
@@ -184,9 +202,9 @@ def _readings(
                 stop = row
             end = ChunkEnd(row if piece.stop is None and row == stop else None) if row in (stop, end_of_chunk) else None
             if chunk.number not in piece.finished:
-                yield [_Reading(chunk if begins else None, read, end)]
+                yield _Reading(chunk if begins else None, read, end)
             elif row == stop:
-                yield [_Reading(chunk, [], end)]
+                yield _Reading(chunk, [], end)
 
 
 def _take_entries(entries: Iterator[ImageEntry], wanted: int) -> tuple[list[ImageEntry], bool]:
@@ -201,7 +219,7 @@ def _take_entries(entries: Iterator[ImageEntry], wanted: int) -> tuple[list[Imag
     return read, len(read) < wanted
 
 
-def _take(waiting: dict[torch.Size, list[Batch]], batch_size: int, *, everything: bool) -> Iterator[Batch]:
+def _take(waiting: dict[Kind, list[Batch]], batch_size: int, *, everything: bool) -> Iterator[Batch]:
     """Yield and remove full batches, and smaller ones if `everything` is requested or an image has waited too long.
 
     Rows are written in order: while one waits for others of its shape, all rows after it are held in memory.
@@ -229,20 +247,23 @@ def _only(decoded: list[_Decoded]) -> _Decoded:
 class _Decoder(Dataset):
     """Decodes and preprocesses entries, in the process that asks."""
 
-    def __init__(self, image_processor: VitrailImageProcessor, views: TrainingViews | None) -> None:
+    def __init__(self, image_processor: VitrailImageProcessor, views: TrainingViews | None, *, normalizes: bool = True) -> None:
         self.image_processor = image_processor
+        self.settings = image_processor.settings
         self.views = views
+        self.is_final = views is not None or self.settings.do_pad  # one by one, because padding follows the normalization
+        self.normalizes = normalizes and not self.is_final
 
     def __getitems__(self, readings: list[_Reading]) -> list[_Decoded]:
         return [self.decode(reading) for reading in readings]
 
     def decode(self, reading: _Reading) -> _Decoded:
-        groups: dict[torch.Size, list[tuple[ImageEntry, torch.Tensor]]] = {}
+        groups: dict[Kind, list[tuple[ImageEntry, torch.Tensor]]] = {}
         unreadable = []
         for entry in reading.entries:
             without_content = replace(entry, content=None)  # the writer of features does not need the content
             try:
-                pixel_values = self._pixel_values(entry)
+                pixels = self._pixels(entry)
             except UnreadableImageError as error:
                 unreadable.append(UnreadableEntry(without_content, error.reason, error.retry))
             except VitrailError as error:  # of the store or of the image processor's settings, not of this image
@@ -250,15 +271,25 @@ class _Decoder(Dataset):
             except PREPROCESS_ERRORS as error:  # decoded, but with channels, values or a size that the model cannot take
                 unreadable.append(UnreadableEntry(without_content, str(error) or type(error).__name__))
             else:
-                groups.setdefault(pixel_values.shape, []).append((without_content, pixel_values))
-        batches = [Batch([entry for entry, _ in group], torch.stack([pixels for _, pixels in group])) for group in groups.values()]
+                groups.setdefault((pixels.shape, pixels.dtype), []).append((without_content, pixels))
+        batches = [Batch([entry for entry, _ in group], self._batch([pixels for _, pixels in group])) for group in groups.values()]
         return _Decoded(reading.begin, reading.end, batches, unreadable)
 
-    def _pixel_values(self, entry: ImageEntry) -> torch.Tensor:
+    def finish(self, batch: Batch, device: torch.device) -> Batch:
+        """Return a batch on a device, normalized there if it is not yet."""
+        pixels = batch.pixel_values.pin_memory() if device.type == "cuda" else batch.pixel_values
+        pixels = pixels.to(device, non_blocking=True)
+        return Batch(batch.entries, pixels if self.is_final or self.normalizes else rescale_and_normalize(pixels, self.settings))
+
+    def _pixels(self, entry: ImageEntry) -> torch.Tensor:
         """Return (C, H, W), or (V, C, H, W) of training views."""
         if self.views is None:
-            image = open_entry(entry, self.image_processor.decode)
-            return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+            image = open_entry(entry, partial(decode, settings=self.settings))
+            pixels = resize_and_crop(image, self.settings)
+            return rescale_and_normalize([pixels], self.settings)[0] if self.settings.do_pad else pixels
         image = open_entry(entry)  # at full scale: a view may be a small part of it
         draws = (rng_of(self.views.seed, view, entry.row) for view in range(self.views.number))
         return torch.stack([training_view(image, self.image_processor, rng, resample=self.views.resample) for rng in draws])
+
+    def _batch(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        return rescale_and_normalize(pixels, self.settings) if self.normalizes else torch.stack(pixels)

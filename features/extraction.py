@@ -39,7 +39,7 @@ class Extracted:
     unreachable: images among the errors whose stores did not respond; the same command tries them again.
     images: processed by this process in this run.
     seconds: the time of that, without preparations.
-    waiting: the share of that time, 0 to 1, in which the model waited for images.
+    waiting: the share of that time, 0 to 1, in which the workers that run the model waited for images.
     agreement: how closely each column matches the float32 model, on the first images of this process; empty if it ran none, or ran the
         model as it is.
     runtime: the precision and the engine.
@@ -85,7 +85,8 @@ def extract(
         features: pooled, cls, mean, cls+mean, patches, layers=I,J,…; see `vitrail.features.feature_types.parse_features`.
         dtype: of the features in the files, "float32" or "float16".
         batch_size: images that the model takes at a time; on a CPU, that each of its threads takes.
-        num_workers: processes that decode images; 0 to decode in this process; None for a number that suits the machine.
+        num_workers: processes that decode images; None for a number that suits the machine. 0 to decode in this process: on a CPU,
+            in the threads that run the model.
         shard_size: rows of a file.
         max_errors: unreadable images that are allowed; None for any number.
         runner: "local" for this process and those started with it, "ray" for a Ray cluster.

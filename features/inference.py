@@ -35,7 +35,7 @@ def run_model(
     The features are one array for each output of the model, float32 (B, …), or (B, V, …) for training views; none for other items.
 
     Args:
-        workers: threads that run the model, while this thread reads ahead.
+        workers: threads that run the model, and decode the images where the model runs on the CPU and the reader has no processes.
         postprocess: called with each batch and its features in those threads.
     """
 
@@ -44,9 +44,11 @@ def run_model(
             return item, ()
         return item, postprocess(item, compute_batch(compiled, item.pixel_values))
 
-    batches = reader.read(pieces, chunk_size=chunk_size, pin_memory=compiled.device.type == "cuda")
-    with contextlib.closing(batches):
-        yield from workers.run(compute, _compile_first(compiled, batches))
+    with workers:
+        options = {"prepare": workers.prepare} if workers.on_cpu else {"normalize_on": compiled.device}
+        batches = reader.read(pieces, chunk_size=chunk_size, **options)
+        with contextlib.closing(batches):
+            yield from workers.run(compute, _compile_first(compiled, batches))
 
 
 @torch.inference_mode()

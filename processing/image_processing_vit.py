@@ -3,7 +3,7 @@
 This file is uploaded with a model, so it imports nothing from the package and raises `ValueError`.
 
 An image passes through one function after the other: `_read` opens files with `decode`, `convert_channels` gives it the channels of
-the model, `_resize_with_pil` or `_resize_with_torch` and `_center_crop` its size, and `_pixel_values` its scale. In between it is
+the model, `_resize_with_pil` or `_resize_with_torch` and `_center_crop` its size, and `rescale_and_normalize` its scale. In between it is
 a Pillow image of 8-bit levels or a tensor (C, H, W): uint8 levels, or float32 values that are final but for the normalization.
 """
 
@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
@@ -169,7 +169,12 @@ class VitrailImageProcessor(BaseImageProcessor):
 
     def decode(self, file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         """Decode the image in a file, upright, as a call does: see jpeg_draft. Raises what Pillow raises, one of DECODE_ERRORS."""
-        return decode(file, self._settings({}))
+        return decode(file, self.settings)
+
+    @property
+    def settings(self) -> "Settings":
+        """The settings of a call without arguments. Raises ValueError if they are wrong."""
+        return self._settings({})
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
         """Prepare images: the implementation of a call. `kwargs` take precedence over the settings of the image processor."""
@@ -406,25 +411,15 @@ def _preprocess(images: Any, settings: Settings) -> BatchFeature:
     sources = list(_flatten(images))
     if not sources:
         raise ValueError("found no image; pass at least one")
-    converted = (
-        convert_channels(
-            _read(source, settings),
-            backend=settings.backend,
-            num_channels=settings.num_channels,
-            input_data_format=settings.input_data_format,
-            device=settings.device,
-            full_scale=settings.full_scale,
-        )
-        for source in sources
-    )
+    images_read = (_read(source, settings) for source in sources)
     if settings.backend == "pil":  # one by one, so that a batch never holds more than one image in full
-        cropped = (_center_crop(_resize_with_pil(image, settings), settings) for image in converted)
-        pixels = [_planes(image) if isinstance(image, Image.Image) else image for image in cropped]
+        pixels = [resize_and_crop(image, settings) for image in images_read]
     else:
+        converted = (_convert(image, settings) for image in images_read)
         pixels = _in_order(
             (indices, _center_crop(_resize_with_torch(batch, settings), settings)) for indices, batch in _batches(converted)
         )
-    batches = [(indices, _pixel_values(group, settings)) for indices, group in _groups(enumerate(pixels))]
+    batches = [(indices, rescale_and_normalize(group, settings)) for indices, group in _groups(enumerate(pixels))]
     if settings.return_tensors is None:
         return BatchFeature({"pixel_values": _in_order(batches)})
     pixel_values = _one_batch(batches)
@@ -512,6 +507,29 @@ def _draft(image: Image.Image, settings: Settings) -> None:
             return
 
 
+def resize_and_crop(image: Image.Image | np.ndarray | torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Return an image (C, H, W) at its size for the model, as a call prepares it: all but `rescale_and_normalize`.
+
+    uint8 levels, or float32 values if the image has more than 8 bits. Raises ValueError for an image that does not fit.
+    """
+    converted = _convert(image, settings)
+    if settings.backend == "torch":
+        return _center_crop(_resize_with_torch(converted[None], settings), settings)[0]
+    cropped = _center_crop(_resize_with_pil(converted, settings), settings)
+    return _planes(cropped) if isinstance(cropped, Image.Image) else cropped
+
+
+def _convert(image: Image.Image | np.ndarray | torch.Tensor, settings: Settings) -> Any:
+    return convert_channels(
+        image,
+        backend=settings.backend,
+        num_channels=settings.num_channels,
+        input_data_format=settings.input_data_format,
+        device=settings.device,
+        full_scale=settings.full_scale,
+    )
+
+
 def convert_channels(
     image: Image.Image | np.ndarray | torch.Tensor,
     *,
@@ -529,7 +547,8 @@ def convert_channels(
         if isinstance(image, Image.Image):
             if backend == "pil":
                 return image
-            image = np.array(image)
+            levels = torch.from_numpy(np.array(image))
+            return (levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1)).to(device)
         input_data_format = ChannelDimension.LAST
     habit = ChannelDimension.LAST if isinstance(image, np.ndarray) else ChannelDimension.FIRST
     dtype = image.dtype.name if isinstance(image, np.ndarray) else str(image.dtype).removeprefix("torch.")
@@ -767,8 +786,8 @@ def _one_batch(batches: list[Batch]) -> torch.Tensor:
     return batches[0][1] if len(batches) == 1 else torch.stack(_in_order(batches))
 
 
-def _pixel_values(images: list[torch.Tensor], settings: Settings) -> torch.Tensor:
-    """Return float32 (B, C, H, W) of images (C, H, W) of one shape, dtype and device, written into one tensor."""
+def rescale_and_normalize(images: Sequence[torch.Tensor] | torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Return `pixel_values`, float32 (B, C, H, W), of images (C, H, W) of one shape, dtype and device, from `resize_and_crop`."""
     channels, height, width = images[0].shape
     divisors = settings.divisors if settings.do_pad else (1, 1)
     padded = [length + -length % divisor for length, divisor in zip((height, width), divisors, strict=True)]
@@ -782,7 +801,9 @@ def _pixel_values(images: list[torch.Tensor], settings: Settings) -> torch.Tenso
         shift = [-level / unit for level, unit in zip(mean, std, strict=True)]
         steps = [("multiply", [factor / unit for unit in std]), ("add", shift)]
     operands = [(name, np.array(numbers, np.float32)[:, None, None]) for name, numbers in steps]
-    for image, values in zip(images, batch[..., :height, :width], strict=True):
+    cropped = batch[..., :height, :width]
+    on_accelerator = isinstance(images, torch.Tensor) and images.device.type != "cpu"
+    for image, values in [(images, cropped)] if on_accelerator else zip(images, cropped, strict=True):
         _calculate(image, operands, values)
     if settings.data_format is not None and ChannelDimension(settings.data_format) == ChannelDimension.LAST:
         batch = batch.permute(0, 2, 3, 1).contiguous()

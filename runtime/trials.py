@@ -179,7 +179,8 @@ class Trials:
         if self.workload.num_streams == 1:
             compute(batch)
         else:
-            list(InferenceWorkers(compiled.device).run(compute, [batch] * self.workload.num_streams))
+            with InferenceWorkers(compiled.device) as workers:
+                list(workers.run(compute, [batch] * self.workload.num_streams))
 
     def _add(self, runtime: Runtime, **fields: Any) -> None:
         self.found[runtime] = Measurement(engine=runtime.engine, precision=str(runtime.precision), **fields)

@@ -36,6 +36,7 @@ def fail(capsys, *words):
 
 def test_extract_reports(place, tmp_path, capsys):
     options = ["--features", "patches", "--dtype", "float16", "--keep-aspect", "--shard-size", 5, "--batch-size", 2]
+    options += ["--backend", "torch", "--jpeg-draft"]
     assert not end_of("extract", place / "model", place / "images", tmp_path / "out", *options)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
@@ -46,7 +47,8 @@ def test_extract_reports(place, tmp_path, capsys):
     stored = StoredFeatures(tmp_path / "out")
     assert stored.manifest.settings["model"] == str(place / "model")
     assert stored.manifest.settings["dtype"] == "float16"
-    assert stored.manifest.settings["image_processor"]["size_divisor"] == [8, 8]
+    settings = stored.manifest.settings["image_processor"]
+    assert [settings[name] for name in ("size_divisor", "backend", "jpeg_draft")] == [[8, 8], "torch", True]
     assert len(stored.manifest.shards) == 7
     assert not end_of("extract", place / "model", place / "images", tmp_path / "out", *options)
     assert capsys.readouterr().out.splitlines() == lines[:2], "nothing was left to do"

@@ -17,6 +17,7 @@ from vitrail.features.feature_types import classifier_features, feature_outputs
 from vitrail.features.inference import run_model
 from vitrail.modeling.modeling_vit import ViTForImageClassification, ViTModel
 from vitrail.processing.augmentation import rng_of, training_view
+from vitrail.processing.image_processing_vit import VitrailImageProcessor
 from vitrail.processing.presets import make_image_processor
 from vitrail.runtime.compiled import DEFAULT_RUNTIME, CompiledModel
 from vitrail.runtime.workers import InferenceWorkers
@@ -67,6 +68,33 @@ def pixel_values_of(reader, row):
     """(1, C, H, W), or (V, C, H, W) of views."""
     _, batch, _ = reader.read([Piece(0, row, row + 1)], chunk_size=1)
     return batch.pixel_values.flatten(0, -4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({"backend": "pil"}, torch.uint8),
+        ({"backend": "torch"}, torch.uint8),
+        ({"do_resize": False, "size_divisor": 8, "do_pad": True}, torch.float32),
+    ],
+)
+def test_images_travel_as_levels_to_the_device_that_normalizes_them(photos, settings, dtype):
+    """Padding follows the normalization, so images that are padded travel as float32."""
+    image_processor = VitrailImageProcessor(**{"size": {"height": 16, "width": 16}, "do_center_crop": False, **settings})
+    reader, found = reader_of(photos, image_processor), []
+
+    def decode(function, readings):
+        for decoded in map(function, readings):
+            found.extend(group.pixel_values.dtype for group in decoded.groups)
+            yield decoded
+
+    arguments = ([Piece(0, 0, len(SIZES))],)
+    here = [item for item in reader.read(*arguments, chunk_size=100) if isinstance(item, Batch)]
+    there = reader.read(*arguments, chunk_size=100, prepare=decode, normalize_on=torch.device("cpu"))
+    for expected, batch in zip(here, (item for item in there if isinstance(item, Batch)), strict=True):
+        assert batch.entries == expected.entries
+        assert torch.equal(batch.pixel_values, expected.pixel_values)
+    assert set(found) == {dtype}
 
 
 def extract(vit, reader, *, num_rows, chunk_size=100, done=None):
