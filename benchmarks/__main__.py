@@ -18,6 +18,7 @@ SUITES = {
     "evaluation": "seconds of logistic regression (goal: 20 for 45 values of C), of 52 heads against one, and of k-NN and logistic "
     "regression at ImageNet's size",
     "extract": "images/s from files to features, against transformers and timm (goal: 1.3 times; it waits less than 0.05 of the time)",
+    "growth": "seconds and memory of each step as rows and files grow tenfold, up to a million rows (--rows); goal: none above linear",
     "forward": "images/s of forward passes, against transformers, timm and the matrix products alone; and of every engine",
     "gpu": "images/s in bfloat16 on a GPU, against transformers, timm and the matrix products alone",
     "preprocess": "ms from an image to pixel_values (goals: torch 3.5, 1.6 and 2.8 times as fast as transformers pil, torchvision and "
@@ -69,7 +70,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", choices=SUITES, help="; ".join(f"{name}: {what}" for name, what in SUITES.items()))
-    parser.add_argument("--rows", type=int, help="number of rows of the search suite, instead of a million")
+    parser.add_argument("--rows", type=int, help="number of rows of the search and growth suites, instead of a million")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     arguments = parser.parse_args()
 

@@ -66,6 +66,22 @@ TABLES: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
             "vitrail_is_faster_by": "time / vitrail",
         },
     ),
+    "growth": (
+        "Growth",
+        "Seconds and peak memory, in MB, of each step at a hundredth, a tenth and all of the rows; linear time has a ratio of at most 10. "
+        "Peaks contain the libraries, 0.4 GB, and pages of memory-mapped files. [Scale](../explanation/scale.md) computes what follows.",
+        None,
+        {
+            "step": "step",
+            "rows": "rows",
+            "seconds": "seconds",
+            "time_ratio": "ratios",
+            "peak_mb": "peak MB",
+            "memory_ratio": "ratios",
+            "above": "above linear",
+            "stops_early": "stops early: it",
+        },
+    ),
     "load": ("Loading", "ViT-L/16 from disk (in the page cache) to the first output.", None, {}),
     "import": (
         "Import",

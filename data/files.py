@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Listing:
 
     def locations(self) -> list[str]:
         """Return the path or URL of each file."""
-        return [name if is_url(name) or os.path.isabs(name) else self.root + name for name in self.names]
+        return [location_of(name, self.root) for name in self.names]
 
     def measured(self) -> "Listing":
         """Return the listing with the sizes of local files, which requires system calls for each.
@@ -76,21 +77,26 @@ class FileCollection(ImageCollection):
         self.source = source
         self.settings = settings
         self.names = listing.names
-        self.locations = listing.locations()
+        self.root = listing.root
         self.labels = labels
         self.num_rows = len(self.names)
         self.label_type = None if labels is None else "string" if any(isinstance(label, str) for label in labels) else "int64"
-        self.fingerprint = digest([*self.names, *listing.sizes, *(labels or [])])
+        self.fingerprint = digest(chain(self.names, listing.sizes, labels or ()))
 
     def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
         """Yield the images from the row `start`."""
         for row in range(start, len(self.names)):
             label = None if self.labels is None else self.labels[row]
             name = self.names[row]
-            yield ImageEntry(row, as_text(name), location=self.locations[row], label=label, own_store=is_url(name))
+            yield ImageEntry(row, as_text(name), location=location_of(name, self.root), label=label, own_store=is_url(name))
 
 
 # Names
+
+
+def location_of(name: str, root: str) -> str:
+    """Return the path or URL of a file in a listing."""
+    return name if is_url(name) or os.path.isabs(name) else root + name
 
 
 def suffix_of(name: str) -> str:

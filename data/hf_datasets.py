@@ -70,12 +70,13 @@ class DatasetCollection(ImageCollection):
         self.fingerprint = digest([*identity, split, self.image_column, self.label_column, *allowed])
         self.num_partitions = 1 if self.random_access else dataset.num_shards
         self.num_rows = len(dataset) if self.random_access else _announced_rows(dataset, split)
+        self._halves: list[tuple[int, int, AnyDataset]] = [(0, self.num_partitions, self.dataset)]  # each contains the next one
 
     def read(self, partition: int = 0, start: int = 0) -> Iterator[ImageEntry]:
         """Yield the images of a shard, from the row `start`."""
         if self.random_access and start >= len(self.dataset):
             return
-        dataset = self.dataset if self.num_partitions == 1 else self.dataset.shard(num_shards=self.num_partitions, index=partition)
+        dataset = self._partition(partition)
         dataset = dataset.skip(start) if start else dataset
         row = start
         try:
@@ -94,6 +95,22 @@ class DatasetCollection(ImageCollection):
             raise VitrailError(
                 f"cannot read {self.source} from row {row} of partition {partition} on: {found}; repeat the command, or repair the file"
             ) from error
+
+    def _partition(self, partition: int) -> AnyDataset:
+        """Return the dataset of a partition.
+
+        `datasets` copies the descriptions of all shards to select some. Halves are kept, so that following partitions need few copies.
+        """
+        while not self._halves[-1][0] <= partition < self._halves[-1][1]:
+            self._halves.pop()
+        start, stop, dataset = self._halves[-1]
+        while stop - start > 1:
+            middle = (start + stop + 1) // 2  # as `datasets` divides an odd number of shards
+            half = int(partition >= middle)
+            start, stop = (middle, stop) if half else (start, middle)
+            dataset = dataset.shard(num_shards=2, index=half)
+            self._halves.append((start, stop, dataset))
+        return dataset
 
     def _entry(self, partition: int, row: int, image: Mapping[str, Any], label: Any) -> ImageEntry:
         content, path = image.get("bytes"), image.get("path")

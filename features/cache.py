@@ -335,7 +335,7 @@ def _join(folder: Path, job: Job, settings: dict[str, Any], labels: np.ndarray) 
 def _token_batches(stored: StoredFeatures, columns: Sequence[str], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Yield the tokens of the images in order, (V, B, T, D)."""
     num_views, _, _, size = shape
-    for batch in stored.dataset.to_batches(columns=columns):
+    for batch in stored.batches(columns):
         arrays = [batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in columns]
         values = [array.reshape(len(batch), num_views, -1, size) for array in arrays]
         yield np.concatenate(values, axis=2).swapaxes(0, 1)

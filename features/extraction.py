@@ -5,6 +5,7 @@ absent. The files do not depend on which process runs a piece, nor on how often.
 """
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from ..runtime.selection import begun_runtime
 from ..utils.processes import start_processes
 from ..utils.progress import progress_bar
 from .job import SHARD_SIZE, TOO_MANY, Job
-from .manifest import Manifest
+from .manifest import MAX_FILES, Manifest
 
 RUNNERS = ("local", "ray")
 
@@ -130,6 +131,11 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
             f"found {processes.num_processes} processes with the runner ray: start one process, Ray starts the others."
         )
     folder, collection = job.folder, job.collection
+    if (files := _least_files(job)) > MAX_FILES:
+        raise VitrailError(
+            f"the features of {collection.source} would be at least {files} files; expected at most {MAX_FILES}: choose a larger shard_size"
+            + (", or give fewer and larger archives." if not collection.random_access else ".")
+        )
     main = processes.is_main_process
     with folder.run.lock() if main else contextlib.nullcontext():
         plan: list[Any] = [None]  # of the main process alone: others may not see yet what it has written
@@ -178,7 +184,7 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
                 folder.settle(finished=True)
     processes.wait_for_everyone()
     manifest = folder.manifest()
-    unreachable = sum(row.retry for shard in manifest.shards for row in shard.unreadable)
+    unreachable = sum(shard.unreachable for shard in manifest.shards)
     return Extracted(
         rows=manifest.rows,
         errors=manifest.errors,
@@ -191,6 +197,12 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
     )
 
 
+def _least_files(job: Job) -> int:
+    if job.collection.random_access:
+        return math.ceil((job.collection.num_rows or 0) / job.shard_size)
+    return job.collection.num_partitions
+
+
 def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | None:
     if collection.random_access:
         return sum(piece.stop - piece.start for piece in pieces if piece.stop is not None)
@@ -199,18 +211,19 @@ def _num_rows(collection: ImageCollection, pieces: Sequence[Piece]) -> int | Non
 
 def _check(manifest: Manifest, job: Job) -> None:
     """Raise VitrailError if files are missing, no image could be used, or there are too many errors."""
-    source, errors = job.collection.source, [error for shard in manifest.shards for error in shard.unreadable]
+    source = job.collection.source
     if job.missing():
         raise VitrailError(
             f"{job.folder.path} lacks files that processes have finished: give all processes access to the same folder and to the same "
             f"images in {source}. Then run the same command to resume."
         )
     if not manifest.rows:
+        if not manifest.errors:
+            raise VitrailError(f"found no image in {source}")
+        first, again = job.folder.errors().slice(0, 1).to_pylist()[0], manifest.shards[0].unreachable
         raise VitrailError(
-            f"none of the {len(errors)} images of {source} can be used; {errors[0].path}: {errors[0].reason}. "
-            + ("The same command tries it again." if errors[0].retry else "To try them again, choose another output folder.")
-            if errors
-            else f"found no image in {source}"
+            f"none of the {manifest.errors} images of {source} can be used; {first['path']}: {first['reason']}. "
+            + ("The same command tries it again." if again else "To try them again, choose another output folder.")
         )
-    if job.max_errors is not None and len(errors) > job.max_errors:
-        raise VitrailError(TOO_MANY.format(number=len(errors), maximum=job.max_errors))
+    if job.max_errors is not None and manifest.errors > job.max_errors:
+        raise VitrailError(TOO_MANY.format(number=manifest.errors, maximum=job.max_errors))

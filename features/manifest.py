@@ -1,9 +1,14 @@
-"""The records of extracted features: manifest.json, and one record for each file while features are extracted."""
+"""The records of extracted features: manifest.json, and one record for each file while features are extracted.
+
+manifest.json grows with the number of files, and with nothing else: unreadable images are in errors.parquet.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..utils.records import Record
+
+MAX_FILES = 500_000  # of features in a folder: manifest.json is read whole
 
 
 @dataclass(kw_only=True)
@@ -17,10 +22,11 @@ class UnreadableRow:
 
 
 @dataclass(kw_only=True)
-class Shard(Record):
+class Shard:
     """The features of one chunk of a partition.
 
     file: relative to the folder; None, with sha256, if the chunk has no features.
+    errors: number of unreadable images. unreachable: number of these that a repeated run tries again.
     """
 
     partition: int
@@ -29,6 +35,15 @@ class Shard(Record):
     rows: int = 0
     bytes: int = 0
     sha256: str | None = None
+    errors: int = 0
+    unreachable: int = 0
+
+
+@dataclass(kw_only=True)
+class FinishedChunk(Record):
+    """A chunk that has been written since the manifest."""
+
+    shard: Shard
     unreadable: list[UnreadableRow]
 
 
@@ -73,6 +88,8 @@ class Manifest(Record):
     rows, errors: numbers of images with features, and of unreadable images.
     partitions: the number of rows of each partition that has been read to its end, by its number.
     """
+
+    max_bytes: ClassVar[int] = 1 << 28  # 500 bytes for each of MAX_FILES
 
     finished: bool = False
     settings: dict[str, Any]

@@ -2,8 +2,8 @@
 
     README.md          a dataset card: `datasets.load_dataset(folder)` gives the features, and with the name "errors" those images
     data/*.parquet     id, path, label (if there are any), and a column for each type of features; rows ascend by id
-    errors.parquet     id, path, reason
-    manifest.json      the settings of the features, and the rows, bytes and SHA-256 of each file
+    errors.parquet     id, path, reason; rows ascend by id
+    manifest.json      the settings of the features, and the rows, errors, bytes and SHA-256 of each file
 
 Vectors are fixed-size lists; tensors are lists, with a column of their shapes. During an extraction the folder .progress holds a record of
 each finished file: a file is complete or absent. `settle` updates the manifest and the errors. A run locks the empty file .lock, which
@@ -16,6 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,13 @@ from ..utils.hashing import digest, sha256
 from ..utils.records import Record
 from ..utils.run_folder import LOCK_NAME, RunFolder
 from ..utils.text import count, public_name
-from .manifest import Manifest, PartitionEnd, Shard, UnreadableRow
+from .manifest import FinishedChunk, Manifest, PartitionEnd, Shard, UnreadableRow
 
 MANIFEST, DATA, ERRORS, CARD = "manifest.json", "data", "errors.parquet", "README.md"
 PROGRESS = ".progress"
 ROW_GROUP = 32 * 2**20  # bytes of features that are kept in memory before they are written
+HASHING_THREADS = 8
+FILES_AT_A_TIME = 64  # pyarrow keeps the metadata of every file of a data set that it has read
 CHUNK_ROWS = 16384  # that are read at a time
 NOT_COMPARED = ("vitrail", "model", "collection")  # settings that are places; other settings identify what is there
 
@@ -118,14 +121,14 @@ class FeatureFolder:
 
         resumed: also compare the files with their digests, and try images again whose stores did not respond.
         """
-        shards = self._shards(self.manifest(), self.progress.glob("chunk-*.json"))
+        shards = _merge(self.manifest(), map(FinishedChunk.read, self.progress.glob("chunk-*.json")))
         if resumed:
-            shards = [shard for shard in shards if not any(row.retry for row in shard.unreadable)]
-        return frozenset(Chunk(shard.partition, shard.number) for shard in shards if self._is_whole(shard, compare=resumed))
-
-    def _shards(self, manifest: Manifest, files: Iterable[Path]) -> list[Shard]:
-        shards = {(shard.partition, shard.number): shard for shard in [*manifest.shards, *map(Shard.read, files)]}
-        return [shards[chunk] for chunk in sorted(shards)]
+            shards = [shard for shard in shards if not shard.unreachable]
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:  # all features are read, perhaps from a store far away
+            whole = pool.map(lambda shard: self._is_whole(shard, compare=resumed), shards)
+            return frozenset(
+                Chunk(shard.partition, shard.number) for shard, is_whole in zip(shards, whole, strict=True) if is_whole
+            )
 
     def _partitions(self, manifest: Manifest, files: Iterable[Path]) -> dict[int, int]:
         if unknown := [name for name in manifest.partitions if not name.isdecimal()]:
@@ -152,19 +155,22 @@ class FeatureFolder:
     def settle(self, *, finished: bool) -> Manifest:
         """Update the manifest and errors.parquet from the records; return the manifest."""
         chunk_files, partition_files = list(self.progress.glob("chunk-*.json")), list(self.progress.glob("partition-*.json"))
-        manifest = self.manifest()
-        shards, partitions = self._shards(manifest, chunk_files), self._partitions(manifest, partition_files)
-        unreadable = [asdict(error) for shard in shards for error in shard.unreadable]
+        manifest, records = self.manifest(), [FinishedChunk.read(file) for file in chunk_files]
+        shards, partitions = _merge(manifest, records), self._partitions(manifest, partition_files)
+        errors = self._merge_errors(manifest, records)
         manifest = Manifest(
             finished=finished,
             settings=manifest.settings,
             batch_size=manifest.batch_size,
             rows=sum(shard.rows for shard in shards),
-            errors=len(unreadable),
+            errors=sum(shard.errors for shard in shards),
             partitions={str(partition): partitions[partition] for partition in sorted(partitions)},
             shards=shards,
         )
-        errors = pa.Table.from_pylist(unreadable, ERRORS_SCHEMA)
+        if len(errors) != manifest.errors:
+            raise CorruptFileError(
+                f"{self.path / ERRORS} lists {len(errors)} unreadable images; expected {manifest.errors}. Remove the folder."
+            )
         with replaced(self.path / ERRORS, temporary_dir=self.progress) as temporary:
             pq.write_table(errors, temporary)
         if finished:
@@ -177,8 +183,32 @@ class FeatureFolder:
                 file.unlink()
         return manifest
 
+    def errors(self) -> pa.Table:
+        """Return the unreadable images, without those that were found since the manifest was written."""
+        try:
+            return pq.read_table(self.path / ERRORS, schema=ERRORS_SCHEMA)
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptFileError(f"{self.path / ERRORS} is missing or damaged ({error}): remove the folder.") from error
+
+    def _merge_errors(self, manifest: Manifest, records: Sequence[FinishedChunk]) -> pa.Table:
+        """Return the unreadable images by id: those listed before, except of chunks that were written again, and those of the records."""
+        found = pa.Table.from_pylist([asdict(row) for record in records for row in record.unreadable], ERRORS_SCHEMA)
+        if manifest.errors:
+            listed, size = self.errors(), manifest.settings["shard_size"]
+            partitions, rows = np.divmod(listed["id"].to_numpy(), row_id(1, 0))
+            chunks = row_id(1, 0) * partitions + rows // size
+            again = np.isin(chunks, [row_id(record.shard.partition, record.shard.number) for record in records])
+            found = pa.concat_tables([listed.filter(pa.array(~again)), found])
+        return found.sort_by("id")
+
     def _write_manifest(self, manifest: Manifest) -> None:
         self.write(self.path / MANIFEST, manifest)
+
+
+def _merge(manifest: Manifest, records: Iterable[FinishedChunk]) -> list[Shard]:
+    """Return the files in order; those of the records replace those of the manifest."""
+    shards = {(shard.partition, shard.number): shard for shard in [*manifest.shards, *(record.shard for record in records)]}
+    return [shards[chunk] for chunk in sorted(shards)]
 
 
 class ChunkWriter:
@@ -224,7 +254,12 @@ class ChunkWriter:
         if self.writer is None and not self.unreadable:
             return
         unreadable = sorted(self.unreadable, key=lambda row: row.id)
-        shard = Shard(partition=self.chunk.partition, number=self.chunk.number, unreadable=unreadable)
+        shard = Shard(
+            partition=self.chunk.partition,
+            number=self.chunk.number,
+            errors=len(unreadable),
+            unreachable=sum(row.retry for row in unreadable),
+        )
         if self.writer is not None:
             self.writer.close()
             self.writer = None
@@ -234,7 +269,8 @@ class ChunkWriter:
             self.temporary.replace(self.folder.path / self.file)
         else:  # of an earlier run, if the images have become unreadable since
             (self.folder.path / self.file).unlink(missing_ok=True)
-        self.folder.write(self.folder.progress / f"chunk-{shard.partition:06d}-{shard.number:06d}.json", shard)
+        record = FinishedChunk(shard=shard, unreadable=unreadable)
+        self.folder.write(self.folder.progress / f"chunk-{shard.partition:06d}-{shard.number:06d}.json", record)
 
     def _write(self) -> None:
         """Write the rows before the first missing row."""
@@ -305,6 +341,11 @@ class StoredFeatures:
         return self.manifest.rows
 
     @property
+    def has_labels(self) -> bool:
+        """Whether the collection has labels."""
+        return "label" in self.dataset.schema.names
+
+    @property
     def vector_columns(self) -> tuple[str, ...]:
         """The names of the columns with one vector for each image."""
         return tuple(field.name for field in self.dataset.schema if pa.types.is_fixed_size_list(field.type))
@@ -345,12 +386,8 @@ class StoredFeatures:
         Raises VitrailError if the column holds no vectors.
         """
         column, length = self.vector_column(column), self.vector_size(column)
-        dataset = self.dataset
-        if shards is not None:
-            dataset = pads.dataset([str(self.folder / shard.file) for shard in shards if shard.file], schema=dataset.schema)
         ids, vectors, filled = np.empty(rows, np.int64), np.empty((rows, length), np.float32), 0
-        # The defaults read ahead 16 batches of 4 files, which together may take gigabytes
-        for batch in dataset.to_batches(columns=["id", column], batch_size=rows, batch_readahead=2, fragment_readahead=1):
+        for batch in self.batches(["id", column], rows=rows, shards=shards):
             batch_ids = batch.column("id").to_numpy()
             values = batch.column(column).flatten().to_numpy(zero_copy_only=False).reshape(-1, length)
             start = 0
@@ -365,16 +402,46 @@ class StoredFeatures:
         if filled:
             yield ids[:filled], vectors[:filled]
 
-    def sample(self, rows: np.ndarray, column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids, (n,) int64, and vectors, (n, D) float32, of some rows, by their positions in the order of the ids."""
+    def batches(
+        self, columns: Sequence[str], *, rows: int = CHUNK_ROWS, shards: Sequence[Shard] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield columns, ascending by id, at most `rows` at a time; shards: see `chunks`."""
+        files = [str(self.folder / shard.file) for shard in (self.manifest.shards if shards is None else shards) if shard.file]
+        for start in range(0, len(files), FILES_AT_A_TIME):
+            dataset = pads.dataset(files[start : start + FILES_AT_A_TIME], schema=self.dataset.schema)
+            # The defaults read ahead 16 batches of 4 files, which together may take gigabytes
+            yield from dataset.to_batches(columns=columns, batch_size=rows, batch_readahead=2, fragment_readahead=1)
+
+    def sample(
+        self, rows: np.ndarray, column: str | None = None, *, shards: Sequence[Shard] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids, (n,) int64, and vectors, (n, D) float32, of some rows, by their positions in the order of the ids.
+
+        Only the files that hold these rows are read. shards: the files in which positions count, in order; None for all files.
+        """
         ids, vectors = np.empty(len(rows), np.int64), np.empty((len(rows), self.vector_size(column)), np.float32)
+        shards, rows = self._holders(rows, self.manifest.shards if shards is None else shards)
         order = np.argsort(rows)
         start = 0
-        for chunk_ids, chunk in self.chunks(column):
+        for chunk_ids, chunk in self.chunks(column, shards=shards):
             here = order[slice(*np.searchsorted(rows, (start, start + len(chunk_ids)), sorter=order))]
             ids[here], vectors[here] = chunk_ids[rows[here] - start], chunk[rows[here] - start]
             start += len(chunk_ids)
         return ids, vectors
+
+    def ids_at(self, rows: np.ndarray, shards: Sequence[Shard]) -> np.ndarray:
+        """Return the ids, (n,) int64, of some rows, by their positions among the rows of these files."""
+        shards, rows = self._holders(rows, shards)
+        ids = [batch.column("id").to_numpy() for batch in self.batches(["id"], shards=shards)]
+        return np.concatenate(ids)[rows] if ids else np.empty(0, np.int64)
+
+    def _holders(self, rows: np.ndarray, shards: Sequence[Shard]) -> tuple[list[Shard], np.ndarray]:
+        """Return the files that hold some rows, by their positions in these files, and the positions of the rows in the files returned."""
+        ends = np.cumsum([shard.rows for shard in shards])
+        holders, holder_of = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
+        found = [shards[holder] for holder in holders]
+        left_out = ends[holders] - np.cumsum([shard.rows for shard in found])  # rows before the end of each file
+        return found, rows - left_out[holder_of]
 
     def rows(self, ids: Iterable[int], columns: Sequence[str]) -> pa.Table:
         """Return columns of some rows, in the order of their ids. Only the files that hold these rows are read.
@@ -408,19 +475,28 @@ class StoredFeatures:
 
     def ids(self) -> np.ndarray:
         """Return the ids, (N,) int64, ascending."""
-        return self.dataset.to_table(columns=["id"])["id"].to_numpy()
+        return self._column("id").to_numpy()
 
     def paths(self) -> list[str]:
         """Return the path of each image in its collection."""
-        return self.dataset.to_table(columns=["path"])["path"].to_pylist()
+        return self._column("path").to_pylist()
 
     def labels(self) -> list[str] | list[int] | None:
         """Return the label of each image; None if the collection has no labels."""
-        return self.dataset.to_table(columns=["label"])["label"].to_pylist() if "label" in self.dataset.schema.names else None
+        return self._column("label").to_pylist() if self.has_labels else None
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return pa.chunked_array((batch.column(name) for batch in self.batches([name])), self.dataset.schema.field(name).type)
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the images that could not be used: "id", "path", "reason"."""
-        return pq.read_table(self.folder / ERRORS).to_pylist()
+        return [error for errors in self.error_batches() for error in errors]
+
+    def error_batches(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the images that could not be used, some at a time."""
+        with pq.ParquetFile(self.folder / ERRORS) as file:
+            for batch in file.iter_batches(CHUNK_ROWS):
+                yield batch.to_pylist()
 
 
 def _card(manifest: Manifest) -> str:

@@ -59,7 +59,7 @@ def synchronize(file: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path, *, remedy: str = "download it again, or remove it") -> dict[str, Any]:
+def read_json(path: Path, *, remedy: str = "download it again, or remove it", max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Return the object in a JSON file; `remedy` is the advice of the errors.
 
     Raises:
@@ -67,8 +67,8 @@ def read_json(path: Path, *, remedy: str = "download it again, or remove it") ->
         CorruptFileError: the file is not JSON, holds no object, or is far too large.
     """
     check_kind(path)
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise CorruptFileError(f"{path} has {size} bytes; expected at most {MAX_JSON_BYTES}: {remedy}.")
+    if (size := path.stat().st_size) > max_bytes:
+        raise CorruptFileError(f"{path} has {size} bytes; expected at most {max_bytes}: {remedy}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from ..errors import CorruptFileError, VitrailError
-from .atomic import read_json, write_json
+from .atomic import MAX_JSON_BYTES, read_json, write_json
 
 SCALARS: dict[type, str] = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -20,6 +21,7 @@ class Record:
     """
 
     format_version: ClassVar[int] = 1
+    max_bytes: ClassVar[int] = MAX_JSON_BYTES
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary for JSON, with its format version."""
@@ -39,7 +41,7 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Return the record in a JSON file."""
-        return cls.from_dict(read_json(path), path)
+        return cls.from_dict(read_json(path, max_bytes=cls.max_bytes), path)
 
     def write(self, path: Path) -> None:
         """Write the record as a JSON file."""
@@ -68,7 +70,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         _check_type(value, tuple(get_origin(option) or option for option in options), where)
     elif is_dataclass(kind):
         _check_type(value, (Mapping,), where)
-        hints = get_type_hints(kind)
+        hints = _hints(hint)
         if missing := [
             field.name
             for field in fields(kind)
@@ -86,6 +88,11 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     elif kind in SCALARS:
         _check_type(value, (kind,), where)
     return value
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)  # as long as reading the values
 
 
 def _check_type(value: Any, expected: tuple[type, ...], where: str) -> None:

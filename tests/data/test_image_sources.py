@@ -387,6 +387,28 @@ def test_what_save_to_disk_has_written(tmp_path):
     assert content(read_images(tmp_path / "test")) == [("test/0", 6, "dog")]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 7, 64])
+def test_shards_are_found_without_dividing_all_of_them_each_time(number, monkeypatch):
+    def rows(names):
+        yield from ({"image": {"bytes": b"", "path": name}} for name in names)
+
+    names = [f"{index}.jpg" for index in range(number)]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    collection = read_images(datasets.IterableDataset.from_generator(rows, gen_kwargs={"names": names}, features=features))
+    divided, shard = [], datasets.IterableDataset.shard
+
+    def count(stream, **options):
+        divided.append(stream.num_shards)
+        return shard(stream, **options)
+
+    monkeypatch.setattr(datasets.IterableDataset, "shard", count)
+    assert collection.num_partitions == number
+    assert [entry.path for partition in range(number) for entry in collection.read(partition)] == names
+    assert sum(divided) <= 2 * number * np.ceil(np.log2(number))  # number**2 if each divides all
+    for partition in (number - 1, 0, number // 2):
+        assert [entry.path for entry in collection.read(partition)] == names[partition : partition + 1]
+
+
 def test_objects_of_datasets(tmp_path):
     folder = write_dataset(tmp_path)
     expected = [(f"train/{row}", level, label) for row, (_, level, label) in enumerate(TRAIN)]

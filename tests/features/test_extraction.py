@@ -25,7 +25,7 @@ from command_line import end_of
 from image_folders import broken_files, small_model, small_processor, write_broken, write_images
 from vitrail.data import read_images
 from vitrail.errors import CorruptFileError, VitrailError
-from vitrail.features import inference, store
+from vitrail.features import extraction, inference, store
 from vitrail.features.extraction import extract, run_job
 from vitrail.features.job import Job
 from vitrail.features.store import ChunkWriter, FeatureFolder, StoredFeatures
@@ -458,6 +458,15 @@ def test_a_dead_host_is_an_error_of_its_images_which_are_tried_again(
 def test_numbers_that_make_no_sense(pictures, tmp_path, name, value, least):
     with pytest.raises(VitrailError, match=f"found {name}={value}; expected {least} or more"):
         run(pictures[0], tmp_path / "out", **{name: value})
+
+
+def test_more_files_than_a_manifest_holds_are_refused_before_the_run(pictures, tars, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "MAX_FILES", 2)
+    with pytest.raises(VitrailError, match=r"would be at least 5 files; expected at most 2: choose a larger shard_size\."):
+        run(pictures[0], tmp_path / "out", shard_size=10)
+    with pytest.raises(VitrailError, match=r"at least 3 files; .* a larger shard_size, or give fewer and larger archives\."):
+        run(tars, tmp_path / "out", shard_size=1000)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_worker_that_is_killed_is_a_clear_error_wherever_it_strikes(pictures, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from PIL import Image
 from ...convert.loading import load
 from ...errors import VitrailError, one_line
 from ...features.neighbors import nearest_in_chunks, unit_rows
+from ...features.search import unit_chunks
 from ...features.store import StoredFeatures
 from ...modeling.modeling_vit import ViTPreTrainedModel
 from ...processing.image_processing_vit import VitrailImageProcessor
@@ -64,15 +65,15 @@ class Report:
 class _Relations:
     """The images of the page and their relations; without vectors there are no positions, neighbors and method.
 
-    rows: stored rows of all images that the page names; the images of the map and the gallery come first.
+    ids: of all images that the page names; the images of the map and the gallery come first.
     shown: number of images in the map and the gallery.
     searched: number of images among which neighbors were searched.
     positions: position on the map of each shown image.
-    neighbors: of each shown image, pairs of an index into `rows` and a cosine.
+    neighbors: of each shown image, pairs of an index into `ids` and a cosine.
     method: projection method of the positions.
     """
 
-    rows: list[int]
+    ids: list[int]
     shown: int
     searched: int
     positions: list[list[float]] | None = None
@@ -106,15 +107,15 @@ def make_report(
     stored = StoredFeatures(folder)
     loaded, no_model = _load_model(stored, model, allow_external)
     relations = _relate(stored, num_images, seed)
-    ids, paths = stored.ids(), stored.paths()
-    path_of = {int(ids[row]): paths[row] for row in relations.rows}
+    paths = stored.paths_of(relations.ids)
+    path_of = {number: paths[number] for number in relations.ids}
     drawn = list(path_of)[: relations.shown]
     pictures = _open_pictures(stored, path_of, set(drawn[:NORM_IMAGES]), loaded, allow_external)
     gone = len(drawn) - len(pictures.thumbnails.keys() & set(drawn))
     warnings = [warning for warning in (pictures.problem, no_model) if warning]
     if gone and not pictures.problem:
         warnings.append(f"{gone} of the {len(drawn)} images no longer exist and have no pictures.")
-    labels = Counter(str(label) for label in stored.labels() or () if label is not None)
+    labels = _count_labels(stored)
     names = sorted(labels, key=lambda name: (-labels[name], name))
     html = _render(
         facts=_facts(stored),
@@ -152,42 +153,43 @@ def _load_model(stored: StoredFeatures, given: str | None, allow_external: bool)
     return model, None
 
 
+def _count_labels(stored: StoredFeatures) -> Counter[str]:
+    labels: Counter[str] = Counter()
+    if stored.has_labels:
+        for batch in stored.batches(["label"]):
+            counted = batch.column("label").drop_null().value_counts()
+            labels.update({str(one["values"]): one["counts"] for one in counted.to_pylist()})
+    return labels
+
+
 def _relate(stored: StoredFeatures, number: int, seed: int) -> _Relations:
     """Sample images and compute their positions and neighbors; only a few partitions are sampled, because their images are read again."""
     generator = np.random.default_rng(seed)
-    partitions = stored.ids() >> 32
-    is_searched = np.isin(partitions, generator.permutation(np.unique(partitions))[:MAX_PARTITIONS])
-    searched = np.flatnonzero(is_searched)
-    shown = generator.permutation(searched)[:number]
+    files = [shard for shard in stored.manifest.shards if shard.file is not None]
+    partitions = generator.permutation(np.unique([shard.partition for shard in files]))[:MAX_PARTITIONS]
+    searched = [shard for shard in files if shard.partition in partitions]
+    num_searched = sum(shard.rows for shard in searched)
+    rows = generator.choice(num_searched, min(number, num_searched), replace=False)
     if not stored.vector_columns:
-        return _Relations(shown.tolist(), len(shown), len(searched))
-    _, vectors = stored.sample(shown)
+        return _Relations(stored.ids_at(rows, searched).tolist(), len(rows), num_searched)
+    shown, vectors = stored.sample(rows, shards=searched)
     queries = unit_rows(vectors, 0, len(shown), "cpu")
-    cosines, found = nearest_in_chunks(queries, _chunks(stored, is_searched), k=NUM_NEIGHBORS + 1)
+    cosines, found = nearest_in_chunks(queries, unit_chunks(stored, stored.vector_column(), shards=searched), k=NUM_NEIGHBORS + 1)
     near = [
-        [(row, round(cosine, 4)) for row, cosine in zip(rows, values, strict=True) if row != own][:NUM_NEIGHBORS]
-        for own, rows, values in zip(shown.tolist(), found.tolist(), cosines.tolist(), strict=True)
+        [(number, round(cosine, 4)) for number, cosine in zip(numbers, values, strict=True) if number != own][:NUM_NEIGHBORS]
+        for own, numbers, values in zip(shown.tolist(), found.tolist(), cosines.tolist(), strict=True)
     ]
-    rows = list(dict.fromkeys([*shown.tolist(), *(row for pairs in near for row, _ in pairs)]))
-    index_of = {row: index for index, row in enumerate(rows)}
+    ids = list(dict.fromkeys([*shown.tolist(), *(number for pairs in near for number, _ in pairs)]))
+    index_of = {number: index for index, number in enumerate(ids)}
     positions, method = project(vectors, seed=seed)
     return _Relations(
-        rows,
+        ids,
         len(shown),
-        len(searched),
+        num_searched,
         _fit(positions),
-        [[(index_of[row], cosine) for row, cosine in pairs] for pairs in near],
+        [[(index_of[number], cosine) for number, cosine in pairs] for pairs in near],
         method,
     )
-
-
-def _chunks(stored: StoredFeatures, is_searched: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield row numbers and normalized vectors of the searched rows."""
-    start = 0
-    for ids, vectors in stored.chunks():
-        rows = np.flatnonzero(is_searched[start : start + len(ids)])
-        yield torch.from_numpy(start + rows), unit_rows(vectors[rows], 0, len(rows), "cpu")
-        start += len(ids)
 
 
 def _fit(positions: np.ndarray) -> list[list[float]]:
@@ -222,9 +224,10 @@ def _data(
     stored: StoredFeatures, relations: _Relations, path_of: Mapping[int, str], thumbnails: Mapping[int, str], names: Sequence[str]
 ) -> dict[str, Any]:
     """Return the data of the script; labels are indices into `names`."""
-    labels = stored.labels()
+    columns = ["label"] if stored.has_labels else []
+    labels = {row["id"]: row.get("label") for row in stored.rows(relations.ids, columns).to_pylist()}
     number_of = {name: number for number, name in enumerate(names)}
-    label_of = [None if labels is None else number_of.get(str(labels[row])) for row in relations.rows]
+    label_of = [number_of.get(str(labels[number])) for number in relations.ids]
     return {
         "items": [
             {"path": path, "label": label, "picture": thumbnails.get(number)}
@@ -291,9 +294,12 @@ def _map_facts(path: str, photo: Image.Image, patches: np.ndarray, norms: PatchN
 
 def _error_facts(stored: StoredFeatures) -> dict[str, Any]:
     """Return the unreadable images and the number of images per reason; reasons that differ in numbers alone count as one."""
-    errors = stored.errors()
-    reasons = Counter(re.sub(r"\d+", "…", error["reason"]) for error in errors)
-    return {"listed": errors[:MAX_ERRORS], "number": len(errors), "reasons": reasons.most_common()}
+    listed: list[dict[str, Any]] = []
+    reasons: Counter[str] = Counter()
+    for errors in stored.error_batches():
+        reasons.update(re.sub(r"\d+", "…", error["reason"]) for error in errors)
+        listed += errors[: MAX_ERRORS - len(listed)]
+    return {"listed": listed, "number": reasons.total(), "reasons": reasons.most_common()}
 
 
 def _render(**content: Any) -> str:
