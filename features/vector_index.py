@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import CorruptFileError, VitrailError
 from ..utils.hashing import sha256
@@ -144,19 +145,18 @@ class VectorIndex:
         self.folder = index_folder(stored, record.column)
         self.record = record
         self.parts, self.missing = current_parts(stored, record)
-        faiss = import_faiss(self.folder)
+        self._faiss = faiss = import_faiss(self.folder)
         file = self.folder / CENTROIDS
         if not file.is_file() or sha256(file) != record.centroids:
             raise CorruptFileError(f"{file} is missing or damaged: run `vitrail index` to write the index again, {OR_EXACT}.")
         self.ivf = read_faiss(file, faiss.read_index)
         flags = 0 if os.name == "nt" else faiss.IO_FLAG_MMAP  # FAISS does not map files on Windows
-        self._lists = [self._open(part, faiss, flags) for part in self.parts]
+        self._parts = [self._open(part, faiss, flags) for part in self.parts]
         pointers = faiss.InvertedListsPtrVector()
-        for lists in self._lists:
+        for lists in self._parts:
             pointers.push_back(lists)
-        stacked = faiss.HStackInvertedLists(pointers.size(), pointers.data())
-        self._lists.append(stacked)  # FAISS does not own them
-        self.ivf.replace_invlists(stacked, False)
+        self._stacked = faiss.HStackInvertedLists(pointers.size(), pointers.data())  # FAISS owns neither these nor the parts
+        self.ivf.replace_invlists(self._stacked, False)
         self.ivf.ntotal = len(self)
         self.ivf.nprobe = record.probes
 
@@ -189,11 +189,19 @@ class VectorIndex:
                 return ids, cosines
             probes = min(2 * probes, self.ivf.nlist)
 
-    def search_range(self, queries: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return all vectors with a cosine above a threshold: rows of the queries, ids, and cosines, each (M,)."""
-        self.ivf.nprobe = self.record.probes
-        limits, cosines, ids = self.ivf.range_search(queries, threshold)
-        return np.repeat(np.arange(len(queries)), np.diff(limits).astype(np.int64)), ids, cosines
+    def list_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids, (n,) int64, and the vectors, (n, D) float32, of a list."""
+        ids, vectors = [np.empty(0, np.int64)], [np.empty((0, self.ivf.d), np.float16)]
+        for lists in self._parts:
+            if size := lists.list_size(number):  # an empty list has no memory
+                ids.append(self._faiss.rev_swig_ptr(lists.get_ids(number), size))
+                codes = self._faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
+                vectors.append(codes.view(np.float16).reshape(size, -1))
+        return np.concatenate(ids), torch.from_numpy(np.concatenate(vectors)).float().numpy()  # numpy converts more slowly
+
+    def probed_lists(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the numbers of the lists that a search reads for each vector, (n, probes)."""
+        return self.ivf.quantizer.search(vectors, min(self.record.probes, self.ivf.nlist))[1]
 
 
 def read_faiss(file: Path, read: Any) -> Any:
