@@ -39,8 +39,8 @@ TABLES: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
     ),
     "extract": (
         "Feature extraction",
-        "From JPEG files to stored [CLS] tokens, ViT-S/16, in float32 unless the row names another precision. The first of the runs with `auto` "
-        "also measures the engines.",
+        "From JPEG files to stored [CLS] tokens, ViT-S/16, in float32 unless the row names another precision. The first of the runs "
+        "with `auto` also measures the engines.",
         None,
         {
             "way": "way",
@@ -49,6 +49,26 @@ TABLES: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
             "of_runs": "of the runs",
             "vitrail_is_faster_by": "time / vitrail extract",
         },
+    ),
+    "overhead": (
+        "Around the model",
+        "From JPEG files of 640 x 480 pixels to stored [CLS] tokens, with a model of one block that costs nearly nothing, against a plain "
+        "loop over a DataLoader with torchvision's transforms and 2 workers. `processor ms` is for an image, of all processes.",
+        None,
+        {
+            "way": "way",
+            "images_per_second": "images/s",
+            "times_plain": "x plain loop",
+            "processor_ms": "processor ms",
+            "share_of_waiting": "share of waiting",
+        },
+    ),
+    "evaluation": (
+        "Evaluation on cached features",
+        "`ratio` is to the first row of the same work; `excess` is the largest difference of the loss per image from the lowest loss "
+        "found; `memory gib` is the peak beyond the libraries and the features.",
+        None,
+        {},
     ),
     "augment": (
         "Augmentation",
