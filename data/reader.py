@@ -140,7 +140,7 @@ class ImageReader:
         batch_size = max(1, self.batch_size // self.views.number) if self.views else self.batch_size
         decoder = _Decoder(self.image_processor, self.views, normalizes=normalize_on is None)
         readings = _readings(self.collection, pieces, chunk_size=chunk_size, batch_size=batch_size)
-        decoded: Iterable[_Decoded] = prepare(decoder.decode, readings)
+        decoded: Iterable[_Decoded]
         if self.num_workers:
             decoded = DataLoader(
                 decoder,
@@ -149,6 +149,8 @@ class ImageReader:
                 collate_fn=_only,
                 generator=torch.Generator(),  # or the loader would draw from torch's own, and change what others draw from it
             )
+        else:
+            decoded = prepare(decoder.decode, readings)
         waiting: dict[Kind, list[Batch]] = {}  # in the order of their first images
         with clear_worker_errors():
             for one in decoded:
@@ -277,10 +279,10 @@ class _Decoder(Dataset):
         return _Decoded(reading.begin, reading.end, batches, unreadable)
 
     def finish(self, batch: Batch, device: torch.device) -> Batch:
-        """Return a batch on a device, normalized there if it is not yet."""
+        """Return a batch that was not normalized yet, or is final, on a device and normalized."""
         pixels = batch.pixel_values.pin_memory() if device.type == "cuda" else batch.pixel_values
         pixels = pixels.to(device, non_blocking=True)
-        return Batch(batch.entries, pixels if self.is_final or self.normalizes else rescale_and_normalize(pixels, self.settings))
+        return Batch(batch.entries, pixels if self.is_final else rescale_and_normalize(pixels, self.settings))
 
     def _pixels(self, entry: ImageEntry) -> torch.Tensor:
         """Return (C, H, W), or (V, C, H, W) of training views."""

@@ -189,18 +189,15 @@ def _by_index(index: VectorIndex, found: _Pairs) -> Iterator[int]:
     """
     for number in range(index.record.num_lists):
         ids, vectors = index.list_of(number)
-        probed = index.probed_lists(vectors) if len(ids) else np.empty((0, 1), np.int64)
+        if not len(ids):
+            continue
+        probed = index.probed_lists(vectors)
         for other in np.unique(probed):
             rows = np.flatnonzero((probed == other).any(axis=1))
             other_ids, other_vectors = index.list_of(int(other))
-            for block, start in itertools.product(np.split(rows, range(BLOCK, len(rows), BLOCK)), range(0, len(other_ids), OTHERS)):
-                _compare(
-                    ids[block],
-                    torch.from_numpy(vectors[block]),
-                    other_ids[start : start + OTHERS],
-                    torch.from_numpy(other_vectors[start : start + OTHERS]),
-                    found,
-                )
+            for begin, start in itertools.product(range(0, len(rows), BLOCK), range(0, len(other_ids), OTHERS)):
+                block, others = rows[begin : begin + BLOCK], slice(start, start + OTHERS)
+                _compare(ids[block], vectors[block], other_ids[others], other_vectors[others], found)
         yield len(ids)
 
 

@@ -189,7 +189,7 @@ class VectorIndex:
                 return ids, cosines
             probes = min(2 * probes, self.ivf.nlist)
 
-    def list_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def list_of(self, number: int) -> tuple[np.ndarray, torch.Tensor]:
         """Return the ids, (n,) int64, and the vectors, (n, D) float32, of a list."""
         ids, vectors = [np.empty(0, np.int64)], [np.empty((0, self.ivf.d), np.float16)]
         for lists in self._parts:
@@ -197,11 +197,11 @@ class VectorIndex:
                 ids.append(self._faiss.rev_swig_ptr(lists.get_ids(number), size))
                 codes = self._faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
                 vectors.append(codes.view(np.float16).reshape(size, -1))
-        return np.concatenate(ids), torch.from_numpy(np.concatenate(vectors)).float().numpy()  # numpy converts more slowly
+        return np.concatenate(ids), torch.from_numpy(np.concatenate(vectors)).float()
 
-    def probed_lists(self, vectors: np.ndarray) -> np.ndarray:
+    def probed_lists(self, vectors: torch.Tensor) -> np.ndarray:
         """Return the numbers of the lists that a search reads for each vector, (n, probes)."""
-        return self.ivf.quantizer.search(vectors, min(self.record.probes, self.ivf.nlist))[1]
+        return self.ivf.quantizer.search(vectors.numpy(), min(self.record.probes, self.ivf.nlist))[1]
 
 
 def read_faiss(file: Path, read: Any) -> Any:
