@@ -186,6 +186,39 @@ def test_rows_that_were_written_again_are_found(folder):
     assert find_neighbors(stored, query_of(QUERIES[0]), k=3).ids.tolist()[0] == 207
 
 
+def test_rows_that_were_all_written_again_are_searched_exactly(folder):
+    shutil.rmtree(folder / "data")
+    stored = write_vectors(folder, [2 * vectors for vectors in PARTITIONS])
+    found = find_neighbors(stored, query_of(QUERIES[0]), k=3)
+    assert (found.index, found.ids.tolist()) == (None, brute_force(PARTITIONS, QUERIES[0], 3)[0])
+    assert "it lacks 2200 rows" in found.warning
+    assert "it lacks 2200 rows" in find_duplicates(stored, threshold=0.999, progress=False).warning
+    assert build_index(stored, progress=False).added == 2200
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda parts: [*parts, parts[0]], 0),  # a part twice
+        (lambda parts: [parts[0] | {"feature_files": 2 * parts[0]["feature_files"]}, *parts[1:]], 0),
+        (lambda parts: [parts[0] | {"feature_files": parts[0]["feature_files"][:1]}, *parts[1:]], 500),
+        (lambda parts: [parts[0] | {"rows": -3}, *parts[1:]], 500),
+        (lambda parts: [], 2200),
+    ],
+)
+def test_a_row_is_found_once_whatever_the_record_says(folder, change, missing):
+    record = index_files(folder)["index.json"]
+    rewrite(parts=change(json.loads(record.read_text())["parts"]))(record)
+    stored = StoredFeatures(folder)
+    for _ in range(2):
+        found = find_neighbors(stored, query_of(QUERIES[0]), k=5000)
+        assert sorted(found.ids.tolist()) == stored.ids().tolist()
+        assert (found.warning is not None) == (missing > 0)
+        built = build_index(stored, progress=False)
+        assert (built.added, built.record.rows) == (missing, 2200)
+        missing = 0
+
+
 def test_the_index_of_other_features_is_refused(folder, tmp_path):
     other = write_vectors(tmp_path / "other", [PARTITIONS[0][:300]], images="others")
     shutil.copytree(folder / "index", tmp_path / "other" / "index")
@@ -227,6 +260,8 @@ def rewrite(**fields):
         ),
         ("index.json", rewrite(probes="many"), "index.json: probes is of type str; expected a whole number", False),
         ("index.json", rewrite(probes=-1), "has probes -1 of 94 lists and recall .*, which do not go together: remove", False),
+        ("index.json", rewrite(recall=7.5), "and recall 7.5, which do not go together: remove", False),
+        ("index.json", rewrite(num_lists=10**9), "has 1000000000 lists of 32 numbers; centroids.faiss has 94 of 32: remove", False),
         ("index.json", rewrite(recall=None), "and recall None, which do not go together: remove the folder", False),
     ],
 )
