@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,8 +55,11 @@ class IndexRecord(Record):
     centroids: the SHA-256 of their file.
     finished: whether all rows of the features were added; the following fields are set then.
     probes: number of lists that a search reads, which are those of the nearest centroids.
-    recall: share of the 10 nearest neighbors that a search finds, measured for `recall_queries` rows against exact search.
+    recall: share of the 10 nearest neighbors that a search finds, or vectors as near as them, measured for `recall_queries` rows against
+        exact search.
     """
+
+    remedy: ClassVar[str] = f"remove its folder and run `vitrail index`, {OR_EXACT}"
 
     library: str = LIBRARY
     library_version: str
