@@ -248,15 +248,27 @@ def test_another_version_makes_measurements_invalid(engines, file, monkeypatch, 
     assert json.loads(file.read_text())["versions"][package] == "0.0.1"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 99}', b'{"versions": {}, "models": {"a": 1}}', b"\xff"])
+def measurement(**fields):
+    """The content of a file with one measurement."""
+    model = {"subject": {}, "measurements": [{"engine": "eager", "precision": "float32"} | fields]}
+    return json.dumps({"versions": {}, "models": {"a": model}}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b'{"format_version": 99}', b'{"versions": {}, "models": {"a": 1}}', b"\xff"),
+        *(measurement(engine="other"), measurement(precision="half"), measurement(image_seconds=-1.0)),
+        *(measurement(image_seconds=float("nan")), measurement(build_seconds=float("inf"))),
+    ],
+)
 def test_a_damaged_file_is_ignored_and_written_again(engines, file, content, monkeypatch):
     file.parent.mkdir()
     file.write_bytes(content)
     warned = []
     monkeypatch.setattr(measurements.logger, "warning", warned.append)
     assert select().runtime == COMPILE
-    assert warned
-    assert all("measurements of engines are ignored, and written again" in text for text in warned)
+    assert warned == [f"{file} is damaged, or another vitrail has written it: its measurements are made again"]
     assert len(json.loads(file.read_text())["models"]) == 1
 
 
