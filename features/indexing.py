@@ -4,7 +4,7 @@ A part is complete or absent, and recorded when it is complete. A repeated run a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import VitrailError
 from ..utils.atomic import is_temporary, replaced
 from ..utils.hashing import digest, sha256
 from ..utils.optional import check_packages
@@ -129,8 +130,7 @@ def _train(stored: StoredFeatures, column: str) -> IndexRecord:
     )
     ivf.cp.seed, ivf.cp.min_points_per_centroid = SEED + 1, 1  # FAISS prints a warning if there are fewer points
     ivf.train(sample.numpy())
-    with replaced(folder / CENTROIDS) as temporary:
-        faiss.write_index(ivf, str(temporary))
+    _write_file(folder / CENTROIDS, lambda writer: faiss.write_index(ivf, writer))
     return IndexRecord(
         library_version=faiss.__version__,
         features=stored.fingerprint,
@@ -162,11 +162,22 @@ def _write_part(stored: StoredFeatures, record: IndexRecord, shards: list[Shard]
         ivf.add_with_ids(vectors.numpy(), ids)
     feature_files = [shard.sha256 for shard in shards if shard.sha256 is not None]
     file = folder / f"part-{digest([record.centroids, *feature_files])[:16]}.faiss"
-    with replaced(file) as temporary:
-        writer = faiss.FileIOWriter(str(temporary))
-        faiss.write_InvertedLists(ivf.invlists, writer)
-        del writer  # closes the file
+    _write_file(file, lambda writer: faiss.write_InvertedLists(ivf.invlists, writer))
     return IndexPart(file=file.name, rows=ivf.ntotal, bytes=file.stat().st_size, sha256=sha256(file), feature_files=feature_files)
+
+
+def _write_file(file: Path, write: Callable[[Any], None]) -> None:
+    """Write a file by a function of FAISS. Python opens it, because FAISS does not report errors of closing it, as on a full disk.
+
+    Raises VitrailError if the file cannot be written.
+    """
+    try:
+        with replaced(file) as temporary, open(temporary, "wb") as stream:
+            write(import_faiss(file.parent).PyCallbackIOWriter(stream.write))
+    except OSError as error:
+        raise VitrailError(
+            f"cannot write {file}: {error.strerror or error}. Finished files are kept: fix the cause and run the same command to continue."
+        ) from error
 
 
 def _measure(stored: StoredFeatures, record: IndexRecord) -> None:

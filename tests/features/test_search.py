@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 
@@ -156,6 +157,27 @@ def die_while_building(folder, killed_part):
     indexing._write_part = write_and_die
     torch.set_num_threads(1)
     build_index(StoredFeatures(folder), progress=False)
+
+
+@pytest.mark.parametrize("name", ["centroids", "part"])
+def test_a_file_that_cannot_be_written_whole_is_written_by_the_next_run(original, folder, name, monkeypatch):
+    monkeypatch.setattr(indexing, "PART_BYTES", PART_BYTES)
+    whole = index_files(original.folder)
+    sizes = [path.stat().st_size for file, path in whole.items() if file.startswith(name)]
+    shutil.rmtree(folder / "index")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (min(sizes) - 1, before[1]))  # as a disk that is full then
+    try:
+        with pytest.raises(
+            VitrailError, match=rf"cannot write .*{name}.*\.faiss: File too large. Finished files are kept: fix the"
+        ):
+            build_index(StoredFeatures(folder), progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    build_index(StoredFeatures(folder), progress=False)
+    assert {file: path.read_bytes() for file, path in index_files(folder).items()} == {
+        file: path.read_bytes() for file, path in whole.items()
+    }
 
 
 def test_a_killed_run_continues_to_the_same_neighbors(original, folder, monkeypatch):
