@@ -35,9 +35,7 @@ from .vector_index import (
     read_record,
 )
 
-LISTS_PER_ROOT = (
-    2  # lists for the square root of the number of rows: a search then reads as many centroids as vectors of some lists
-)
+LISTS_PER_ROOT = 2  # times the root of the rows is the number of lists: as many centroids are read as vectors of some lists
 SAMPLE_PER_LIST = 64  # vectors that k-means sees; FAISS asks for 39 to 256
 SAMPLE_BYTES = 256 * 2**20  # of the vectors that k-means sees, at most
 PART_BYTES = 256 * 2**20  # of vectors in one file
