@@ -28,6 +28,7 @@ from .options import Json, Traceback, as_options, expand_groups, set_signature
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 OPTIONS: ContextVar[Collection[str]] = ContextVar("OPTIONS", default=())  # the parameters of the command that runs
+RESUMED = ("extract", "index", "probe", "pretrain")  # commands that continue after an interruption
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -54,7 +55,7 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
     def command(*, json: bool, traceback: bool, **values: Any) -> None:
         OPTIONS.set(frozenset(values))
         # Trainers and engines print on standard output, which is for results
-        with ErrorsAsMessages(traceback=traceback), contextlib.redirect_stdout(sys.stderr):
+        with ErrorsAsMessages(function.__name__, traceback=traceback), contextlib.redirect_stdout(sys.stderr):
             result = expanded(**values)
         if result is None:
             return
@@ -72,13 +73,20 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
 
 
 class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
-    """Turn an error of a command into a message and an exit code: 2 if the user can fix it; 1, with a traceback, for a fault of vitrail."""
+    """Turn an error of a command into a message and an exit code: 2 if the user can fix it; 1, with a traceback, for a fault of vitrail.
 
-    def __init__(self, *, traceback: bool) -> None:
+    An interruption has a message too, and ends as the shell expects.
+    """
+
+    def __init__(self, command: str, *, traceback: bool) -> None:
+        self.command = command
         self.traceback = traceback
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Print the error, and exit."""
+        if isinstance(error, KeyboardInterrupt):
+            resumed = ": what is finished is kept, and the same command continues" if self.command in RESUMED else ""
+            typer.echo(f"interrupted{resumed}", err=True)
         if not isinstance(error, Exception) or isinstance(error, BrokenPipeError | typer.Exit | typer.Abort | typer.BadParameter):
             return
         mends = isinstance(error, (*USER_ERRORS, *OUT_OF_MEMORY))
