@@ -128,15 +128,16 @@ def _read_file(*, warns: bool = True) -> MeasurementFile:
     """Return the content of the file, if it belongs to the installed versions, or an empty content."""
     versions = {"vitrail": __version__} | {package: installed_version(package) for package in PACKAGES}
     path = measurement_file()
-    if path.is_file():
-        try:
-            content = MeasurementFile.read(path)
-        except (VitrailError, OSError):
-            if warns:
-                logger.warning(f"{path} is damaged, or another vitrail has written it: its measurements are made again")
-        else:
-            if content.versions == versions:
-                return content
+    try:
+        content = MeasurementFile.read(path)
+    except OSError as error:
+        logger.info(f"no measurements of engines are remembered: {error}")
+    except VitrailError:
+        if warns:
+            logger.warning(f"{path} is damaged, or another vitrail has written it: its measurements are made again")
+    else:
+        if content.versions == versions:
+            return content
     return MeasurementFile(versions=versions)
 
 

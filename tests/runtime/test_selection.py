@@ -272,9 +272,10 @@ def test_a_damaged_file_is_ignored_and_written_again(engines, file, content, mon
     assert len(json.loads(file.read_text())["models"]) == 1
 
 
-def test_nothing_is_remembered_where_that_is_impossible(engines, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["a-file/engines.json", f"{300 * 'x'}/engines.json"])  # the system refuses to look for the second
+def test_nothing_is_remembered_where_that_is_impossible(engines, tmp_path, monkeypatch, name):
     (tmp_path / "a-file").touch()
-    monkeypatch.setattr(measurements, "measurement_file", lambda: tmp_path / "a-file" / "engines.json")
+    monkeypatch.setattr(measurements, "measurement_file", lambda: tmp_path / name)
     assert select().runtime == select().runtime == COMPILE
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 
