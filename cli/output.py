@@ -102,16 +102,17 @@ class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
         raise typer.Exit(2 if mends else 1) from None
 
 
-def warn(*messages: str) -> None:
-    """Print warnings on standard error."""
+def warn(*messages: str, options: Collection[str] | None = None) -> None:
+    """Print warnings on standard error. options: those that messages may name, in place of all options of the command."""
     for message in messages:
-        typer.secho(public_text(f"warning: {as_options(message, OPTIONS.get())}"), fg=typer.colors.YELLOW, err=True)
+        text = as_options(message, OPTIONS.get() if options is None else options)
+        typer.secho(public_text(f"warning: {text}"), fg=typer.colors.YELLOW, err=True)
 
 
 def load_model(source: str, **options: Any) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
     """Load a checkpoint and print the warnings of its conversion."""
     model, image_processor, report = load(source, **options)
-    warn(*report.warnings)
+    warn(*report.warnings, options=options)  # not others of the command: --dtype of `extract` is that of features
     return model, image_processor, report
 
 
