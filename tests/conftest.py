@@ -14,6 +14,7 @@ import datasets
 import joblib
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from huggingface_hub import close_session, constants, hf_api
 from threadpoolctl import threadpool_limits
 
@@ -24,6 +25,9 @@ from local_server import LocalServer, Request
 COMMIT = "5f1b2c3d" * 5
 # `make test-quantization` brings its packages, which warn in every process that imports transformers
 collect_ignore = [] if find_spec("torchao") else ["modeling/test_quantization.py"]
+
+if torch.cuda.is_available():
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # of all tests but those of the fixture `cuda`: they compare with outputs of a CPU
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -166,6 +170,18 @@ def one_thread() -> Iterator[None]:
     with threadpool_limits(1):  # those of numpy and scikit-learn
         yield
     torch.set_num_threads(number)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A GPU with CUDA, which runs and Trainers of this test use; without one, the test is skipped."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions have it by default, and 10 bits of mantissa
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield torch.device("cuda")
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -94,7 +94,6 @@ def small_gpu(suite, monkeypatch):
             "REPEATS": 1,
         },
         gpu: {
-            "DEVICE": torch.device("cpu"),
             "PIXELS": 32,
             "ARCHITECTURES": dino,
             "COMPILED_ARCHITECTURE": dino[0],
@@ -103,7 +102,6 @@ def small_gpu(suite, monkeypatch):
             "COMPILED_BATCH_SIZES": (2,),
             "KERNELS_BATCH_SIZE": 2,
             "EXTRACT": {"batch_size": 2, "copies": 2, "alone": 1, "auto": 2},
-            "PEAKS": {"cpu": 0.5},
         },
         extract: {"NUMBER": 3, "REPEATS": 1, "make_model": lambda: vitrail.ViTModel(vitrail.ViTConfig(**SMALL)).eval()},
         pretrain: {
@@ -111,6 +109,7 @@ def small_gpu(suite, monkeypatch):
             "PIXELS": 64,
             "LOCAL_PIXELS": 32,
             "CPU": (2, 1, 1),
+            "GPU": (2, 1, 1),
             "METHODS": methods,
             "peak_of_a_process": lambda *arguments: 0.0,
         },
@@ -125,13 +124,23 @@ def small_gpu(suite, monkeypatch):
     (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Where the suite runs. Without a GPU, that of "cuda" is skipped."""
+    return request.getfixturevalue("cuda") if request.param == "cuda" else torch.device("cpu")
+
+
 @pytest.mark.usefixtures("one_thread")
-def test_every_part_of_the_gpu_suite_runs(small_gpu):
+def test_every_part_of_the_gpu_suite_runs(small_gpu, device, monkeypatch):
+    monkeypatch.setattr(small_gpu, "DEVICE", device)
+    monkeypatch.setattr(small_gpu, "PEAKS", {small_gpu.device_name(): 0.5})
     rows = list(small_gpu.run())
     parts = {part: [row for row in rows if row["part"] == part] for part in dict.fromkeys(row["part"] for row in rows)}
     assert list(parts) == list(small_gpu.PARTS)
-    assert all(row["images_per_second"] > 0 and row["device"] == "cpu" for row in rows)
+    assert all(row["images_per_second"] > 0 and row["device"] == small_gpu.device_name() for row in rows)
     assert {"vitrail", "transformers", "matrix products"} <= {row["way"] for row in parts["forward"]}
+    if device.type == "cuda":
+        assert {"vitrail, CUDA graph", "transformers, CUDA graph"} <= {row["way"] for row in parts["forward"]}
     compiled = {row["way"]: row for row in parts["compiled"]}
     assert {"vitrail, torch.compile", "transformers, torch.compile, CUDA graphs"} <= set(compiled)
     assert 0.99 < compiled["vitrail.optimize, compile"]["cosine"] <= 1
