@@ -65,20 +65,18 @@ class LinearHeads(nn.Module):
             With labels, "losses" (A,), the mean cross entropies, and "loss", their sum weighted by the learning rates. Except in
             training, "logits" (B, A, K).
         """
-        all_losses, all_logits = [], []
         token_size, columns = features.shape[-1], features.flatten(1)  # (B, T * D), of which a group reads a part without a copy
-        for tokens, weight, bias in zip(self.tokens, self.weights, self.biases, strict=True):
-            inputs = columns[:, token_size * tokens.start : token_size * tokens.stop]
-            # Rows are the last dimension, which makes the softmax over few classes several times faster
-            logits = torch.addmm(bias[:, None], weight, inputs.t())  # (size * K, B)
-            logits = logits.unflatten(0, (-1, self.num_labels))
-            if labels is not None:
-                all_losses.append(F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").sum(1))
-            if not self.training:
-                all_logits.append(logits)
-        outputs = {} if self.training else {"logits": torch.cat(all_logits).permute(2, 0, 1)}
+        # Rows are the last dimension, which makes the softmax over few classes several times faster
+        logits = torch.cat(
+            [
+                torch.addmm(bias[:, None], weight, columns[:, token_size * tokens.start : token_size * tokens.stop].t())
+                for tokens, weight, bias in zip(self.tokens, self.weights, self.biases, strict=True)
+            ]
+        ).unflatten(0, (-1, self.num_labels))  # (A, K, B)
+        outputs = {} if self.training else {"logits": logits.permute(2, 0, 1)}
         if labels is not None:
-            losses = torch.cat(all_losses) / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+            losses = F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").sum(1)
+            losses = losses / (len(labels) if num_items_in_batch is None else num_items_in_batch)
             outputs = {"loss": (losses * self.learning_rates).sum(), "losses": losses, **outputs}
         return outputs
 

@@ -15,7 +15,7 @@ import torch
 MAX_PASSES = 1000  # over the features, for each fit
 MAX_PRODUCTS = 250  # passes for the direction of one step
 TOLERANCE = 1e-6  # of the gradient of the mean loss, for parameters in which the curvature is about 1
-CHUNK = 2**22  # numbers of features, or of logits, that are in memory in float64
+CHUNK = 2**20  # numbers of features, or of logits, that are in memory in float64; more do not stay in the caches of a processor
 SAMPLE = 2**13  # rows, or twice as many as features are wide, from which the curvature is estimated
 EPS = torch.finfo(torch.float64).eps
 

@@ -24,6 +24,7 @@ from .vector_index import IndexRecord, VectorIndex, open_index
 THRESHOLD = 0.96  # fastdup's for its groups of duplicates, in its documentation and examples (`ccthreshold=0.96`)
 MAX_PAIRS = 10_000_000  # n equal images have n * (n - 1) / 2
 BLOCK, OTHERS = 4096, 2048  # rows that are compared with each other at a time
+LISTS = 65536  # rows of the lists of an index that are in memory at a time
 FORMATS = (".csv", ".parquet")
 
 
@@ -74,8 +75,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Return the pairs of stored images whose features have at least a cosine, and the groups that the pairs form.
 
-    With an index, each row is compared with the rows of the lists that a search for it reads; cosines are then those of vectors in
-    float16, within 0.001. Without one, all rows are compared with each other, in blocks.
+    With an index, each row is compared with the rows of the lists that a search for it reads, as far as they can hold such a pair; cosines
+    are then those of vectors in float16, within 0.001. Without one, all rows are compared with each other, in blocks.
 
     Args:
         stored: the features.
@@ -183,22 +184,30 @@ def _exact(stored: StoredFeatures, column: str, shards: list[Shard] | None, foun
 
 
 def _by_index(index: VectorIndex, found: _Pairs) -> Iterator[int]:
-    """Compare the rows of each list with the lists that a search for them reads; yield the number of rows that are done.
+    """Compare the rows of some lists with the lists that a search for them reads; yield the number of rows that are done.
 
     One product for all rows that read a list takes a fraction of the time of a search for each of them.
     """
-    for number in range(index.record.num_lists):
-        ids, vectors = index.list_of(number)
-        if not len(ids):
-            continue
-        probed = index.probed_lists(vectors)
-        for other in np.unique(probed):
-            rows = np.flatnonzero((probed == other).any(axis=1))
-            other_ids, other_vectors = index.list_of(int(other))
-            for begin, start in itertools.product(range(0, len(rows), BLOCK), range(0, len(other_ids), OTHERS)):
-                block, others = rows[begin : begin + BLOCK], slice(start, start + OTHERS)
-                _compare(ids[block], vectors[block], other_ids[others], other_vectors[others], found)
+    for ids, vectors in _several_lists(index):
+        for number, readers in index.readers(vectors, found.threshold):
+            other_ids, other_vectors = index.list_of(number)
+            for begin, start in itertools.product(range(0, len(readers), BLOCK), range(0, len(other_ids), OTHERS)):
+                rows, others = readers[begin : begin + BLOCK], slice(start, start + OTHERS)
+                _compare(ids[rows], vectors[rows], other_ids[others], other_vectors[others], found)
         yield len(ids)
+
+
+def _several_lists(index: VectorIndex) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield the ids and vectors of the lists, of as many together as have `LISTS` rows."""
+    ids, vectors, rows = [], [], 0
+    for number in range(index.record.num_lists):
+        list_ids, list_vectors = index.list_of(number)
+        ids.append(list_ids)
+        vectors.append(list_vectors)
+        rows += len(list_ids)
+        if rows >= LISTS or number == index.record.num_lists - 1:
+            yield np.concatenate(ids), torch.cat(vectors)
+            ids, vectors, rows = [], [], 0
 
 
 def _compare(

@@ -9,7 +9,9 @@ memory-mapped. Their files are trusted as the features are: a part is compared w
 `vitrail index` runs.
 """
 
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +31,7 @@ from .store import StoredFeatures
 
 INDEX, RECORD, CENTROIDS = "index", "index.json", "centroids.faiss"
 LIBRARY, METRIC = "faiss", "cosine"
+ROUNDING = 1e-3  # of products with vectors in float16
 OR_EXACT = "or search all vectors with exact=True"
 
 
@@ -199,9 +202,24 @@ class VectorIndex:
                 vectors.append(codes.view(np.float16).reshape(size, -1))
         return np.concatenate(ids), torch.from_numpy(np.concatenate(vectors)).float()
 
-    def probed_lists(self, vectors: torch.Tensor) -> np.ndarray:
-        """Return the numbers of the lists that a search reads for each vector, (n, probes)."""
-        return self.ivf.quantizer.search(vectors.numpy(), min(self.record.probes, self.ivf.nlist))[1]
+    def readers(self, vectors: torch.Tensor, cosine: float) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each list, and the rows of `vectors` that find their pairs with at least this cosine in it.
+
+        Rows read the lists of their nearest centroids, as a search does, without those in which the other row of a pair finds it: let x
+        and y be a pair, in the lists of the centroids b and c. A plane of equal products with b and c separates the lists, and x or y is
+        within |x - y| / 2 of it, or x (b - c) <= |x - y| |b - c| / 2, or the same of y.
+
+        vectors: normalized, (n, D) float32.
+        """
+        products, lists = self.ivf.quantizer.search(vectors.numpy(), min(self.record.probes, self.ivf.nlist))  # (n, probes)
+        centroids = torch.from_numpy(self.ivf.quantizer.reconstruct_n(0, self.ivf.nlist))
+        nearest, row = np.unique(lists[:, 0], return_inverse=True)
+        apart = torch.cdist(centroids[nearest], centroids).numpy()[row[:, None], lists]
+        read = products[:, :1] - products <= math.sqrt(2 - 2 * cosine) / 2 * apart + ROUNDING
+        rows, numbers = np.nonzero(read)[0], lists[read]
+        order = np.argsort(numbers, kind="stable")
+        found, starts = np.unique(numbers[order], return_index=True)
+        yield from zip(found.tolist(), np.split(rows[order], starts[1:]), strict=True)
 
 
 def read_faiss(file: Path, read: Any) -> Any:

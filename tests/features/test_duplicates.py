@@ -11,6 +11,7 @@ from vitrail.errors import VitrailError
 from vitrail.features import duplicates as module
 from vitrail.features.duplicates import THRESHOLD, find_duplicates, write_pairs
 from vitrail.features.indexing import build_index
+from vitrail.features.vector_index import RECORD, index_folder, open_index
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,6 +78,23 @@ def test_exact_pairs_are_those_of_brute_force(tmp_path):
         with pytest.raises(VitrailError, match=rf"more than {most} pairs have a cosine of at least 0\.9: .* threshold=0\.95"):
             find_duplicates(stored, threshold=0.9, exact=True, max_pairs=most, progress=False)
     assert len(find_duplicates(stored, threshold=0.9, exact=True, max_pairs=len(expected), progress=False).pairs) == len(expected)
+
+
+@pytest.mark.parametrize("threshold", [0.9, 0.99])
+def test_lists_that_are_left_out_hold_no_pairs(tmp_path, threshold):
+    """With searches that read all lists, pairs found with the index differ from exact ones only by the rounding of cosines."""
+    stored = write_vectors(tmp_path / "features", [np.random.default_rng(0).standard_normal((1200, 3)).astype(np.float32)])
+    record = build_index(stored, progress=False).record
+    record.probes = record.num_lists
+    record.write(index_folder(stored, "pooled") / RECORD)
+    index, _ = open_index(stored, "pooled")
+    _, vectors = index.list_of(0)
+    reads = [number for number, readers in index.readers(vectors, threshold) for _ in readers]
+    assert len(vectors) <= len(reads) < record.num_lists * len(vectors)
+    exact = find_duplicates(stored, threshold=threshold - 0.001, exact=True, progress=False)
+    pairs = {tuple(pair) for pair in find_duplicates(stored, threshold=threshold, progress=False).pairs.tolist()}
+    assert pairs <= {tuple(pair) for pair in exact.pairs.tolist()}
+    assert pairs >= {tuple(pair) for pair in exact.pairs[exact.cosines > threshold + 0.001].tolist()}
 
 
 def test_there_may_be_none(stored):
