@@ -433,14 +433,16 @@ def test_a_run_goes_on_with_other_stops(prepared):
     assert run(prepared, "goes-on", recipe=others)["resumed_from"] == "checkpoint-6"
 
 
+@pytest.mark.parametrize(("argument", "precision"), [("bf16", "bfloat16"), ("fp16", "float16")])
 @pytest.mark.parametrize("recipe", [RECIPE, DINOV2_RECIPE], ids=["dino", "dinov2"])
-def test_a_run_on_cuda_in_bfloat16(recipe, prepared, cuda):
-    recipe = dataclasses.replace(recipe, arguments=recipe.arguments | {"bf16": True, "knn_patience": 0})
-    result = run(prepared, f"cuda-{recipe.name}", recipe=recipe, from_scratch=False, num_workers=1, logistic=True)
-    assert result["precision"] == "bfloat16"
+def test_a_run_on_cuda(recipe, argument, precision, prepared, cuda):
+    recipe = dataclasses.replace(recipe, arguments=recipe.arguments | {argument: True, "knn_patience": 0})
+    output = f"cuda-{recipe.name}-{argument}"
+    result = run(prepared, output, recipe=recipe, from_scratch=False, num_workers=1, logistic=True)
+    assert result["precision"] == precision
     assert all(map(math.isfinite, losses(result)))
     assert result["knn"]["accuracy"] > 0.5  # of three colors
-    assert next(AutoModel.from_pretrained(prepared / f"cuda-{recipe.name}").parameters()).dtype == torch.float32
+    assert next(AutoModel.from_pretrained(prepared / output).parameters()).dtype == torch.float32
 
 
 def test_training_runs_on_the_device_of_the_process(monkeypatch, tmp_path):
