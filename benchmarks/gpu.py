@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import logging
@@ -36,7 +35,8 @@ from vitrail.features.job import default_num_workers
 from . import extract, pretrain
 from .forward import PIXELS, make_model, rows_of
 from .peaks import PEAKS, flops_of
-from .peers import Forward, in_float8, matrix_products, peers_of
+from .peers import Forward, as_graph, in_float8, lowest_cosine, matrix_products, peers_of
+from .preprocess import LEVEL
 from .timing import interleaved
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-MIN_COSINE = 0.99  # of float8 to float32, for each image: as `vitrail.optimize` demands of bfloat16
+MIN_COSINE = 0.99  # of peers to ours, and of float8 to float32, for each image: as `vitrail.optimize` demands of bfloat16
 EXTRACT = {"batch_size": 64, "copies": 32, "alone": 2, "auto": 32}  # of `extract.Setup`
 
 
@@ -86,19 +86,6 @@ def tried(runs: Runs, way: str, make: Callable[[], Callable[[], object]]) -> Non
         runs[way] = run
 
 
-def as_graph(run: Callable[[], object]) -> Callable[[], object]:
-    """Capture what runs on the GPU as a CUDA graph; return the function that replays it."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # what libraries do in their first calls cannot be captured
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
 def random_images(batch_size: int) -> torch.Tensor:
     """Noise in place of prepared images."""
     return torch.randn(batch_size, 3, PIXELS, PIXELS, device=DEVICE, dtype=torch.bfloat16)
@@ -111,7 +98,14 @@ def models_of(name: str) -> Iterator[tuple[vitrail.ViTModel, dict[str, Forward],
     model = model.to(DEVICE, torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
         forwards = {"vitrail": lambda images: model(images).last_hidden_state} | peers_of(model, image_processor, Path(folder))
-        yield model, forwards, Path(folder, "vitrail")
+        images, agreeing = random_images(2), {}
+        for way, one in forwards.items():
+            cosine = lowest_cosine(one(images), forwards["vitrail"](images))
+            if cosine >= MIN_COSINE:
+                agreeing[way] = one
+            else:
+                print(f"{way} is left out, its outputs for {name} differ: a cosine of {cosine:.4f}", file=sys.stderr)
+        yield model, agreeing, Path(folder, "vitrail")
 
 
 def measured(model: vitrail.ViTModel, work: str, pixel_values: torch.Tensor, runs: Runs, **more: dict[str, Any]) -> list[Row]:
@@ -183,11 +177,6 @@ def compiled_rows(
     return measured(model, f"{COMPILED_ARCHITECTURE}, compiled", pixel_values, runs, cosine=cosines)
 
 
-def lowest_cosine(output: torch.Tensor, expected: torch.Tensor) -> float:
-    """The smallest cosine similarity of outputs for an image."""
-    return F.cosine_similarity(output.double().flatten(1), expected.double().flatten(1)).min().item()
-
-
 @torch.no_grad()
 def kernels() -> Iterator[Row]:
     """Two architectures by each kernel of attention that takes them; relative positions need one that takes a bias."""
@@ -222,7 +211,13 @@ def preparation() -> Iterator[Row]:
     def prepare(way: str, device: str) -> torch.Tensor:
         return (ours | theirs)[way](images, device=device, return_tensors="pt")["pixel_values"].to(DEVICE)
 
-    runs: Runs = {f"{way} on {device}": finished(partial(prepare, way, device)) for way, device in ways}
+    runs: Runs = {}
+    for way in ways:
+        difference = ((prepare(*way) - prepare(*ways[0])).abs() / LEVEL).max().item()
+        if difference < 2.001:
+            runs[" on ".join(way)] = finished(partial(prepare, *way))
+        else:
+            print(f"{' on '.join(way)} is left out, its pixels differ by {difference:.1f} levels", file=sys.stderr)
     for way, median in interleaved(runs, repeats=11).items():
         rate = round(len(images) / median, 1)
         yield {"work": "preparation of 640x480", "batch": len(images), "way": way, "images_per_second": rate}

@@ -1,4 +1,4 @@
-"""The same weights in the implementations that a benchmark compares with, and the matrix products that any of them has to do."""
+"""Ways to run the same weights, which benchmarks compare: transformers, timm, float8, CUDA graphs; and the matrix products of all."""
 
 import importlib.util
 import sys
@@ -50,6 +50,24 @@ def in_float8(folder: Path, device: torch.device) -> Forward | None:
     config = TorchAoConfig(Float8DynamicActivationFloat8WeightConfig())
     model = vitrail.ViTModel.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16, device_map=device).eval()
     return lambda pixel_values: model(pixel_values).last_hidden_state
+
+
+def as_graph(run: Callable[[], object]) -> Callable[[], object]:
+    """Capture what runs on the GPU as a CUDA graph; return the function that replays it."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # what libraries do in their first calls cannot be captured
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def lowest_cosine(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """The smallest cosine similarity of outputs for an image."""
+    return F.cosine_similarity(output.double().flatten(1), expected.double().flatten(1)).min().item()
 
 
 def matrix_products(config: vitrail.ViTConfig, batch_size: int, like: torch.Tensor) -> Callable[[], None]:
