@@ -14,7 +14,6 @@ import datasets
 import joblib
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from huggingface_hub import close_session, constants, hf_api
 from threadpoolctl import threadpool_limits
 
@@ -26,8 +25,21 @@ COMMIT = "5f1b2c3d" * 5
 # `make test-quantization` brings its packages, which warn in every process that imports transformers
 collect_ignore = [] if find_spec("torchao") else ["modeling/test_quantization.py"]
 
-if torch.cuda.is_available():
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # of all tests but those of the fixture `cuda`: they compare with outputs of a CPU
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Without `--cuda`, tests see no GPU, because they compare with outputs of a CPU."""
+    parser.addoption("--cuda", action="store_true", help="run the tests that need a GPU with CUDA, and no others")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--cuda"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    if config.getoption("--cuda"):
+        config.hook.pytest_deselected(items=[item for item in items if "cuda" not in item.fixturenames])
+        items[:] = [item for item in items if "cuda" in item.fixturenames]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -173,15 +185,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """A GPU with CUDA, which runs and Trainers of this test use; without one, the test is skipped."""
+def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU with CUDA; without one, or without the option `--cuda`, the test is skipped."""
     if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions have it by default, and 10 bits of mantissa
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield torch.device("cuda")
-    AcceleratorState._reset_state(reset_partial_state=True)
+        pytest.skip("needs a GPU with CUDA, and --cuda")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which convolutions have by default, with 10 bits of mantissa
+    return torch.device("cuda")
 
 
 @pytest.fixture

@@ -124,16 +124,20 @@ def small_gpu(suite, monkeypatch):
     (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request):
-    """Where the suite runs. Without a GPU, that of "cuda" is skipped."""
-    return request.getfixturevalue("cuda") if request.param == "cuda" else torch.device("cpu")
+@pytest.mark.usefixtures("one_thread")
+def test_every_part_of_the_gpu_suite_runs(small_gpu):
+    check_parts(small_gpu, torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_every_part_of_the_gpu_suite_runs(small_gpu, device, monkeypatch):
-    monkeypatch.setattr(small_gpu, "DEVICE", device)
-    monkeypatch.setattr(small_gpu, "PEAKS", {small_gpu.device_name(): 0.5})
+def test_every_part_of_the_gpu_suite_runs_on_cuda(cuda, small_gpu):
+    check_parts(small_gpu, cuda)
+
+
+def check_parts(small_gpu, device):
+    """Run the suite, and check its rows."""
+    small_gpu.DEVICE = device
+    small_gpu.PEAKS = {small_gpu.device_name(): 0.5}
     rows = list(small_gpu.run())
     parts = {part: [row for row in rows if row["part"] == part] for part in dict.fromkeys(row["part"] for row in rows)}
     assert list(parts) == list(small_gpu.PARTS)
