@@ -217,9 +217,8 @@ class OptimizerSchedule(torch.optim.lr_scheduler.LRScheduler):
 
     def step(self, epoch: int | None = None) -> None:
         """Advance to the next update."""
-        with (
-            warnings.catch_warnings()
-        ):  # of a first update that float16 skips, torch warns that the schedule comes before the optimizer
+        with warnings.catch_warnings():
+            # Of a first update that float16 skips, torch warns that the schedule comes before the optimizer
             warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
             super().step(epoch)
         for group in self.optimizer.param_groups:
