@@ -3,14 +3,16 @@
 import argparse
 import importlib
 import importlib.metadata
-import json
+import inspect
+import itertools
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-# Each is a module beside this one, imported when it is chosen, with `run() -> list of rows`; rows are dicts that JSON can hold. A module
-# whose rows are too long to print has `summary(rows)`
+# Each is a module beside this one, imported when it is chosen, with `run() -> rows`, a list, or an iterator that yields them as they are
+# measured; rows are dicts that JSON can hold. `run` takes the options that the suite has. A module whose rows are too long to print has
+# `summary(rows)`
 SUITES = {
     "augment": "ms from a JPEG to the ten views of DINO's augmentation, against torchvision (goal: 1.3 times as fast)",
     "convert": "peak memory and time of converting ViT-L/16, against the size of its file (goal: under 2.2 times)",
@@ -20,7 +22,8 @@ SUITES = {
     "extract": "images/s from files to features, against transformers and timm (goal: 1.3 times; it waits less than 0.05 of the time)",
     "growth": "seconds and memory of each step as rows and files grow tenfold, up to a million rows (--rows); goal: none above linear",
     "forward": "images/s of forward passes, against transformers, timm and the matrix products alone; and of every engine",
-    "gpu": "images/s in bfloat16 on a GPU, against transformers, timm and the matrix products alone",
+    "gpu": "images/s in bfloat16 on a GPU, against transformers, timm, the matrix products alone and the card's peak (--parts: forward, "
+    "compiled, kernels, preparation, extract, pretrain)",
     "preprocess": "ms from an image to pixel_values (goals: torch 3.5, 1.6 and 2.8 times as fast as transformers pil, torchvision and "
     "timm; pil 1.4 times as fast as transformers pil)",
     "import": "seconds and modules of importing, against transformers with the parts that AutoModel needs, and timm",
@@ -60,8 +63,14 @@ def versions() -> dict[str, str]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows, all of the same keys, as a table."""
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    """The rows as a table, or those of each part of a suite as a table of its own."""
+    tables = [list(part) for _, part in itertools.groupby(rows, key=lambda row: row.get("part"))]
+    return "\n\n".join(map(_table, tables))
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    lines = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
@@ -71,18 +80,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", choices=SUITES, help="; ".join(f"{name}: {what}" for name, what in SUITES.items()))
     parser.add_argument("--rows", type=int, help="number of rows of the search and growth suites, instead of a million")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="parts of the gpu suite, instead of all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there, after each row that a suite yields")
     arguments = parser.parse_args()
 
     suite = importlib.import_module(f"{__package__}.{MODULES.get(arguments.suite, arguments.suite)}")
-    rows = suite.run() if arguments.rows is None else suite.run(arguments.rows)
-    result = {"suite": arguments.suite, "machine": machine(), "versions": versions(), "rows": rows}
+    options = {name: value for name in ("rows", "parts") if (value := getattr(arguments, name)) is not None}
+    for name in options.keys() - inspect.signature(suite.run).parameters:
+        parser.error(f"the suite {arguments.suite} has no --{name}")
+    rows: list[dict[str, Any]] = []
+    about: dict[str, Any] = {}
+    for row in suite.run(**options):
+        from vitrail.utils.atomic import write_json  # not above, as in `versions`
+
+        about = about or {"suite": arguments.suite, "machine": machine(), "versions": versions()}
+        rows.append(row)
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            write_json(arguments.json, about | {"rows": rows})
     print(SUITES[arguments.suite] + "\n\n" + markdown(getattr(suite, "summary", list)(rows)) + "\n")
-    for about in (result["machine"], result["versions"]):
-        print(", ".join(f"{name} {value}" for name, value in about.items()))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name in ("machine", "versions"):
+        print(", ".join(f"{key} {value}" for key, value in about[name].items()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The same weights in the implementations that a benchmark compares with, and the matrix products that any of them has to do."""
+"""Ways to run the same weights, which benchmarks compare: transformers, timm, float8, CUDA graphs; and the matrix products of all."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,42 @@ def peers_of(model: vitrail.ViTModel, image_processor: vitrail.VitrailImageProce
         timms = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True, img_size=(height, width))
         peers["timm"] = timms.to(model.device, model.dtype).eval().forward_features
     return peers
+
+
+def in_float8(folder: Path, device: torch.device) -> Forward | None:
+    """The model of a folder with weights and activations in float8, by torchao; None where that does not run, and then print why."""
+    missing = None
+    if not importlib.util.find_spec("torchao"):
+        missing = "torchao is not installed"
+    elif device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        missing = "it needs a GPU of compute capability 8.9 or more"
+    if missing:
+        print(f"float8 is left out: {missing}", file=sys.stderr)
+        return None
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig
+    from transformers import TorchAoConfig
+
+    config = TorchAoConfig(Float8DynamicActivationFloat8WeightConfig())
+    model = vitrail.ViTModel.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16, device_map=device).eval()
+    return lambda pixel_values: model(pixel_values).last_hidden_state
+
+
+def as_graph(run: Callable[[], object]) -> Callable[[], object]:
+    """Capture what runs on the GPU as a CUDA graph; return the function that replays it."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # what libraries do in their first calls cannot be captured
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def lowest_cosine(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """The smallest cosine similarity of outputs for an image."""
+    return F.cosine_similarity(output.double().flatten(1), expected.double().flatten(1)).min().item()
 
 
 def matrix_products(config: vitrail.ViTConfig, batch_size: int, like: torch.Tensor) -> Callable[[], None]:

@@ -37,13 +37,13 @@ from vitrail.pretraining.masks import BlockMasking
 from vitrail.pretraining.methods.dino import DINOHead, DINOLoss
 from vitrail.processing.multi_crop import DINO_AUGMENTATION
 
-from .extract import NUMBER, write_images
+from .extract import NUMBER, cut_photographs, own_or_small
 from .timing import interleaved
 
 ARCHITECTURE, PATCH = "vit_small_patch16", 16
 PIXELS, LOCAL_PIXELS = DINO_AUGMENTATION.global_crops[0].size, DINO_AUGMENTATION.local_crop.size
 # Images of an update, updates of a run, runs
-CPU, GPU = (8, 3, 3), (64, 20, 5)
+CPU, GPU = (8, 3, 3), (64, 20, 3)
 WORKERS, BATCH_OF_CROPS = 2, 8
 OURS, THEIRS = "vitrail", "plain loop over timm"
 METHODS = {"DINO": (DINOTrainer, DINOTrainingArguments), "DINOv2": (DINOv2Trainer, DINOv2TrainingArguments)}
@@ -251,8 +251,7 @@ def run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for method in METHODS for row in measure(method, folder, on_gpu=on_gpu)]
         pictures = Path(folder, "pictures")
-        pictures.mkdir()
-        write_images(pictures)
+        cut_photographs(pictures, NUMBER, own_or_small)
         making = interleaved({"crops": lambda: make_crops(pictures)}, repeats=2)["crops"]
     alone = {"method": "both", "way": f"crops alone, {WORKERS} workers", "batch": BATCH_OF_CROPS}
     return [*rows, {**alone, "images_per_second": round(NUMBER / making, 2), "vitrail_is_faster_by": "", "peak_gib": ""}]

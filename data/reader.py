@@ -251,7 +251,7 @@ class _Decoder(Dataset):
 
     def __init__(self, image_processor: VitrailImageProcessor, views: TrainingViews | None, *, normalizes: bool = True) -> None:
         self.image_processor = image_processor
-        self.settings = image_processor.settings
+        self.settings = replace(image_processor.settings, device=None)  # worker processes cannot use a GPU
         self.views = views
         self.is_final = views is not None or self.settings.do_pad  # one by one, because padding follows the normalization
         self.normalizes = normalizes and not self.is_final

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from ..utils.processes import start_processes
 from ..utils.trainer import BaseTrainer, KeepLastCheckpoint
 from .recipes import Schedule
 from .training_data import UpdateSampler
@@ -84,7 +85,7 @@ def training_arguments(
         save_steps=evaluate_every,
         report_to="none",
         disable_tqdm=True,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=start_processes().device.type == "cpu",
     )
     share = -(-schedule.batch_size // args.world_size)
     args.per_device_train_batch_size = min(device_batch_size or share, share)

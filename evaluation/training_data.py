@@ -104,6 +104,6 @@ class ImageRows(Dataset):
         entry = self.dataset[row_of_dataset]["image"]
         if self.seed is None:
             image = open_image(entry, self.image_processor.decode, name=f"of row {row_of_dataset}")
-            return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+            return self.image_processor(image, device="cpu", return_tensors="pt")["pixel_values"][0]
         image = open_image(entry, name=f"of row {row_of_dataset}")  # at full scale: a view may be a small part of it
         return training_view(image, self.image_processor, rng_of(self.seed, epoch, row_of_dataset), resample=self.resample)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
@@ -264,12 +263,12 @@ def training_arguments(
         gradient_accumulation_steps=share // per_pass,
         **{
             "dataloader_num_workers": num_workers,
-            "dataloader_pin_memory": torch.cuda.is_available(),
+            "dataloader_pin_memory": processes.device.type == "cuda",
             "logging_steps": 1 / NUM_LOGS,  # a share of the run
             "save_strategy": "epoch",
             "report_to": "none",
             "disable_tqdm": True,
-            "use_cpu": not torch.accelerator.is_available(),
+            "use_cpu": processes.device.type == "cpu",
             **recipe.arguments,
         },
     )

@@ -1,6 +1,7 @@
 """Self-supervised training in transformers' Trainer: what all methods share."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -216,7 +217,10 @@ class OptimizerSchedule(torch.optim.lr_scheduler.LRScheduler):
 
     def step(self, epoch: int | None = None) -> None:
         """Advance to the next update."""
-        super().step(epoch)
+        with warnings.catch_warnings():
+            # Of a first update that float16 skips, torch warns that the schedule comes before the optimizer
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
+            super().step(epoch)
         for group in self.optimizer.param_groups:
             group["weight_decay"] = self.weight_decay(self.last_epoch) if group["decays"] else 0.0
 

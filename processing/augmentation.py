@@ -89,6 +89,7 @@ def training_view(
         size=_training_size(image_processor),
         resample=resample,
         do_center_crop=False,
+        device="cpu",  # also in worker processes, which cannot use a GPU
         return_tensors="pt",
     )["pixel_values"][0]
     return pixel_values.flip(-1) if mirrored else pixel_values

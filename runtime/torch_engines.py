@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -49,7 +50,9 @@ def build_compiled(
                 chunks.append([output[:number] for output in outputs])
         return tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*chunks, strict=True))
 
-    function(example)
+    with warnings.catch_warnings():  # on GPUs, torch advises TensorFloat32, which rounds float32
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+        function(example)
     return function
 
 

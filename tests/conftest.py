@@ -26,6 +26,22 @@ COMMIT = "5f1b2c3d" * 5
 collect_ignore = [] if find_spec("torchao") else ["modeling/test_quantization.py"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Without `--cuda`, tests see no GPU, because they compare with outputs of a CPU."""
+    parser.addoption("--cuda", action="store_true", help="run the tests that need a GPU with CUDA, and no others")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--cuda"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    if config.getoption("--cuda"):
+        config.hook.pytest_deselected(items=[item for item in items if "cuda" not in item.fixturenames])
+        items[:] = [item for item in items if "cuda" in item.fixturenames]
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto` is one process for each core that this one may use, but no more than fit into 16 GB."""
@@ -166,6 +182,15 @@ def one_thread() -> Iterator[None]:
     with threadpool_limits(1):  # those of numpy and scikit-learn
         yield
     torch.set_num_threads(number)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU with CUDA; without one, or without the option `--cuda`, the test is skipped."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU with CUDA, and --cuda")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which convolutions have by default, with 10 bits of mantissa
+    return torch.device("cuda")
 
 
 @pytest.fixture

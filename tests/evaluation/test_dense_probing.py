@@ -1,5 +1,6 @@
 """Linear heads for segmentation and depth: against another solver, and as a folder that loads."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -201,3 +202,13 @@ def test_tokens_that_do_not_fit_on_the_disk(backbone, tmp_path, monkeypatch):
 def test_recipes_belong_to_tasks(backbone, tmp_path):
     with pytest.raises(VitrailError, match=r'There is no recipe "dinov2" for depth: choose dinov3'):
         probe_dense(*backbone, make_data("depth"), output_dir=tmp_path / "model", recipe="dinov2")
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_a_dense_probe_on_cuda(task, backbone, cuda, tmp_path):
+    model, image_processor = copy.deepcopy(backbone[0]), backbone[1]
+    cache = FeatureCache(tmp_path / "cache", progress=False)
+    results = probe_dense(model, image_processor, make_data(task), output_dir=tmp_path / "model", recipe=SHORT[task], cache=cache)
+    assert model.device.type == "cuda"
+    assert np.isfinite(list(results["scores"].values())).all()
+    vitrail.load(tmp_path / "model")

@@ -104,3 +104,14 @@ def test_features_of_two_models(splits):
     train_features, train_labels, features, _ = splits
     with pytest.raises(VitrailError, match=r"\(899, 64\) for training and \(898, 32\)"):
         knn_classify(train_features, train_labels, features[:, :32], num_classes=10)
+
+
+def test_on_cuda_as_on_the_cpu(splits, cuda):
+    train_features, train_labels, features, _ = splits
+    expected = knn_classify(train_features, train_labels, features, num_classes=10)
+    moved = torch.from_numpy(train_features).to(cuda), train_labels, torch.from_numpy(features).to(cuda)
+    for arguments in (splits[:3], moved):
+        found = knn_classify(*arguments, num_classes=10, device=cuda, bank_chunk=300)
+        assert found.keys() == expected.keys()
+        for k, classes in found.items():  # two classes with about as many votes may change places
+            assert (classes[:, 0] == expected[k][:, 0]).mean() > 0.995

@@ -197,3 +197,11 @@ def test_fits_that_end_early_are_named(splits, monkeypatch):
 def test_one_class_is_nothing_to_learn(labels):
     with pytest.raises(VitrailError, match=f"found {len(labels)} training images of 1 classes"):
         fit_logistic(np.zeros((len(labels), 3)), np.array(labels))
+
+
+def test_on_cuda_as_on_the_cpu(splits, probe, cuda):
+    found = fit_logistic(splits[0], splits[1], grid=SHORT_GRID, device=cuda)
+    assert (found.C, found.unconverged) == (probe.C, probe.unconverged)
+    assert found.scores == pytest.approx(probe.scores, abs=0.005)
+    np.testing.assert_allclose(found.weight, probe.weight, rtol=0, atol=1e-3)
+    assert (found.classify(splits[2])[:, 0] == probe.classify(splits[2])[:, 0]).mean() > 0.995

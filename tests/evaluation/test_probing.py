@@ -1,5 +1,6 @@
 """The whole job: from images to a folder that transformers loads."""
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -26,7 +27,7 @@ from vitrail.errors import UnreadableImageError, VitrailError
 from vitrail.evaluation import training
 from vitrail.evaluation.linear_probe import merge_head, token_slice
 from vitrail.evaluation.probing import check_better, probe
-from vitrail.evaluation.recipes import RECIPES, Head, Recipe, recipe_heads
+from vitrail.evaluation.recipes import RECIPES, Head, Recipe, make_schedule, recipe_heads
 from vitrail.features.cache import FeatureCache
 from vitrail.hub.saving import save
 from vitrail.modeling.modeling_vit import ViTModel
@@ -345,3 +346,28 @@ def test_fine_tuning_that_lowers_the_accuracy_is_named(caplog):
     assert not caplog.records
     check_better(np.array([[0], [1]]), np.array([0, 0]), {"accuracy": 0.8})
     assert "lowers the accuracy of the best head from 80.0% to 50.0%" in caplog.text
+
+
+def test_heads_train_where_features_are_computed(monkeypatch, tmp_path):
+    """A user may ask for the CPU where there is a GPU."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    schedule = make_schedule(PLAIN, 41, seed=0)
+    args = training.training_arguments(tmp_path, schedule, seed=0, device_batch_size=None, num_workers=0, evaluate_every=1)
+    assert args.use_cpu
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, AUGMENTED], ids=["plain", "augmented"])
+def test_a_probe_on_cuda(recipe, model, image_processor, colors, cuda, tmp_path):
+    on_gpu = copy.deepcopy(model)
+    results = probe(
+        on_gpu,
+        image_processor,
+        colors,
+        recipe=recipe,
+        output_dir=tmp_path / "model",
+        cache=FeatureCache(tmp_path / "cache", progress=False),
+        unfreeze_epochs=1,
+    )
+    assert on_gpu.device.type == "cuda"
+    assert results["accuracy"] > 0.6
+    vitrail.load(tmp_path / "model")

@@ -1,4 +1,6 @@
-"""`jpeg_draft` of an image processor holds wherever the package decodes files for it, as it does where a call is given paths."""
+"""`jpeg_draft` of an image processor holds wherever the package decodes files for it, as it does where a call is given paths; `device`
+does not, because worker processes cannot use a GPU.
+"""
 
 import os
 
@@ -79,3 +81,27 @@ def test_probing_but_not_training_views(drafts):
         (first_row(0), view[None]),
     ):
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_files_are_decoded_on_the_cpu(views):
+    """On the device "meta" there are no pixels."""
+    elsewhere, here = (small_processor(device=device, backend="torch") for device in ("meta", None))
+    training_views = TrainingViews(views, seed=0, resample=BICUBIC) if views else None
+
+    def found(image_processor):
+        reader = ImageReader(read_images(rows(FILES)), image_processor, batch_size=1, views=training_views)
+        _, batch, *_ = reader.read([Piece(0, 0, 1)], chunk_size=1)
+        images = ImageRows(
+            rows(FILES),
+            image_processor,
+            rows=np.arange(3),
+            labels=np.zeros(3, np.int64),
+            seed=0 if views else None,
+            resample=BICUBIC,
+        )
+        return batch.pixel_values.flatten(0, -4), images.__getitems__([0])["pixel_values"]
+
+    for one, other in zip(found(elsewhere), found(here), strict=True):
+        assert one.device.type == "cpu"
+        assert torch.equal(one, other)

@@ -598,3 +598,23 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(model_dir, six_hundred, t
     assert not list((tmp_path / "out").rglob("*.part*"))
     assert not list((tmp_path / "out" / "data").iterdir())
     assert run(six_hundred[0], tmp_path / "out", shard_size=200).rows == 580
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    "settings", [{}, {"backend": "torch", "device": "cuda"}, {"do_pad": True, "size_divisor": 8, "do_center_crop": False}]
+)
+def test_extraction_on_cuda(settings, num_workers, cuda, tmp_path):
+    """Images travel as uint8 and are normalized there, unless they are padded."""
+    files = write_images(tmp_path / "images", 30, sizes=((64, 48), (50, 70)))
+    expected = [
+        small_model()(**small_processor(**settings | {"device": None})(tmp_path / "images" / file, return_tensors="pt"))
+        for file in files
+    ]
+    model = small_model()
+    run(tmp_path / "images", tmp_path / "out", model, small_processor(**settings), batch_size=7, num_workers=num_workers)
+    assert model.device.type == "cuda"
+    stored = StoredFeatures(tmp_path / "out")
+    assert [Path(path).name for path in stored.paths()] == [Path(file).name for file in files]
+    pooled = np.concatenate([output.pooler_output.detach().numpy() for output in expected])
+    np.testing.assert_allclose(stored.vectors("pooled"), pooled, rtol=0, atol=1e-3)

@@ -1,5 +1,6 @@
 """`auto` in runs: one engine for the whole of a run, which a resumed run keeps. Engines and their times are not real."""
 
+import json
 import math
 import sys
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from fake_engines import FakeEngines
 from PIL import Image
 
 from image_folders import small_model, small_processor, write_images
+from small_models import IMPORT_OF_THE_COMPILER
 from vitrail.errors import VitrailError
 from vitrail.features import job, store
 from vitrail.features.cache import FeatureCache
@@ -148,3 +150,20 @@ def test_cached_features_are_taken_whatever_computed_them(engines, images, tmp_p
     measured = FeatureCache(tmp_path / "new", runtime=AUTO, progress=False)
     measured.resume(model, {})
     assert features(images, measured)["engine"] == "eager"
+
+
+@IMPORT_OF_THE_COMPILER
+@pytest.mark.parametrize("runtime", [AUTO, Runtime("auto", "eager")], ids=str)
+def test_auto_on_cuda(runtime, cuda, no_network, tmp_path, monkeypatch):
+    """With real engines and times, and also the batch size."""
+    monkeypatch.setattr(trials, "MIN_ROUNDS", 0)
+    monkeypatch.setattr(trials, "SHARE", math.inf)
+    write_images(tmp_path / "images", 6)
+    vectors = {}
+    for one in (runtime, EAGER):
+        done = extract(small_model(), small_processor(), tmp_path / "images", tmp_path / str(one), num_workers=0, runtime=one)
+        assert done.runtime["engine"] in ("eager", "compile")
+        vectors[one] = store.StoredFeatures(tmp_path / str(one)).vectors("pooled")
+    assert json.loads((tmp_path / str(runtime) / "manifest.json").read_text())["batch_size"] in (64, 128, 256, 512)
+    found, expected = (array / np.linalg.norm(array, axis=1, keepdims=True) for array in vectors.values())
+    assert (found * expected).sum(1).min() > 0.998

@@ -1,5 +1,6 @@
 """Shapes, chosen outputs, masks, batches, attention implementations."""
 
+import copy
 import inspect
 
 import pytest
@@ -227,3 +228,24 @@ def test_flash_attention_refuses_relative_positions(name):
     model.config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(ValueError, match='attn_implementation="sdpa" or "flex_attention"'):
         model(make_images(model.config))
+
+
+# ----------------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@every_config
+@torch.no_grad()
+def test_models_on_cuda(name, cuda):
+    model = make_model(ViTModel, name)
+    moved = copy.deepcopy(model).to(cuda)
+    for grid in (model.config.patch_grid, (3, 5)):
+        images = make_images(model.config, grid=grid)
+        torch.testing.assert_close(moved(images.to(cuda)).last_hidden_state.cpu(), run(model, images), rtol=1e-3, atol=1e-3)
+
+
+@every_class
+@torch.no_grad()
+def test_heads_on_cuda(model_class, cuda):
+    model = make_model(model_class, "registers")
+    images = make_images(model.config)
+    torch.testing.assert_close(run(copy.deepcopy(model).to(cuda), images.to(cuda)).cpu(), run(model, images), rtol=1e-3, atol=1e-3)

@@ -6,6 +6,7 @@ import json
 import math
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -430,3 +431,24 @@ def test_a_run_goes_on_with_other_stops(prepared):
     assert forked.exit_code(__file__, "run_until_killed", prepared, 6, "goes-on") == -signal.SIGKILL
     others = dataclasses.replace(RECIPE, name="mine", arguments=ARGUMENTS | {"collapse_patience": 0, "knn_patience": 0})
     assert run(prepared, "goes-on", recipe=others)["resumed_from"] == "checkpoint-6"
+
+
+@pytest.mark.parametrize(("argument", "precision"), [("bf16", "bfloat16"), ("fp16", "float16")])
+@pytest.mark.parametrize("recipe", [RECIPE, DINOV2_RECIPE], ids=["dino", "dinov2"])
+def test_a_run_on_cuda(recipe, argument, precision, prepared, cuda):
+    recipe = dataclasses.replace(recipe, arguments=recipe.arguments | {argument: True, "knn_patience": 0})
+    output = f"cuda-{recipe.name}-{argument}"
+    result = run(prepared, output, recipe=recipe, from_scratch=False, num_workers=1, logistic=True)
+    assert result["precision"] == precision
+    assert all(map(math.isfinite, losses(result)))
+    assert result["knn"]["accuracy"] > 0.5  # of three colors
+    assert next(AutoModel.from_pretrained(prepared / output).parameters()).dtype == torch.float32
+
+
+def test_training_runs_on_the_device_of_the_process(monkeypatch, tmp_path):
+    """A user may ask for the CPU where there is a GPU."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    processes = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    args = job.training_arguments(tmp_path, RECIPE, processes, seed=0, device_batch_size=None, num_workers=0)
+    assert (args.use_cpu, args.dataloader_pin_memory) == (True, False)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from golden_training import REFERENCE, SETTINGS, UPDATES
 from vitrail.pretraining.schedules import CosineSchedule, LinearWarmup
+from vitrail.pretraining.trainer import OptimizerSchedule
 
 
 def cosine_scheduler(base, final, *, num_updates, warmup):
@@ -66,3 +68,14 @@ def test_after_the_run_a_cosine_stays(warmup):
 def test_a_temperature_is_the_original_one(warmup, epochs):
     expected = np.concatenate((np.linspace(0.04, 0.07, warmup), np.ones(epochs - warmup) * 0.07))
     np.testing.assert_allclose(values(LinearWarmup(0.04, 0.07, warmup), epochs), expected, rtol=1e-12)
+
+
+def test_a_first_update_that_float16_skips_is_no_reason_for_a_warning():
+    """The optimizer does not step, and the schedule goes on."""
+    group = {"params": [torch.nn.Parameter(torch.zeros(2))], "decays": True, "learning_rate_factor": 0.5, "first_update": 0}
+    optimizer = torch.optim.AdamW([group])
+    rate, decay = CosineSchedule(0.1, 0.0, 4), CosineSchedule(0.04, 0.4, 4)
+    schedule = OptimizerSchedule(optimizer, learning_rate=rate, weight_decay=decay)
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * rate(1))
+    assert optimizer.param_groups[0]["weight_decay"] == pytest.approx(decay(1))

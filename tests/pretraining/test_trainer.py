@@ -306,3 +306,12 @@ def test_schedules_go_on_after_an_update_that_was_skipped(tmp_path):
 
 def test_the_temperature_is_that_of_the_arguments_from_the_beginning(tmp_path):
     assert golden_trainer(tmp_path).model.teacher_temperature == SETTINGS["teacher_temp"]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [({}, 1e-3), ({"bf16": True}, 0.03)])
+def test_the_original_loop_on_cuda(precision, tolerance, cuda, tmp_path):
+    trainer = golden_trainer(tmp_path, use_cpu=False, dataloader_pin_memory=True, **precision)
+    trainer.train()
+    assert {(tensor.device.type, tensor.dtype) for tensor in trainer.model.parameters()} == {("cuda", torch.float32)}
+    losses = logged(trainer.state.log_history, "loss")
+    torch.testing.assert_close(losses, REFERENCE["losses"], rtol=tolerance, atol=tolerance)

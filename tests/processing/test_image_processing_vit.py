@@ -118,11 +118,20 @@ def test_torch_backend_resizes_the_axes_in_the_order_of_pillow(image_size, size,
     assert_near_pillow(pixel_values(image, backend="torch", **options, **LEVELS), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_torch_backend_on_cuda():
+def test_torch_backend_on_cuda(cuda):
     found = make_image_processor("dino", backend="torch")(CHELSEA, **LEVELS, return_tensors="pt", device="cuda")["pixel_values"]
     assert found.device.type == "cuda"
     assert_near_pillow(found[0].cpu(), GOLDEN["chelsea/dino_eval"].float())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_normalization_on_cuda(backend, cuda):
+    image_processor = make_image_processor("dino", backend=backend)
+    batch = torch.randint(0, 256, (3, 3, 32, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = image_processing_vit.rescale_and_normalize(list(batch), image_processor.settings)
+    found = image_processing_vit.rescale_and_normalize(batch.to(cuda), image_processor.settings)
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", [CHELSEA, COFFEE])

@@ -1,6 +1,7 @@
 """CompiledModel against the modules they are made of, by engines that torch itself has; the others are in test_engines.py."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -205,3 +206,25 @@ def test_the_engine_cannot_run_the_precision_of_the_weights():
 def test_other_names_of_precisions_are_answered_by_ours():
     with pytest.raises(VitrailError, match="found precision='fp16'; write float16"):
         Runtime("fp16")
+
+
+def test_no_advice_to_round_float32(monkeypatch):
+    """torch gives it when it first compiles on a GPU."""
+    vit = small_model()
+
+    def compile_with_advice(module, **options):
+        def run(pixel_values):
+            if not told:
+                told.append(True)
+                warnings.warn(
+                    "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.", stacklevel=1
+                )
+            return module(pixel_values)
+
+        return run
+
+    told = []
+    monkeypatch.setattr(torch, "compile", compile_with_advice)
+    compiled = CompiledModel(outputs_of(vit, "cls"), Runtime("float32", "compile"), batch_size=2)
+    assert torch.equal(compiled(images())[0], outputs_of(vit, "cls")(images())[0])
+    assert told

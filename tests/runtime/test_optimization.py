@@ -8,7 +8,7 @@ from transformers.modeling_outputs import DepthEstimatorOutput, ImageClassifierO
 
 import vitrail
 from image_folders import small_model
-from small_models import make_model
+from small_models import IMPORT_OF_THE_COMPILER, make_model
 from vitrail.errors import VitrailError
 from vitrail.modeling.modeling_vit import ViTBackbone, ViTForImageClassification, ViTModelOutput
 from vitrail.modeling.modeling_vit_dense import ViTForDepthEstimation, ViTForSemanticSegmentation
@@ -100,3 +100,19 @@ def test_nothing_to_run_is_refused(options, found):
 def test_other_models_are_refused():
     with pytest.raises(VitrailError, match="found a ViTBackbone; pass a ViTModel or a ViTForImageClassification"):
         vitrail.optimize(make_model(ViTBackbone, "absolute"))
+
+
+@IMPORT_OF_THE_COMPILER
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_engines_on_cuda(engine, precision, cuda):
+    """Images come from the CPU, and the last batch is smaller."""
+    pixel_values = images(11)
+    with torch.no_grad():
+        expected = small_model()(pixel_values).last_hidden_state
+    model = small_model().to(cuda)
+    fast = vitrail.optimize(model, engine=engine, precision=precision, examples=pixel_values, batch_size=4)
+    found = fast(pixel_values).last_hidden_state
+    assert (found.device.type, found.dtype, fast.device.type) == ("cuda", torch.float32, "cuda")
+    assert torch.cosine_similarity(found.cpu().flatten(1), expected.flatten(1)).min() > 0.99
+    assert next(model.parameters()).dtype == torch.float32

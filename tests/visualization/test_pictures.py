@@ -1,9 +1,12 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import paths
 import vitrail
+from small_models import tiny_model
 from vitrail.errors import VitrailError
 from vitrail.processing.resizing import at_size, keep_aspect
 from vitrail.visualization import fonts
@@ -179,3 +182,14 @@ def test_a_long_caption_keeps_both_ends():
         sheet[:30, columns[-1] - 40 : columns[-1] + 1] for sheet, columns in zip((whole, middle_left_out), ink, strict=True)
     ]
     assert np.abs(last_letters[0].astype(int) - last_letters[1]).mean() < 20  # letters may begin at other fractions of a pixel
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [vitrail.plot_attention, vitrail.plot_pca, partial(vitrail.plot_patch_similarity, points=[(30, 20)])],
+    ids=["attention", "pca", "similarity"],
+)
+def test_pictures_on_cuda_as_on_the_cpu(plot, cuda):
+    image_processor = vitrail.make_image_processor("dino", image_size=32)
+    (expected, *_), (found, *_) = (plot(tiny_model().to(device), image_processor, [PHOTO]) for device in ("cpu", cuda))
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=0.02)
