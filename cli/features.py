@@ -103,20 +103,16 @@ def extract(
         image_processor.to_dict(), **given(backend=backend, jpeg_draft=jpeg_draft or None)
     )
     model_name = str(Path(model).absolute()) if Path(model).exists() else model
-    try:
-        done = job.extract(
-            loaded,
-            image_processor,
-            collection,
-            output,
-            features=features,
-            model_name=model_name,
-            runtime=runtime,
-            **asdict(options),
-        )
-    except KeyboardInterrupt:
-        typer.echo("interrupted: finished files are kept, and the same command resumes from them", err=True)
-        raise
+    done = job.extract(
+        loaded,
+        image_processor,
+        collection,
+        output,
+        features=features,
+        model_name=model_name,
+        runtime=runtime,
+        **asdict(options),
+    )
     if not start_processes().is_main_process:
         return None
     lines = [f"{output}: features of {count(done.rows, 'image')}"]

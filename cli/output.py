@@ -28,6 +28,7 @@ from .options import Json, Traceback, as_options, expand_groups, set_signature
 USER_ERRORS = (ValueError, OSError, StrictDataclassError)
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 OPTIONS: ContextVar[Collection[str]] = ContextVar("OPTIONS", default=())  # the parameters of the command that runs
+RESUMED = ("extract", "index", "probe", "pretrain")  # commands that continue after an interruption
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -54,7 +55,7 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
     def command(*, json: bool, traceback: bool, **values: Any) -> None:
         OPTIONS.set(frozenset(values))
         # Trainers and engines print on standard output, which is for results
-        with ErrorsAsMessages(traceback=traceback), contextlib.redirect_stdout(sys.stderr):
+        with ErrorsAsMessages(function.__name__, traceback=traceback), contextlib.redirect_stdout(sys.stderr):
             result = expanded(**values)
         if result is None:
             return
@@ -72,13 +73,20 @@ def as_command(function: Callable[..., Result | None]) -> Callable[..., None]:
 
 
 class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
-    """Turn an error of a command into a message and an exit code: 2 if the user can fix it; 1, with a traceback, for a fault of vitrail."""
+    """Turn an error of a command into a message and an exit code: 2 if the user can fix it; 1, with a traceback, for a fault of vitrail.
 
-    def __init__(self, *, traceback: bool) -> None:
+    An interruption has a message too, and ends as the shell expects.
+    """
+
+    def __init__(self, command: str, *, traceback: bool) -> None:
+        self.command = command
         self.traceback = traceback
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Print the error, and exit."""
+        if isinstance(error, KeyboardInterrupt):
+            resumed = ": what is finished is kept, and the same command continues" if self.command in RESUMED else ""
+            typer.echo(f"interrupted{resumed}", err=True)
         if not isinstance(error, Exception) or isinstance(error, BrokenPipeError | typer.Exit | typer.Abort | typer.BadParameter):
             return
         mends = isinstance(error, (*USER_ERRORS, *OUT_OF_MEMORY))
@@ -94,16 +102,17 @@ class ErrorsAsMessages(contextlib.AbstractContextManager[None]):
         raise typer.Exit(2 if mends else 1) from None
 
 
-def warn(*messages: str) -> None:
-    """Print warnings on standard error."""
+def warn(*messages: str, options: Collection[str] | None = None) -> None:
+    """Print warnings on standard error. options: those that messages may name, in place of all options of the command."""
     for message in messages:
-        typer.secho(public_text(f"warning: {as_options(message, OPTIONS.get())}"), fg=typer.colors.YELLOW, err=True)
+        text = as_options(message, OPTIONS.get() if options is None else options)
+        typer.secho(public_text(f"warning: {text}"), fg=typer.colors.YELLOW, err=True)
 
 
 def load_model(source: str, **options: Any) -> tuple[ViTPreTrainedModel, VitrailImageProcessor, ConversionReport]:
     """Load a checkpoint and print the warnings of its conversion."""
     model, image_processor, report = load(source, **options)
-    warn(*report.warnings)
+    warn(*report.warnings, options=options)  # not others of the command: --dtype of `extract` is that of features
     return model, image_processor, report
 
 

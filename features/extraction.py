@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
@@ -138,30 +137,16 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
         )
     main = processes.is_main_process
     with folder.run.lock() if main else contextlib.nullcontext():
-        plan: list[Any] = [None]  # of the main process alone: others may not see yet what it has written
-        if main:
-            if job.runtime.is_auto:
-                begun = folder.begun()
-                if begun or runner == "ray":  # whose machines may differ from this one
-                    job.runtime = begun_runtime(job.outputs, job.runtime, begun.settings if begun else {}) or job.candidates[0]
-                else:
-                    job.select_runtime(num_processes=processes.num_processes, progress=progress)
-                if begun and begun.batch_size and job.max_batch_size:
-                    job.batch_size = min(max(begun.batch_size, 1), job.max_batch_size)
-            with job.writing():
-                folder.begin(job.settings, batch_size=job.batch_size)
-                pieces = job.missing(resumed=True)
-                whole = folder.manifest().finished and not pieces
-                num_errors = 0 if whole else folder.settle(finished=False).errors
-            plan = [(pieces, num_errors, whole, collection.fingerprint, job.runtime, job.batch_size)]
-        pieces, num_errors, whole, fingerprint, job.runtime, job.batch_size = broadcast_object_list(plan)[0]
-        if collection.fingerprint != fingerprint:
+        plans = [_make_plan(job, runner=runner, num_processes=processes.num_processes, progress=progress) if main else None]
+        plan: _Plan = broadcast_object_list(plans)[0]
+        if collection.fingerprint != plan.fingerprint:
             raise VitrailError(
                 f"the processes found different images in {collection.source}: give all of them access to the same images."
             )
-        own = pieces[processes.process_index :: processes.num_processes]
+        job.runtime, job.batch_size = plan.runtime, plan.batch_size
+        own = plan.pieces[processes.process_index :: processes.num_processes]
         images = 0
-        with progress_bar("features", _num_rows(collection, own), wanted=progress and main and not whole) as show:
+        with progress_bar("features", _num_rows(collection, own), wanted=progress and main and not plan.is_whole) as show:
 
             def advance(number: int) -> None:
                 nonlocal images
@@ -171,11 +156,11 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
             if runner == "ray":
                 from .ray_runner import run_on_ray
 
-                workers = run_on_ray(job, own, num_errors=num_errors, advance=advance, concurrency=concurrency)
+                workers = run_on_ray(job, own, num_errors=plan.num_errors, advance=advance, concurrency=concurrency)
             else:
-                workers, _ = job.run(own, num_errors=num_errors, advance=advance)
+                workers, _ = job.run(own, num_errors=plan.num_errors, advance=advance)
         processes.wait_for_everyone()
-        if main and whole:
+        if main and plan.is_whole:
             shutil.rmtree(folder.progress)
         elif main:
             with job.writing():
@@ -195,6 +180,43 @@ def run_job(job: Job, *, runner: str = "local", concurrency: int | None = None, 
         agreement=job.agreement,
         runtime={name: manifest.settings[name] for name in ("precision", "engine")},
     )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the main process has decided, for all processes: others may not see yet what it has written.
+
+    pieces: those of which a file is missing.
+    num_errors: number of unreadable images in the other files.
+    is_whole: whether the folder is finished.
+    fingerprint: of the collection.
+    """
+
+    pieces: list[Piece]
+    num_errors: int
+    is_whole: bool
+    fingerprint: str
+    runtime: Runtime
+    batch_size: int | None
+
+
+def _make_plan(job: Job, *, runner: str, num_processes: int, progress: bool) -> _Plan:
+    """Select the runtime, and begin or resume the extraction in its folder."""
+    folder = job.folder
+    if job.runtime.is_auto:
+        begun = folder.begun()
+        if begun or runner == "ray":  # whose machines may differ from this one
+            job.runtime = begun_runtime(job.outputs, job.runtime, begun.settings if begun else {}) or job.candidates[0]
+        else:
+            job.select_runtime(num_processes=num_processes, progress=progress)
+        if begun and begun.batch_size and job.max_batch_size:
+            job.batch_size = min(max(begun.batch_size, 1), job.max_batch_size)
+    with job.writing():
+        folder.begin(job.settings, batch_size=job.batch_size)
+        pieces = job.missing(resumed=True)
+        is_whole = folder.manifest().finished and not pieces
+        num_errors = 0 if is_whole else folder.settle(finished=False).errors
+    return _Plan(pieces, num_errors, is_whole, job.collection.fingerprint, job.runtime, job.batch_size)
 
 
 def _least_files(job: Job) -> int:

@@ -4,21 +4,23 @@ A part is complete or absent, and recorded when it is complete. A repeated run a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..errors import VitrailError
 from ..utils.atomic import is_temporary, replaced
 from ..utils.hashing import digest, sha256
 from ..utils.optional import check_packages
 from ..utils.progress import progress_bar
 from ..utils.run_folder import RunFolder
 from .manifest import Shard
-from .neighbors import nearest_in_chunks, unit_rows
-from .search import unit_chunks
+from .neighbors import nearest_in_chunks
+from .search import unit_chunks, unit_vectors
 from .store import StoredFeatures
 from .vector_index import (
     CENTROIDS,
@@ -33,9 +35,7 @@ from .vector_index import (
     read_record,
 )
 
-LISTS_PER_ROOT = (
-    2  # lists for the square root of the number of rows: a search then reads as many centroids as vectors of some lists
-)
+LISTS_PER_ROOT = 2  # times the root of the rows is the number of lists: as many centroids are read as vectors of some lists
 SAMPLE_PER_LIST = 64  # vectors that k-means sees; FAISS asks for 39 to 256
 SAMPLE_BYTES = 256 * 2**20  # of the vectors that k-means sees, at most
 PART_BYTES = 256 * 2**20  # of vectors in one file
@@ -43,6 +43,8 @@ SEED = 0
 NUM_QUERIES, NEIGHBORS = 256, 10  # of the measurement of recall
 MIN_RECALL = 0.98  # probes are doubled until it is reached
 MIN_PROBES = 8
+# Cosines that differ by less are equal: 5 standard deviations of the rounding to float16, of vectors of 32 to 1,024 numbers
+TIE = 2**-9  # divided by the root of the length of the vectors
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _sample(stored: StoredFeatures, column: str, number: int) -> tuple[np.ndarra
     """Return the ids and normalized vectors of random rows, or of all rows if there are fewer."""
     rows = np.random.default_rng(SEED).choice(len(stored), min(number, len(stored)), replace=False)
     ids, vectors = stored.sample(np.sort(rows), column)
-    return ids, unit_rows(vectors, 0, len(vectors), "cpu")
+    return ids, unit_vectors(stored, ids, vectors)
 
 
 def _train(stored: StoredFeatures, column: str) -> IndexRecord:
@@ -127,8 +129,7 @@ def _train(stored: StoredFeatures, column: str) -> IndexRecord:
     )
     ivf.cp.seed, ivf.cp.min_points_per_centroid = SEED + 1, 1  # FAISS prints a warning if there are fewer points
     ivf.train(sample.numpy())
-    with replaced(folder / CENTROIDS) as temporary:
-        faiss.write_index(ivf, str(temporary))
+    _write_file(folder / CENTROIDS, lambda writer: faiss.write_index(ivf, writer))
     return IndexRecord(
         library_version=faiss.__version__,
         features=stored.fingerprint,
@@ -160,31 +161,45 @@ def _write_part(stored: StoredFeatures, record: IndexRecord, shards: list[Shard]
         ivf.add_with_ids(vectors.numpy(), ids)
     feature_files = [shard.sha256 for shard in shards if shard.sha256 is not None]
     file = folder / f"part-{digest([record.centroids, *feature_files])[:16]}.faiss"
-    with replaced(file) as temporary:
-        writer = faiss.FileIOWriter(str(temporary))
-        faiss.write_InvertedLists(ivf.invlists, writer)
-        del writer  # closes the file
+    _write_file(file, lambda writer: faiss.write_InvertedLists(ivf.invlists, writer))
     return IndexPart(file=file.name, rows=ivf.ntotal, bytes=file.stat().st_size, sha256=sha256(file), feature_files=feature_files)
+
+
+def _write_file(file: Path, write: Callable[[Any], None]) -> None:
+    """Write a file by a function of FAISS. Python opens it, because FAISS does not report errors of closing it, as on a full disk.
+
+    Raises VitrailError if the file cannot be written.
+    """
+    try:
+        with replaced(file) as temporary, open(temporary, "wb") as stream:
+            write(import_faiss(file.parent).PyCallbackIOWriter(stream.write))
+    except OSError as error:
+        raise VitrailError(
+            f"cannot write {file}: {error.strerror or error}. Finished files are kept: fix the cause and run the same command to continue."
+        ) from error
 
 
 def _measure(stored: StoredFeatures, record: IndexRecord) -> None:
     """Set the number of probes that reaches MIN_RECALL, and the recall. A query is a stored row, and no neighbor of itself."""
     own, queries = _sample(stored, record.column, NUM_QUERIES)
-    exact = nearest_in_chunks(queries, unit_chunks(stored, record.column), k=NEIGHBORS + 1)[1].numpy()
+    exact = _neighbors(own, *nearest_in_chunks(queries, unit_chunks(stored, record.column), k=NEIGHBORS + 1))
     record.finished, record.recall_queries, record.probes = True, len(own), min(MIN_PROBES, record.num_lists)
     index = VectorIndex(stored, record)
     while True:
-        found, _ = index.search(queries.numpy(), NEIGHBORS + 1)
-        record.recall = _recall(own, exact, found)
+        ids, cosines = index.search(queries.numpy(), NEIGHBORS + 1)
+        record.recall = _recall(exact, _neighbors(own, cosines, ids), TIE / math.sqrt(record.vector_size))
         if record.recall >= MIN_RECALL or record.probes >= record.num_lists:
             return
         record.probes = min(2 * record.probes, record.num_lists)
 
 
-def _recall(own: np.ndarray, exact: np.ndarray, found: np.ndarray) -> float:
-    """Return the share of the exact neighbors of each row that were found, without the row itself."""
-    shares = []
-    for number, near, near_found in zip(own.tolist(), exact.tolist(), found.tolist(), strict=True):
-        neighbors = [one for one in near if one != number][:NEIGHBORS]
-        shares.append(len(set(neighbors) & set(near_found)) / max(1, len(neighbors)))
-    return round(float(np.mean(shares)), 4)
+def _neighbors(own: np.ndarray, cosines: Any, ids: Any) -> list[np.ndarray]:
+    """Return the cosines of the nearest neighbors of each row, descending, without the row itself."""
+    found = zip(own, np.asarray(cosines), np.asarray(ids), strict=True)
+    return [values[near != number][:NEIGHBORS] for number, values, near in found]
+
+
+def _recall(exact: list[np.ndarray], found: list[np.ndarray], tolerance: float) -> float:
+    """Return the share of the exact neighbors that were found. Vectors that are as near as the last of them, such as equal ones, count."""
+    shares = [(near[-1] - tolerance <= other).mean() for near, other in zip(exact, found, strict=True) if len(near)]
+    return round(float(np.mean(shares)), 4) if shares else 1.0

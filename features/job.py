@@ -35,10 +35,9 @@ from .store import ChunkWriter, Column, FeatureFolder, schema_of
 
 DTYPES = ("float32", "float16")
 SHARD_SIZE = 2048  # images whose features make one file: an interruption loses at most this many, and what is in flight
-# By device, the images that the model takes at a time, and the largest number of them that "auto" may choose. On a CPU this is the number
-# of each worker, and others are no faster. On accelerators, decoding workers keep two batches each in memory
-BATCH_SIZES = {"cpu": (4, None)}
-ACCELERATOR_BATCH_SIZES = (64, 512)
+# The number of images that the model takes at a time, and the largest one that "auto" may choose. On a CPU they are those of each
+# worker, and others are no faster. On accelerators, decoding workers keep two batches each in memory
+CPU_BATCH_SIZES, ACCELERATOR_BATCH_SIZES = (4, 4), (64, 512)
 CORES_PER_WORKER = 8  # where the model runs on them: while these run a ViT-S, one decodes for them
 MAX_WORKERS = 16
 IMAGES_PER_PARTITION = 1000  # assumed where a collection does not have their number, such as shards of WebDataset
@@ -114,13 +113,17 @@ class Job:
     @property
     def device_batch_size(self) -> int:
         """The number of images that the model takes at a time."""
-        return self.batch_size or BATCH_SIZES.get(self.vit.device.type, ACCELERATOR_BATCH_SIZES)[0]
+        return self.batch_size or self._batch_sizes[0]
 
     @property
     def max_batch_size(self) -> int | None:
         """The largest batch size that "auto" may choose, a file at most; None if it chooses none."""
-        largest = BATCH_SIZES.get(self.vit.device.type, ACCELERATOR_BATCH_SIZES)[1]
-        return min(largest, self.shard_size) if self.batch_size is None and largest else None
+        usual, largest = self._batch_sizes
+        return min(largest, self.shard_size) if self.batch_size is None and largest > usual else None
+
+    @property
+    def _batch_sizes(self) -> tuple[int, int]:
+        return CPU_BATCH_SIZES if self.vit.device.type == "cpu" else ACCELERATOR_BATCH_SIZES
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Manifest(Record):
     """
 
     max_bytes: ClassVar[int] = 1 << 28  # 500 bytes for each of MAX_FILES
+    remedy: ClassVar[str] = "copy the whole folder again, or extract into a new one"
 
     finished: bool = False
     settings: dict[str, Any]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..errors import CorruptFileError
 from .manifest import Shard
 from .neighbors import nearest_in_chunks, unit_rows
 from .store import CHUNK_ROWS, StoredFeatures
@@ -56,9 +57,8 @@ def find_neighbors(
     cosines, ids = nearest_in_chunks(query, unit_chunks(stored, column, shards=None if index is None else index.missing), k=k)
     if index is not None and len(index):
         found, found_cosines = (torch.from_numpy(array) for array in index.search(query.numpy(), k))
-        is_vector = found[0] >= 0  # FAISS does not find vectors with NaN
-        ids = torch.cat([found[:, is_vector], ids], dim=1)
-        cosines, order = torch.cat([found_cosines[:, is_vector], cosines], dim=1).clamp(max=1).topk(min(k, ids.shape[1]), dim=1)
+        ids = torch.cat([found, ids], dim=1)
+        cosines, order = torch.cat([found_cosines, cosines], dim=1).clamp(max=1).topk(min(k, ids.shape[1]), dim=1)
         ids = ids.gather(1, order)
     return Neighbors(ids[0].numpy(), cosines[0].numpy(), None if index is None else index.record, warning)
 
@@ -66,7 +66,22 @@ def find_neighbors(
 def unit_chunks(
     stored: StoredFeatures, column: str, *, rows: int = CHUNK_ROWS, shards: Sequence[Shard] | None = None
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield ids and normalized vectors; see `StoredFeatures.chunks`. An empty list of files yields nothing."""
+    """Yield ids and normalized vectors; see `StoredFeatures.chunks`. An empty list of files yields nothing.
+
+    Raises CorruptFileError if a vector contains NaN or inf.
+    """
     if shards is None or shards:
         for ids, vectors in stored.chunks(column, rows=rows, shards=shards):
-            yield ids, unit_rows(vectors, 0, len(vectors), "cpu")
+            yield ids, unit_vectors(stored, ids, vectors)
+
+
+def unit_vectors(stored: StoredFeatures, ids: np.ndarray, vectors: np.ndarray) -> torch.Tensor:
+    """Return stored vectors, normalized. Raises CorruptFileError if one contains NaN or inf, which `extract` does not write."""
+    units = unit_rows(vectors, 0, len(vectors), "cpu")
+    if not units.sum().isfinite():
+        number = ids[int(units.isfinite().all(dim=1).byte().argmin())]
+        raise CorruptFileError(
+            f"{stored.folder} holds vectors with NaN or inf, such as that of the image with id {number}: copy the whole folder again, or "
+            "extract into a new one."
+        )
+    return units

@@ -11,6 +11,7 @@ stays.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -88,6 +89,8 @@ class FeatureFolder:
         manifest = self.begun()
         if manifest is None:
             manifest = Manifest(settings=settings)
+            if (self.path / DATA).exists():  # of an extraction that has recorded none of its files
+                shutil.rmtree(self.path / DATA)
         else:
             self.run.check_settings(settings, manifest.settings)
             manifest.settings = settings
@@ -101,12 +104,17 @@ class FeatureFolder:
         (self.path / DATA).mkdir(exist_ok=True)
 
     def begun(self) -> Manifest | None:
-        """Return the manifest of the extraction that was begun here, or None. Raises VitrailError if other things are in the folder."""
-        if (self.path / MANIFEST).is_file():
-            return self.manifest()
-        if not set(os.listdir(self.path)) <= {PROGRESS, LOCK_NAME}:
-            raise VitrailError(f"{self.path} holds other things: choose a new or empty output folder.")
-        return None
+        """Return the manifest of the extraction that was begun here, or None if there is none, or none of its files is complete.
+
+        Raises VitrailError if other things are in the folder.
+        """
+        if not (self.path / MANIFEST).is_file():
+            if not set(os.listdir(self.path)) <= {PROGRESS, LOCK_NAME}:
+                raise VitrailError(f"{self.path} holds other things: choose a new or empty output folder.")
+            return None
+        manifest = self.manifest()
+        records = itertools.chain(self.progress.glob("chunk-*.json"), self.progress.glob("partition-*.json"))
+        return manifest if manifest.shards or manifest.partitions or any(records) else None
 
     def manifest(self) -> Manifest:
         """Return the manifest, without what has finished since it was written."""

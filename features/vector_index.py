@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,8 +58,11 @@ class IndexRecord(Record):
     centroids: the SHA-256 of their file.
     finished: whether all rows of the features were added; the following fields are set then.
     probes: number of lists that a search reads, which are those of the nearest centroids.
-    recall: share of the 10 nearest neighbors that a search finds, measured for `recall_queries` rows against exact search.
+    recall: share of the 10 nearest neighbors that a search finds, or vectors as near as them, measured for `recall_queries` rows against
+        exact search.
     """
+
+    remedy: ClassVar[str] = f"remove its folder and run `vitrail index`, {OR_EXACT}"
 
     library: str = LIBRARY
     library_version: str
@@ -108,8 +111,13 @@ def read_record(stored: StoredFeatures, column: str) -> IndexRecord | None:
             f"{folder} is the index of other features (fingerprint {record.features[:12]}…; these have {stored.fingerprint[:12]}…): remove "
             f"the folder and run `vitrail index`, {OR_EXACT}."
         )
-    probed = record.probes > 0 and record.recall is not None
-    if record.probes > record.num_lists or probed != (record.probes != 0) or (record.finished and not probed):
+    is_searched = record.probes > 0
+    if (
+        not 0 <= record.probes <= record.num_lists
+        or (record.recall is not None) != is_searched
+        or not 0 <= (record.recall or 0) <= 1
+        or (record.finished and not is_searched)
+    ):
         raise CorruptFileError(
             f"{folder / RECORD} has probes {record.probes} of {record.num_lists} lists and recall {record.recall}, which do not go "
             f"together: remove the folder and run `vitrail index`, {OR_EXACT}."
@@ -118,13 +126,16 @@ def read_record(stored: StoredFeatures, column: str) -> IndexRecord | None:
 
 
 def current_parts(stored: StoredFeatures, record: IndexRecord) -> tuple[list[IndexPart], list[Shard]]:
-    """Return the parts whose feature files are unchanged, and the feature files that are in none of these parts."""
-    shards = {shard.sha256: shard for shard in stored.manifest.shards if shard.sha256 is not None}
-    parts = [part for part in record.parts if shards.keys() >= set(part.feature_files)]
-    for part in parts:
-        for name in part.feature_files:
-            del shards[name]
-    return parts, list(shards.values())
+    """Return the parts whose feature files are unchanged and in no part before, and the feature files that are in none of these parts."""
+    missing = {shard.sha256: shard for shard in stored.manifest.shards if shard.sha256 is not None}
+    parts = []
+    for part in record.parts:
+        names = set(part.feature_files)
+        if missing.keys() >= names and part.rows == sum(missing[name].rows for name in names):
+            parts.append(part)
+            for name in names:
+                del missing[name]
+    return parts, list(missing.values())
 
 
 def import_faiss(folder: Path) -> ModuleType:
@@ -153,6 +164,11 @@ class VectorIndex:
         if not file.is_file() or sha256(file) != record.centroids:
             raise CorruptFileError(f"{file} is missing or damaged: run `vitrail index` to write the index again, {OR_EXACT}.")
         self.ivf = read_faiss(file, faiss.read_index)
+        if (self.ivf.nlist, self.ivf.d) != (record.num_lists, record.vector_size):
+            raise CorruptFileError(
+                f"{self.folder / RECORD} has {count(record.num_lists, 'list')} of {count(record.vector_size, 'number')}; {CENTROIDS} has "
+                f"{self.ivf.nlist} of {self.ivf.d}: remove the folder and run `vitrail index`, {OR_EXACT}."
+            )
         flags = 0 if os.name == "nt" else faiss.IO_FLAG_MMAP  # FAISS does not map files on Windows
         self._parts = [self._open(part, faiss, flags) for part in self.parts]
         pointers = faiss.InvertedListsPtrVector()
@@ -231,7 +247,7 @@ def read_faiss(file: Path, read: Any) -> Any:
 
 
 def open_index(stored: StoredFeatures, column: str) -> tuple[VectorIndex | None, str | None]:
-    """Return the index of a column, and a warning; None if there is none, or it was never finished.
+    """Return the index of a column, and a warning; None if there is none, it was never finished, or all its rows were written again.
 
     Raises VitrailError if the index belongs to other features, is damaged, or needs FAISS.
     """
@@ -241,8 +257,9 @@ def open_index(stored: StoredFeatures, column: str) -> tuple[VectorIndex | None,
     folder = index_folder(stored, column)
     if not record.finished and not record.probes:
         return None, f"{folder} is not finished, and all vectors are searched: run `vitrail index` to finish it."
-    index = VectorIndex(stored, record)
-    if index.missing:
-        rows = count(sum(shard.rows for shard in index.missing), "row")
-        return index, f"{folder} is stale: it lacks {rows}, which are searched exactly. Run `vitrail index` to add them."
-    return index, None
+    parts, missing = current_parts(stored, record)
+    rows = count(sum(shard.rows for shard in missing), "row")
+    warning = (
+        f"{folder} is stale: it lacks {rows}, which are searched exactly. Run `vitrail index` to add them." if missing else None
+    )
+    return VectorIndex(stored, record) if parts else None, warning

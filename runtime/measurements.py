@@ -3,6 +3,7 @@
 The file is `HF_HOME/vitrail/engines.json`.
 """
 
+import math
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..utils.hashing import digest
 from ..utils.records import Record
 from ..utils.versions import installed_version
 from ..version import __version__
-from .compiled import precision_of
+from .compiled import Runtime, precision_of
 
 PACKAGES = (
     "torch",
@@ -45,6 +46,11 @@ class Measurement:
     build_seconds: float = 0.0
     image_seconds: float = 0.0
     refused: str | None = None
+
+    def __post_init__(self) -> None:
+        Runtime(self.precision, self.engine)  # raises VitrailError for unknown names
+        if not all(0 <= seconds < math.inf for seconds in (self.build_seconds, self.image_seconds)):
+            raise VitrailError(f"found {self.build_seconds} and {self.image_seconds} seconds; expected positive, finite times")
 
 
 @dataclass(kw_only=True)
@@ -109,7 +115,7 @@ def read_measurements(subject: dict[str, Any]) -> MeasuredModel | None:
 
 def write_measurements(subject: dict[str, Any], measurements: Iterable[Measurement], *, batch_size: int) -> None:
     """Remember the measurements of a subject. Of processes that write at the same time, the last one wins."""
-    path, content = measurement_file(), _read_file()
+    path, content = measurement_file(), _read_file(warns=False)
     content.models[_key(subject)] = MeasuredModel(subject=subject, measurements=list(measurements), batch_size=batch_size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,18 +124,20 @@ def write_measurements(subject: dict[str, Any], measurements: Iterable[Measureme
         logger.info(f"measurements of engines are not remembered: {path} cannot be written ({error})")
 
 
-def _read_file() -> MeasurementFile:
+def _read_file(*, warns: bool = True) -> MeasurementFile:
     """Return the content of the file, if it belongs to the installed versions, or an empty content."""
     versions = {"vitrail": __version__} | {package: installed_version(package) for package in PACKAGES}
     path = measurement_file()
-    if path.is_file():
-        try:
-            content = MeasurementFile.read(path)
-        except (VitrailError, OSError) as error:
-            logger.warning(f"the measurements of engines are ignored, and written again: {error}")
-        else:
-            if content.versions == versions:
-                return content
+    try:
+        content = MeasurementFile.read(path)
+    except OSError as error:
+        logger.info(f"no measurements of engines are remembered: {error}")
+    except VitrailError:
+        if warns:
+            logger.warning(f"{path} is damaged, or another vitrail has written it: its measurements are made again")
+    else:
+        if content.versions == versions:
+            return content
     return MeasurementFile(versions=versions)
 
 

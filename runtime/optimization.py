@@ -131,6 +131,9 @@ def optimize(
         raise VitrailError(
             f"found a {type(model).__name__}; pass a {' or a '.join(kind.__name__ for kind in OUTPUT_NAMES)}, as vitrail.load returns them."
         )
+    if batch_size < 1 or (examples is not None and not len(examples)):
+        found = "" if examples is None else f" and {len(examples)} examples"
+        raise VitrailError(f"found batch_size={batch_size}{found}; expected 1 or more")
     outputs = named_outputs(model.eval(), *OUTPUT_NAMES[type(model)])
     images = _noise(model.config, example_size) if examples is None else examples
     selection = Selection(runtime)

@@ -57,15 +57,14 @@ class InferenceWorkers:
 
     def run(self, function: Callable[[Given], Result], items: Iterable[Given]) -> Iterator[Result]:
         """Yield the results of a function in the order of the items; items are read a few ahead of the results."""
-        pending: deque[Future[Result]] = deque()
-        try:
+
+        def started() -> Iterator[Given]:
             for item in items:
                 self._started = self._started or time.perf_counter()
-                pending.append(self._pool.submit(self._timed, function, item))
-                while pending and (len(pending) > self.number * (1 + AHEAD) or pending[0].done()):
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+                yield item
+
+        try:
+            yield from self._in_order(function, started(), ahead=self.number * (1 + AHEAD), waits=False)
         finally:
             if self._started:
                 self.seconds += time.perf_counter() - self._started
@@ -73,10 +72,16 @@ class InferenceWorkers:
 
     def prepare(self, function: Callable[[Given], Result], items: Iterable[Given]) -> Iterator[Result]:
         """Yield the results of a function in the order of the items, which are the items of a `run` of the same workers."""
+        return self._in_order(function, items, ahead=self.number * AHEAD, waits=True)
+
+    def _in_order(
+        self, function: Callable[[Given], Result], items: Iterable[Given], *, ahead: int, waits: bool
+    ) -> Iterator[Result]:
+        """Yield the results in the order of the items, of which `ahead` are queued; waits: also where a result is there before."""
         pending: deque[Future[Result]] = deque()
         for item in items:
             pending.append(self._pool.submit(self._timed, function, item))
-            if len(pending) > self.number * AHEAD:
+            while pending and (len(pending) > ahead or (not waits and pending[0].done())):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -22,6 +22,7 @@ class Record:
 
     format_version: ClassVar[int] = 1
     max_bytes: ClassVar[int] = MAX_JSON_BYTES
+    remedy: ClassVar[str] = "download it again, or remove it"  # for a file that is not JSON
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary for JSON, with its format version."""
@@ -41,7 +42,7 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Return the record in a JSON file."""
-        return cls.from_dict(read_json(path, max_bytes=cls.max_bytes), path)
+        return cls.from_dict(read_json(path, remedy=cls.remedy, max_bytes=cls.max_bytes), path)
 
     def write(self, path: Path) -> None:
         """Write the record as a JSON file."""

@@ -93,6 +93,8 @@ def search_images(
     allow_external: bool,
 ) -> SimilarImages:
     """Return what `find_similar` finds, and how it was found. draw: make the contact sheet."""
+    if top < 1:
+        raise VitrailError(f"found top={top}; expected 1 or more")
     check_same_model(model, stored)
     feature_type = vector_type(model, stored, column)
     image_processor = VitrailImageProcessor.from_dict(stored.manifest.settings["image_processor"])

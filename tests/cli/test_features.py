@@ -34,6 +34,30 @@ def fail(capsys, *words):
     return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "function"),
+    [
+        ("extract", ["model", "images", "new"], "features.extraction.run_job"),
+        ("index", ["out"], "features.indexing.build_index"),
+        ("duplicates", ["out"], "features.duplicates.find_duplicates"),
+    ],
+)
+def test_an_interruption_is_one_line(place, monkeypatch, capsys, command, words, function):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"vitrail.{function}", interrupt)
+    assert end_of(command, *(place / word for word in words)) == 130
+    resumed = "" if command == "duplicates" else ": what is finished is kept, and the same command continues"
+    assert capsys.readouterr().err == f"interrupted{resumed}\n"
+
+
+def test_warnings_about_loading_do_not_name_the_dtype_of_features(place, tmp_path, capsys):
+    save(small_model().bfloat16(), small_processor(), tmp_path / "model", code=False)
+    assert not end_of("extract", tmp_path / "model", place / "images", tmp_path / "out")
+    assert "to train it, set --dtype float32 of `vitrail convert`\n" in capsys.readouterr().err
+
+
 def test_extract_reports(place, tmp_path, capsys):
     options = ["--features", "patches", "--dtype", "float16", "--keep-aspect", "--shard-size", 5, "--batch-size", 2]
     options += ["--backend", "torch", "--jpeg-draft"]

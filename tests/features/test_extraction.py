@@ -360,6 +360,20 @@ def test_other_features_are_not_mixed_with_those_that_are_there(pictures, tmp_pa
         run(pictures[0], tmp_path / "out", **{"shard_size": 10, **change})
 
 
+def test_a_run_without_a_finished_file_may_begin_with_other_settings(pictures, tmp_path, monkeypatch):
+    def fail(writer):
+        (writer.folder.path / "data" / "part-000000-000047.parquet").write_bytes(b"not recorded")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkWriter, "finish", fail)
+        with pytest.raises(VitrailError, match="No space left on device"):
+            run(pictures[0], tmp_path / "out", shard_size=1)
+    run(pictures[0], tmp_path / "out", shard_size=10, dtype="float16")
+    run(pictures[0], tmp_path / "expected", shard_size=10, dtype="float16")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
+
+
 def test_a_folder_that_has_changed_is_not_mixed_with_what_it_was(tmp_path):
     write_images(tmp_path / "pictures", 6)
     run(tmp_path / "pictures", tmp_path / "out")

@@ -85,7 +85,7 @@ def test_a_resumed_extraction_keeps_its_engine(engines, run, tmp_path, monkeypat
 
 def test_a_resumed_extraction_keeps_its_batch_size(engines, run, tmp_path, monkeypatch, capfd):
     """Files hold two images, and so do the largest batches."""
-    monkeypatch.setitem(job.BATCH_SIZES, "cpu", (1, 512))
+    monkeypatch.setattr(job, "CPU_BATCH_SIZES", (1, 512))
     engines.add("eager", lambda number: 1 + 0.1 * number)
     engines.add("openvino", 2.0)
     interrupt(run, monkeypatch)

@@ -89,6 +89,14 @@ def test_the_model_itself_is_equal_to_itself():
         assert torch.equal(fast(images()).last_hidden_state, model(images()).last_hidden_state)
 
 
+@pytest.mark.parametrize(
+    ("options", "found"), [({"batch_size": 0}, "batch_size=0;"), ({"examples": images()[:0]}, "and 0 examples;")]
+)
+def test_nothing_to_run_is_refused(options, found):
+    with pytest.raises(VitrailError, match=f"{found} expected 1 or more"):
+        vitrail.optimize(small_model(), **options)
+
+
 def test_other_models_are_refused():
     with pytest.raises(VitrailError, match="found a ViTBackbone; pass a ViTModel or a ViTForImageClassification"):
         vitrail.optimize(make_model(ViTBackbone, "absolute"))

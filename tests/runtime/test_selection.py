@@ -248,21 +248,34 @@ def test_another_version_makes_measurements_invalid(engines, file, monkeypatch, 
     assert json.loads(file.read_text())["versions"][package] == "0.0.1"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 99}', b'{"versions": {}, "models": {"a": 1}}', b"\xff"])
+def measurement(**fields):
+    """The content of a file with one measurement."""
+    model = {"subject": {}, "measurements": [{"engine": "eager", "precision": "float32"} | fields]}
+    return json.dumps({"versions": {}, "models": {"a": model}}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b'{"format_version": 99}', b'{"versions": {}, "models": {"a": 1}}', b"\xff"),
+        *(measurement(engine="other"), measurement(precision="half"), measurement(image_seconds=-1.0)),
+        *(measurement(image_seconds=float("nan")), measurement(build_seconds=float("inf"))),
+    ],
+)
 def test_a_damaged_file_is_ignored_and_written_again(engines, file, content, monkeypatch):
     file.parent.mkdir()
     file.write_bytes(content)
     warned = []
     monkeypatch.setattr(measurements.logger, "warning", warned.append)
     assert select().runtime == COMPILE
-    assert warned
-    assert all("measurements of engines are ignored, and written again" in text for text in warned)
+    assert warned == [f"{file} is damaged, or another vitrail has written it: its measurements are made again"]
     assert len(json.loads(file.read_text())["models"]) == 1
 
 
-def test_nothing_is_remembered_where_that_is_impossible(engines, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["a-file/engines.json", f"{300 * 'x'}/engines.json"])  # the system refuses to look for the second
+def test_nothing_is_remembered_where_that_is_impossible(engines, tmp_path, monkeypatch, name):
     (tmp_path / "a-file").touch()
-    monkeypatch.setattr(measurements, "measurement_file", lambda: tmp_path / "a-file" / "engines.json")
+    monkeypatch.setattr(measurements, "measurement_file", lambda: tmp_path / name)
     assert select().runtime == select().runtime == COMPILE
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 

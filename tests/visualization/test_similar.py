@@ -120,6 +120,12 @@ def test_the_sheet_shows_the_query_and_then_the_nearest(images, stored, sheet):
         assert np.abs(np.asarray(picture).astype(int) - expected).mean() < 3
 
 
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_image_is_no_number(stored, top):
+    with pytest.raises(VitrailError, match=f"found top={top}; expected 1 or more"):
+        find_similar(small_model(), stored, PHOTOS[2], top=top)
+
+
 def test_the_sheet_is_a_picture(stored):
     _, _, picture = find_similar(small_model(), stored, PHOTOS[2], top=8)
     assert picture.mode == "RGB"
