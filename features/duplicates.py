@@ -75,8 +75,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Return the pairs of stored images whose features have at least a cosine, and the groups that the pairs form.
 
-    With an index, each row is compared with the rows of the lists that a search for it reads, as far as they can hold such a pair; cosines
-    are then those of vectors in float16, within 0.001. Without one, all rows are compared with each other, in blocks.
+    With an index, each row is compared with the rows of those near lists that can hold such a pair; cosines are then those of vectors in
+    float16, within 0.001. Without one, all rows are compared with each other, in blocks.
 
     Args:
         stored: the features.
@@ -184,12 +184,12 @@ def _exact(stored: StoredFeatures, column: str, shards: list[Shard] | None, foun
 
 
 def _by_index(index: VectorIndex, found: _Pairs) -> Iterator[int]:
-    """Compare the rows of some lists with the lists that a search for them reads; yield the number of rows that are done.
+    """Compare the rows of some lists with the lists that may hold pairs of them; yield the number of rows that are done.
 
     One product for all rows that read a list takes a fraction of the time of a search for each of them.
     """
-    for ids, vectors in _several_lists(index):
-        for number, readers in index.readers(vectors, found.threshold):
+    for ids, vectors, lists in _several_lists(index):
+        for number, readers in index.readers(vectors, lists, found.threshold):
             other_ids, other_vectors = index.list_of(number)
             for begin, start in itertools.product(range(0, len(readers), BLOCK), range(0, len(other_ids), OTHERS)):
                 rows, others = readers[begin : begin + BLOCK], slice(start, start + OTHERS)
@@ -197,17 +197,20 @@ def _by_index(index: VectorIndex, found: _Pairs) -> Iterator[int]:
         yield len(ids)
 
 
-def _several_lists(index: VectorIndex) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield the ids and vectors of the lists, of as many together as have `LISTS` rows."""
-    ids, vectors, rows = [], [], 0
+def _several_lists(index: VectorIndex) -> Iterator[tuple[np.ndarray, torch.Tensor, np.ndarray]]:
+    """Yield the ids, the vectors, and the numbers of the lists that they are in, of as many lists together as have `LISTS` rows."""
+    ids, vectors, lists = [], [], []
+    rows = 0
     for number in range(index.record.num_lists):
         list_ids, list_vectors = index.list_of(number)
         ids.append(list_ids)
         vectors.append(list_vectors)
+        lists.append(np.full(len(list_ids), number))
         rows += len(list_ids)
-        if rows >= LISTS or number == index.record.num_lists - 1:
-            yield np.concatenate(ids), torch.cat(vectors)
-            ids, vectors, rows = [], [], 0
+        if rows and (rows >= LISTS or number == index.record.num_lists - 1):
+            yield np.concatenate(ids), torch.cat(vectors), np.concatenate(lists)
+            ids, vectors, lists = [], [], []
+            rows = 0
 
 
 def _compare(

@@ -32,6 +32,7 @@ from .store import StoredFeatures
 INDEX, RECORD, CENTROIDS = "index", "index.json", "centroids.faiss"
 LIBRARY, METRIC = "faiss", "cosine"
 ROUNDING = 1e-3  # of products with vectors in float16
+PAIR_LISTS = 64  # lists in which the pairs of a row are searched, at most
 OR_EXACT = "or search all vectors with exact=True"
 
 
@@ -218,24 +219,31 @@ class VectorIndex:
                 vectors.append(codes.view(np.float16).reshape(size, -1))
         return np.concatenate(ids), torch.from_numpy(np.concatenate(vectors)).float()
 
-    def readers(self, vectors: torch.Tensor, cosine: float) -> Iterator[tuple[int, np.ndarray]]:
+    def readers(self, vectors: torch.Tensor, lists: np.ndarray, cosine: float) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the number of each list, and the rows of `vectors` that find their pairs with at least this cosine in it.
 
-        Rows read the lists of their nearest centroids, as a search does, without those in which the other row of a pair finds it: let x
-        and y be a pair, in the lists of the centroids b and c. A plane of equal products with b and c separates the lists, and x or y is
-        within |x - y| / 2 of it, or x (b - c) <= |x - y| |b - c| / 2, or the same of y.
+        Let x and y be a pair, in the lists of the centroids b and c. A plane of equal products with b and c separates the lists, and x or y
+        is within |x - y| / 2 of it: x (b - c) <= |x - y| |b - c| / 2, or the same of y. Such rows read the list of the other one. Only the
+        lists of the `PAIR_LISTS` centroids nearest to b are read, or of more if a search reads more.
 
         vectors: normalized, (n, D) float32.
+        lists: the numbers of their lists, (n,).
         """
-        products, lists = self.ivf.quantizer.search(vectors.numpy(), min(self.record.probes, self.ivf.nlist))  # (n, probes)
         centroids = torch.from_numpy(self.ivf.quantizer.reconstruct_n(0, self.ivf.nlist))
-        nearest, row = np.unique(lists[:, 0], return_inverse=True)
-        apart = torch.cdist(centroids[nearest], centroids).numpy()[row[:, None], lists]
-        read = products[:, :1] - products <= math.sqrt(2 - 2 * cosine) / 2 * apart + ROUNDING
-        rows, numbers = np.nonzero(read)[0], lists[read]
-        order = np.argsort(numbers, kind="stable")
-        found, starts = np.unique(numbers[order], return_index=True)
-        yield from zip(found.tolist(), np.split(rows[order], starts[1:]), strict=True)
+        rows, numbers = [], []
+        for own in np.unique(lists).tolist():
+            members = np.flatnonzero(lists == own)
+            products = centroids @ centroids[own]
+            products[own] = torch.inf  # there may be many equal centroids
+            near = products.topk(min(max(PAIR_LISTS, self.record.probes), len(centroids))).indices
+            away = centroids[own] - centroids[near]
+            reads = vectors[members] @ away.T <= math.sqrt(2 - 2 * cosine) / 2 * away.norm(dim=1) + ROUNDING
+            found, columns = torch.nonzero(reads, as_tuple=True)
+            rows.append(members[found.numpy()])
+            numbers.append(near[columns].numpy())
+        order = np.argsort(np.concatenate(numbers), kind="stable")
+        read, starts = np.unique(np.concatenate(numbers)[order], return_index=True)
+        yield from zip(read.tolist(), np.split(np.concatenate(rows)[order], starts[1:]), strict=True)
 
 
 def read_faiss(file: Path, read: Any) -> Any:
