@@ -70,6 +70,14 @@ TABLES: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
         None,
         {},
     ),
+    "search": (
+        "Search",
+        "The nearest 15 among a million vectors of 384 numbers, each way in a new process. `first ms` is the first search, in which files "
+        "are opened. Ours also read the paths of what they find. FAISS itself holds all vectors in memory. The recall is that of the 10 "
+        "nearest.",
+        None,
+        {},
+    ),
     "augment": (
         "Augmentation",
         "From a JPEG file of 500 x 375 pixels to the ten views of DINO's augmentation, in one thread.",
