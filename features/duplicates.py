@@ -24,7 +24,7 @@ from .vector_index import IndexRecord, VectorIndex, open_index
 THRESHOLD = 0.96  # fastdup's for its groups of duplicates, in its documentation and examples (`ccthreshold=0.96`)
 MAX_PAIRS = 10_000_000  # n equal images have n * (n - 1) / 2
 BLOCK, OTHERS = 4096, 2048  # rows that are compared with each other at a time
-LISTS = 65536  # rows of the lists of an index that are in memory at a time
+LISTS = 65536  # rows of the lists of an index that are in memory at a time, about
 FORMATS = (".csv", ".parquet")
 
 
@@ -188,29 +188,17 @@ def _by_index(index: VectorIndex, found: _Pairs) -> Iterator[int]:
 
     One product for all rows that read a list takes a fraction of the time of a search for each of them.
     """
-    for ids, vectors, lists in _several_lists(index):
-        for number, readers in index.readers(vectors, lists, found.threshold):
-            other_ids, other_vectors = index.list_of(number)
+    sizes = index.list_sizes()
+    filled = np.flatnonzero(sizes)
+    groups = sizes[filled].cumsum() // LISTS
+    for numbers in np.split(filled, np.flatnonzero(np.diff(groups)) + 1):
+        ids, vectors = index.rows_of(numbers.tolist())
+        for number, readers in index.readers(vectors, numbers.repeat(sizes[numbers]), found.threshold):
+            other_ids, other_vectors = index.rows_of([number])
             for begin, start in itertools.product(range(0, len(readers), BLOCK), range(0, len(other_ids), OTHERS)):
                 rows, others = readers[begin : begin + BLOCK], slice(start, start + OTHERS)
                 _compare(ids[rows], vectors[rows], other_ids[others], other_vectors[others], found)
         yield len(ids)
-
-
-def _several_lists(index: VectorIndex) -> Iterator[tuple[np.ndarray, torch.Tensor, np.ndarray]]:
-    """Yield the ids, the vectors, and the numbers of the lists that they are in, of as many lists together as have `LISTS` rows."""
-    ids, vectors, lists = [], [], []
-    rows = 0
-    for number in range(index.record.num_lists):
-        list_ids, list_vectors = index.list_of(number)
-        ids.append(list_ids)
-        vectors.append(list_vectors)
-        lists.append(np.full(len(list_ids), number))
-        rows += len(list_ids)
-        if rows and (rows >= LISTS or number == index.record.num_lists - 1):
-            yield np.concatenate(ids), torch.cat(vectors), np.concatenate(lists)
-            ids, vectors, lists = [], [], []
-            rows = 0
 
 
 def _compare(

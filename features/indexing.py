@@ -184,7 +184,7 @@ def _measure(stored: StoredFeatures, record: IndexRecord) -> None:
     own, queries = _sample(stored, record.column, NUM_QUERIES)
     exact = _neighbors(own, *nearest_in_chunks(queries, unit_chunks(stored, record.column), k=NEIGHBORS + 1))
     record.finished, record.recall_queries, record.probes = True, len(own), min(MIN_PROBES, record.num_lists)
-    index = VectorIndex(stored, record)
+    index = VectorIndex(stored, record, *current_parts(stored, record))
     while True:
         ids, cosines = index.search(queries.numpy(), NEIGHBORS + 1)
         record.recall = _recall(exact, _neighbors(own, cosines, ids), TIE / math.sqrt(record.vector_size))

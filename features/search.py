@@ -55,7 +55,7 @@ def find_neighbors(
     column = stored.vector_column(column)
     index, warning = (None, None) if exact else open_index(stored, column)
     cosines, ids = nearest_in_chunks(query, unit_chunks(stored, column, shards=None if index is None else index.missing), k=k)
-    if index is not None and len(index):
+    if index is not None:
         found, found_cosines = (torch.from_numpy(array) for array in index.search(query.numpy(), k))
         ids = torch.cat([found, ids], dim=1)
         cosines, order = torch.cat([found_cosines, cosines], dim=1).clamp(max=1).topk(min(k, ids.shape[1]), dim=1)

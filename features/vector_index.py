@@ -9,9 +9,10 @@ memory-mapped. Their files are trusted as the features are: a part is compared w
 `vitrail index` runs.
 """
 
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -149,17 +150,18 @@ def import_faiss(folder: Path) -> ModuleType:
 
 
 class VectorIndex:
-    """The index of a column, opened for searching. `missing`: the feature files that it does not hold.
+    """The index of a column, opened for searching.
+
+    parts, missing: of `current_parts`; at least one part.
 
     Raises:
         VitrailError: FAISS is not installed.
         CorruptFileError: a file is missing, or damaged.
     """
 
-    def __init__(self, stored: StoredFeatures, record: IndexRecord) -> None:
+    def __init__(self, stored: StoredFeatures, record: IndexRecord, parts: list[IndexPart], missing: list[Shard]) -> None:
         self.folder = index_folder(stored, record.column)
-        self.record = record
-        self.parts, self.missing = current_parts(stored, record)
+        self.record, self.parts, self.missing = record, parts, missing
         self._faiss = faiss = import_faiss(self.folder)
         file = self.folder / CENTROIDS
         if not file.is_file() or sha256(file) != record.centroids:
@@ -209,10 +211,14 @@ class VectorIndex:
                 return ids, cosines
             probes = min(2 * probes, self.ivf.nlist)
 
-    def list_of(self, number: int) -> tuple[np.ndarray, torch.Tensor]:
-        """Return the ids, (n,) int64, and the vectors, (n, D) float32, of a list."""
+    def list_sizes(self) -> np.ndarray:
+        """Return the number of rows of each list, (num_lists,) int64."""
+        return np.array([self._stacked.list_size(number) for number in range(self.ivf.nlist)])
+
+    def rows_of(self, numbers: Iterable[int]) -> tuple[np.ndarray, torch.Tensor]:
+        """Return the ids, (n,) int64, and the vectors, (n, D) float32, of lists, one after the other."""
         ids, vectors = [np.empty(0, np.int64)], [np.empty((0, self.ivf.d), np.float16)]
-        for lists in self._parts:
+        for number, lists in itertools.product(numbers, self._parts):
             if size := lists.list_size(number):  # an empty list has no memory
                 ids.append(self._faiss.rev_swig_ptr(lists.get_ids(number), size))
                 codes = self._faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
@@ -230,7 +236,7 @@ class VectorIndex:
         lists: the numbers of their lists, (n,).
         """
         centroids = torch.from_numpy(self.ivf.quantizer.reconstruct_n(0, self.ivf.nlist))
-        rows, numbers = [], []
+        all_rows, all_numbers = [], []
         for own in np.unique(lists).tolist():
             members = np.flatnonzero(lists == own)
             products = centroids @ centroids[own]
@@ -239,11 +245,12 @@ class VectorIndex:
             away = centroids[own] - centroids[near]
             reads = vectors[members] @ away.T <= math.sqrt(2 - 2 * cosine) / 2 * away.norm(dim=1) + ROUNDING
             found, columns = torch.nonzero(reads, as_tuple=True)
-            rows.append(members[found.numpy()])
-            numbers.append(near[columns].numpy())
-        order = np.argsort(np.concatenate(numbers), kind="stable")
-        read, starts = np.unique(np.concatenate(numbers)[order], return_index=True)
-        yield from zip(read.tolist(), np.split(np.concatenate(rows)[order], starts[1:]), strict=True)
+            all_rows.append(members[found.numpy()])
+            all_numbers.append(near[columns].numpy())
+        rows, numbers = np.concatenate(all_rows), np.concatenate(all_numbers)
+        order = np.argsort(numbers, kind="stable")
+        read, starts = np.unique(numbers[order], return_index=True)
+        yield from zip(read.tolist(), np.split(rows[order], starts[1:]), strict=True)
 
 
 def read_faiss(file: Path, read: Any) -> Any:
@@ -270,4 +277,4 @@ def open_index(stored: StoredFeatures, column: str) -> tuple[VectorIndex | None,
     warning = (
         f"{folder} is stale: it lacks {rows}, which are searched exactly. Run `vitrail index` to add them." if missing else None
     )
-    return VectorIndex(stored, record) if parts else None, warning
+    return VectorIndex(stored, record, parts, missing) if parts else None, warning

@@ -88,7 +88,7 @@ def test_lists_that_are_left_out_hold_no_pairs(tmp_path, threshold):
     record.probes = record.num_lists
     record.write(index_folder(stored, "pooled") / RECORD)
     index, _ = open_index(stored, "pooled")
-    _, vectors = index.list_of(0)
+    _, vectors = index.rows_of([0])
     lists = np.zeros(len(vectors), np.int64)
     reads = [number for number, readers in index.readers(vectors, lists, threshold) for _ in readers]
     assert len(vectors) <= len(reads) < record.num_lists * len(vectors)

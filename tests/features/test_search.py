@@ -104,7 +104,7 @@ def test_the_recall_is_measured_against_brute_force(original):
     record = vector_index.read_record(original, "pooled")
     rows = np.sort(np.random.default_rng(indexing.SEED).choice(2200, 256, replace=False))
     everything, ids = unit(np.concatenate(PARTITIONS)), original.ids()
-    index = vector_index.VectorIndex(original, record)
+    index = vector_index.VectorIndex(original, record, *vector_index.current_parts(original, record))
     found, _ = index.search(everything[rows], 11)
     cosines = everything[rows] @ everything.T
     cosines[np.arange(256), rows] = -2
