@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table, or those of each part of a suite as a table of its own."""
+    """The rows as a table; if the suite has parts, one table for each."""
     tables = [list(part) for _, part in itertools.groupby(rows, key=lambda row: row.get("part"))]
     return "\n\n".join(map(_table, tables))
 
@@ -74,6 +74,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    """Write what has been measured."""
+    from vitrail.utils.atomic import write_json  # not above, as in `versions`
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, result)
 
 
 def main() -> None:
@@ -91,16 +99,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     for row in suite.run(**options):
-        from vitrail.utils.atomic import write_json  # not above, as in `versions`
-
-        about = about or {"suite": arguments.suite, "machine": machine(), "versions": versions()}
+        about = about or {"machine": machine(), "versions": versions()}
         rows.append(row)
         if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            write_json(arguments.json, about | {"rows": rows})
+            write(arguments.json, {"suite": arguments.suite, **about, "rows": rows})
     print(SUITES[arguments.suite] + "\n\n" + markdown(getattr(suite, "summary", list)(rows)) + "\n")
-    for name in ("machine", "versions"):
-        print(", ".join(f"{key} {value}" for key, value in about[name].items()))
+    for one in about.values():
+        print(", ".join(f"{key} {value}" for key, value in one.items()))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@
 pixels in float32 on the CPU, the same random weights for all, exported to each format; the [CLS] token. All squash images to the model's
 size, bilinearly, as transformers' ViT does. Models are loaded before; reading, decoding, resizing, the model and, for ours alone, writing
 Parquet files are counted. The runs alternate, and their medians are compared. timm's rows are left out where it is not installed.
-Then with the engine that `auto` selects, in float32 and in the precision that it selects, on every image 8 times, because building the
+Ours also with the engine that `auto` selects, in float32 and in the precision that it selects, on every image 8 times, because building the
 engine and comparing it with the model are counted too. The first of these runs also measures the engines; the following ones remember.
 
 The suite `gpu` does the same on a GPU, with more copies of each image.
 """
 
+import copy
 import importlib.util
 import itertools
 import os
@@ -163,9 +164,8 @@ def timm_loops(folder: Path, setup: Setup) -> dict[str, Way]:
     from torch.utils.data import DataLoader, Dataset
 
     on_gpu = setup.device != "cpu"
-    transform = timm.data.create_transform(
-        **timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True)), is_training=False
-    )
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(setup.device)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 
     class Files(Dataset):
         def __init__(self, files: Sequence[str]) -> None:
@@ -177,8 +177,8 @@ def timm_loops(folder: Path, setup: Setup) -> dict[str, Way]:
         def __getitem__(self, index: int) -> torch.Tensor:
             return transform(Image.open(self.files[index]).convert("RGB"))
 
-    def run(num_workers: int, dtype: torch.dtype = torch.float32) -> "Run":
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(setup.device, dtype)
+    def run(num_workers: int, model: torch.nn.Module = model) -> "Run":
+        dtype = next(model.parameters()).dtype
 
         def loop(files: Sequence[str]) -> "np.ndarray":
             loader = DataLoader(Files(files), batch_size=setup.batch_size, num_workers=num_workers, pin_memory=on_gpu)
@@ -192,7 +192,7 @@ def timm_loops(folder: Path, setup: Setup) -> dict[str, Way]:
     with_workers = f"{name}, DataLoader of {setup.workers} workers"
     ways = {name: Way(run(0), setup.alone), with_workers: Way(run(setup.workers), setup.copies)}
     if on_gpu:
-        ways[f"{with_workers}, bfloat16"] = Way(run(setup.workers, torch.bfloat16), setup.copies, FARTHEST_AUTO)
+        ways[f"{with_workers}, bfloat16"] = Way(run(setup.workers, copy.deepcopy(model).bfloat16()), setup.copies, FARTHEST_AUTO)
     return ways
 
 
@@ -219,13 +219,10 @@ def measure(setup: Setup) -> list[dict[str, Any]]:
         photographs = cut_photographs(folder / "photographs", NUMBER, own_or_small)
         vitrail.save(model, vitrail.make_image_processor("google-hub"), folder / "vitrail", code=False)
         vitrail.export_model(folder / "vitrail", folder / "transformers", to="transformers")
-        ways = our_ways(model, setup, folder)
-        with_auto = {name: ways.pop(name) for name in list(ways) if "auto" in name}
-        ways |= transformers_pipelines(folder / "transformers", setup)
+        ways = our_ways(model, setup, folder) | transformers_pipelines(folder / "transformers", setup)
         if importlib.util.find_spec("timm"):
             vitrail.export_model(folder / "vitrail", folder / "timm", to="timm")
             ways |= timm_loops(folder / "timm", setup)
-        ways |= with_auto
         files = {
             copies: linked(photographs, copies, folder / f"{copies}-times") for copies in {way.copies for way in ways.values()}
         }

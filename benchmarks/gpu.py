@@ -31,11 +31,12 @@ from transformers.utils import logging
 
 import vitrail
 from vitrail.features.job import default_num_workers
+from vitrail.runtime.compiled import MIN_COSINE, agreement_of
 
 from . import extract, pretrain
 from .forward import PIXELS, make_model, rows_of
 from .peaks import PEAKS, flops_of
-from .peers import Forward, as_graph, in_float8, lowest_cosine, matrix_products, peers_of
+from .peers import Forward, as_graph, in_float8, matrix_products, peers_of
 from .preprocess import LEVEL
 from .timing import interleaved
 
@@ -60,7 +61,7 @@ KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-MIN_COSINE = 0.99  # of peers to ours, and of float8 to float32, for each image: as `vitrail.optimize` demands of bfloat16
+LEAST = MIN_COSINE["bfloat16"]  # cosine of peers to ours, and of float8 to float32, for each image
 EXTRACT = {"batch_size": 64, "copies": 32, "alone": 2, "auto": 32}  # of `extract.Setup`
 
 
@@ -100,8 +101,8 @@ def models_of(name: str) -> Iterator[tuple[vitrail.ViTModel, dict[str, Forward],
         forwards = {"vitrail": lambda images: model(images).last_hidden_state} | peers_of(model, image_processor, Path(folder))
         images, agreeing = random_images(2), {}
         for way, one in forwards.items():
-            cosine = lowest_cosine(one(images), forwards["vitrail"](images))
-            if cosine >= MIN_COSINE:
+            cosine = agreement_of(one(images), forwards["vitrail"](images)).cosine
+            if cosine >= LEAST:
                 agreeing[way] = one
             else:
                 print(f"{way} is left out, its outputs for {name} differ: a cosine of {cosine:.4f}", file=sys.stderr)
@@ -168,12 +169,12 @@ def compiled_rows(
     tried(runs, "vitrail.optimize, compile", optimize)
     if quantized is not None:
         float32, _ = make_model(COMPILED_ARCHITECTURE)
-        cosine = lowest_cosine(quantized(pixel_values), float32.to(DEVICE)(pixel_values.float()).last_hidden_state)
-        if cosine >= MIN_COSINE:
+        cosine = agreement_of(quantized(pixel_values), float32.to(DEVICE)(pixel_values.float()).last_hidden_state).cosine
+        if cosine >= LEAST:
             cosines["vitrail, float8, torch.compile"] = round(cosine, 5)
             tried(runs, "vitrail, float8, torch.compile", lambda: partial(torch.compile(quantized), pixel_values))
         else:
-            print(f"float8 is left out: its cosine to float32 is {cosine:.4f}, below {MIN_COSINE}", file=sys.stderr)
+            print(f"float8 is left out: its cosine to float32 is {cosine:.4f}, below {LEAST}", file=sys.stderr)
     return measured(model, f"{COMPILED_ARCHITECTURE}, compiled", pixel_values, runs, cosine=cosines)
 
 

@@ -65,11 +65,6 @@ def as_graph(run: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def lowest_cosine(output: torch.Tensor, expected: torch.Tensor) -> float:
-    """The smallest cosine similarity of outputs for an image."""
-    return F.cosine_similarity(output.double().flatten(1), expected.double().flatten(1)).min().item()
-
-
 def matrix_products(config: vitrail.ViTConfig, batch_size: int, like: torch.Tensor) -> Callable[[], None]:
     """Nothing but the matrix products of a forward pass, on numbers of the type and device of `like`: a bound for what is possible."""
     (rows, columns), (patch_height, patch_width) = config.patch_grid, config.patch_shape

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import VitrailError
 from ..utils.atomic import is_temporary, replaced
 from ..utils.hashing import digest, sha256
 from ..utils.optional import check_packages
 from ..utils.progress import progress_bar
-from ..utils.run_folder import RunFolder
+from ..utils.run_folder import RunFolder, writing
 from .manifest import Shard
 from .neighbors import nearest_in_chunks
 from .search import unit_chunks, unit_vectors
@@ -170,13 +169,8 @@ def _write_file(file: Path, write: Callable[[Any], None]) -> None:
 
     Raises VitrailError if the file cannot be written.
     """
-    try:
-        with replaced(file) as temporary, open(temporary, "wb") as stream:
-            write(import_faiss(file.parent).PyCallbackIOWriter(stream.write))
-    except OSError as error:
-        raise VitrailError(
-            f"cannot write {file}: {error.strerror or error}. Finished files are kept: fix the cause and run the same command to continue."
-        ) from error
+    with writing(str(file)), replaced(file) as temporary, open(temporary, "wb") as stream:
+        write(import_faiss(file.parent).PyCallbackIOWriter(stream.write))
 
 
 def _measure(stored: StoredFeatures, record: IndexRecord) -> None:

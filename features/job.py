@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..runtime.selection import find_candidates, select_runtime
 from ..runtime.trials import Workload
 from ..runtime.workers import InferenceWorkers
 from ..utils.progress import show_line
+from ..utils.run_folder import writing
 from ..utils.worker_errors import clear_worker_errors
 from ..version import __version__
 from .feature_types import feature_outputs, parse_features, vector_size
@@ -289,16 +290,9 @@ class Job:
             text = TOO_MANY.format(number=number, maximum=self.max_errors)
             raise VitrailError(f"{text} The last is {last.entry.path}: {last.reason}.")
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> contextlib.AbstractContextManager[None]:
         """Raise a VitrailError for a file that cannot be written."""
-        try:
-            yield
-        except OSError as error:
-            raise VitrailError(
-                f"cannot write into {self.folder.path}: {error.strerror or error}. Finished files are kept: fix the cause and run the same "
-                "command to resume."
-            ) from error
+        return writing(f"into {self.folder.path}")
 
     @property
     def agreement(self) -> dict[str, Agreement]:

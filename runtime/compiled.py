@@ -219,10 +219,7 @@ class CompiledModel:
 
     def _check(self, function: CompiledFunction, pixel_values: torch.Tensor) -> None:
         expected = self._run(in_precision(self.module, torch.float32), pixel_values)
-        found = [
-            _compare(output.flatten(1), wanted.flatten(1))
-            for output, wanted in zip(self._run(function, pixel_values), expected, strict=True)
-        ]
+        found = [agreement_of(output, wanted) for output, wanted in zip(self._run(function, pixel_values), expected, strict=True)]
         least = MIN_COSINE[self.precision]
         for agreement in found:
             if not agreement.cosine >= least:  # also true of NaN
@@ -238,9 +235,9 @@ def precision_of(module: nn.Module) -> str:
     return str(next(module.parameters()).dtype).removeprefix("torch.")
 
 
-def _compare(output: torch.Tensor, expected: torch.Tensor) -> Agreement:
-    """Compare two (B, …) in float64, because float32 does not resolve cosines near 1."""
-    cosine = F.cosine_similarity(output.double(), expected.double()).min().item()
+def agreement_of(output: torch.Tensor, expected: torch.Tensor) -> Agreement:
+    """Compare two (B, …). Cosines are in float64, because float32 does not resolve those near 1."""
+    cosine = F.cosine_similarity(output.double().flatten(1), expected.double().flatten(1)).min().item()
     return Agreement(cosine, (output - expected).abs().max().item())
 
 

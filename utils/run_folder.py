@@ -19,6 +19,17 @@ MAX_SHOWN = 4  # differences of settings in a message
 MAX_VALUE = 24  # characters of a value there
 
 
+@contextlib.contextmanager
+def writing(place: str) -> Iterator[None]:
+    """Raise a VitrailError for a file of a resumable run that cannot be written; `place` follows "cannot write"."""
+    try:
+        yield
+    except OSError as error:
+        raise VitrailError(
+            f"cannot write {place}: {error.strerror or error}. Finished files are kept: fix the cause and run the same command to resume."
+        ) from error
+
+
 class RunFolder:
     """The folder of a run that can be interrupted: locked, compared with the settings of its beginning, removed at the end.
 
